@@ -1,0 +1,22 @@
+// Package discoverytest holds the suite that every backend passes, and a
+// registry in memory.
+package discoverytest
+
+import (
+	"testing"
+
+	"github.com/caddy-discovery/caddy-discovery/discovery"
+)
+
+// A Harness gives the suite one registry, empty at first, and the power to
+// take it away.
+type Harness interface {
+	// Open returns a new connection to the registry. The suite closes it. It
+	// must not need the registry to be up.
+	Open(t *testing.T) discovery.Registry
+	// Break makes the registry unreachable for everyone, without losing what
+	// it holds (unless it never holds anything), and returns when it is.
+	Break(t *testing.T)
+	// Restore brings it back, at the same address.
+	Restore(t *testing.T)
+}

@@ -1,0 +1,259 @@
+package discovery
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"math"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+	"unique"
+)
+
+// Limits of one record. A record past one of them is rejected.
+const (
+	// MaxRecord is the size of a record in bytes.
+	MaxRecord = 64 << 10
+	// MaxID is the length of a node's id in bytes.
+	MaxID = 256
+	// MaxMetadata is the number of metadata pairs.
+	MaxMetadata = 64
+)
+
+// Metadata keys with a meaning of their own.
+const (
+	KeyService  = "service"  // what the node serves
+	KeyZone     = "zone"     // where it runs
+	KeyVersion  = "version"  // what it runs
+	KeyWeight   = "weight"   // a decimal ≥ 0; 0 means no new traffic
+	KeyState    = "state"    // up, draining or maintenance
+	KeyInstance = "instance" // a token that tells two processes with one id apart
+	KeyLease    = "lease"    // how long the node counts as live after it was last heard
+	KeyRole     = "role"     // "proxy": a proxy that lists itself
+)
+
+// RoleProxy is the role that a proxy writes into its own record.
+const RoleProxy = "proxy"
+
+// Bounds of a lease that a record may name for itself. A shorter one would
+// flicker between two heartbeats, a longer one would outlive any deployment.
+const (
+	MinLease = 100 * time.Millisecond
+	MaxLease = 24 * time.Hour
+)
+
+// State is what a node says of itself.
+type State string
+
+// The states that a record may name. Any other value counts as up: the key is
+// an ordinary word, and fleets that use it for something else are not to
+// disappear for it.
+const (
+	StateUp          State = "up"
+	StateDraining    State = "draining"    // it finishes what it has
+	StateMaintenance State = "maintenance" // it is not to be used
+)
+
+// A Node is one member of a fleet, as its record tells. Its metadata is shared
+// and must not be changed.
+type Node struct {
+	ID       string
+	Endpoint Endpoint
+	// Load is whatever measure of load the fleet agrees on; less is better.
+	Load float64
+	// Metadata are free pairs; the Key constants name those with a meaning.
+	Metadata map[string]string
+	// LastSeen is the writer's own clock, for people to read. Nothing is
+	// decided by it.
+	LastSeen time.Time
+}
+
+// Service returns what the node serves, "" if it does not say.
+func (n *Node) Service() string { return n.Metadata[KeyService] }
+
+// Instance returns the token of the process that wrote the record, or "".
+func (n *Node) Instance() string { return n.Metadata[KeyInstance] }
+
+// Role returns the node's role, or "".
+func (n *Node) Role() string { return n.Metadata[KeyRole] }
+
+// State returns the state that the record names.
+func (n *Node) State() State {
+	switch s := State(strings.ToLower(n.Metadata[KeyState])); s {
+	case StateDraining, StateMaintenance:
+		return s
+	default:
+		return StateUp
+	}
+}
+
+// Weight returns the weight that the record names; 1 if it names none, or none
+// that is a finite number ≥ 0.
+func (n *Node) Weight() float64 {
+	if s, ok := n.Metadata[KeyWeight]; ok {
+		if w, err := strconv.ParseFloat(s, 64); err == nil && w >= 0 && !math.IsInf(w, 0) {
+			return w
+		}
+	}
+	return 1
+}
+
+// Lease returns the lease that the record names, held within [MinLease] and
+// [MaxLease]; 0 if it names none, or none that is a positive duration.
+func (n *Node) Lease() time.Duration {
+	if s, ok := n.Metadata[KeyLease]; ok {
+		if d, err := time.ParseDuration(s); err == nil && d > 0 {
+			return min(max(d, MinLease), MaxLease)
+		}
+	}
+	return 0
+}
+
+// Validate reports, as an error that wraps [ErrInvalid], why the node may not
+// be listed.
+func (n *Node) Validate() error {
+	if err := ValidateID(n.ID); err != nil {
+		return err
+	}
+	if n.Endpoint.address == "" {
+		return fmt.Errorf("%w record of node %q: it has no endpoint", ErrInvalid, clip(n.ID))
+	}
+	if math.IsNaN(n.Load) || math.IsInf(n.Load, 0) || n.Load < 0 {
+		return fmt.Errorf("%w load %v of node %q: want a finite number ≥ 0", ErrInvalid, n.Load, clip(n.ID))
+	}
+	if len(n.Metadata) > MaxMetadata {
+		return fmt.Errorf("%w metadata of node %q: %d pairs, want at most %d", ErrInvalid, clip(n.ID), len(n.Metadata), MaxMetadata)
+	}
+	for k, v := range n.Metadata {
+		if k == "" || !printable(k) || !printable(v) {
+			return fmt.Errorf("%w metadata %q of node %q: keys must not be empty, and keys and values must be UTF-8 without control characters",
+				ErrInvalid, clip(k), clip(n.ID))
+		}
+	}
+	return nil
+}
+
+// ValidateID reports, as an error that wraps [ErrInvalid], why an id cannot
+// name a node.
+func ValidateID(id string) error {
+	switch {
+	case id == "":
+		return fmt.Errorf("%w node id: it is empty", ErrInvalid)
+	case len(id) > MaxID:
+		return fmt.Errorf("%w node id %q: %d bytes, want at most %d", ErrInvalid, clip(id), len(id), MaxID)
+	case !printable(id):
+		return fmt.Errorf("%w node id %q: want UTF-8 without control characters", ErrInvalid, clip(id))
+	}
+	return nil
+}
+
+// record is the wire form. encoding/json matches names without regard to case,
+// which is what both spellings in the wild need.
+type record struct {
+	NodeID   string            `json:"nodeId"`
+	Endpoint string            `json:"endpoint"`
+	LastSeen any               `json:"lastSeen"`
+	Load     float64           `json:"load"`
+	Metadata map[string]string `json:"metadata,omitempty"`
+	// IsOnline is computed by .NET writers from their own clock when they
+	// write; it is written for them and never believed.
+	IsOnline bool `json:"isOnline"`
+}
+
+// ParseNode reads a record. The error wraps [ErrInvalid] and says what is wrong
+// with it; it quotes no more than a few characters of the record. Equal strings
+// of many records are stored once.
+func ParseNode(data []byte) (Node, error) {
+	if len(data) > MaxRecord {
+		return Node{}, fmt.Errorf("%w record: %d bytes, want at most %d", ErrInvalid, len(data), MaxRecord)
+	}
+	// Only an object is a record; null would parse into an empty one.
+	if trimmed := bytes.TrimLeft(data, " \t\r\n"); len(trimmed) == 0 || trimmed[0] != '{' {
+		return Node{}, fmt.Errorf("%w record: want a JSON object", ErrInvalid)
+	}
+	if !utf8.Valid(data) {
+		return Node{}, fmt.Errorf("%w record: it is not UTF-8", ErrInvalid)
+	}
+	var r struct {
+		record
+		IsOnline json.RawMessage `json:"isOnline"` // whatever its type, it is not used
+	}
+	if err := json.Unmarshal(data, &r); err != nil {
+		return Node{}, fmt.Errorf("%w record: %w", ErrInvalid, err)
+	}
+	n := Node{ID: strings.Clone(r.NodeID), Load: r.Load, LastSeen: parseTime(r.LastSeen)}
+	if err := ValidateID(n.ID); err != nil {
+		return Node{ID: ""}, err
+	}
+	endpoint, err := ParseEndpoint(r.Endpoint)
+	if err != nil {
+		return Node{ID: n.ID}, err
+	}
+	n.Endpoint = endpoint
+	if len(r.Metadata) > 0 {
+		n.Metadata = make(map[string]string, len(r.Metadata))
+		for k, v := range r.Metadata {
+			n.Metadata[unique.Make(k).Value()] = unique.Make(v).Value()
+		}
+	}
+	if err := n.Validate(); err != nil {
+		return Node{ID: n.ID}, err
+	}
+	return n, nil
+}
+
+// AppendRecord appends the node's record to b, as of now. Two calls with equal
+// arguments append equal bytes.
+func AppendRecord(b []byte, n Node, now time.Time) ([]byte, error) {
+	if err := n.Validate(); err != nil {
+		return b, err
+	}
+	data, err := json.Marshal(record{
+		NodeID:   n.ID,
+		Endpoint: n.Endpoint.String(),
+		// Seven digits, as .NET writes them.
+		LastSeen: now.UTC().Format("2006-01-02T15:04:05.0000000Z"),
+		Load:     n.Load,
+		Metadata: n.Metadata,
+		IsOnline: true,
+	})
+	if err != nil {
+		return b, fmt.Errorf("encoding the record of node %q: %w", clip(n.ID), err)
+	}
+	if len(data) > MaxRecord {
+		return b, fmt.Errorf("%w record of node %q: %d bytes, want at most %d", ErrInvalid, clip(n.ID), len(data), MaxRecord)
+	}
+	return append(b, data...), nil
+}
+
+// parseTime reads a writer's time of any usual form, zero if it is none.
+func parseTime(v any) time.Time {
+	s, _ := v.(string)
+	for _, layout := range []string{time.RFC3339Nano, "2006-01-02T15:04:05.999999999"} {
+		if t, err := time.Parse(layout, s); err == nil {
+			return t.UTC()
+		}
+	}
+	return time.Time{}
+}
+
+// printable reports whether s is UTF-8 without control characters, which would
+// otherwise reach logs, headers and terminals.
+func printable(s string) bool {
+	if !utf8.ValidString(s) {
+		return false
+	}
+	return !strings.ContainsFunc(s, unicode.IsControl)
+}
+
+// clip shortens what a stranger wrote for use in a message.
+func clip(s string) string {
+	const most = 64
+	if len(s) <= most {
+		return s
+	}
+	return strings.ToValidUTF8(s[:most], "") + "…"
+}

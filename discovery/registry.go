@@ -1,0 +1,188 @@
+package discovery
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+)
+
+// A Registry is the remote place where nodes are listed, behind one
+// connection. Everything but Close may be called concurrently; Close comes
+// last and ends the calls that are still under way.
+type Registry interface {
+	Watcher
+	Announcer
+	io.Closer
+
+	// String names the registry for logs, metrics and people, such as
+	// "nats_kv://10.0.0.5:4222/catga_nodes". It never contains a secret.
+	fmt.Stringer
+}
+
+// A Watcher follows a registry.
+type Watcher interface {
+	// Watch emits every listed node, then Synced, then changes as they happen,
+	// until ctx ends or the stream breaks; it always returns a non-nil error
+	// (the context's, or why the stream broke). It neither retries nor keeps
+	// state: the Directory does both. It calls emit from one goroutine at a
+	// time, never after it has returned, and emit may block. A call of Watch
+	// that finds nobody there fails within seconds rather than wait.
+	Watch(ctx context.Context, emit func(Event)) error
+}
+
+// A Verifier is a Watcher that can prove that its stream is alive. A
+// Directory asks before it lets leases run out, so that a connection that died
+// without a word (a packet filter, a paused server) is never taken for a dead
+// fleet.
+type Verifier interface {
+	// Verify makes a round trip to the registry and returns nil only if the
+	// current Watch has emitted everything that was written before the call.
+	// It is called concurrently with Watch, and ends with ctx.
+	Verify(ctx context.Context) error
+}
+
+// An Announcer writes a node's own record.
+type Announcer interface {
+	// Announce puts the node's record and renews its lease. It fails with one
+	// of the errors of this package wherever one fits.
+	Announce(ctx context.Context, n Node) error
+	// Withdraw removes the node's record, if that record is still the caller's
+	// own: its metadata names the same instance as n does. A record that is
+	// not there, or is somebody else's, is left as it is, without an error.
+	Withdraw(ctx context.Context, n Node) error
+}
+
+// A Historian is a Registry that remembers past records.
+type Historian interface {
+	// History returns up to limit of the node's last revisions, newest first;
+	// a node never heard of has none. A limit of 0 means all there are.
+	History(ctx context.Context, id string, limit int) ([]Revision, error)
+}
+
+// A Revision is one past record of a node.
+type Revision struct {
+	// Number orders the revisions of one registry.
+	Number uint64
+	// Time is when the registry stored it, by the registry's clock.
+	Time time.Time
+	// Type is Put, Left, Expired or Rejected.
+	Type EventType
+	// Node is the record, for Put.
+	Node Node
+	// Err is why the record was rejected, for Rejected.
+	Err error
+}
+
+// EventType says what a registry reported.
+type EventType uint8
+
+const (
+	// Put: a record was listed or written.
+	Put EventType = iota + 1
+	// Beat: the node lives and its record is unchanged but for the load. Only
+	// registries whose heartbeats do not carry the record emit it.
+	Beat
+	// Left: somebody removed the record.
+	Left
+	// Expired: the registry let the record run out.
+	Expired
+	// Rejected: a record could not be accepted. It replaces whatever record
+	// stood under its key.
+	Rejected
+	// Synced: everything that was listed has been emitted.
+	Synced
+)
+
+func (t EventType) String() string {
+	switch t {
+	case Put:
+		return "put"
+	case Beat:
+		return "beat"
+	case Left:
+		return "left"
+	case Expired:
+		return "expired"
+	case Rejected:
+		return "rejected"
+	case Synced:
+		return "synced"
+	default:
+		return fmt.Sprintf("EventType(%d)", uint8(t))
+	}
+}
+
+// An Event is one thing that a registry reported.
+type Event struct {
+	Type EventType
+
+	// ID is the node's id; for Rejected the best guess, which may be "".
+	ID string
+
+	// Key is the registry's own name of the record, where one node may stand
+	// under several (a KV key); else "". A removal counts only if it names the
+	// key under which the node was last put.
+	Key string
+
+	// Node is the record, for Put.
+	Node Node
+
+	// Load is the node's load, for Beat.
+	Load float64
+
+	// Age is how old the record is by the registry's own clock, for a Put that
+	// is part of a listing; 0 where the registry does not know.
+	Age time.Duration
+
+	// Revision is the registry's sequence number of the change, or 0.
+	Revision uint64
+
+	// Err is why the record was rejected, for Rejected.
+	Err error
+
+	// Listing describes the listing that just ended, for Synced.
+	Listing Listing
+}
+
+// A Listing tells how much a complete listing proves.
+type Listing struct {
+	// Epoch identifies the registry's data; another one means that the
+	// registry was recreated. "" means that the registry cannot tell.
+	Epoch string
+
+	// Revision is the registry's newest sequence number. A smaller one than
+	// before, in the same epoch, means that the registry lost data.
+	Revision uint64
+
+	// Expiry is how long the registry itself keeps a record that nobody
+	// renews; 0 means for ever.
+	Expiry time.Duration
+
+	// Partial says that a node that was not listed may well be there, as on a
+	// registry without persistence.
+	Partial bool
+}
+
+// Errors of a registry. A backend wraps them with what it tried and what would
+// help; callers match with [errors.Is].
+var (
+	// ErrUnreachable: nobody answers at any of the addresses.
+	ErrUnreachable = errors.New("registry unreachable")
+	// ErrCredentials: the registry refused the credentials.
+	ErrCredentials = errors.New("registry refused the credentials")
+	// ErrPermission: the credentials are good, but not for this.
+	ErrPermission = errors.New("no permission")
+	// ErrUnsupported: the server lacks a feature that the backend needs.
+	ErrUnsupported = errors.New("not supported by the registry")
+	// ErrNotFound: the bucket (or what corresponds to it) does not exist and
+	// may not be created.
+	ErrNotFound = errors.New("registry not found")
+	// ErrFull: the registry has no room for another record.
+	ErrFull = errors.New("registry is full")
+	// ErrInvalid: a name, an id, an option or a record is malformed.
+	ErrInvalid = errors.New("invalid")
+	// ErrBroken: the stream of changes broke and must be started anew.
+	ErrBroken = errors.New("watch broken")
+)
