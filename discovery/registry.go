@@ -39,7 +39,8 @@ type Watcher interface {
 type Verifier interface {
 	// Verify makes a round trip to the registry and returns nil only if the
 	// current Watch has emitted everything that was written before the call.
-	// It is called concurrently with Watch, and ends with ctx.
+	// It is called concurrently with Watch, ends with ctx, and fails at once
+	// while nothing is being watched.
 	Verify(ctx context.Context) error
 }
 

@@ -1,0 +1,727 @@
+package discovery
+
+import (
+	"container/heap"
+	"context"
+	"fmt"
+	"maps"
+	"math"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+	"go.uber.org/zap"
+	"golang.org/x/time/rate"
+)
+
+// DefaultTTL is the lease of a node whose record names none.
+const DefaultTTL = 30 * time.Second
+
+// MaxNodes is how many nodes a directory holds; records of further ones are
+// rejected.
+const MaxNodes = 100_000
+
+const (
+	// A storm of changes publishes at most this many snapshots a second. The
+	// burst lets what follows a quiet spell through at once, and the two add up
+	// to 20 in any one second.
+	snapshotRate  = 16
+	snapshotBurst = 4
+
+	// A registry that takes longer than this to prove that the watch is alive is
+	// ill, and an ill registry is no evidence that a node is dead.
+	verifyTimeout = time.Second
+
+	// The wait before a watch is started again grows from the first to the
+	// second, both give or take half.
+	firstRetry = 50 * time.Millisecond
+	lastRetry  = 3 * time.Second
+
+	// How many rejected records are remembered, for people to look at.
+	maxRejections = 1000
+
+	// How many lines about single nodes a directory logs a second.
+	logRate = 20
+)
+
+// Options are the settings of a Directory. The zero value is ready to use.
+type Options struct {
+	// TTL is the lease of nodes whose record names none. Default: DefaultTTL.
+	TTL time.Duration
+	// Logger is told of nodes that come and go, and of a registry that is lost
+	// and found. Default: none.
+	Logger *zap.Logger
+}
+
+// A Directory is this process's live view of one registry. One goroutine, Run,
+// owns its state; everything else reads the snapshot that Run published last.
+type Directory struct {
+	watcher  Watcher
+	verifier Verifier // nil if the watcher is none
+	ttl      time.Duration
+	log      *zap.Logger
+
+	snapshot  atomic.Pointer[Snapshot]
+	condition atomic.Pointer[condition]
+	lastEvent atomic.Int64 // since processStart; 0 before the first
+	revision  atomic.Uint64
+	synced    chan struct{}
+}
+
+// condition is how the registry is, apart from what it lists.
+type condition struct {
+	connected  bool
+	since      time.Time
+	err        error
+	restarts   uint64
+	rejections []Rejection
+}
+
+// NewDirectory returns a Directory of the registry that the watcher follows. It
+// is empty until Run.
+func NewDirectory(w Watcher, o Options) *Directory {
+	d := &Directory{
+		watcher: w,
+		ttl:     o.TTL,
+		log:     o.Logger,
+		synced:  make(chan struct{}),
+	}
+	d.verifier, _ = w.(Verifier)
+	if d.ttl <= 0 {
+		d.ttl = DefaultTTL
+	}
+	if d.log == nil {
+		d.log = zap.NewNop()
+	}
+	d.snapshot.Store(&Snapshot{superseded: make(chan struct{})})
+	d.condition.Store(&condition{since: time.Now()})
+	return d
+}
+
+// Snapshot returns the newest snapshot: one atomic load, never nil. It may be
+// called from any goroutine, before, during and after Run.
+func (d *Directory) Snapshot() *Snapshot { return d.snapshot.Load() }
+
+// Synced returns a channel that is closed once the registry has been listed
+// whole for the first time.
+func (d *Directory) Synced() <-chan struct{} { return d.synced }
+
+// A Rejection is a record that was not accepted.
+type Rejection struct {
+	// ID is the node's id as far as it could be read, Key the registry's own
+	// name of the record, where it has one.
+	ID, Key string
+	// Err says why.
+	Err error
+	// Time is when the record was read.
+	Time time.Time
+}
+
+// Status is how a directory and its registry are.
+type Status struct {
+	// Connected says whether the registry is being watched right now, Since
+	// from when that has been so.
+	Connected bool
+	Since     time.Time
+	// Synced says whether the registry has been listed whole at least once.
+	Synced bool
+	// Nodes is how many nodes the newest snapshot holds.
+	Nodes int
+	// Revision is the registry's newest sequence number that was seen.
+	Revision uint64
+	// LastEvent is when the registry last reported something.
+	LastEvent time.Time
+	// LastError is why the registry was lost, or could not be found, last.
+	LastError error
+	// Restarts counts the watches that broke.
+	Restarts uint64
+	// Rejections are the records that are not accepted at present, sorted by key
+	// and id; no more than 1000 are kept.
+	Rejections []Rejection
+}
+
+// Status returns how things are. It may be called from any goroutine.
+func (d *Directory) Status() Status {
+	c, s := d.condition.Load(), d.Snapshot()
+	status := Status{
+		Connected:  c.connected,
+		Since:      c.since,
+		Synced:     s.Synced,
+		Nodes:      len(s.nodes),
+		Revision:   d.revision.Load(),
+		LastError:  c.err,
+		Restarts:   c.restarts,
+		Rejections: c.rejections,
+	}
+	if at := d.lastEvent.Load(); at != 0 {
+		status.LastEvent = processStart.Add(time.Duration(at))
+	}
+	return status
+}
+
+// Run follows the registry until ctx ends, and returns the context's error. It
+// must be called once. It outlives every failure of the registry: the last
+// snapshot stays, leases are suspended, and the watch is started again, at first
+// soon and then less often.
+func (d *Directory) Run(ctx context.Context) error {
+	k := &keeper{
+		Directory: d,
+		messages:  make(chan message, 256),
+		verified:  make(chan verdict, 1),
+		nodes:     make(map[string]*tracked),
+		changed:   make(map[string]*Entry),
+		rejected:  make(map[string]rejection),
+		lostAt:    now(),
+		backoff: &backoff.ExponentialBackOff{
+			InitialInterval: firstRetry, MaxInterval: lastRetry,
+			Multiplier: 2, RandomizationFactor: 0.5,
+		},
+		publications: rate.NewLimiter(snapshotRate, snapshotBurst),
+		lines:        rate.NewLimiter(logRate, logRate),
+		retry:        stoppedTimer(),
+		expiry:       stoppedTimer(),
+		publication:  stoppedTimer(),
+	}
+	k.backoff.Reset()
+	return k.run(ctx)
+}
+
+// keeper is the state of a directory that only Run's goroutine touches.
+type keeper struct {
+	*Directory
+
+	// The watch: at most one goroutine, which ends with a message.
+	messages    chan message
+	cancelWatch context.CancelCauseFunc // nil while none runs
+	broken      bool                    // the running watch was given up; what it still says is ignored
+	backoff     *backoff.ExponentialBackOff
+	retry       *time.Timer
+	listedAt    time.Duration // when the last listing was complete
+	lostAt      time.Duration // when the last complete watch broke
+
+	// The listing.
+	listing   uint64  // counts the watches
+	listed    bool    // the running watch has emitted Synced
+	last      Listing // what the last complete listing proved
+	everyNode bool    // there has been one
+	before    uint64  // the newest revision before the running watch
+	seen      uint64  // the newest revision in the running watch
+
+	// The nodes, and the order in which their leases run out.
+	nodes    map[string]*tracked
+	leases   leaseQueue
+	expiry   *time.Timer
+	verified chan verdict
+	verifies bool // a verification is under way
+	rejected map[string]rejection
+
+	// What the next snapshot changes.
+	changed      map[string]*Entry
+	publication  *time.Timer
+	publications *rate.Limiter
+	awaited      bool // publication is set
+
+	lines      *rate.Limiter
+	suppressed int
+}
+
+// message is what a watch's goroutine says: an event, or how the watch ended.
+type message struct {
+	event Event
+	ended error
+}
+
+// verdict answers a verification that began at a time.
+type verdict struct {
+	listing uint64
+	began   time.Duration
+	err     error
+}
+
+// tracked is a node and where its lease stands in the queue.
+type tracked struct {
+	entry    *Entry
+	key      string
+	revision uint64
+	listing  uint64 // the last listing or watch that put it
+
+	due   time.Duration // the queue's order; the real end may be later, never earlier
+	index int
+}
+
+func (k *keeper) run(ctx context.Context) error {
+	k.watch(ctx)
+	for {
+		select {
+		case <-ctx.Done():
+			k.stop()
+			return ctx.Err()
+		case m := <-k.messages:
+			k.receive(m)
+			// What is already here belongs to the same snapshot.
+			for range len(k.messages) {
+				k.receive(<-k.messages)
+			}
+			k.publish()
+		case <-k.retry.C:
+			k.watch(ctx)
+		case <-k.expiry.C:
+			k.checkLeases(ctx)
+			k.publish()
+		case v := <-k.verified:
+			k.judge(v)
+			k.publish()
+		case <-k.publication.C:
+			k.awaited = false
+			k.publish()
+		}
+	}
+}
+
+// watch starts a watch. The one before has ended.
+func (k *keeper) watch(ctx context.Context) {
+	ctx, k.cancelWatch = context.WithCancelCause(ctx)
+	k.listing++
+	k.listed, k.broken = false, false
+	k.before, k.seen = k.revision.Load(), 0
+	go func() {
+		err := k.watcher.Watch(ctx, func(e Event) {
+			select {
+			case k.messages <- message{event: e}:
+			case <-ctx.Done():
+			}
+		})
+		if cause := context.Cause(ctx); cause != nil {
+			err = cause
+		}
+		if err == nil {
+			err = fmt.Errorf("%w: it ended without saying why", ErrBroken)
+		}
+		k.messages <- message{ended: err}
+	}()
+}
+
+// stop ends the goroutines that run started, and waits for them.
+func (k *keeper) stop() {
+	for _, t := range []*time.Timer{k.retry, k.expiry, k.publication} {
+		t.Stop()
+	}
+	if k.cancelWatch != nil {
+		k.cancelWatch(nil)
+		for m := range k.messages {
+			if m.ended != nil {
+				break
+			}
+		}
+	}
+	if k.verifies {
+		<-k.verified
+	}
+}
+
+// giveUp ends a watch that is worthless although it does not know.
+func (k *keeper) giveUp(err error) {
+	if k.cancelWatch == nil || k.broken {
+		return
+	}
+	k.broken = true
+	k.cancelWatch(err)
+	k.lose(err)
+}
+
+func (k *keeper) receive(m message) {
+	switch {
+	case m.ended != nil:
+		k.cancelWatch(nil)
+		k.cancelWatch = nil
+		if !k.broken {
+			k.lose(m.ended)
+		}
+		if k.listedAt > 0 && k.lostAt-k.listedAt > lastRetry {
+			// It worked for a while. A registry that breaks every watch at once
+			// must not be listed twenty times a second.
+			k.backoff.Reset()
+		}
+		k.retry.Reset(k.backoff.NextBackOff())
+	case !k.broken:
+		k.lastEvent.Store(int64(now()))
+		k.apply(m.event)
+	}
+}
+
+// lose notes that the registry cannot be seen any more. From here to the end of
+// the next listing no lease runs out (guarantee 1 of the design): what cannot be
+// seen is no evidence of death.
+func (k *keeper) lose(err error) {
+	was := k.condition.Load()
+	next := *was
+	next.err = err
+	if k.listed {
+		k.lostAt = now()
+		next.connected, next.since = false, time.Now()
+		next.restarts++
+		k.log.Warn("lost the registry; the last known nodes stay in use",
+			zap.Int("nodes", len(k.nodes)), zap.Error(err))
+	} else if was.err == nil || was.err.Error() != err.Error() {
+		// The same failure again is no news.
+		k.log.Warn("cannot list the registry; retrying",
+			zap.Int("nodes", len(k.nodes)), zap.Error(err))
+	}
+	k.listed = false
+	k.condition.Store(&next)
+	k.expiry.Stop()
+}
+
+func (k *keeper) apply(e Event) {
+	if e.Revision > k.seen {
+		k.seen = e.Revision
+		if k.listed {
+			k.revision.Store(e.Revision)
+		}
+	}
+	switch e.Type {
+	case Put:
+		k.put(e)
+	case Beat:
+		if t := k.nodes[e.ID]; t != nil {
+			t.listing = k.listing
+			k.renew(t, e.Load)
+		}
+	case Left:
+		if t := k.named(e); t != nil {
+			k.remove(t, "left", "its record was removed")
+		}
+		delete(k.rejected, rejectionKey(e))
+	case Expired:
+		delete(k.rejected, rejectionKey(e))
+		// In a listing the record may have run out because the registry was
+		// away and nobody could renew it: the end of the listing decides.
+		if t := k.named(e); t != nil && k.listed {
+			k.remove(t, "lapsed", "its record ran out in the registry")
+		}
+	case Rejected:
+		k.reject(e)
+	case Synced:
+		k.sync(e.Listing)
+	}
+}
+
+// named returns the node that the event speaks of, if it speaks of the record
+// that the node was last heard by.
+func (k *keeper) named(e Event) *tracked {
+	if t := k.nodes[e.ID]; t != nil && t.key == e.Key {
+		return t
+	}
+	return nil
+}
+
+func (k *keeper) put(e Event) {
+	delete(k.rejected, rejectionKey(e))
+	t := k.nodes[e.Node.ID]
+	lease := e.Node.Lease()
+	if lease == 0 {
+		lease = k.ttl
+	}
+	switch {
+	case t == nil:
+		if e.Age >= lease {
+			// Overdue by the registry's own clock. It comes back the moment it
+			// is heard.
+			return
+		}
+		if len(k.nodes) >= MaxNodes {
+			e.Err = fmt.Errorf("%w record: the directory is full with %d nodes", ErrInvalid, MaxNodes)
+			e.ID = e.Node.ID
+			k.reject(e)
+			return
+		}
+		v := new(vitals)
+		v.load.Store(math.Float64bits(e.Node.Load))
+		heard := int64(now() - e.Age)
+		v.heard.Store(heard)
+		v.renewed.Store(heard)
+		t = &tracked{entry: newEntry(e.Node, lease, v)}
+		t.due = t.entry.due()
+		k.nodes[e.Node.ID] = t
+		heap.Push(&k.leases, t)
+		k.change(e.Node.ID, t.entry)
+		k.tell("node joined", t.entry)
+	case t.listing == k.listing && !k.listed && e.Revision < t.revision:
+		// The node stands under two keys and the newer one was listed first.
+		return
+	default:
+		k.renew(t, e.Node.Load)
+		if !sameRecord(&t.entry.Node, &e.Node) {
+			t.entry = newEntry(e.Node, lease, t.entry.vitals)
+			k.requeue(t)
+			k.change(e.Node.ID, t.entry)
+			k.tell("node changed", t.entry)
+		}
+	}
+	t.key, t.revision, t.listing = e.Key, e.Revision, k.listing
+	k.armExpiry()
+}
+
+// sameRecord reports whether a route would do the same with either.
+func sameRecord(a, b *Node) bool {
+	return a.Endpoint == b.Endpoint && maps.Equal(a.Metadata, b.Metadata)
+}
+
+// renew notes that the node was heard. The queue is not touched: a lease only
+// ever moves later here, and checkLeases finds out.
+func (k *keeper) renew(t *tracked, load float64) {
+	at := int64(now())
+	t.entry.vitals.heard.Store(at)
+	t.entry.vitals.renewed.Store(at)
+	t.entry.vitals.load.Store(math.Float64bits(load))
+}
+
+func (k *keeper) requeue(t *tracked) {
+	t.due = t.entry.due()
+	heap.Fix(&k.leases, t.index)
+}
+
+func (k *keeper) remove(t *tracked, message, reason string) {
+	delete(k.nodes, t.entry.Node.ID)
+	heap.Remove(&k.leases, t.index)
+	k.change(t.entry.Node.ID, nil)
+	k.tell("node "+message, t.entry, zap.String("reason", reason))
+}
+
+func (k *keeper) reject(e Event) {
+	if t := k.named(e); t != nil {
+		k.remove(t, "rejected", e.Err.Error())
+	} else if k.listed {
+		k.tell("record rejected", nil, zap.String("id", e.ID), zap.String("key", e.Key), zap.Error(e.Err))
+	}
+	if len(k.rejected) < maxRejections {
+		k.rejected[rejectionKey(e)] = rejection{
+			Rejection: Rejection{ID: e.ID, Key: e.Key, Err: e.Err, Time: time.Now()},
+			listing:   k.listing,
+		}
+	}
+	k.storeRejections()
+}
+
+// rejection is a Rejection and the listing that showed it last.
+type rejection struct {
+	Rejection
+	listing uint64
+}
+
+func rejectionKey(e Event) string { return e.Key + "\x00" + e.ID }
+
+// storeRejections makes the rejected records visible. While a listing is under
+// way its end does it.
+func (k *keeper) storeRejections() {
+	if !k.listed {
+		return
+	}
+	next := *k.condition.Load()
+	next.rejections = make([]Rejection, 0, len(k.rejected))
+	for _, key := range slices.Sorted(maps.Keys(k.rejected)) {
+		next.rejections = append(next.rejections, k.rejected[key].Rejection)
+	}
+	k.condition.Store(&next)
+}
+
+// sync ends a listing: it decides about the nodes that the listing lacks.
+func (k *keeper) sync(l Listing) {
+	at := now()
+	outage := at - k.lostAt
+	first := !k.everyNode
+	wiped := !first && (l.Epoch != k.last.Epoch || l.Revision < k.before)
+	kept, removed := 0, 0
+	for _, t := range k.nodes {
+		if t.listing != k.listing {
+			// Guarantees 1 and 2 of the design: only a registry that lost
+			// nothing, and was away for less than the node's lease and its own
+			// expiry, can show by silence that the node was removed. Otherwise
+			// the node has one lease to be heard again.
+			e := t.entry
+			if !wiped && !l.Partial && outage < e.lease && (l.Expiry == 0 || outage < l.Expiry) {
+				k.remove(t, "left", "it is not listed any more")
+				removed++
+				continue
+			}
+			kept++
+		} else if first {
+			continue
+		}
+		t.entry.vitals.renewed.Store(int64(at))
+		k.requeue(t)
+	}
+	maps.DeleteFunc(k.rejected, func(_ string, r rejection) bool { return r.listing != k.listing })
+	k.last, k.everyNode, k.listed = l, true, true
+	k.revision.Store(max(l.Revision, k.seen))
+	k.listedAt = at
+
+	next := *k.condition.Load()
+	next.connected, next.since = true, time.Now()
+	k.condition.Store(&next)
+	k.storeRejections()
+
+	switch {
+	case first:
+		k.log.Info("listed the registry", zap.Int("nodes", len(k.nodes)),
+			zap.Int("rejected", len(k.rejected)), zap.Duration("took", outage))
+	case wiped:
+		k.log.Warn("the registry is back and has lost data; nodes that it lacks have one lease to be heard again",
+			zap.Int("nodes", len(k.nodes)), zap.Int("awaited", kept), zap.Duration("away", outage))
+	default:
+		k.log.Info("the registry is back", zap.Int("nodes", len(k.nodes)),
+			zap.Int("awaited", kept), zap.Int("left", removed), zap.Duration("away", outage))
+	}
+	k.armExpiry()
+}
+
+// armExpiry sets the timer to the first lease that may run out.
+func (k *keeper) armExpiry() {
+	if !k.listed || k.verifies || len(k.leases) == 0 {
+		k.expiry.Stop()
+		return
+	}
+	k.expiry.Reset(k.leases[0].due - now())
+}
+
+// checkLeases looks for leases that ran out. Before it believes that their nodes
+// are gone it asks the registry to prove that it would have told.
+func (k *keeper) checkLeases(ctx context.Context) {
+	if !k.listed || k.verifies {
+		return
+	}
+	if !k.overdue(now()) {
+		k.armExpiry()
+		return
+	}
+	v := verdict{listing: k.listing, began: now()}
+	if k.verifier == nil {
+		k.judge(v)
+		return
+	}
+	k.verifies = true
+	go func() {
+		ctx, cancel := context.WithTimeout(ctx, verifyTimeout)
+		defer cancel()
+		v.err = k.verifier.Verify(ctx)
+		k.verified <- v
+	}()
+}
+
+// overdue brings the queue in order up to a time, and reports whether the lease
+// of its head ran out by then.
+func (k *keeper) overdue(at time.Duration) bool {
+	for len(k.leases) > 0 && k.leases[0].due <= at {
+		t := k.leases[0]
+		if t.entry.due() <= at {
+			return true
+		}
+		k.requeue(t)
+	}
+	return false
+}
+
+// judge lets the leases lapse that had run out when a successful verification
+// began.
+func (k *keeper) judge(v verdict) {
+	k.verifies = false
+	switch {
+	case !k.listed || v.listing != k.listing:
+		// The watch broke meanwhile; the next listing starts anew.
+	case v.err != nil:
+		k.giveUp(fmt.Errorf("%w: the registry did not show that the watch is alive: %w", ErrBroken, v.err))
+	default:
+		// What the verification proved delivered may still wait in the channel.
+		for range len(k.messages) {
+			k.receive(<-k.messages)
+		}
+		for k.listed && k.overdue(v.began) {
+			t := k.leases[0]
+			k.remove(t, "lapsed", "its lease ran out")
+		}
+	}
+	k.armExpiry()
+}
+
+func (k *keeper) change(id string, e *Entry) { k.changed[id] = e }
+
+// publish publishes what changed: at once after a quiet spell, else when the
+// rate allows. The first listing is published whole.
+func (k *keeper) publish() {
+	if !k.everyNode || k.awaited {
+		return
+	}
+	old := k.snapshot.Load()
+	if len(k.changed) == 0 && old.Synced {
+		return
+	}
+	if r := k.publications.Reserve(); r.Delay() > 0 && old.Synced {
+		k.awaited = true
+		k.publication.Reset(r.Delay())
+		r.Cancel()
+		return
+	}
+	next := old.succeed(k.changed)
+	clear(k.changed)
+	k.snapshot.Store(next)
+	if !old.Synced {
+		close(k.synced)
+	}
+	close(old.superseded)
+}
+
+// tell logs a line about a node. A storm is counted instead, and so is the
+// first listing.
+func (k *keeper) tell(message string, e *Entry, fields ...zap.Field) {
+	if !k.everyNode || !k.lines.Allow() {
+		if k.everyNode {
+			k.suppressed++
+		}
+		return
+	}
+	if e != nil {
+		fields = append(fields, zap.String("node", e.Node.ID), zap.String("endpoint", e.Node.Endpoint.String()))
+		if s := e.Node.Service(); s != "" {
+			fields = append(fields, zap.String("service", s))
+		}
+		if e.state != StateUp {
+			fields = append(fields, zap.String("state", string(e.state)))
+		}
+	}
+	if k.suppressed > 0 {
+		fields = append(fields, zap.Int("lines_left_out", k.suppressed))
+		k.suppressed = 0
+	}
+	k.log.Info(message, fields...)
+}
+
+func stoppedTimer() *time.Timer {
+	t := time.NewTimer(math.MaxInt64)
+	t.Stop()
+	return t
+}
+
+// leaseQueue is a heap.Interface ordered by due.
+type leaseQueue []*tracked
+
+func (q leaseQueue) Len() int           { return len(q) }
+func (q leaseQueue) Less(i, j int) bool { return q[i].due < q[j].due }
+func (q leaseQueue) Swap(i, j int) {
+	q[i], q[j] = q[j], q[i]
+	q[i].index, q[j].index = i, j
+}
+
+func (q *leaseQueue) Push(x any) {
+	t := x.(*tracked)
+	t.index = len(*q)
+	*q = append(*q, t)
+}
+
+func (q *leaseQueue) Pop() any {
+	old := *q
+	t := old[len(old)-1]
+	old[len(old)-1] = nil
+	*q = old[:len(old)-1]
+	return t
+}

@@ -1,0 +1,7 @@
+package discoverytest
+
+import "testing"
+
+func TestMemory(t *testing.T) {
+	Run(t, func(*testing.T) Harness { return MemoryHarness() })
+}

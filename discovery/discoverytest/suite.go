@@ -1,0 +1,661 @@
+package discoverytest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+	"go.uber.org/zap/zaptest"
+
+	"github.com/caddy-discovery/caddy-discovery/discovery"
+)
+
+// patience bounds every wait of the suite. It is far beyond what a backend
+// needs, so that a busy machine fails nothing.
+const patience = 30 * time.Second
+
+// Run runs the suite that every backend passes. Each part gets a harness, and
+// so a registry, of its own.
+func Run(t *testing.T, newHarness func(t *testing.T) Harness) {
+	parts := []struct {
+		name string
+		test func(s *suite)
+	}{
+		{"EmptyRegistry", emptyRegistry},
+		{"ListThenSynced", listThenSynced},
+		{"List", list},
+		{"Join", join},
+		{"RecordSurvives", recordSurvives},
+		{"OddIDs", oddIDs},
+		{"Update", update},
+		{"HeartbeatPublishesNothing", heartbeatPublishesNothing},
+		{"Leave", leave},
+		{"WithdrawLeavesOthersAlone", withdrawLeavesOthersAlone},
+		{"Lapse", lapse},
+		{"Verify", verify},
+		{"SurvivesBreak", survivesBreak},
+		{"Resync", resync},
+		{"ManyAtOnce", manyAtOnce},
+		{"Cancel", cancel},
+		{"UnreachableAtFirst", unreachableAtFirst},
+		{"History", history},
+		{"Registrar", registrar},
+	}
+	for _, p := range parts {
+		t.Run(p.name, func(t *testing.T) {
+			h := newHarness(t)
+			running := goleak.IgnoreCurrent()
+			s := &suite{T: t, h: h}
+			p.test(s)
+			s.finish()
+			goleak.VerifyNone(t, running)
+		})
+	}
+}
+
+// suite is one part of the suite under way.
+type suite struct {
+	*testing.T
+	h       Harness
+	closers []func()
+}
+
+// finish ends what the part started, last first, as a program would.
+func (s *suite) finish() {
+	for i := len(s.closers) - 1; i >= 0; i-- {
+		s.closers[i]()
+	}
+}
+
+func (s *suite) open() discovery.Registry {
+	s.Helper()
+	r := s.h.Open(s.T)
+	s.closers = append(s.closers, func() {
+		if err := r.Close(); err != nil {
+			s.Errorf("Close: %v", err)
+		}
+	})
+	return r
+}
+
+// directory runs a directory on a connection of its own until the part ends.
+func (s *suite) directory() *discovery.Directory {
+	s.Helper()
+	d := discovery.NewDirectory(s.open(), discovery.Options{Logger: zaptest.NewLogger(s.T)})
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- d.Run(ctx) }()
+	s.closers = append(s.closers, func() {
+		cancel()
+		select {
+		case err := <-done:
+			if !errors.Is(err, context.Canceled) {
+				s.Errorf("Run returned %v, want the context's error", err)
+			}
+		case <-time.After(patience):
+			s.Errorf("Run did not return after its context ended")
+		}
+	})
+	return d
+}
+
+func (s *suite) synced(d *discovery.Directory) {
+	s.Helper()
+	select {
+	case <-d.Synced():
+	case <-time.After(patience):
+		s.Fatalf("not synced: %+v", d.Status())
+	}
+}
+
+// until waits for a snapshot that fulfils a condition.
+func (s *suite) until(d *discovery.Directory, what string, ok func(*discovery.Snapshot) bool) *discovery.Snapshot {
+	s.Helper()
+	deadline := time.After(patience)
+	for {
+		snapshot := d.Snapshot()
+		if ok(snapshot) {
+			return snapshot
+		}
+		select {
+		case <-snapshot.Superseded():
+		case <-deadline:
+			s.Fatalf("waited in vain for: %s; have %v, %+v", what, ids(snapshot), d.Status())
+		}
+	}
+}
+
+// eventually waits for a condition that no snapshot tells.
+func (s *suite) eventually(what string, ok func() bool) {
+	s.Helper()
+	deadline := time.Now().Add(patience)
+	for !ok() {
+		if time.Now().After(deadline) {
+			s.Fatalf("waited in vain for: %s", what)
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+func (s *suite) announce(r discovery.Announcer, nodes ...discovery.Node) {
+	s.Helper()
+	for _, n := range nodes {
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		err := r.Announce(ctx, n)
+		cancel()
+		if err != nil {
+			s.Fatalf("Announce(%q): %v", n.ID, err)
+		}
+	}
+}
+
+func (s *suite) withdraw(r discovery.Announcer, n discovery.Node) {
+	s.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	if err := r.Withdraw(ctx, n); err != nil {
+		s.Fatalf("Withdraw(%q): %v", n.ID, err)
+	}
+}
+
+// node returns a node of the service "orders"; pairs are further metadata.
+func (s *suite) node(id string, pairs ...string) discovery.Node {
+	s.Helper()
+	endpoint, err := discovery.ParseEndpoint("http://10.0.0.7:5001")
+	if err != nil {
+		s.Fatal(err)
+	}
+	n := discovery.Node{ID: id, Endpoint: endpoint, Metadata: map[string]string{
+		discovery.KeyService: "orders", discovery.KeyInstance: "instance-of-" + id,
+	}}
+	for i := 0; i < len(pairs); i += 2 {
+		n.Metadata[pairs[i]] = pairs[i+1]
+	}
+	return n
+}
+
+func ids(s *discovery.Snapshot) []string {
+	var ids []string
+	for _, e := range s.Nodes() {
+		ids = append(ids, e.Node.ID)
+	}
+	return ids
+}
+
+func has(id string) func(*discovery.Snapshot) bool {
+	return func(s *discovery.Snapshot) bool { return s.Node(id) != nil }
+}
+
+func lacks(id string) func(*discovery.Snapshot) bool {
+	return func(s *discovery.Snapshot) bool { return s.Node(id) == nil }
+}
+
+func emptyRegistry(s *suite) {
+	d := s.directory()
+	s.synced(d)
+	if got := d.Snapshot().Nodes(); len(got) != 0 {
+		s.Errorf("an empty registry lists %v", ids(d.Snapshot()))
+	}
+	if status := d.Status(); !status.Connected || !status.Synced {
+		s.Errorf("status after the first listing: %+v", status)
+	}
+}
+
+// listThenSynced holds a raw watch against the contract of Watcher.
+func listThenSynced(s *suite) {
+	writer := s.open()
+	s.announce(writer, s.node("a"), s.node("b"))
+
+	ctx, cancel := context.WithCancel(context.Background())
+	events := make(chan discovery.Event, 1000)
+	done := make(chan error, 1)
+	var active sync.Mutex // emit is called from one goroutine at a time
+	watcher := s.open()
+	go func() {
+		done <- watcher.Watch(ctx, func(e discovery.Event) {
+			if !active.TryLock() {
+				s.Error("emit was called concurrently")
+				return
+			}
+			defer active.Unlock()
+			events <- e
+		})
+	}()
+	next := func() discovery.Event {
+		select {
+		case e := <-events:
+			return e
+		case err := <-done:
+			s.Fatalf("Watch returned early: %v", err)
+		case <-time.After(patience):
+			s.Fatal("no event")
+		}
+		panic("unreachable")
+	}
+	listed := map[string]bool{}
+	for {
+		e := next()
+		if e.Type == discovery.Synced {
+			break
+		}
+		if e.Type != discovery.Put {
+			s.Fatalf("event %v in the listing", e.Type)
+		}
+		if e.ID != e.Node.ID {
+			s.Errorf("event of %q carries the node %q", e.ID, e.Node.ID)
+		}
+		if e.Age < 0 || e.Age > patience {
+			s.Errorf("a fresh record of %q is %v old", e.ID, e.Age)
+		}
+		listed[e.ID] = true
+	}
+	if !listed["a"] || !listed["b"] || len(listed) != 2 {
+		s.Errorf("listed %v, want a and b", listed)
+	}
+	s.announce(writer, s.node("c"))
+	if e := next(); e.Type != discovery.Put || e.ID != "c" {
+		s.Errorf("after the listing came %v %q, want the put of c", e.Type, e.ID)
+	}
+	s.withdraw(writer, s.node("c"))
+	if e := next(); e.Type != discovery.Left || e.ID != "c" {
+		s.Errorf("then came %v %q, want that c left", e.Type, e.ID)
+	}
+	cancel()
+	select {
+	case err := <-done:
+		if !errors.Is(err, context.Canceled) {
+			s.Errorf("Watch returned %v, want the context's error", err)
+		}
+	case <-time.After(patience):
+		s.Fatal("Watch did not return after its context ended")
+	}
+}
+
+func list(s *suite) {
+	writer := s.open()
+	s.announce(writer, s.node("a"), s.node("b"), s.node("c"))
+	s.withdraw(writer, s.node("b"))
+	d := s.directory()
+	s.synced(d)
+	if got := fmt.Sprint(ids(d.Snapshot())); got != "[a c]" {
+		s.Errorf("the first listing has %s, want [a c]", got)
+	}
+}
+
+func join(s *suite) {
+	d := s.directory()
+	s.synced(d)
+	s.announce(s.open(), s.node("a"))
+	s.until(d, "a joins", has("a"))
+}
+
+func recordSurvives(s *suite) {
+	d := s.directory()
+	s.synced(d)
+	n := s.node("a", discovery.KeyZone, "eu-1", discovery.KeyWeight, "0.5", "note", "ümläut ✓ \" \\ <b>")
+	n.Endpoint, _ = discovery.ParseEndpoint("https://[2001:db8::1]:8443")
+	n.Load = 0.25
+	s.announce(s.open(), n)
+	e := s.until(d, "a joins", has("a")).Node("a")
+	if e.Node.Endpoint != n.Endpoint || e.Load() != n.Load || fmt.Sprint(e.Node.Metadata) != fmt.Sprint(n.Metadata) {
+		s.Errorf("read %+v with load %v, want %+v", e.Node, e.Load(), n)
+	}
+}
+
+func oddIDs(s *suite) {
+	odd := []string{"web.example.com", "a b", "a/b", "=41", "*", ">", "ünï", ".", "-x-", "orders:1", "{a}", "node.x", "%41", "a.", ".a", "a..b"}
+	writer := s.open()
+	for _, id := range odd {
+		s.announce(writer, s.node(id))
+	}
+	d := s.directory()
+	s.synced(d)
+	for _, id := range odd {
+		if d.Snapshot().Node(id) == nil {
+			s.Errorf("the id %q did not survive; have %q", id, ids(d.Snapshot()))
+		}
+	}
+	for _, id := range odd {
+		s.withdraw(writer, s.node(id))
+		s.until(d, "leave of "+id, lacks(id))
+	}
+	for _, id := range []string{"", "a\nb", string(make([]byte, discovery.MaxID+1))} {
+		if err := writer.Announce(context.Background(), s.node(id)); !errors.Is(err, discovery.ErrInvalid) {
+			s.Errorf("Announce of the id %q: %v, want ErrInvalid", id, err)
+		}
+	}
+}
+
+func update(s *suite) {
+	writer, d := s.open(), s.directory()
+	s.synced(d)
+	n := s.node("a")
+	s.announce(writer, n)
+	s.until(d, "a joins", has("a"))
+	n.Endpoint, _ = discovery.ParseEndpoint("http://10.0.0.8:5002")
+	s.announce(writer, n)
+	s.until(d, "a moves", func(snap *discovery.Snapshot) bool {
+		return snap.Node("a") != nil && snap.Node("a").Node.Endpoint == n.Endpoint
+	})
+	n = s.node("a", discovery.KeyState, "draining")
+	s.announce(writer, n)
+	snapshot := s.until(d, "a drains", func(snap *discovery.Snapshot) bool {
+		return snap.Node("a") != nil && snap.Node("a").State() == discovery.StateDraining
+	})
+	if len(snapshot.Nodes()) != 1 {
+		s.Errorf("an update left %v", ids(snapshot))
+	}
+}
+
+func heartbeatPublishesNothing(s *suite) {
+	writer, d := s.open(), s.directory()
+	s.synced(d)
+	n := s.node("a")
+	s.announce(writer, n)
+	snapshot := s.until(d, "a joins", has("a"))
+	e := snapshot.Node("a")
+	before := e.LastHeard()
+	n.Load = 0.75
+	s.announce(writer, n)
+	s.eventually("the heartbeat arrives", func() bool { return e.Load() == 0.75 && e.LastHeard().After(before) })
+	if d.Snapshot() != snapshot {
+		s.Error("a heartbeat published a snapshot")
+	}
+}
+
+func leave(s *suite) {
+	writer, d := s.open(), s.directory()
+	s.announce(writer, s.node("a"), s.node("b"))
+	s.until(d, "both join", func(snap *discovery.Snapshot) bool { return len(snap.Nodes()) == 2 })
+	s.withdraw(writer, s.node("a"))
+	s.until(d, "a leaves", lacks("a"))
+	if d.Snapshot().Node("b") == nil {
+		s.Error("b went with a")
+	}
+	// A goodbye of somebody who is not there is none of our business.
+	s.withdraw(writer, s.node("a"))
+	s.withdraw(writer, s.node("never-there"))
+}
+
+func withdrawLeavesOthersAlone(s *suite) {
+	writer, d := s.open(), s.directory()
+	s.synced(d)
+	s.announce(writer, s.node("a", discovery.KeyInstance, "new"))
+	s.until(d, "a joins", has("a"))
+	s.withdraw(s.open(), s.node("a", discovery.KeyInstance, "old"))
+	// The marker comes after the withdrawal, so once it is here the withdrawal
+	// has had its effect, if any.
+	s.announce(writer, s.node("marker"))
+	s.until(d, "the marker joins", has("marker"))
+	if d.Snapshot().Node("a") == nil {
+		s.Error("a withdrawal removed the record of another instance")
+	}
+}
+
+func lapse(s *suite) {
+	writer, d := s.open(), s.directory()
+	s.synced(d)
+	short := s.node("short", discovery.KeyLease, "1s")
+	s.announce(writer, short, s.node("long"))
+	s.until(d, "both join", func(snap *discovery.Snapshot) bool { return len(snap.Nodes()) == 2 })
+	snapshot := s.until(d, "the lease runs out", lacks("short"))
+	if snapshot.Node("long") == nil {
+		s.Error("a node lapsed before its lease ran out")
+	}
+	s.announce(writer, short)
+	s.until(d, "it comes back when it is heard", has("short"))
+}
+
+func verify(s *suite) {
+	writer, watcher := s.open(), s.open()
+	v, ok := watcher.(discovery.Verifier)
+	if !ok {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	if err := v.Verify(ctx); err == nil {
+		s.Error("verified without a watch")
+	}
+	var mu sync.Mutex
+	emitted := map[string]bool{}
+	synced := make(chan struct{})
+	watchCtx, stop := context.WithCancel(ctx)
+	done := make(chan error, 1)
+	go func() {
+		done <- watcher.Watch(watchCtx, func(e discovery.Event) {
+			mu.Lock()
+			defer mu.Unlock()
+			if e.Type == discovery.Synced {
+				close(synced)
+			}
+			emitted[e.ID] = true
+		})
+	}()
+	select {
+	case <-synced:
+	case err := <-done:
+		s.Fatalf("Watch returned early: %v", err)
+	}
+	for i := range 20 {
+		id := fmt.Sprintf("node-%d", i)
+		s.announce(writer, s.node(id))
+		if err := v.Verify(ctx); err != nil {
+			s.Fatalf("Verify: %v", err)
+		}
+		mu.Lock()
+		if !emitted[id] {
+			s.Errorf("verified before %s was emitted", id)
+		}
+		mu.Unlock()
+	}
+	stop()
+	<-done
+}
+
+func survivesBreak(s *suite) {
+	writer, d := s.open(), s.directory()
+	s.synced(d)
+	n := s.node("a", discovery.KeyLease, "1s")
+	s.announce(writer, n)
+	s.until(d, "a joins", has("a"))
+	s.h.Break(s.T)
+	s.eventually("the break is noticed", func() bool { return !d.Status().Connected })
+	// Three leases of silence are no evidence while the registry is away.
+	<-time.After(3 * time.Second)
+	if d.Snapshot().Node("a") == nil {
+		s.Fatal("a node was dropped because its registry was away")
+	}
+	s.h.Restore(s.T)
+	s.eventually("the registry is found again", func() bool { return d.Status().Connected })
+	if d.Snapshot().Node("a") == nil {
+		s.Fatal("a node was dropped when its registry came back")
+	}
+	s.until(d, "the lease runs out, now that the registry is there", lacks("a"))
+}
+
+func resync(s *suite) {
+	writer, d := s.open(), s.directory()
+	s.synced(d)
+	s.announce(writer, s.node("stays"), s.node("leaves"), s.node("moves"))
+	s.until(d, "three join", func(snap *discovery.Snapshot) bool { return len(snap.Nodes()) == 3 })
+	s.h.Break(s.T)
+	s.eventually("the break is noticed", func() bool { return !d.Status().Connected })
+	s.h.Restore(s.T)
+
+	// These come while the directory waits for its next try, or lists, or has
+	// listed: it must not matter.
+	moved := s.node("moves")
+	moved.Endpoint, _ = discovery.ParseEndpoint("http://10.0.0.9:5009")
+	s.eventually("the registry takes records again", func() bool {
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		defer cancel()
+		return writer.Announce(ctx, moved) == nil
+	})
+	s.announce(writer, s.node("joins"), s.node("stays"))
+	s.withdraw(writer, s.node("leaves"))
+	s.until(d, "the view equals the registry", func(snap *discovery.Snapshot) bool {
+		return fmt.Sprint(ids(snap)) == "[joins moves stays]" && snap.Node("moves").Node.Endpoint == moved.Endpoint
+	})
+}
+
+func manyAtOnce(s *suite) {
+	const n = 500
+	d := s.directory()
+	s.synced(d)
+	writer := s.open()
+	var group sync.WaitGroup
+	for i := range 10 {
+		group.Go(func() {
+			for j := range n / 10 {
+				ctx, cancel := context.WithTimeout(context.Background(), patience)
+				if err := writer.Announce(ctx, s.node(fmt.Sprintf("node-%d-%d", i, j))); err != nil {
+					s.Errorf("Announce: %v", err)
+				}
+				cancel()
+			}
+		})
+	}
+	group.Wait()
+	snapshot := s.until(d, "all join", func(snap *discovery.Snapshot) bool { return len(snap.Nodes()) == n })
+	if got := len(snapshot.Service("orders")); got != n {
+		s.Errorf("the service has %d nodes, want %d", got, n)
+	}
+}
+
+func cancel(s *suite) {
+	watcher := s.open()
+	ctx, cancel := context.WithCancel(context.Background())
+	var mu sync.Mutex
+	ended := false
+	synced := make(chan struct{})
+	done := make(chan error, 1)
+	go func() {
+		done <- watcher.Watch(ctx, func(e discovery.Event) {
+			mu.Lock()
+			defer mu.Unlock()
+			if ended {
+				s.Errorf("emit of %v after Watch returned", e.Type)
+			}
+			if e.Type == discovery.Synced {
+				close(synced)
+			}
+		})
+	}()
+	<-synced
+	// Changes are under way while the watch is cancelled.
+	var group sync.WaitGroup
+	writer := s.open()
+	s.announce(writer, s.node("warm"))
+	for i := range 4 {
+		group.Go(func() { s.announce(writer, s.node(fmt.Sprintf("n%d", i))) })
+	}
+	cancel()
+	if err := <-done; !errors.Is(err, context.Canceled) {
+		s.Errorf("Watch returned %v, want the context's error", err)
+	}
+	mu.Lock()
+	ended = true
+	mu.Unlock()
+	group.Wait()
+
+	// A context that has ended already is not even tried.
+	if err := watcher.Watch(ctx, func(discovery.Event) {}); !errors.Is(err, context.Canceled) {
+		s.Errorf("Watch with an ended context returned %v", err)
+	}
+}
+
+func unreachableAtFirst(s *suite) {
+	s.h.Break(s.T)
+	r := s.open()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	if err := r.Announce(ctx, s.node("a")); !errors.Is(err, discovery.ErrUnreachable) {
+		s.Errorf("Announce returned %v, want ErrUnreachable", err)
+	}
+	if err := r.Watch(ctx, func(discovery.Event) {}); !errors.Is(err, discovery.ErrUnreachable) {
+		s.Errorf("Watch returned %v, want ErrUnreachable", err)
+	}
+	d := s.directory()
+	s.eventually("the failure is known", func() bool { return d.Status().LastError != nil })
+	s.h.Restore(s.T)
+	s.synced(d)
+	s.announce(r, s.node("a"))
+	s.until(d, "a joins", has("a"))
+}
+
+func history(s *suite) {
+	r := s.open()
+	h, ok := r.(discovery.Historian)
+	if !ok {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	revisions, err := h.History(ctx, "never-there", 0)
+	if err != nil || len(revisions) != 0 {
+		s.Errorf("history of an unknown node: %v, %v", revisions, err)
+	}
+	n := s.node("a")
+	s.announce(r, n)
+	n.Load = 1
+	s.announce(r, n)
+	s.withdraw(r, n)
+	if revisions, err = h.History(ctx, "a", 0); err != nil {
+		s.Fatal(err)
+	}
+	if len(revisions) != 3 {
+		s.Fatalf("history has %d revisions, want 3: %+v", len(revisions), revisions)
+	}
+	if revisions[0].Type != discovery.Left || revisions[1].Type != discovery.Put || revisions[1].Node.Load != 1 || revisions[2].Node.Load != 0 {
+		s.Errorf("history is not newest first: %+v", revisions)
+	}
+	for i := range 2 {
+		if revisions[i].Number <= revisions[i+1].Number || revisions[i].Time.Before(revisions[i+1].Time) {
+			s.Errorf("history is not in order: %+v", revisions)
+		}
+	}
+	if revisions, err = h.History(ctx, "a", 1); err != nil || len(revisions) != 1 || revisions[0].Type != discovery.Left {
+		s.Errorf("history limited to 1: %+v, %v", revisions, err)
+	}
+}
+
+func registrar(s *suite) {
+	d := s.directory()
+	s.synced(d)
+	n := s.node("a")
+	r, err := discovery.NewRegistrar(s.open(), n, discovery.RegistrarOptions{
+		Heartbeat: 100 * time.Millisecond, TTL: time.Second, Drain: 100 * time.Millisecond,
+		Logger: zaptest.NewLogger(s.T),
+	})
+	if err != nil {
+		s.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	done := make(chan error, 1)
+	go func() { done <- r.Run(ctx) }()
+	e := s.until(d, "a joins", has("a")).Node("a")
+	heard := e.LastHeard()
+	s.eventually("it is renewed", func() bool { return e.LastHeard().After(heard) })
+
+	n.Endpoint, _ = discovery.ParseEndpoint("http://10.0.0.8:5002")
+	if err := r.Update(n, discovery.RegistrarOptions{Heartbeat: 100 * time.Millisecond, Drain: 100 * time.Millisecond}); err != nil {
+		s.Fatal(err)
+	}
+	s.until(d, "a moves", func(snap *discovery.Snapshot) bool {
+		return snap.Node("a") != nil && snap.Node("a").Node.Endpoint == n.Endpoint
+	})
+	cancel()
+	s.until(d, "a drains", func(snap *discovery.Snapshot) bool {
+		return snap.Node("a") != nil && snap.Node("a").State() == discovery.StateDraining
+	})
+	s.until(d, "a leaves", lacks("a"))
+	if err := <-done; err != nil {
+		s.Errorf("Run returned %v", err)
+	}
+}

@@ -1,0 +1,271 @@
+package discovery
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"math"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+	"github.com/google/uuid"
+	"go.uber.org/zap"
+)
+
+// Defaults of a Registrar.
+const (
+	DefaultHeartbeat = 10 * time.Second
+	DefaultDrain     = 2 * time.Second
+)
+
+const (
+	// leaveTimeout bounds what leaving takes beyond the drain, whatever the
+	// registry does: half for the draining record, half for the withdrawal.
+	leaveTimeout = time.Second
+	// readyTimeout bounds one call of Ready.
+	readyTimeout = 5 * time.Second
+)
+
+// RegistrarOptions are the settings of a Registrar. The zero value is ready to
+// use.
+type RegistrarOptions struct {
+	// Heartbeat is how often the record is renewed. Default: DefaultHeartbeat.
+	Heartbeat time.Duration
+	// TTL is the node's lease, written into the record. Default: three
+	// heartbeats.
+	TTL time.Duration
+	// Drain is how long the node is announced as draining before its record
+	// goes, so that no proxy sends a request to a closed door. Default:
+	// DefaultDrain; negative: none.
+	Drain time.Duration
+	// Load is asked for the node's load before each heartbeat. A negative or
+	// not finite value counts as 0. Default: the load that the node carries.
+	Load func() float64
+	// Ready, where given, is asked before each heartbeat; while it returns an
+	// error the node is not listed.
+	Ready func(context.Context) error
+	// Logger is told what a reader of a log would want to know. Default: none.
+	Logger *zap.Logger
+}
+
+func (o RegistrarOptions) withDefaults() RegistrarOptions {
+	if o.Heartbeat <= 0 {
+		o.Heartbeat = DefaultHeartbeat
+	}
+	if o.TTL <= 0 {
+		o.TTL = 3 * o.Heartbeat
+	}
+	if o.Drain == 0 {
+		o.Drain = DefaultDrain
+	}
+	o.Drain = max(o.Drain, 0)
+	if o.Logger == nil {
+		o.Logger = zap.NewNop()
+	}
+	return o
+}
+
+// A Registrar keeps one node listed in a registry: it announces, renews, and
+// withdraws. It never gives up.
+type Registrar struct {
+	announcer Announcer
+	instance  string
+
+	mu      sync.Mutex // guards node and options; nothing is called under it
+	node    Node
+	options RegistrarOptions
+	updated chan struct{} // holds at most one token
+}
+
+// NewRegistrar returns a Registrar for a node, not yet announced. It completes
+// the node's metadata with the lease and with a token of its own (the key
+// "instance"), by which it recognises its record. The error wraps [ErrInvalid].
+func NewRegistrar(a Announcer, n Node, o RegistrarOptions) (*Registrar, error) {
+	r := &Registrar{announcer: a, instance: uuid.NewString(), updated: make(chan struct{}, 1)}
+	if err := r.Update(n, o); err != nil {
+		return nil, err
+	}
+	<-r.updated
+	return r, nil
+}
+
+// Instance returns the token that this Registrar writes into its records.
+func (r *Registrar) Instance() string { return r.instance }
+
+// Update changes what is announced, at once if the Registrar runs. The id must
+// stay the same. The error wraps [ErrInvalid], and then nothing changes. It may
+// be called from any goroutine.
+func (r *Registrar) Update(n Node, o RegistrarOptions) error {
+	o = o.withDefaults()
+	if o.TTL <= o.Heartbeat {
+		return fmt.Errorf("%w ttl %v: want more than the heartbeat of %v, or the node lapses between two", ErrInvalid, o.TTL, o.Heartbeat)
+	}
+	if o.TTL < MinLease || o.TTL > MaxLease {
+		return fmt.Errorf("%w ttl %v: want %v to %v", ErrInvalid, o.TTL, MinLease, MaxLease)
+	}
+	n.Metadata = maps.Clone(n.Metadata)
+	if n.Metadata == nil {
+		n.Metadata = make(map[string]string, 2)
+	}
+	n.Metadata[KeyInstance] = r.instance
+	n.Metadata[KeyLease] = o.TTL.String()
+	if _, err := AppendRecord(nil, n, time.Time{}); err != nil {
+		return err
+	}
+
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.node.ID != "" && n.ID != r.node.ID {
+		return fmt.Errorf("%w update: the node's id is %q and cannot become %q", ErrInvalid, r.node.ID, n.ID)
+	}
+	r.node, r.options = n, o
+	select {
+	case r.updated <- struct{}{}:
+	default:
+	}
+	return nil
+}
+
+func (r *Registrar) current() (Node, RegistrarOptions) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.node, r.options
+}
+
+// Run keeps the node listed until ctx ends. Then it announces the node as
+// draining, waits for the drain, removes the record if it is still its own, and
+// returns nil, or why the record could not be removed. Beyond the drain this
+// takes at most a second. Run must be called once.
+func (r *Registrar) Run(ctx context.Context) error {
+	var (
+		listed  bool  // the record stands, as far as is known
+		failure error // why it does not, as it was told last
+		failing time.Time
+		retry   = &backoff.ExponentialBackOff{
+			InitialInterval: firstRetry, MaxInterval: lastRetry,
+			Multiplier: 2, RandomizationFactor: 0.5,
+		}
+		timer = time.NewTimer(0)
+	)
+	defer timer.Stop()
+	retry.Reset()
+	for {
+		select {
+		case <-ctx.Done():
+			return r.leave(context.WithoutCancel(ctx), listed)
+		case <-r.updated:
+		case <-timer.C:
+		}
+		node, options := r.current()
+		log := options.Logger
+		err := r.beat(ctx, node, options, listed)
+		switch {
+		case err == nil:
+			switch {
+			case failure != nil && !failing.IsZero():
+				log.Info("announced again", zap.String("node", node.ID), zap.Duration("after", time.Since(failing)))
+			case !listed:
+				log.Info("announced", zap.String("node", node.ID), zap.String("endpoint", node.Endpoint.String()))
+			}
+			listed, failure = true, nil
+			retry.Reset()
+			timer.Reset(spread(options.Heartbeat))
+		case ctx.Err() != nil:
+			// The next turn leaves.
+		default:
+			var unready notReadyError
+			if errors.As(err, &unready) {
+				listed = false
+			}
+			if failure == nil || failure.Error() != err.Error() {
+				log.Warn("cannot announce; retrying", zap.String("node", node.ID), zap.Error(err))
+			}
+			if failure == nil {
+				failing = time.Now()
+			}
+			failure = err
+			timer.Reset(min(retry.NextBackOff(), spread(options.Heartbeat)))
+		}
+	}
+}
+
+// beat renews the record once, or removes it while the node is not ready.
+func (r *Registrar) beat(ctx context.Context, n Node, o RegistrarOptions, listed bool) error {
+	if o.Ready != nil {
+		readyCtx, cancel := context.WithTimeout(ctx, min(readyTimeout, o.TTL))
+		err := o.Ready(readyCtx)
+		cancel()
+		if err != nil {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			if listed {
+				if werr := r.announcer.Withdraw(ctx, n); werr != nil {
+					return errors.Join(err, werr)
+				}
+			}
+			return notReadyError{err}
+		}
+	}
+	if o.Load != nil {
+		n.Load = o.Load()
+		if math.IsNaN(n.Load) || math.IsInf(n.Load, 0) || n.Load < 0 {
+			n.Load = 0
+		}
+	}
+	return r.announcer.Announce(ctx, n)
+}
+
+// leave takes the node out of service in the order that costs no request.
+func (r *Registrar) leave(ctx context.Context, listed bool) error {
+	n, o := r.current()
+	if !listed {
+		// A failed announcement may still have arrived.
+		return r.withdraw(ctx, n)
+	}
+	if o.Drain > 0 {
+		draining := n
+		draining.Metadata = maps.Clone(n.Metadata)
+		draining.Metadata[KeyState] = string(StateDraining)
+		wait := time.NewTimer(o.Drain)
+		defer wait.Stop()
+		announceCtx, cancel := context.WithTimeout(ctx, max(leaveTimeout/2, min(o.Drain, leaveTimeout)))
+		err := r.announcer.Announce(announceCtx, draining)
+		cancel()
+		if err == nil {
+			o.Logger.Info("draining", zap.String("node", n.ID), zap.Duration("for", o.Drain))
+		}
+		// Wait although the announcement failed: the requests that are under
+		// way have the same right to end.
+		<-wait.C
+	}
+	err := r.withdraw(ctx, n)
+	if err == nil {
+		o.Logger.Info("left", zap.String("node", n.ID))
+	}
+	return err
+}
+
+func (r *Registrar) withdraw(ctx context.Context, n Node) error {
+	ctx, cancel := context.WithTimeout(ctx, leaveTimeout/2)
+	defer cancel()
+	if err := r.announcer.Withdraw(ctx, n); err != nil {
+		return fmt.Errorf("removing the record of node %q, which now lapses instead: %w", n.ID, err)
+	}
+	return nil
+}
+
+// notReadyError says that the node is well announced as absent.
+type notReadyError struct{ error }
+
+func (e notReadyError) Error() string { return "not ready: " + e.error.Error() }
+func (e notReadyError) Unwrap() error { return e.error }
+
+// spread takes up to a tenth off a period, so that the heartbeats of a fleet
+// that started at once drift apart.
+func spread(d time.Duration) time.Duration {
+	return d - time.Duration(rand.Int64N(int64(d)/10+1)) //nolint:gosec // not a secret
+}

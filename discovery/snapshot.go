@@ -1,0 +1,168 @@
+package discovery
+
+import (
+	"maps"
+	"math"
+	"slices"
+	"sort"
+	"strings"
+	"sync/atomic"
+	"time"
+)
+
+// An Entry is a node as a Directory holds it: the node, which never changes,
+// and beside it what changes with every heartbeat, which is atomic. It may be
+// read from any goroutine.
+type Entry struct {
+	// Node is the record. Read it only.
+	Node Node
+
+	weight float64
+	state  State
+	lease  time.Duration
+	vitals *vitals
+}
+
+// vitals is what a heartbeat changes. Successive entries of one node share it,
+// so that a heartbeat needs no new snapshot.
+type vitals struct {
+	load    atomic.Uint64 // math.Float64bits
+	heard   atomic.Int64  // when the node was last heard, since the epoch of the process
+	renewed atomic.Int64  // from when its lease counts; later than heard after an outage
+}
+
+// processStart is the epoch of all local times: differences to it are monotonic
+// and fit an atomic.
+var processStart = time.Now()
+
+func now() time.Duration { return time.Since(processStart) }
+
+func newEntry(n Node, lease time.Duration, v *vitals) *Entry {
+	return &Entry{Node: n, weight: n.Weight(), state: n.State(), lease: lease, vitals: v}
+}
+
+// State returns the node's state.
+func (e *Entry) State() State { return e.state }
+
+// Weight returns the node's weight.
+func (e *Entry) Weight() float64 { return e.weight }
+
+// Serves reports whether the node takes new traffic: it is up and its weight is
+// not 0.
+func (e *Entry) Serves() bool { return e.state == StateUp && e.weight > 0 }
+
+// Load returns the load that the node reported last.
+func (e *Entry) Load() float64 { return math.Float64frombits(e.vitals.load.Load()) }
+
+// LastHeard returns when the node was last heard, on the local clock.
+func (e *Entry) LastHeard() time.Time {
+	return processStart.Add(time.Duration(e.vitals.heard.Load()))
+}
+
+// LeaseEnd returns when the node lapses unless it is heard before, on the local
+// clock. While the registry is away leases are suspended, and this time passes
+// without consequence.
+func (e *Entry) LeaseEnd() time.Time { return processStart.Add(e.due()) }
+
+func (e *Entry) due() time.Duration { return time.Duration(e.vitals.renewed.Load()) + e.lease }
+
+// A Snapshot is an immutable state of a directory. Everything that its methods
+// return is shared: read it only.
+type Snapshot struct {
+	// Number counts the snapshots of one directory.
+	Number uint64
+	// Synced says whether the registry has been listed whole at least once.
+	Synced bool
+
+	nodes      []*Entry
+	services   map[string][]*Entry
+	superseded chan struct{}
+}
+
+// Nodes returns all nodes, sorted by id.
+func (s *Snapshot) Nodes() []*Entry { return s.nodes }
+
+// Service returns the nodes whose metadata names the service, sorted by id.
+func (s *Snapshot) Service(name string) []*Entry { return s.services[name] }
+
+// Node returns the node with the id, or nil.
+func (s *Snapshot) Node(id string) *Entry {
+	i := sort.Search(len(s.nodes), func(i int) bool { return s.nodes[i].Node.ID >= id })
+	if i < len(s.nodes) && s.nodes[i].Node.ID == id {
+		return s.nodes[i]
+	}
+	return nil
+}
+
+// Superseded returns a channel that is closed when there is a newer snapshot.
+// To follow a directory: load its snapshot, use it, wait for this, load again.
+func (s *Snapshot) Superseded() <-chan struct{} { return s.superseded }
+
+// succeed returns the snapshot that follows s, in which the entry of each
+// changed id is the given one, or gone where it is nil. It shares with s what
+// did not change, and costs one pass over the nodes.
+func (s *Snapshot) succeed(changed map[string]*Entry) *Snapshot {
+	next := &Snapshot{
+		Number:     s.Number + 1,
+		Synced:     true,
+		services:   s.services,
+		nodes:      s.nodes,
+		superseded: make(chan struct{}),
+	}
+	if len(changed) == 0 {
+		return next
+	}
+	ids := slices.Sorted(maps.Keys(changed))
+	next.nodes = merge(s.nodes, ids, func(id string) *Entry { return changed[id] })
+
+	// What each service gains or loses, in order of id because ids is.
+	touched := make(map[string][]string)
+	for _, id := range ids {
+		if e := changed[id]; e != nil {
+			touched[e.Node.Service()] = append(touched[e.Node.Service()], id)
+		}
+		if old := s.Node(id); old != nil {
+			if e := changed[id]; e == nil || e.Node.Service() != old.Node.Service() {
+				touched[old.Node.Service()] = append(touched[old.Node.Service()], id)
+			}
+		}
+	}
+	next.services = maps.Clone(s.services)
+	if next.services == nil {
+		next.services = make(map[string][]*Entry, len(touched))
+	}
+	for service, ids := range touched {
+		members := merge(s.services[service], ids, func(id string) *Entry {
+			if e := changed[id]; e != nil && e.Node.Service() == service {
+				return e
+			}
+			return nil
+		})
+		if len(members) == 0 {
+			delete(next.services, service)
+		} else {
+			next.services[service] = members
+		}
+	}
+	return next
+}
+
+// merge returns the sorted entries with those of the sorted ids replaced by what
+// get returns, nil meaning none.
+func merge(entries []*Entry, ids []string, get func(id string) *Entry) []*Entry {
+	merged := make([]*Entry, 0, len(entries)+len(ids))
+	for _, id := range ids {
+		i, found := slices.BinarySearchFunc(entries, id, func(e *Entry, id string) int {
+			return strings.Compare(e.Node.ID, id)
+		})
+		merged = append(merged, entries[:i]...)
+		if found {
+			i++
+		}
+		entries = entries[i:]
+		if e := get(id); e != nil {
+			merged = append(merged, e)
+		}
+	}
+	return slices.Clip(append(merged, entries...))
+}
