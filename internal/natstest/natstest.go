@@ -1,0 +1,194 @@
+// Package natstest runs a real NATS server inside a test: it listens on
+// 127.0.0.1, can be stopped and brought back on the same port with the same
+// store, and is gone when the test ends. Tests that use it may run in parallel.
+package natstest
+
+import (
+	"fmt"
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// ready is how long a server may take to start or a client to connect. It is
+// long because a machine that runs the whole suite is slow, and nothing is
+// measured by it.
+const ready = 30 * time.Second
+
+// A Server is one running server. Its methods belong to the goroutine of the
+// test that started it.
+type Server struct {
+	// Port is where the server listens; it stays the same across restarts.
+	Port int
+
+	// TLS are the files of a server that was started with TLS or MutualTLS.
+	TLS Certificates
+	// Seed is the file that holds the seed of the user of NKey.
+	Seed string
+	// Creds is the credentials file of the user of Operator.
+	Creds string
+
+	t       testing.TB
+	options *server.Options
+	running *server.Server
+	scheme  string
+	login   []nats.Option // what Conn needs to be let in
+}
+
+// Start starts a server with JetStream on a free port, and stops it when the
+// test ends. It ends the test if that fails.
+func Start(t testing.TB, options ...Option) *Server {
+	t.Helper()
+	s := &Server{
+		t:      t,
+		scheme: "nats",
+		options: &server.Options{
+			ServerName: "natstest",
+			Host:       "127.0.0.1",
+			Port:       server.RANDOM_PORT,
+			NoLog:      true,
+			NoSigs:     true,
+			JetStream:  true,
+			StoreDir:   t.TempDir(),
+			// The store of a test need not survive a power cut.
+			SyncInterval: time.Hour,
+		},
+	}
+	for _, option := range options {
+		option(s)
+	}
+	t.Cleanup(s.Stop)
+	if err := s.start(); err != nil {
+		t.Fatalf("starting a NATS server: %v", err)
+	}
+	return s
+}
+
+func (s *Server) start() error {
+	// NewServer keeps and changes what it is given.
+	srv, err := server.NewServer(s.options.Clone())
+	if err != nil {
+		return err
+	}
+	srv.Start()
+	if !srv.ReadyForConnections(ready) {
+		srv.Shutdown()
+		srv.WaitForShutdown()
+		return fmt.Errorf("it is not ready after %v", ready)
+	}
+	s.running = srv
+	port := strings.TrimPrefix(srv.Addr().String(), "127.0.0.1:")
+	if _, err := fmt.Sscan(port, &s.Port); err != nil {
+		return fmt.Errorf("reading its port: %w", err)
+	}
+	s.options.Port = s.Port
+	return nil
+}
+
+// Stop shuts the server down and returns when it is. A stopped server keeps
+// its store and its port.
+func (s *Server) Stop() {
+	if s.running == nil {
+		return
+	}
+	s.running.Shutdown()
+	s.running.WaitForShutdown()
+	s.running = nil
+}
+
+// Restart stops the server if it runs, and starts it again on the same port
+// with the same store.
+func (s *Server) Restart() {
+	s.t.Helper()
+	s.Stop()
+	// Another process may hold the port for a moment: it was free meanwhile.
+	deadline := time.Now().Add(ready)
+	for {
+		err := s.start()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			s.t.Fatalf("restarting the NATS server: %v", err)
+		}
+	}
+}
+
+// URL returns where the server is, without any credentials.
+func (s *Server) URL() string { return s.scheme + "://" + s.Addr() }
+
+// Addr returns "127.0.0.1:port".
+func (s *Server) Addr() string { return fmt.Sprintf("127.0.0.1:%d", s.Port) }
+
+// URLWith returns where the server is, with user info.
+func (s *Server) URLWith(user *url.Userinfo) string {
+	return (&url.URL{Scheme: s.scheme, User: user, Host: s.Addr()}).String()
+}
+
+// NumClients returns how many clients are connected.
+func (s *Server) NumClients() int { return s.running.NumClients() }
+
+// Server returns the server itself, nil while it is stopped.
+func (s *Server) Server() *server.Server { return s.running }
+
+// Conn returns a connection with every right the server grants. It reconnects
+// by itself, and is closed when the test ends.
+func (s *Server) Conn() *nats.Conn {
+	s.t.Helper()
+	options := append([]nats.Option{
+		nats.MaxReconnects(-1),
+		nats.ReconnectWait(10 * time.Millisecond),
+		nats.Timeout(ready),
+		nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}),
+	}, s.login...)
+	nc, err := nats.Connect(s.URL(), options...)
+	if err != nil {
+		s.t.Fatalf("connecting to the NATS server: %v", err)
+	}
+	s.t.Cleanup(nc.Close)
+	return nc
+}
+
+// JetStream returns the JetStream of a new connection.
+func (s *Server) JetStream() jetstream.JetStream {
+	s.t.Helper()
+	nc := s.Conn()
+	var (
+		js  jetstream.JetStream
+		err error
+	)
+	if domain := s.options.JetStreamDomain; domain != "" {
+		js, err = jetstream.NewWithDomain(nc, domain)
+	} else {
+		js, err = jetstream.New(nc)
+	}
+	if err != nil {
+		s.t.Fatalf("opening JetStream: %v", err)
+	}
+	return js
+}
+
+// Bucket creates a bucket and returns it, on a new connection.
+func (s *Server) Bucket(config jetstream.KeyValueConfig) jetstream.KeyValue {
+	s.t.Helper()
+	kv, err := s.JetStream().CreateKeyValue(s.t.Context(), config)
+	if err != nil {
+		s.t.Fatalf("creating bucket %q: %v", config.Bucket, err)
+	}
+	return kv
+}
+
+// KeyValue returns a bucket that exists, on a new connection.
+func (s *Server) KeyValue(bucket string) jetstream.KeyValue {
+	s.t.Helper()
+	kv, err := s.JetStream().KeyValue(s.t.Context(), bucket)
+	if err != nil {
+		s.t.Fatalf("opening bucket %q: %v", bucket, err)
+	}
+	return kv
+}

@@ -1,0 +1,205 @@
+package natstest
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/nats-io/jwt/v2"
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nkeys"
+)
+
+// An Option changes how a server starts.
+type Option func(*Server)
+
+// NoJetStream leaves JetStream off.
+func NoJetStream() Option {
+	return func(s *Server) {
+		s.options.JetStream = false
+		s.options.StoreDir = ""
+	}
+}
+
+// Domain puts the server's JetStream into a domain.
+func Domain(name string) Option {
+	return func(s *Server) { s.options.JetStreamDomain = name }
+}
+
+// MaxStore bounds what JetStream may store, in bytes of file storage.
+func MaxStore(bytes int64) Option {
+	return func(s *Server) { s.options.JetStreamMaxStore = bytes }
+}
+
+// MaxMemory bounds what JetStream may keep in memory, in bytes.
+func MaxMemory(bytes int64) Option {
+	return func(s *Server) { s.options.JetStreamMaxMemory = bytes }
+}
+
+// Configure changes whatever has no option of its own.
+func Configure(change func(*server.Options)) Option {
+	return func(s *Server) { change(s.options) }
+}
+
+// A User may connect, and do what Publish and Subscribe permit: everything
+// where they are nil.
+type User struct {
+	Name, Password     string
+	Publish, Subscribe *server.SubjectPermission
+}
+
+// Users lets in these users only. [Server.Conn] connects as the first.
+func Users(users ...User) Option {
+	return func(s *Server) {
+		for _, user := range users {
+			s.options.Users = append(s.options.Users, &server.User{
+				Username:    user.Name,
+				Password:    user.Password,
+				Permissions: &server.Permissions{Publish: user.Publish, Subscribe: user.Subscribe},
+			})
+		}
+		s.login = append(s.login, nats.UserInfo(users[0].Name, users[0].Password))
+	}
+}
+
+// Deny is a permission for everything but these subjects.
+func Deny(subjects ...string) *server.SubjectPermission {
+	return &server.SubjectPermission{Deny: subjects}
+}
+
+// Token lets in whoever knows the token.
+func Token(token string) Option {
+	return func(s *Server) {
+		s.options.Authorization = token
+		s.login = append(s.login, nats.Token(token))
+	}
+}
+
+// NKey lets in one user, by a key whose seed is in the file [Server.Seed].
+func NKey() Option {
+	return func(s *Server) {
+		pair, err := nkeys.CreateUser()
+		must(s, err)
+		public, err := pair.PublicKey()
+		must(s, err)
+		seed, err := pair.Seed()
+		must(s, err)
+		s.Seed = filepath.Join(s.t.TempDir(), "user.nk")
+		must(s, os.WriteFile(s.Seed, seed, 0o600))
+		s.options.Nkeys = append(s.options.Nkeys, &server.NkeyUser{Nkey: public})
+		s.login = append(s.login, nats.Nkey(public, pair.Sign))
+	}
+}
+
+// Operator makes the server trust an operator of its own, and lets in one user
+// of one account, by the credentials file [Server.Creds].
+func Operator() Option {
+	return OperatorUntil(time.Time{})
+}
+
+// OperatorUntil is Operator with credentials that expire.
+func OperatorUntil(expires time.Time) Option {
+	return func(s *Server) {
+		operator, operatorID := create(s, nkeys.CreateOperator)
+		system, systemID := create(s, nkeys.CreateAccount)
+		account, accountID := create(s, nkeys.CreateAccount)
+		user, userID := create(s, nkeys.CreateUser)
+		_ = system
+
+		operatorClaims := jwt.NewOperatorClaims(operatorID)
+		operatorClaims.SystemAccount = systemID
+
+		systemClaims := jwt.NewAccountClaims(systemID)
+		systemJWT, err := systemClaims.Encode(operator)
+		must(s, err)
+
+		accountClaims := jwt.NewAccountClaims(accountID)
+		accountClaims.Limits.JetStreamLimits = jwt.JetStreamLimits{
+			MemoryStorage: -1, DiskStorage: -1, Streams: -1, Consumer: -1,
+		}
+		accountJWT, err := accountClaims.Encode(operator)
+		must(s, err)
+
+		userClaims := jwt.NewUserClaims(userID)
+		if !expires.IsZero() {
+			userClaims.Expires = expires.Unix()
+		}
+		userJWT, err := userClaims.Encode(account)
+		must(s, err)
+		seed, err := user.Seed()
+		must(s, err)
+		creds, err := jwt.FormatUserConfig(userJWT, seed)
+		must(s, err)
+		s.Creds = filepath.Join(s.t.TempDir(), "user.creds")
+		must(s, os.WriteFile(s.Creds, creds, 0o600))
+
+		resolver := &server.MemAccResolver{}
+		must(s, resolver.Store(systemID, systemJWT))
+		must(s, resolver.Store(accountID, accountJWT))
+		s.options.TrustedOperators = []*jwt.OperatorClaims{operatorClaims}
+		s.options.SystemAccount = systemID
+		s.options.AccountResolver = resolver
+		s.login = append(s.login, nats.UserCredentials(s.Creds))
+	}
+}
+
+func create(s *Server, kind func() (nkeys.KeyPair, error)) (nkeys.KeyPair, string) {
+	s.t.Helper()
+	pair, err := kind()
+	must(s, err)
+	id, err := pair.PublicKey()
+	must(s, err)
+	return pair, id
+}
+
+// TLS makes the server demand TLS, with the certificates of [Server.TLS].
+func TLS() Option { return withTLS(false) }
+
+// MutualTLS makes the server demand TLS and a certificate of the client's, as
+// in [Server.TLS].
+func MutualTLS() Option { return withTLS(true) }
+
+func withTLS(mutual bool) Option {
+	return func(s *Server) {
+		s.TLS = NewCertificates(s.t)
+		config, err := server.GenTLSConfig(&server.TLSConfigOpts{
+			CertFile: s.TLS.ServerCert,
+			KeyFile:  s.TLS.ServerKey,
+			CaFile:   s.TLS.CA,
+			Verify:   mutual,
+			Timeout:  ready.Seconds(),
+		})
+		must(s, err)
+		s.options.TLS = true
+		s.options.TLSVerify = mutual
+		s.options.TLSConfig = config
+		s.options.TLSTimeout = ready.Seconds()
+		s.scheme = "tls"
+		s.login = append(s.login, nats.RootCAs(s.TLS.CA))
+		if mutual {
+			s.login = append(s.login, nats.ClientCert(s.TLS.ClientCert, s.TLS.ClientKey))
+		}
+	}
+}
+
+// Cluster makes the server a member of a cluster whose other members are given;
+// the first has none. Its name must differ from theirs.
+func Cluster(name string, others ...*Server) Option {
+	return func(s *Server) {
+		s.options.ServerName = name
+		s.options.Cluster = server.ClusterOpts{Name: "natstest", Host: "127.0.0.1", Port: server.RANDOM_PORT}
+		for _, other := range others {
+			s.options.Routes = append(s.options.Routes, server.RoutesFromStr(
+				fmt.Sprintf("nats-route://%s", other.running.ClusterAddr()))...)
+		}
+	}
+}
+
+func must(s *Server, err error) {
+	s.t.Helper()
+	if err != nil {
+		s.t.Fatalf("preparing a NATS server: %v", err)
+	}
+}
