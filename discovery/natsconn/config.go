@@ -1,0 +1,298 @@
+// Package natsconn holds the connection that both NATS backends share: one
+// *nats.Conn, dialled when it is first needed and dialled anew when it broke.
+//
+// It never reconnects by itself. The client library can, and then goes on as if
+// nothing had happened: subscriptions come back late and consumers that were
+// lost in between stay silent. Here a broken connection ends whatever was built
+// on it, at once and with the reason, and the callers that retry anyway (the
+// directory and the registrar) ask for the next one.
+package natsconn
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nkeys"
+
+	"github.com/caddy-discovery/caddy-discovery/discovery"
+)
+
+// DefaultURL is dialled where no URL is given.
+const DefaultURL = "nats://127.0.0.1:4222"
+
+// A Config says where the servers are and how to be let in. At most one of
+// Credentials, NKey, Token and User may be set, or user info in the URLs.
+type Config struct {
+	// URLs are nats://, tls://, ws:// or wss:// addresses of one cluster, with
+	// or without user info. Default: DefaultURL.
+	URLs []string
+
+	// Credentials is a file with a user's JWT and seed.
+	Credentials string
+	// NKey is a file with a user's seed.
+	NKey string
+	// Token is a token that the servers know.
+	Token string
+	// User and Password are a user that the servers know.
+	User, Password string
+
+	// TLSCA is a file with the authorities that may sign the servers'
+	// certificates. Default: those of the system.
+	TLSCA string
+	// TLSCert and TLSKey are files with the client's own certificate.
+	TLSCert, TLSKey string
+	// TLSServerName is the name that the servers' certificates must hold.
+	// Default: the host of the URL.
+	TLSServerName string
+
+	// Name is what the servers call this client in their own logs.
+	Name string
+}
+
+// Validate reports, as an error that wraps [discovery.ErrInvalid], whether the
+// configuration contradicts itself or a URL cannot be read. It opens no file:
+// files are read whenever a server is dialled, so that rotated ones are used.
+func (c Config) Validate() error {
+	_, err := c.addresses()
+	return err
+}
+
+// Addresses returns the "host:port" of every URL, without user info, in the
+// order given. URLs that cannot be read are left out.
+func (c Config) Addresses() []string {
+	var hosts []string
+	for _, raw := range c.urls() {
+		if u, err := ParseURL(raw); err == nil {
+			hosts = append(hosts, u.Host)
+		}
+	}
+	return hosts
+}
+
+func (c Config) urls() []string {
+	if len(c.URLs) == 0 {
+		return []string{DefaultURL}
+	}
+	return c.URLs
+}
+
+// String names the servers, and no secret.
+func (c Config) String() string { return strings.Join(c.Addresses(), ",") }
+
+// GoString is String, so that no way of printing shows a secret.
+func (c Config) GoString() string { return c.String() }
+
+// ParseURL reads the URL of a server and adds the default port. Its path,
+// which means something else to each backend, is returned as it stands. The
+// error wraps [discovery.ErrInvalid] and shows nothing of any user info.
+func ParseURL(raw string) (*url.URL, error) {
+	refuse := func(why string) (*url.URL, error) {
+		return nil, fmt.Errorf("%w NATS URL %q: %s", discovery.ErrInvalid, redact(raw), why)
+	}
+	if raw == "" {
+		return refuse("it is empty; want nats://host:port")
+	}
+	scheme, rest, found := strings.Cut(raw, "://")
+	if !found {
+		return refuse("want nats://host:port, or tls://, ws:// or wss://")
+	}
+	defaultPort := ""
+	switch strings.ToLower(scheme) {
+	case "nats", "tls":
+		defaultPort = strconv.Itoa(nats.DefaultPort)
+	case "ws":
+		defaultPort = "80"
+	case "wss":
+		defaultPort = "443"
+	default:
+		return refuse("the scheme must be nats, tls, ws or wss")
+	}
+	if strings.Contains(rest, ",") {
+		return refuse("give each address as a URL of its own")
+	}
+	// The error of url.Parse quotes what it could not read, which may be part of
+	// a password; so it is not passed on.
+	u, err := url.Parse(raw)
+	if err != nil || u.Opaque != "" {
+		return refuse("want nats://host:port; special characters in user info must be percent-encoded")
+	}
+	if u.RawQuery != "" || u.ForceQuery || u.Fragment != "" {
+		return refuse("a query or fragment is not accepted")
+	}
+	if u.Hostname() == "" {
+		return refuse("the host is missing")
+	}
+	port := u.Port()
+	if port == "" {
+		port = defaultPort
+	}
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+		return refuse("the port must be a number from 1 to 65535")
+	}
+	u.Host = net.JoinHostPort(u.Hostname(), port)
+	u.Scheme = strings.ToLower(scheme)
+	return u, nil
+}
+
+// redact returns what may be shown of a URL that could not be read: whatever
+// might be user info or a query is cut off.
+func redact(raw string) string {
+	scheme, rest, found := strings.Cut(raw, "://")
+	if !found {
+		scheme, rest = "", raw
+	} else {
+		scheme += "://"
+	}
+	if at := strings.LastIndexByte(rest, '@'); at >= 0 {
+		rest = rest[at+1:]
+	}
+	if end := strings.IndexAny(rest, "?#"); end >= 0 {
+		rest = rest[:end]
+	}
+	const most = 100
+	if len(rest) > most {
+		rest = rest[:most] + "…"
+	}
+	return scheme + rest
+}
+
+// An address is one server to dial.
+type address struct {
+	url url.URL
+	// tlsName is the name that its certificate must hold where that is not the
+	// host of the URL: servers of a cluster tell their IP addresses, which
+	// certificates rarely name.
+	tlsName string
+}
+
+// String never shows user info.
+func (a address) String() string { return a.url.Scheme + "://" + a.url.Host }
+
+// addresses validates the configuration and returns what it names.
+func (c Config) addresses() ([]address, error) {
+	var logins []string
+	for _, login := range []struct{ option, value string }{
+		{"credentials", c.Credentials},
+		{"nkey", c.NKey},
+		{"token", c.Token},
+		{"user", c.User},
+	} {
+		if login.value != "" {
+			logins = append(logins, login.option)
+		}
+	}
+	if c.Password != "" && c.User == "" {
+		return nil, fmt.Errorf("%w NATS options: a password without a user", discovery.ErrInvalid)
+	}
+	if (c.TLSCert == "") != (c.TLSKey == "") {
+		return nil, fmt.Errorf("%w NATS options: a TLS client certificate and its key go together, only one is given", discovery.ErrInvalid)
+	}
+
+	var addresses []address
+	inURL := false
+	for _, raw := range c.urls() {
+		u, err := ParseURL(raw)
+		if err != nil {
+			return nil, err
+		}
+		if u.Path != "" && u.Path != "/" {
+			return nil, fmt.Errorf("%w NATS URL %q: a path is not accepted here", discovery.ErrInvalid, redact(raw))
+		}
+		u.Path, u.RawPath = "", ""
+		inURL = inURL || u.User != nil
+		addresses = append(addresses, address{url: *u})
+	}
+	if inURL {
+		logins = append(logins, "user info in a URL")
+	}
+	if len(logins) > 1 {
+		return nil, fmt.Errorf("%w NATS options: only one of credentials, nkey, token, user and user info in a URL may be given, not %s",
+			discovery.ErrInvalid, strings.Join(logins, " and "))
+	}
+	return addresses, nil
+}
+
+// login reads the files that let us in, and returns what the client needs.
+// What is wrong with a file is an error that wraps [discovery.ErrInvalid] and
+// names the file and nothing that is in it.
+func (c Config) login() ([]nats.Option, error) {
+	switch {
+	case c.Credentials != "":
+		data, err := os.ReadFile(c.Credentials)
+		if err != nil {
+			return nil, fmt.Errorf("%w NATS credentials: %w", discovery.ErrInvalid, err)
+		}
+		if _, err := nkeys.ParseDecoratedJWT(data); err != nil {
+			return nil, fmt.Errorf("%w NATS credentials: %s holds no JWT of a user", discovery.ErrInvalid, c.Credentials)
+		}
+		if _, err := nkeys.ParseDecoratedUserNKey(data); err != nil {
+			return nil, fmt.Errorf("%w NATS credentials: %s holds no seed of a user", discovery.ErrInvalid, c.Credentials)
+		}
+		return []nats.Option{nats.UserCredentialBytes(data)}, nil
+	case c.NKey != "":
+		data, err := os.ReadFile(c.NKey)
+		if err != nil {
+			return nil, fmt.Errorf("%w NATS nkey: %w", discovery.ErrInvalid, err)
+		}
+		pair, err := nkeys.ParseDecoratedUserNKey(data)
+		if err != nil {
+			return nil, fmt.Errorf("%w NATS nkey: %s holds no seed of a user (it begins with SU)", discovery.ErrInvalid, c.NKey)
+		}
+		public, err := pair.PublicKey()
+		if err != nil {
+			return nil, fmt.Errorf("%w NATS nkey: %s holds a broken seed", discovery.ErrInvalid, c.NKey)
+		}
+		return []nats.Option{nats.Nkey(public, pair.Sign)}, nil
+	case c.Token != "":
+		return []nats.Option{nats.Token(c.Token)}, nil
+	case c.User != "":
+		return []nats.Option{nats.UserInfo(c.User, c.Password)}, nil
+	}
+	return nil, nil
+}
+
+// tls returns the TLS configuration for a server, nil where nothing of the
+// configuration asks for TLS. Files are read anew each time.
+func (c Config) tls(a address) (*tls.Config, error) {
+	if c.TLSCA == "" && c.TLSCert == "" && c.TLSServerName == "" && a.tlsName == "" &&
+		a.url.Scheme != "tls" && a.url.Scheme != "wss" {
+		return nil, nil
+	}
+	config := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: a.url.Hostname()}
+	if a.tlsName != "" {
+		config.ServerName = a.tlsName
+	}
+	if c.TLSServerName != "" {
+		config.ServerName = c.TLSServerName
+	}
+	if c.TLSCA != "" {
+		data, err := os.ReadFile(c.TLSCA)
+		if err != nil {
+			return nil, fmt.Errorf("%w TLS authority: %w", discovery.ErrInvalid, err)
+		}
+		config.RootCAs = x509.NewCertPool()
+		if !config.RootCAs.AppendCertsFromPEM(data) {
+			return nil, fmt.Errorf("%w TLS authority: %s holds no certificate in PEM", discovery.ErrInvalid, c.TLSCA)
+		}
+	}
+	if c.TLSCert != "" {
+		pair, err := tls.LoadX509KeyPair(c.TLSCert, c.TLSKey)
+		var path *os.PathError
+		switch {
+		case errors.As(err, &path):
+			return nil, fmt.Errorf("%w TLS client certificate: %w", discovery.ErrInvalid, err)
+		case err != nil:
+			return nil, fmt.Errorf("%w TLS client certificate %s with key %s: %w", discovery.ErrInvalid, c.TLSCert, c.TLSKey, err)
+		}
+		config.Certificates = []tls.Certificate{pair}
+	}
+	return config, nil
+}

@@ -1,0 +1,566 @@
+package natsconn_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/caddy-discovery/caddy-discovery/discovery"
+	"github.com/caddy-discovery/caddy-discovery/discovery/natsconn"
+	"github.com/caddy-discovery/caddy-discovery/internal/natstest"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// patience is far more than anything here takes.
+const patience = 30 * time.Second
+
+// secret stands wherever a test puts a secret.
+const secret = "s3cr3t-9f2c"
+
+func open(t *testing.T, config natsconn.Config) *natsconn.Conn {
+	t.Helper()
+	conn, err := natsconn.New(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	return conn
+}
+
+func mustGet(t *testing.T, conn *natsconn.Conn) *natsconn.Link {
+	t.Helper()
+	link, err := conn.Get(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := link.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	return link
+}
+
+func await(t *testing.T, what string, done <-chan struct{}) {
+	t.Helper()
+	select {
+	case <-done:
+	case <-time.After(patience):
+		t.Fatalf("%s has not happened after %v", what, patience)
+	}
+}
+
+// wantError fails the test unless err is the sentinel, says the words, and
+// keeps the secret.
+func wantError(t *testing.T, err, sentinel error, words ...string) {
+	t.Helper()
+	if !errors.Is(err, sentinel) {
+		t.Fatalf("error is %v, want one that wraps %q", err, sentinel)
+	}
+	for _, word := range words {
+		if !strings.Contains(err.Error(), word) {
+			t.Errorf("error %q does not say %q", err, word)
+		}
+	}
+	if strings.Contains(err.Error(), secret) {
+		t.Errorf("error %q shows the secret", err)
+	}
+}
+
+func TestLogin(t *testing.T) {
+	t.Parallel()
+	wrongSeed := natstest.Start(t, natstest.NKey()).Seed
+	wrongCreds := natstest.Start(t, natstest.Operator()).Creds
+	for name, test := range map[string]struct {
+		option      natstest.Option
+		right, bad  func(*natstest.Server) natsconn.Config
+		wantRefusal string
+	}{
+		"token": {
+			option: natstest.Token(secret),
+			right:  func(*natstest.Server) natsconn.Config { return natsconn.Config{Token: secret} },
+			bad:    func(*natstest.Server) natsconn.Config { return natsconn.Config{Token: secret + "x"} },
+		},
+		"user": {
+			option: natstest.Users(natstest.User{Name: "u", Password: secret}),
+			right:  func(*natstest.Server) natsconn.Config { return natsconn.Config{User: "u", Password: secret} },
+			bad:    func(*natstest.Server) natsconn.Config { return natsconn.Config{User: "u", Password: secret + "x"} },
+		},
+		"user info": {
+			option: natstest.Users(natstest.User{Name: "u", Password: secret}),
+			right: func(s *natstest.Server) natsconn.Config {
+				return natsconn.Config{URLs: []string{s.URLWith(url.UserPassword("u", secret))}}
+			},
+			bad: func(s *natstest.Server) natsconn.Config {
+				return natsconn.Config{URLs: []string{s.URLWith(url.UserPassword("u", secret+"x"))}}
+			},
+		},
+		"nkey": {
+			option: natstest.NKey(),
+			right:  func(s *natstest.Server) natsconn.Config { return natsconn.Config{NKey: s.Seed} },
+			bad:    func(*natstest.Server) natsconn.Config { return natsconn.Config{NKey: wrongSeed} },
+		},
+		"credentials": {
+			option: natstest.Operator(),
+			right:  func(s *natstest.Server) natsconn.Config { return natsconn.Config{Credentials: s.Creds} },
+			bad:    func(*natstest.Server) natsconn.Config { return natsconn.Config{Credentials: wrongCreds} },
+		},
+		"no credentials": {
+			option: natstest.Operator(),
+			right:  func(s *natstest.Server) natsconn.Config { return natsconn.Config{Credentials: s.Creds} },
+			bad:    func(*natstest.Server) natsconn.Config { return natsconn.Config{} },
+		},
+		"mutual TLS": {
+			option: natstest.MutualTLS(),
+			right: func(s *natstest.Server) natsconn.Config {
+				return natsconn.Config{TLSCA: s.TLS.CA, TLSCert: s.TLS.ClientCert, TLSKey: s.TLS.ClientKey}
+			},
+			bad:         func(s *natstest.Server) natsconn.Config { return natsconn.Config{TLSCA: s.TLS.CA} },
+			wantRefusal: "tls_client_auth",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := natstest.Start(t, test.option)
+			config := func(make func(*natstest.Server) natsconn.Config) natsconn.Config {
+				c := make(s)
+				if c.URLs == nil {
+					c.URLs = []string{s.URL()}
+				}
+				return c
+			}
+			mustGet(t, open(t, config(test.right)))
+			_, err := open(t, config(test.bad)).Get(t.Context())
+			wantError(t, err, discovery.ErrCredentials, s.Addr(), test.wantRefusal)
+		})
+	}
+}
+
+func TestTLS(t *testing.T) {
+	t.Parallel()
+	s := natstest.Start(t, natstest.TLS())
+	plain := natstest.Start(t)
+	stranger := natstest.NewCertificates(t)
+
+	mustGet(t, open(t, natsconn.Config{URLs: []string{s.URL()}, TLSCA: s.TLS.CA}))
+	mustGet(t, open(t, natsconn.Config{URLs: []string{s.URL()}, TLSCA: s.TLS.CA, TLSServerName: "registry.test"}))
+
+	for name, test := range map[string]struct {
+		config natsconn.Config
+		want   string
+	}{
+		"unknown authority": {natsconn.Config{URLs: []string{s.URL()}, TLSCA: stranger.CA}, "tls_ca"},
+		"no authority":      {natsconn.Config{URLs: []string{"nats://" + s.Addr()}}, "tls_ca"},
+		"another name":      {natsconn.Config{URLs: []string{s.URL()}, TLSCA: s.TLS.CA, TLSServerName: "other.test"}, "tls_server_name"},
+		"no TLS there":      {natsconn.Config{URLs: []string{plain.URL()}, TLSCA: s.TLS.CA}, "does not offer TLS"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			_, err := open(t, test.config).Get(t.Context())
+			wantError(t, err, discovery.ErrUnreachable, test.want)
+		})
+	}
+}
+
+func TestFiles(t *testing.T) {
+	t.Parallel()
+	s := natstest.Start(t, natstest.Operator())
+	dir := t.TempDir()
+	garbage := filepath.Join(dir, "garbage")
+	if err := os.WriteFile(garbage, []byte(secret), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	missing := filepath.Join(dir, "missing")
+	for name, config := range map[string]natsconn.Config{
+		"credentials": {Credentials: garbage},
+		"nkey":        {NKey: garbage},
+		"authority":   {TLSCA: garbage},
+		"certificate": {TLSCert: garbage, TLSKey: garbage},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			config.URLs = []string{s.URL()}
+			_, err := open(t, config).Get(t.Context())
+			wantError(t, err, discovery.ErrInvalid, garbage)
+			for _, field := range []*string{&config.Credentials, &config.NKey, &config.TLSCA, &config.TLSCert, &config.TLSKey} {
+				if *field != "" {
+					*field = missing
+				}
+			}
+			_, err = open(t, config).Get(t.Context())
+			wantError(t, err, fs.ErrNotExist, missing)
+			wantError(t, err, discovery.ErrInvalid)
+		})
+	}
+	t.Run("written later", func(t *testing.T) {
+		t.Parallel()
+		late := filepath.Join(dir, "late.creds")
+		conn := open(t, natsconn.Config{URLs: []string{s.URL()}, Credentials: late})
+		_, err := conn.Get(t.Context())
+		wantError(t, err, fs.ErrNotExist, late)
+		data, err := os.ReadFile(s.Creds)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(late, data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		mustGet(t, conn)
+	})
+}
+
+func TestNobodyThere(t *testing.T) {
+	t.Parallel()
+	s := natstest.Start(t)
+	s.Stop()
+	_, err := open(t, natsconn.Config{URLs: []string{s.URLWith(url.UserPassword("u", secret))}}).Get(t.Context())
+	wantError(t, err, discovery.ErrUnreachable, s.Addr(), "connection refused")
+}
+
+func TestFirstServerDead(t *testing.T) {
+	t.Parallel()
+	dead, live := natstest.Start(t), natstest.Start(t)
+	dead.Stop()
+	conn := open(t, natsconn.Config{URLs: []string{dead.URL(), live.URL()}})
+	if got := mustGet(t, conn).Address(); got != live.URL() {
+		t.Errorf("connected to %s, want %s", got, live.URL())
+	}
+}
+
+// A refusal says more than silence, whichever server comes last.
+func TestRefusedByOneAndDeadOther(t *testing.T) {
+	t.Parallel()
+	dead, live := natstest.Start(t), natstest.Start(t, natstest.Token(secret))
+	dead.Stop()
+	for _, urls := range [][]string{{dead.URL(), live.URL()}, {live.URL(), dead.URL()}} {
+		_, err := open(t, natsconn.Config{URLs: urls}).Get(t.Context())
+		wantError(t, err, discovery.ErrCredentials, dead.Addr(), live.Addr(), "connection refused")
+	}
+}
+
+func TestOneConnectionForAll(t *testing.T) {
+	t.Parallel()
+	s := natstest.Start(t)
+	conn := open(t, natsconn.Config{URLs: []string{s.URL()}})
+	links := make([]*natsconn.Link, 20)
+	var group sync.WaitGroup
+	for i := range links {
+		group.Go(func() { links[i], _ = conn.Get(t.Context()) })
+	}
+	group.Wait()
+	for _, link := range links {
+		if link == nil || link != links[0] {
+			t.Fatal("two calls of Get returned different connections")
+		}
+	}
+	if n := s.NumClients(); n != 1 {
+		t.Errorf("%d connections, want 1", n)
+	}
+}
+
+func TestLostAndDialledAnew(t *testing.T) {
+	t.Parallel()
+	s := natstest.Start(t)
+	conn := open(t, natsconn.Config{URLs: []string{s.URL()}})
+	link := mustGet(t, conn)
+	guarded, cancel := link.Guard(t.Context(), func(string) bool { return false })
+	defer cancel()
+	if err := link.Err(); err != nil {
+		t.Errorf("Err of a connection that stands = %v", err)
+	}
+
+	s.Stop()
+	await(t, "the loss of the connection", link.Lost())
+	wantError(t, link.Err(), discovery.ErrUnreachable, s.Addr())
+	await(t, "the end of the guarded context", guarded.Done())
+	wantError(t, context.Cause(guarded), discovery.ErrUnreachable, s.Addr())
+	late, cancel := link.Guard(t.Context(), func(string) bool { return false })
+	defer cancel()
+	wantError(t, context.Cause(late), discovery.ErrUnreachable)
+	_, err := conn.Get(t.Context())
+	wantError(t, err, discovery.ErrUnreachable)
+
+	s.Restart()
+	if next := mustGet(t, conn); next == link {
+		t.Error("Get returned the connection that was lost")
+	}
+}
+
+func TestDiscoveredServers(t *testing.T) {
+	t.Parallel()
+	one := natstest.Start(t, natstest.NoJetStream(), natstest.Cluster("one"))
+	two := natstest.Start(t, natstest.NoJetStream(), natstest.Cluster("two", one))
+	conn := open(t, natsconn.Config{URLs: []string{one.URL()}})
+	link := mustGet(t, conn)
+	deadline := time.Now().Add(patience)
+	for len(link.DiscoveredServers()) == 0 {
+		if time.Now().After(deadline) {
+			t.Fatal("the cluster has not told of its second server")
+		}
+		if err := link.Flush(); err != nil { // a round trip
+			t.Fatal(err)
+		}
+	}
+	one.Stop()
+	await(t, "the loss of the connection", link.Lost())
+	for {
+		// The address is remembered by a callback, a moment after the client
+		// has it.
+		next, err := conn.Get(t.Context())
+		if err == nil {
+			if got := next.Address(); got != two.URL() {
+				t.Errorf("connected to %s, want %s", got, two.URL())
+			}
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatal(err)
+		}
+	}
+}
+
+// silent returns the address of a server that accepts and says nothing.
+func silent(t *testing.T) (address string, accepted <-chan struct{}) {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	calls := make(chan struct{}, 10)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			defer conn.Close()
+			calls <- struct{}{}
+		}
+	}()
+	t.Cleanup(func() { listener.Close(); <-done })
+	return listener.Addr().String(), calls
+}
+
+func TestSilentServer(t *testing.T) {
+	t.Parallel()
+	address, _ := silent(t)
+	_, err := open(t, natsconn.Config{URLs: []string{"nats://" + address}}).Get(t.Context())
+	wantError(t, err, discovery.ErrUnreachable, address, "does not answer")
+}
+
+func TestGetEndsWithContext(t *testing.T) {
+	t.Parallel()
+	address, accepted := silent(t)
+	conn := open(t, natsconn.Config{URLs: []string{"nats://" + address}})
+	ctx, cancel := context.WithCancel(t.Context())
+	results := make(chan error)
+	for range 2 { // one dials, the other waits for its turn
+		go func() {
+			_, err := conn.Get(ctx)
+			results <- err
+		}()
+	}
+	await(t, "the dialling", accepted)
+	cancel()
+	for range 2 {
+		if err := <-results; !errors.Is(err, context.Canceled) {
+			t.Errorf("Get returned %v, want the context's error", err)
+		}
+	}
+	expired, cancel := context.WithTimeout(t.Context(), time.Nanosecond)
+	defer cancel()
+	if _, err := conn.Get(expired); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("Get returned %v, want the context's error", err)
+	}
+}
+
+func TestCloseEndsGet(t *testing.T) {
+	t.Parallel()
+	address, accepted := silent(t)
+	conn := open(t, natsconn.Config{URLs: []string{"nats://" + address}})
+	results := make(chan error)
+	for range 2 {
+		go func() {
+			_, err := conn.Get(t.Context())
+			results <- err
+		}()
+	}
+	await(t, "the dialling", accepted)
+	conn.Close()
+	for range 2 {
+		wantError(t, <-results, discovery.ErrUnreachable, "closed")
+	}
+	_, err := conn.Get(t.Context())
+	wantError(t, err, discovery.ErrUnreachable, "closed")
+	if err := conn.Close(); err != nil {
+		t.Errorf("the second Close: %v", err)
+	}
+}
+
+func TestGuardEndsWhatIsDenied(t *testing.T) {
+	t.Parallel()
+	s := natstest.Start(t, natstest.Users(natstest.User{Name: "u", Password: secret, Publish: natstest.Deny("orders.>")}))
+	conn := open(t, natsconn.Config{URLs: []string{s.URL()}, User: "u", Password: secret})
+	link := mustGet(t, conn)
+	orders, cancel := link.Guard(t.Context(), func(subject string) bool { return strings.HasPrefix(subject, "orders.") })
+	defer cancel()
+	others, cancel := link.Guard(t.Context(), func(subject string) bool { return strings.HasPrefix(subject, "others.") })
+	defer cancel()
+	if err := link.Publish("orders.new", nil); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "the end of the guarded context", orders.Done())
+	wantError(t, context.Cause(orders), discovery.ErrPermission, "publish", "orders.new")
+	wantError(t, link.Denied(), discovery.ErrPermission, "orders.new")
+	if err := context.Cause(others); err != nil {
+		t.Errorf("an operation that was not concerned ended with %v", err)
+	}
+	if err := link.Err(); err != nil {
+		t.Errorf("the connection ended with %v", err)
+	}
+}
+
+// Without the right to hear answers nothing works on a connection.
+func TestAnswersDenied(t *testing.T) {
+	t.Parallel()
+	s := natstest.Start(t, natstest.Users(natstest.User{Name: "u", Password: secret, Subscribe: natstest.Deny("_INBOX.>")}))
+	conn := open(t, natsconn.Config{URLs: []string{s.URL()}, User: "u", Password: secret})
+	link := mustGet(t, conn)
+	if _, err := link.RequestWithContext(t.Context(), "anything", nil); err == nil {
+		t.Error("a request succeeded")
+	}
+	await(t, "the loss of the connection", link.Lost())
+	wantError(t, link.Err(), discovery.ErrPermission, "subscribe", "_INBOX")
+}
+
+func TestCredentialsExpire(t *testing.T) {
+	t.Parallel()
+	s := natstest.Start(t, natstest.OperatorUntil(time.Now().Add(3*time.Second)))
+	conn := open(t, natsconn.Config{URLs: []string{s.URL()}, Credentials: s.Creds})
+	link := mustGet(t, conn)
+	await(t, "the loss of the connection", link.Lost())
+	wantError(t, link.Err(), discovery.ErrCredentials, "expired")
+	// Within the very second of the expiry the server lets them in once more.
+	deadline := time.Now().Add(patience)
+	for {
+		_, err := conn.Get(t.Context())
+		if err != nil {
+			wantError(t, err, discovery.ErrCredentials)
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("the expired credentials are still accepted")
+		}
+	}
+}
+
+func TestProbe(t *testing.T) {
+	t.Parallel()
+	s := natstest.Start(t)
+	conn := open(t, natsconn.Config{URLs: []string{s.URL()}})
+	link := mustGet(t, conn)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	if err := link.Probe(ctx); err != nil {
+		t.Errorf("Probe of a live server: %v", err)
+	}
+	expired, cancel := context.WithTimeout(t.Context(), 0)
+	defer cancel()
+	wantError(t, link.Probe(expired), discovery.ErrUnreachable, s.Addr())
+	await(t, "the loss of the connection", link.Lost())
+	wantError(t, link.Err(), discovery.ErrUnreachable, "does not answer")
+}
+
+func TestValidate(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		config natsconn.Config
+		want   string // "" if it is valid
+	}{
+		"nothing":            {natsconn.Config{}, ""},
+		"every scheme":       {natsconn.Config{URLs: []string{"nats://a", "tls://b:1", "ws://c", "wss://[::1]", "NATS://d/"}}, ""},
+		"one login":          {natsconn.Config{Token: secret}, ""},
+		"two logins":         {natsconn.Config{Token: secret, User: "u", Password: secret}, "token and user"},
+		"login in URL too":   {natsconn.Config{URLs: []string{"nats://u:" + secret + "@a"}, NKey: "f"}, "nkey and user info"},
+		"password alone":     {natsconn.Config{Password: secret}, "without a user"},
+		"certificate alone":  {natsconn.Config{TLSCert: "c"}, "key"},
+		"key alone":          {natsconn.Config{TLSKey: "k"}, "certificate"},
+		"empty":              {natsconn.Config{URLs: []string{""}}, "nats://host:port"},
+		"bare":               {natsconn.Config{URLs: []string{"a:4222"}}, "nats://host:port"},
+		"bare with password": {natsconn.Config{URLs: []string{"u:" + secret + "@a:4222"}}, `"a:4222"`},
+		"other scheme":       {natsconn.Config{URLs: []string{"http://u:" + secret + "@a:4222"}}, "nats, tls, ws or wss"},
+		"no host":            {natsconn.Config{URLs: []string{"nats://:4222"}}, "host is missing"},
+		"port range":         {natsconn.Config{URLs: []string{"nats://a:70000"}}, "65535"},
+		"port zero":          {natsconn.Config{URLs: []string{"nats://a:0"}}, "65535"},
+		"odd password":       {natsconn.Config{URLs: []string{"nats://u:" + secret + "/@a:4222"}}, "percent-encoded"},
+		"odd password 2":     {natsconn.Config{URLs: []string{"nats://u:%zz" + secret + "@a:4222"}}, "percent-encoded"},
+		"path":               {natsconn.Config{URLs: []string{"nats://u:" + secret + "@a:4222/b"}}, "path"},
+		"query":              {natsconn.Config{URLs: []string{"nats://a:4222?token=" + secret}}, "query"},
+		"list":               {natsconn.Config{URLs: []string{"nats://a:4222,nats://b:4222"}}, "URL of its own"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			err := test.config.Validate()
+			if test.want == "" {
+				if err != nil {
+					t.Fatal(err)
+				}
+				return
+			}
+			wantError(t, err, discovery.ErrInvalid, test.want)
+			if _, err := natsconn.New(test.config); err == nil {
+				t.Error("New accepted what Validate refused")
+			}
+		})
+	}
+}
+
+func TestNothingPrintsSecrets(t *testing.T) {
+	t.Parallel()
+	config := natsconn.Config{
+		URLs:  []string{"nats://" + secret + "@a", "nats://u:" + secret + "@b:1"},
+		Token: secret, User: "u", Password: secret,
+	}
+	for _, verb := range []string{"%v", "%+v", "%#v", "%s"} {
+		if got, want := fmt.Sprintf(verb, config), "a:4222,b:1"; got != want {
+			t.Errorf("%s prints %q, want %q", verb, got, want)
+		}
+	}
+}
+
+func FuzzParseURL(f *testing.F) {
+	f.Add("nats://", "u:", "", "@a:4222/b")
+	f.Add("nats://", "u:", "/", "@a")
+	f.Add("ws://", "", "", "@[::1]")
+	f.Add("", "", "?", "@a")
+	f.Fuzz(func(t *testing.T, scheme, before, after, rest string) {
+		raw := scheme + before + secret + after + "@" + rest
+		if strings.Contains(scheme+rest, secret) {
+			t.Skip("the secret stands where none belongs")
+		}
+		u, err := natsconn.ParseURL(raw)
+		if err != nil {
+			wantError(t, err, discovery.ErrInvalid)
+			return
+		}
+		if u.Hostname() == "" || u.Port() == "" {
+			t.Errorf("ParseURL(%q) = %q without a host or a port", raw, u)
+		}
+		again, err := natsconn.ParseURL(u.String())
+		if err != nil || again.Host != u.Host {
+			t.Errorf("ParseURL(%q) = %v, %v, want %q again", u, again, err, u)
+		}
+	})
+}

@@ -1,0 +1,113 @@
+package natsconn
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"syscall"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/caddy-discovery/caddy-discovery/discovery"
+)
+
+// A description is what an error of the client means.
+type description struct {
+	sentinel error
+	text     string
+}
+
+// describe says what went wrong with a connection and what would help. Its
+// text holds nothing that was secret.
+func describe(err error) description {
+	var (
+		authority   x509.UnknownAuthorityError
+		hostname    x509.HostnameError
+		certificate *tls.CertificateVerificationError
+		remote      *net.OpError
+		dns         *net.DNSError
+	)
+	unreachable := func(format string, args ...any) description {
+		return description{discovery.ErrUnreachable, fmt.Sprintf(format, args...)}
+	}
+	refused := func(format string, args ...any) description {
+		return description{discovery.ErrCredentials, fmt.Sprintf(format, args...)}
+	}
+	var timeout net.Error
+	switch {
+	case isAuth(err):
+		return refused("%s", authText(err))
+	case errors.As(err, &authority):
+		return unreachable("the server's certificate is signed by an unknown authority; name it with tls_ca")
+	case errors.As(err, &hostname):
+		return unreachable("the server's certificate is for another name (%v); name it with tls_server_name", hostname)
+	case errors.As(err, &certificate):
+		return unreachable("the server's certificate is not valid: %v", certificate.Err)
+	case errors.As(err, &remote) && remote.Op == "remote error", errors.Is(err, nats.ErrTLS) && isClosed(err):
+		// In TLS 1.3 a server refuses a client's certificate after the client
+		// took the handshake for done.
+		return refused("the server refused the TLS client certificate, or there is none; see tls_client_auth (%v)", trim(err))
+	case errors.Is(err, nats.ErrSecureConnWanted):
+		return unreachable("the server does not offer TLS")
+	case errors.Is(err, nats.ErrSecureConnRequired):
+		return unreachable("the server demands TLS")
+	case errors.Is(err, nats.ErrTLS):
+		return unreachable("TLS failed: %v", trim(err))
+	case errors.As(err, &dns):
+		return unreachable("cannot resolve the name: %s", dns.Err)
+	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, nats.ErrNoServers):
+		return unreachable("connection refused")
+	case errors.Is(err, nats.ErrStaleConnection):
+		return unreachable("it stopped answering")
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, nats.ErrTimeout),
+		errors.As(err, &timeout) && timeout.Timeout():
+		return unreachable("it does not answer")
+	case isClosed(err):
+		return unreachable("the server closed the connection")
+	default:
+		return unreachable("%v", trim(err))
+	}
+}
+
+func isAuth(err error) bool {
+	for _, target := range []error{
+		nats.ErrAuthorization, nats.ErrAuthExpired, nats.ErrAuthRevoked, nats.ErrAccountAuthExpired,
+		nats.ErrNkeysNotSupported,
+	} {
+		if errors.Is(err, target) {
+			return true
+		}
+	}
+	// What the server says while it lets us in is not always turned into those.
+	text := strings.ToLower(err.Error())
+	return strings.Contains(text, "authentication expired") || strings.Contains(text, "authentication revoked")
+}
+
+func authText(err error) string {
+	switch text := strings.ToLower(err.Error()); {
+	case strings.Contains(text, "account authentication expired"):
+		return "the account has expired"
+	case strings.Contains(text, "expired"):
+		return "the credentials have expired"
+	case strings.Contains(text, "revoked"):
+		return "the credentials were revoked"
+	case errors.Is(err, nats.ErrNkeysNotSupported):
+		return "the server knows no nkeys"
+	default:
+		return "the server refused the credentials, or there are none"
+	}
+}
+
+func isClosed(err error) bool {
+	return errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) ||
+		errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) ||
+		errors.Is(err, nats.ErrConnectionClosed)
+}
+
+// trim takes the name of the library off a message.
+func trim(err error) string { return strings.TrimPrefix(err.Error(), "nats: ") }

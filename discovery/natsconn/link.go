@@ -1,0 +1,195 @@
+package natsconn
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/caddy-discovery/caddy-discovery/discovery"
+)
+
+// A Link is one dialled connection, from the time a server let us in until it
+// is lost. It never comes back: [Conn.Get] dials the next one.
+type Link struct {
+	*nats.Conn
+
+	owner   *Conn
+	address address
+	lost    chan struct{}
+
+	mu     sync.Mutex // guards what follows; no callback runs under it
+	why    error      // why it was, or is about to be, lost
+	denied error      // the last permission that was refused
+	guards map[*guard]struct{}
+}
+
+// A guard ends an operation that the connection will not let succeed.
+type guard struct {
+	concerns func(subject string) bool
+	cancel   context.CancelCauseFunc
+}
+
+func newLink(owner *Conn, a address) *Link {
+	return &Link{owner: owner, address: a, lost: make(chan struct{}), guards: make(map[*guard]struct{})}
+}
+
+// attach completes the link. Handlers of the client may run before it.
+func (l *Link) attach(nc *nats.Conn) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.Conn = nc
+}
+
+// Address names the server, without user info.
+func (l *Link) Address() string { return l.address.String() }
+
+// Lost is closed when the connection is lost, or was closed.
+func (l *Link) Lost() <-chan struct{} { return l.lost }
+
+// Err returns why the connection was lost, as an error that wraps one of those
+// of package discovery; nil while it stands.
+func (l *Link) Err() error {
+	select {
+	case <-l.lost:
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		return l.why
+	default:
+		return nil
+	}
+}
+
+// Denied returns the last permission that the server refused, as an error that
+// wraps [discovery.ErrPermission] and names the subject; nil if it refused none.
+func (l *Link) Denied() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.denied
+}
+
+// Guard returns a context that also ends, with the reason as its cause, when
+// the link is lost, or when the server refuses a subject that concerns the
+// caller. A server that denies a permission answers nothing to the request
+// itself: without a guard every such request waits for its deadline, and then
+// cannot say why. cancel releases the guard.
+func (l *Link) Guard(ctx context.Context, concerns func(subject string) bool) (guarded context.Context, cancel context.CancelFunc) {
+	guarded, cancelCause := context.WithCancelCause(ctx)
+	g := &guard{concerns: concerns, cancel: cancelCause}
+	l.mu.Lock()
+	select {
+	case <-l.lost:
+		why := l.why
+		l.mu.Unlock()
+		cancelCause(why)
+		return guarded, func() {}
+	default:
+	}
+	l.guards[g] = struct{}{}
+	l.mu.Unlock()
+	return guarded, func() {
+		l.mu.Lock()
+		delete(l.guards, g)
+		l.mu.Unlock()
+		cancelCause(nil)
+	}
+}
+
+// Probe sends a ping and waits for the answer. If none comes before ctx ends,
+// the link is dropped: a connection that died without a word is to be dialled
+// anew, not waited for. It returns why, or nil.
+func (l *Link) Probe(ctx context.Context) error {
+	err := l.Conn.FlushWithContext(ctx)
+	if err == nil {
+		return nil
+	}
+	why := fmt.Errorf("%w: %s does not answer", discovery.ErrUnreachable, l.Address())
+	if errors.Is(err, context.DeadlineExceeded) {
+		l.drop(why)
+	}
+	return why
+}
+
+// drop closes the connection and gives the reason, unless it has one already.
+func (l *Link) drop(why error) {
+	l.fail(why)
+	l.Conn.Close()
+}
+
+// fail sets the reason why the link is about to be lost; the first one counts.
+func (l *Link) fail(why error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.why == nil {
+		l.why = why
+	}
+}
+
+// onClosed runs once, when the client has given up the connection.
+func (l *Link) onClosed(nc *nats.Conn) {
+	cause := "it was closed"
+	if err := nc.LastError(); err != nil {
+		cause = describe(err).text
+	}
+	l.fail(fmt.Errorf("%w: lost the connection to %s: %s", discovery.ErrUnreachable, l.Address(), cause))
+	l.mu.Lock()
+	why := l.why
+	guards := l.guards
+	l.guards = nil
+	close(l.lost)
+	l.mu.Unlock()
+	for g := range guards {
+		g.cancel(why)
+	}
+}
+
+// onError takes what the server says outside of any answer.
+func (l *Link) onError(nc *nats.Conn, _ *nats.Subscription, err error) {
+	if isAuth(err) {
+		// The server closes the connection next, without repeating the reason.
+		l.fail(fmt.Errorf("%w: %s: %s", discovery.ErrCredentials, l.Address(), describe(err).text))
+		return
+	}
+	if !errors.Is(err, nats.ErrPermissionViolation) {
+		return
+	}
+	kind, subject := violation(err)
+	denied := fmt.Errorf("%w to %s %q", discovery.ErrPermission, kind, subject)
+	var affected []*guard
+	l.mu.Lock()
+	l.denied = denied
+	for g := range l.guards {
+		if g.concerns(subject) {
+			affected = append(affected, g)
+		}
+	}
+	l.mu.Unlock()
+	if strings.HasPrefix(subject, nats.InboxPrefix) {
+		// All answers come through one subscription that is made once, so that
+		// nothing works on this connection, nor ever will: the next one may have
+		// been given the right meanwhile.
+		l.fail(denied)
+		nc.Close()
+		return
+	}
+	for _, g := range affected {
+		g.cancel(denied)
+	}
+}
+
+// violation takes the subject out of a message like
+// Permissions Violation for Publish to "orders.>".
+func violation(err error) (kind, subject string) {
+	text := err.Error()
+	kind = "publish to"
+	if strings.Contains(text, "Subscription") {
+		kind = "subscribe to"
+	}
+	if _, after, found := strings.Cut(text, `"`); found {
+		subject, _, _ = strings.Cut(after, `"`)
+	}
+	return kind, subject
+}
