@@ -1,0 +1,173 @@
+package natskv
+
+import (
+	"fmt"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/caddy-discovery/caddy-discovery/discovery"
+	"github.com/caddy-discovery/caddy-discovery/discovery/natsconn"
+)
+
+// What a Config stands for where it says nothing.
+const (
+	DefaultBucket    = "catga_nodes"
+	DefaultKeyPrefix = "node."
+	DefaultBucketTTL = 5 * time.Minute
+	DefaultHistory   = 10
+	DefaultMaxBytes  = 10 << 20
+	DefaultReplicas  = 1
+)
+
+// Kinds of storage for a bucket that is created.
+const (
+	StorageFile   = "file"
+	StorageMemory = "memory"
+)
+
+// A Config names one bucket.
+type Config struct {
+	// Config says where the servers are and how to be let in. The path of a
+	// URL names the bucket: nats://127.0.0.1:4222/catga_nodes.
+	natsconn.Config
+
+	// Bucket is the bucket's name, of letters, digits, "-" and "_".
+	// Default: DefaultBucket.
+	Bucket string
+	// KeyPrefix goes before the id in the key of a node. Keys without it are
+	// read as bare ids. Default: DefaultKeyPrefix.
+	KeyPrefix string
+	// Domain is the JetStream domain of the bucket. Default: that of the
+	// server we are connected to.
+	Domain string
+
+	// NoCreate makes a bucket that does not exist an error. Otherwise it is
+	// created, with the values that follow; a bucket that exists is used as it
+	// is and never changed.
+	NoCreate bool
+	// BucketTTL is how long the bucket keeps a record that nobody renews.
+	// Default: DefaultBucketTTL.
+	BucketTTL time.Duration
+	// History is how many revisions are kept of each key, 1 to 64.
+	// Default: DefaultHistory.
+	History int
+	// MaxBytes bounds the size of the bucket; -1 does not.
+	// Default: DefaultMaxBytes.
+	MaxBytes int64
+	// Storage is StorageFile or StorageMemory. Default: StorageFile.
+	Storage string
+	// Replicas is how many servers keep the bucket, 1 to 5.
+	// Default: DefaultReplicas.
+	Replicas int
+}
+
+var (
+	validBucket = regexp.MustCompile(`^[A-Za-z0-9_-]+$`)
+	validDomain = regexp.MustCompile(`^[^\s.*>]+$`)
+)
+
+const (
+	maxBucket    = 200 // a stream's name becomes the name of a folder
+	maxKeyPrefix = 128
+)
+
+// Resolve returns the configuration as it is meant: the bucket taken out of the
+// URLs' paths, and every default filled in. Two configurations that mean the
+// same bucket resolve to equal ones. The error wraps [discovery.ErrInvalid] and
+// names what is wrong and what is accepted.
+func (c Config) Resolve() (Config, error) {
+	urls := make([]string, 0, len(c.URLs))
+	for _, raw := range c.URLs {
+		u, err := natsconn.ParseURL(raw)
+		if err != nil {
+			return Config{}, err
+		}
+		if bucket := strings.TrimPrefix(u.Path, "/"); bucket != "" {
+			if c.Bucket != "" && c.Bucket != bucket {
+				return Config{}, fmt.Errorf("%w NATS bucket: both %q and, in the path of %s://%s, %q are named; name one",
+					discovery.ErrInvalid, c.Bucket, u.Scheme, u.Host, bucket)
+			}
+			c.Bucket = bucket
+		}
+		u.Path, u.RawPath = "", ""
+		urls = append(urls, u.String())
+	}
+	if len(urls) == 0 {
+		urls = append(urls, natsconn.DefaultURL)
+	}
+	c.URLs = urls
+
+	c = c.withDefaults()
+	if err := c.Config.Validate(); err != nil {
+		return Config{}, err
+	}
+	refuse := func(option string, value any, accepted string) (Config, error) {
+		return Config{}, fmt.Errorf("%w NATS %s %q: want %s", discovery.ErrInvalid, option, fmt.Sprint(value), accepted)
+	}
+	switch {
+	case !validBucket.MatchString(c.Bucket) || len(c.Bucket) > maxBucket:
+		return refuse("bucket", c.Bucket, fmt.Sprintf("1 to %d letters, digits, - and _", maxBucket))
+	case len(c.KeyPrefix) > maxKeyPrefix || !validKey(c.KeyPrefix+"x"):
+		return refuse("key prefix", c.KeyPrefix,
+			fmt.Sprintf(`at most %d letters, digits and -/_=. characters, no "." at the start and no ".."`, maxKeyPrefix))
+	case c.Domain != "" && !validDomain.MatchString(c.Domain):
+		return refuse("domain", c.Domain, "one name without dots, wildcards and spaces")
+	case c.BucketTTL < time.Second:
+		return refuse("bucket TTL", c.BucketTTL, "at least 1s")
+	case c.History < 1 || c.History > jetstream.KeyValueMaxHistory:
+		return refuse("history", c.History, fmt.Sprintf("a number from 1 to %d", jetstream.KeyValueMaxHistory))
+	case c.MaxBytes < -1:
+		return refuse("max bytes", c.MaxBytes, "a size, or -1 for no bound")
+	case c.Storage != StorageFile && c.Storage != StorageMemory:
+		return refuse("storage", c.Storage, StorageFile+" or "+StorageMemory)
+	case c.Replicas < 1 || c.Replicas > 5:
+		return refuse("replicas", c.Replicas, "a number from 1 to 5")
+	}
+	return c, nil
+}
+
+// Validate returns the error of [Config.Resolve].
+func (c Config) Validate() error {
+	_, err := c.Resolve()
+	return err
+}
+
+// String names the bucket and its servers, and no secret:
+// "nats_kv://10.0.0.5:4222/catga_nodes".
+func (c Config) String() string {
+	if resolved, err := c.Resolve(); err == nil {
+		c = resolved
+	}
+	return "nats_kv://" + c.Config.String() + "/" + c.Bucket
+}
+
+// GoString is String, so that no way of printing shows a secret.
+func (c Config) GoString() string { return c.String() }
+
+func (c Config) withDefaults() Config {
+	if c.Bucket == "" {
+		c.Bucket = DefaultBucket
+	}
+	if c.KeyPrefix == "" {
+		c.KeyPrefix = DefaultKeyPrefix
+	}
+	if c.BucketTTL == 0 {
+		c.BucketTTL = DefaultBucketTTL
+	}
+	if c.History == 0 {
+		c.History = DefaultHistory
+	}
+	if c.MaxBytes == 0 {
+		c.MaxBytes = DefaultMaxBytes
+	}
+	if c.Storage == "" {
+		c.Storage = StorageFile
+	}
+	if c.Replicas == 0 {
+		c.Replicas = DefaultReplicas
+	}
+	return c
+}

@@ -1,0 +1,110 @@
+package natskv
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/caddy-discovery/caddy-discovery/discovery"
+	"github.com/caddy-discovery/caddy-discovery/discovery/natsconn"
+)
+
+// Error codes of the server that the client has no name for (server/errors.json
+// of nats-server).
+const (
+	codeAccountResources = 10002 // resource limits exceeded for account
+	codeNoPeers          = 10005 // no suitable peers for placement
+	codeClusterAway      = 10008 // JetStream system temporarily unavailable
+	codeResources        = 10023 // insufficient resources
+	codeMaxConsumers     = 10026
+	codeMaxStreams       = 10027
+	codeMemory           = 10028 // insufficient memory resources available
+	codeStorage          = 10047 // insufficient storage resources available
+	codeReplicas         = 10074 // replicas > 1 not supported in non-clustered mode
+	codeStoreFailed      = 10077 // with the store's own reason
+	codeMaxStreamBytes   = 10122 // stream max bytes exceeds account limit
+)
+
+// explain turns the error of an operation into one that wraps an error of
+// package discovery where one fits, and says what would help. ctx is the guarded
+// context of the operation, parent that of the caller.
+func (r *Registry) explain(parent, ctx context.Context, link *natsconn.Link, err error) error {
+	if isDiscovery(err) {
+		return err
+	}
+	if errors.Is(err, nats.ErrConnectionClosed) || errors.Is(err, jetstream.ErrConnectionClosed) {
+		// The client says so before it tells why.
+		<-link.Lost()
+		return link.Err()
+	}
+	if ctx.Err() != nil {
+		if cause := context.Cause(ctx); isDiscovery(cause) {
+			return cause
+		}
+		if errors.Is(parent.Err(), context.Canceled) {
+			return parent.Err()
+		}
+		return fmt.Errorf("%w: no answer in time from %s: %w", discovery.ErrUnreachable, link.Address(), ctx.Err())
+	}
+
+	wrap := func(sentinel error, format string, args ...any) error {
+		return fmt.Errorf("%w: %s: %w", sentinel, fmt.Sprintf(format, args...), err)
+	}
+	switch {
+	case errors.Is(err, errSilent):
+		return wrap(discovery.ErrUnreachable, "%s stopped answering", link.Address())
+	case errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount):
+		return wrap(discovery.ErrUnsupported, "JetStream is not enabled for this account")
+	case errors.Is(err, jetstream.ErrJetStreamNotEnabled), errors.Is(err, nats.ErrNoResponders):
+		if r.config.Domain != "" {
+			return wrap(discovery.ErrUnsupported, "there is no JetStream in domain %q, or none at all", r.config.Domain)
+		}
+		return wrap(discovery.ErrUnsupported, "JetStream is not enabled on %s; start the server with -js", link.Address())
+	case errors.Is(err, jetstream.ErrNoStreamResponse):
+		return wrap(discovery.ErrUnreachable, "nobody stores what is written to bucket %q", r.config.Bucket)
+	case errors.Is(err, jetstream.ErrBucketNotFound), errors.Is(err, jetstream.ErrStreamNotFound):
+		return wrap(discovery.ErrNotFound, "bucket %q does not exist", r.config.Bucket)
+	case errors.Is(err, jetstream.ErrStreamMessageExceedsMaximum), errors.Is(err, nats.ErrMaxPayload):
+		return wrap(discovery.ErrInvalid, "record: it is larger than bucket %q or the server takes", r.config.Bucket)
+	}
+	var api *jetstream.APIError
+	if !errors.As(err, &api) {
+		return err
+	}
+	switch int(api.ErrorCode) {
+	case codeReplicas, codeNoPeers:
+		return wrap(discovery.ErrUnsupported, "%d replicas need a cluster of as many servers; set replicas 1 for a single one", r.config.Replicas)
+	case codeClusterAway:
+		return wrap(discovery.ErrUnreachable, "the cluster has no leader")
+	case codeStoreFailed:
+		if text := strings.ToLower(api.Description); !strings.Contains(text, "maximum") && !strings.Contains(text, "exceeded") &&
+			!strings.Contains(text, "no space") {
+			return err
+		}
+		return wrap(discovery.ErrFull, "bucket %q; raise its max_bytes or lower its history", r.config.Bucket)
+	case codeMaxStreamBytes, codeStorage, codeMemory, codeResources, codeAccountResources:
+		return wrap(discovery.ErrFull, "JetStream has no room for bucket %q; raise the limits of the server or the account, or lower max_bytes", r.config.Bucket)
+	case codeMaxStreams:
+		return wrap(discovery.ErrFull, "the account may have no more buckets")
+	case codeMaxConsumers:
+		return wrap(discovery.ErrFull, "bucket %q may have no more watchers", r.config.Bucket)
+	}
+	return err
+}
+
+// isDiscovery reports whether an error is explained already.
+func isDiscovery(err error) bool {
+	for _, sentinel := range []error{
+		discovery.ErrUnreachable, discovery.ErrCredentials, discovery.ErrPermission, discovery.ErrUnsupported,
+		discovery.ErrNotFound, discovery.ErrFull, discovery.ErrInvalid, discovery.ErrBroken,
+	} {
+		if errors.Is(err, sentinel) {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,90 @@
+package natskv
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/caddy-discovery/caddy-discovery/discovery"
+)
+
+// History returns the revisions that the bucket still holds of the node, newest
+// first, whichever form of key they stand under. A node that was never heard of
+// has none, and so has every node of a bucket that does not exist but may be
+// created.
+func (r *Registry) History(ctx context.Context, id string, limit int) ([]discovery.Revision, error) {
+	what := fmt.Sprintf("reading the history of node %q", id)
+	if err := discovery.ValidateID(id); err != nil {
+		return nil, fmt.Errorf("%s: %w", what, err)
+	}
+	var revisions []discovery.Revision
+	err := r.do(ctx, what, feedNeeds(), func(ctx context.Context, s *session) error {
+		stream, err := s.js.Stream(ctx, streamPrefix+r.config.Bucket)
+		if errors.Is(err, jetstream.ErrStreamNotFound) && !r.config.NoCreate {
+			return nil
+		}
+		if err == nil {
+			err = r.check(stream)
+		}
+		if err != nil {
+			return err
+		}
+		for _, key := range r.config.keysOf(id) {
+			of, err := r.revisions(ctx, s, stream.CachedInfo(), key, id)
+			if err != nil {
+				return err
+			}
+			revisions = append(revisions, of...)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	slices.SortFunc(revisions, func(a, b discovery.Revision) int { return cmp.Compare(b.Number, a.Number) })
+	if limit > 0 && len(revisions) > limit {
+		revisions = revisions[:limit]
+	}
+	return revisions, nil
+}
+
+// revisions reads those of one key.
+func (r *Registry) revisions(ctx context.Context, s *session, info *jetstream.StreamInfo, key, id string) ([]discovery.Revision, error) {
+	f, err := s.open(ctx, info, jetstream.DeliverAllPolicy, key)
+	if err != nil {
+		return nil, err
+	}
+	defer f.close(ctx)
+	var revisions []discovery.Revision
+	for f.received < f.listed {
+		m, err := f.next(ctx)
+		if err != nil {
+			return nil, err
+		}
+		if m == nil {
+			// What was counted may have expired before it was sent.
+			done, err := f.exhausted(ctx, f.received)
+			if err != nil {
+				return nil, err
+			}
+			if done {
+				break
+			}
+			continue
+		}
+		event := r.config.event(m)
+		if event.Type != discovery.Put || event.ID == id {
+			revisions = append(revisions, discovery.Revision{
+				Number: m.sequence, Time: m.time, Type: event.Type, Node: event.Node, Err: event.Err,
+			})
+		}
+		if m.pending == 0 {
+			break
+		}
+	}
+	return revisions, nil
+}

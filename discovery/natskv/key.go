@@ -1,0 +1,122 @@
+package natskv
+
+import (
+	"regexp"
+	"strings"
+
+	"github.com/caddy-discovery/caddy-discovery/discovery"
+)
+
+// maxKey is the longest key that is written: some 5,000 bytes make the server
+// drop the connection.
+const maxKey = 1 << 10
+
+var keyCharacters = regexp.MustCompile(`^[-/_=.A-Za-z0-9]+$`)
+
+// validKey reports whether a bucket takes the key.
+func validKey(key string) bool {
+	return len(key) <= maxKey && keyCharacters.MatchString(key) &&
+		key[0] != '.' && key[len(key)-1] != '.' && !strings.Contains(key, "..")
+}
+
+const hexDigits = "0123456789ABCDEF"
+
+// plain reports whether an id's byte stands for itself in a key. What is kept
+// is less than what a key may hold: "." makes levels of a subject, "=" starts
+// an escape, and "/" is left to those who write paths.
+func plain(c byte) bool {
+	return 'A' <= c && c <= 'Z' || 'a' <= c && c <= 'z' || '0' <= c && c <= '9' || c == '-' || c == '_'
+}
+
+// encode returns an id as a key spells it: =HH for each byte that is not plain.
+func encode(id string) string {
+	var b strings.Builder
+	for i := range len(id) {
+		if c := id[i]; plain(c) {
+			b.WriteByte(c)
+		} else {
+			b.WriteByte('=')
+			b.WriteByte(hexDigits[c>>4])
+			b.WriteByte(hexDigits[c&15])
+		}
+	}
+	return b.String()
+}
+
+// decode returns the id that encode spells so. It reports false for whatever
+// encode would not have written.
+func decode(name string) (id string, ok bool) {
+	if !strings.Contains(name, "=") {
+		for i := range len(name) {
+			if !plain(name[i]) {
+				return "", false
+			}
+		}
+		return name, name != ""
+	}
+	var b strings.Builder
+	for i := 0; i < len(name); i++ {
+		c := name[i]
+		if plain(c) {
+			b.WriteByte(c)
+			continue
+		}
+		if c != '=' || i+2 >= len(name) {
+			return "", false
+		}
+		high, low := strings.IndexByte(hexDigits, name[i+1]), strings.IndexByte(hexDigits, name[i+2])
+		if high < 0 || low < 0 {
+			return "", false
+		}
+		decoded := byte(high<<4 | low)
+		if plain(decoded) {
+			return "", false // it would have been kept
+		}
+		b.WriteByte(decoded)
+		i += 2
+	}
+	id = b.String()
+	return id, discovery.ValidateID(id) == nil
+}
+
+// key returns the key under which we write a node.
+func (c *Config) key(id string) string { return c.KeyPrefix + encode(id) }
+
+// idOf returns the id that a key names: what is encoded in it, or else what
+// stands there.
+func (c *Config) idOf(key string) string {
+	name := c.nameOf(key)
+	if id, ok := decode(name); ok {
+		return id
+	}
+	return name
+}
+
+// names reports whether a record of that id may stand under the key: encoded,
+// as we write it, or literally, as others do.
+func (c *Config) names(key, id string) bool {
+	return id == c.idOf(key) || id == c.nameOf(key) || id == key
+}
+
+// nameOf returns the key without its prefix, or a bare key whole.
+func (c *Config) nameOf(key string) string {
+	if name, found := strings.CutPrefix(key, c.KeyPrefix); found && name != "" {
+		return name
+	}
+	return key
+}
+
+// keysOf returns every key under which a node may stand.
+func (c *Config) keysOf(id string) []string {
+	var keys []string
+	for _, key := range []string{c.KeyPrefix + encode(id), c.KeyPrefix + id, encode(id), id} {
+		known := false
+		for _, k := range keys {
+			known = known || k == key
+		}
+		if !known && validKey(key) && c.names(key, id) {
+			keys = append(keys, key)
+		}
+	}
+	return keys
+}

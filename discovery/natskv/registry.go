@@ -1,0 +1,330 @@
+// Package natskv keeps a registry in a JetStream key-value bucket: one key a
+// node, its value the record. Changes are pushed, records expire by the server's
+// own clock, and past revisions stay readable.
+//
+// A watch is a consumer of its own that is read to the first irregularity, and
+// then ends; see [Registry.Watch].
+package natskv
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/caddy-discovery/caddy-discovery/discovery"
+	"github.com/caddy-discovery/caddy-discovery/discovery/natsconn"
+)
+
+const (
+	// operationTimeout bounds whatever asks the registry and waits.
+	operationTimeout = 5 * time.Second
+
+	// streamPrefix makes the name of a stream out of that of a bucket.
+	streamPrefix = "KV_"
+)
+
+// A Registry is one bucket behind one connection. It implements
+// [discovery.Registry], [discovery.Verifier] and [discovery.Historian].
+type Registry struct {
+	config Config // resolved
+	conn   *natsconn.Conn
+
+	mu      sync.Mutex // guards what follows; no I/O happens under it
+	session *session   // of the last connection
+	watch   *watch     // the one that runs
+	// written are the revisions of our own records, by key.
+	written map[string]uint64
+}
+
+// A session is what stands on one connection.
+type session struct {
+	link *natsconn.Link
+	js   jetstream.JetStream
+	api  string // prefix of the subjects of the JetStream API
+
+	mu sync.Mutex
+	kv jetstream.KeyValue // once the bucket was found
+}
+
+// Open returns the registry that config names. It does not connect: the first
+// call that needs the connection does. The error is that of [Config.Resolve].
+func Open(config Config) (*Registry, error) {
+	config, err := config.Resolve()
+	if err != nil {
+		return nil, err
+	}
+	conn, err := natsconn.New(config.Config)
+	if err != nil {
+		return nil, err
+	}
+	return &Registry{config: config, conn: conn, written: make(map[string]uint64)}, nil
+}
+
+// String names the bucket and its servers, and no secret.
+func (r *Registry) String() string { return r.config.String() }
+
+// Close closes the connection, which ends every call that is under way.
+func (r *Registry) Close() error { return r.conn.Close() }
+
+// Announce puts the node's record. Each put renews the record's stay in the
+// bucket. A bucket that is missing is created first, unless the configuration
+// forbids it. It fails with [discovery.ErrFull] when the bucket has no room, and
+// otherwise as every call does: with ErrInvalid, ErrUnreachable, ErrCredentials,
+// ErrPermission, ErrUnsupported or ErrNotFound of package discovery.
+func (r *Registry) Announce(ctx context.Context, n discovery.Node) error {
+	what := fmt.Sprintf("announcing node %q", n.ID)
+	record, err := discovery.AppendRecord(nil, n, time.Now())
+	if err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	key := r.config.key(n.ID)
+	return r.do(ctx, what, r.writes(key), func(ctx context.Context, s *session) error {
+		revision, err := r.put(ctx, s, key, record)
+		if err != nil {
+			return err
+		}
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.written[key] = revision
+		return nil
+	})
+}
+
+func (r *Registry) put(ctx context.Context, s *session, key string, record []byte) (uint64, error) {
+	kv, err := r.bucket(ctx, s)
+	if err != nil {
+		return 0, err
+	}
+	revision, err := kv.Put(ctx, key, record)
+	if !errors.Is(err, jetstream.ErrNoStreamResponse) {
+		return revision, err
+	}
+	// Nobody stores it: the bucket was removed since it was found.
+	s.mu.Lock()
+	s.kv = nil
+	s.mu.Unlock()
+	if kv, err = r.bucket(ctx, s); err != nil {
+		return 0, err
+	}
+	return kv.Put(ctx, key, record)
+}
+
+// Withdraw removes the node's record if its metadata names the same instance as
+// n does. A record that is not there, or is somebody else's, is no error.
+func (r *Registry) Withdraw(ctx context.Context, n discovery.Node) error {
+	what := fmt.Sprintf("withdrawing node %q", n.ID)
+	if err := discovery.ValidateID(n.ID); err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	key := r.config.key(n.ID)
+	return r.do(ctx, what, append(r.writes(key), "DIRECT.GET.", "STREAM.MSG.GET."), func(ctx context.Context, s *session) error {
+		stream, err := s.js.Stream(ctx, streamPrefix+r.config.Bucket)
+		if errors.Is(err, jetstream.ErrStreamNotFound) {
+			return nil
+		}
+		if err == nil {
+			err = r.check(stream)
+		}
+		if err != nil {
+			return err
+		}
+		kv, err := r.bucket(ctx, s)
+		if err != nil {
+			return err
+		}
+		entry, err := kv.Get(ctx, key)
+		if errors.Is(err, jetstream.ErrKeyNotFound) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		r.mu.Lock()
+		written := r.written[key]
+		r.mu.Unlock()
+		revision := entry.Revision()
+		if written > revision {
+			// Any replica may answer, also one that has not heard of our last
+			// put yet. What we wrote last is ours for sure, and goes only if
+			// nobody has written since.
+			revision = written
+		} else if current, err := discovery.ParseNode(entry.Value()); err != nil || current.Instance() != n.Instance() {
+			return nil
+		}
+		err = kv.Delete(ctx, key, jetstream.LastRevision(revision))
+		if errors.Is(err, jetstream.ErrKeyRevisionMismatch) {
+			return nil // somebody else was faster, and it is theirs now
+		}
+		if err != nil {
+			return err
+		}
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		delete(r.written, key)
+		return nil
+	})
+}
+
+// writes returns the subjects that a write of the key needs; see do.
+func (r *Registry) writes(key string) []string {
+	return []string{"$KV." + r.config.Bucket + "." + key}
+}
+
+// do runs f on the connection, for five seconds at most, and explains its error.
+// needs are the beginnings of the subjects that f publishes to, beside those
+// that find and create the bucket: as soon as the server denies one of them, f's
+// context ends.
+func (r *Registry) do(ctx context.Context, what string, needs []string, f func(context.Context, *session) error) error {
+	bounded, cancel := context.WithTimeout(ctx, operationTimeout)
+	defer cancel()
+	s, err := r.connect(bounded)
+	if err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	denied := s.link.Denied()
+	guarded, release := s.link.Guard(bounded, s.concerns(append(needs, "STREAM.INFO.", "STREAM.CREATE.", "INFO")))
+	defer release()
+	err = f(guarded, s)
+	if err == nil {
+		return nil
+	}
+	err = r.explain(ctx, guarded, s.link, err)
+	if now := s.link.Denied(); now != denied && errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, discovery.ErrPermission) {
+		// Something was denied meanwhile that we did not know we needed.
+		err = now
+	}
+	return fmt.Errorf("%s: %w", what, err)
+}
+
+// concerns returns whether a denied subject is one of these. Those that do not
+// begin with "$" are of the JetStream API.
+func (s *session) concerns(needs []string) func(subject string) bool {
+	return func(subject string) bool {
+		for _, need := range needs {
+			if strings.HasPrefix(subject, s.api+need) || need[0] == '$' && strings.HasPrefix(subject, need) {
+				return true
+			}
+		}
+		return false
+	}
+}
+
+// connect returns the session of the connection that stands.
+func (r *Registry) connect(ctx context.Context) (*session, error) {
+	link, err := r.conn.Get(ctx)
+	if err != nil {
+		return nil, err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.session != nil && r.session.link == link {
+		return r.session, nil
+	}
+	s := &session{link: link, api: jetstream.DefaultAPIPrefix}
+	if r.config.Domain == "" {
+		s.js, err = jetstream.New(link.Conn)
+	} else {
+		s.api = "$JS." + r.config.Domain + ".API."
+		s.js, err = jetstream.NewWithDomain(link.Conn, r.config.Domain)
+	}
+	if err != nil {
+		return nil, err
+	}
+	r.session = s
+	return s, nil
+}
+
+// bucket returns the bucket for reading and writing keys, found or created once
+// a connection.
+func (r *Registry) bucket(ctx context.Context, s *session) (jetstream.KeyValue, error) {
+	s.mu.Lock()
+	kv := s.kv
+	s.mu.Unlock()
+	if kv != nil {
+		return kv, nil
+	}
+	if _, err := r.ensure(ctx, s); err != nil {
+		return nil, err
+	}
+	kv, err := s.js.KeyValue(ctx, r.config.Bucket)
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.kv = kv
+	return kv, nil
+}
+
+// ensure returns the bucket's stream, creating the bucket if it is missing and
+// may be created. A bucket that exists is never changed: to create or update in
+// one would silently rewrite the history and the TTL that its owner chose.
+func (r *Registry) ensure(ctx context.Context, s *session) (*jetstream.StreamInfo, error) {
+	name := streamPrefix + r.config.Bucket
+	stream, err := s.js.Stream(ctx, name)
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		if r.config.NoCreate {
+			return nil, fmt.Errorf("%w: bucket %q does not exist and create is off; create it with: nats kv add %s --ttl=%s --history=%d --max-bucket-size=%d --storage=%s --replicas=%d",
+				discovery.ErrNotFound, r.config.Bucket, r.config.Bucket,
+				r.config.BucketTTL, r.config.History, r.config.MaxBytes, r.config.Storage, r.config.Replicas)
+		}
+		if err := r.create(ctx, s); err != nil {
+			return nil, fmt.Errorf("creating bucket %q: %w", r.config.Bucket, err)
+		}
+		stream, err = s.js.Stream(ctx, name)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := r.check(stream); err != nil {
+		return nil, err
+	}
+	return stream.CachedInfo(), nil
+}
+
+// check reports what has the name of the bucket and is none.
+func (r *Registry) check(stream jetstream.Stream) error {
+	if stream.CachedInfo().Config.MaxMsgsPerSubject < 1 {
+		return fmt.Errorf("%w bucket %q: stream %s%s exists but is no key-value bucket; name another bucket",
+			discovery.ErrInvalid, r.config.Bucket, streamPrefix, r.config.Bucket)
+	}
+	return nil
+}
+
+func (r *Registry) create(ctx context.Context, s *session) error {
+	config := jetstream.KeyValueConfig{
+		Bucket:      r.config.Bucket,
+		Description: "nodes of a fleet",
+		TTL:         r.config.BucketTTL,
+		History:     uint8(r.config.History),
+		MaxBytes:    r.config.MaxBytes,
+		Storage:     jetstream.FileStorage,
+		Replicas:    r.config.Replicas,
+		// With it the server tells of each record that expires. A marker needs
+		// to live no longer than a record.
+		LimitMarkerTTL: r.config.BucketTTL.Truncate(time.Second),
+	}
+	if r.config.Storage == StorageMemory {
+		config.Storage = jetstream.MemoryStorage
+	}
+	_, err := s.js.CreateKeyValue(ctx, config)
+	if errors.Is(err, jetstream.ErrLimitMarkerTTLNotSupported) {
+		config.LimitMarkerTTL = 0
+		_, err = s.js.CreateKeyValue(ctx, config)
+	}
+	if errors.Is(err, jetstream.ErrBucketExists) {
+		return nil // somebody else was faster, with another configuration
+	}
+	return err
+}
+
+var (
+	_ discovery.Registry  = (*Registry)(nil)
+	_ discovery.Verifier  = (*Registry)(nil)
+	_ discovery.Historian = (*Registry)(nil)
+)

@@ -1,0 +1,418 @@
+package natskv_test
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/caddy-discovery/caddy-discovery/discovery"
+	"github.com/caddy-discovery/caddy-discovery/discovery/natskv"
+	"github.com/caddy-discovery/caddy-discovery/internal/natstest"
+)
+
+func TestWatch(t *testing.T) {
+	t.Parallel()
+	s := natstest.Start(t)
+	r := open(t, natskv.Config{Config: urls(s.URL())})
+	w := watch(t, r)
+	listed, synced := w.listing()
+	if len(listed) != 0 || synced.Listing.Epoch == "" || synced.Listing.Expiry != 5*time.Minute || synced.Listing.Partial {
+		t.Errorf("an empty bucket lists %v, then %+v", listed, synced.Listing)
+	}
+
+	announce(t, r, node(t, "a.b/c", "service", "orders"))
+	e := w.want(discovery.Put, "a.b/c")
+	if e.Key != "node.a=2Eb=2Fc" || e.Node.Service() != "orders" || e.Age != 0 || e.Revision != 1 {
+		t.Errorf("got %+v", e)
+	}
+	kv := s.KeyValue("catga_nodes")
+	put(t, kv, "bare", record("bare"))
+	if e := w.want(discovery.Put, "bare"); e.Key != "bare" {
+		t.Errorf("key of a bare id is %q", e.Key)
+	}
+	put(t, kv, "node.foreign.x", record("foreign.x"))
+	w.want(discovery.Put, "foreign.x")
+
+	put(t, kv, "node.bad", `{"nodeId":`)
+	if e := w.want(discovery.Rejected, "bad"); e.Key != "node.bad" || !errors.Is(e.Err, discovery.ErrInvalid) {
+		t.Errorf("got %+v", e)
+	}
+	put(t, kv, "node.one", record("two"))
+	if e := w.want(discovery.Rejected, "one"); !strings.Contains(e.Err.Error(), "names another node") {
+		t.Errorf("got %+v", e)
+	}
+
+	if err := kv.Delete(t.Context(), "bare"); err != nil {
+		t.Fatal(err)
+	}
+	if e := w.want(discovery.Left, "bare"); e.Key != "bare" {
+		t.Errorf("got %+v", e)
+	}
+	if err := kv.Purge(t.Context(), "node.foreign.x"); err != nil {
+		t.Fatal(err)
+	}
+	w.want(discovery.Left, "foreign.x")
+	put(t, kv, "node.bad", "")
+	w.want(discovery.Left, "bad")
+
+	// The next listing tells the same.
+	next := watch(t, r)
+	listed, again := next.listing()
+	kinds := make(map[string]discovery.EventType)
+	for _, e := range listed {
+		kinds[e.ID] = e.Type
+	}
+	for id, want := range map[string]discovery.EventType{
+		"a.b/c": discovery.Put, "bare": discovery.Left, "foreign.x": discovery.Left,
+		"bad": discovery.Left, "one": discovery.Rejected,
+	} {
+		if kinds[id] != want {
+			t.Errorf("listed %q as %s, want %s", id, kinds[id], want)
+		}
+	}
+	if len(listed) != 5 {
+		t.Errorf("listed %d records, want 5", len(listed))
+	}
+	if again.Listing.Epoch != synced.Listing.Epoch || again.Listing.Revision != 8 {
+		t.Errorf("the second listing is %+v", again.Listing)
+	}
+	if n := s.NumClients(); n != 2 { // and that of kv
+		t.Errorf("%d connections, want 2", n)
+	}
+
+	w.cancel()
+	next.cancel()
+	for _, w := range []*watcher{w, next} {
+		if err := w.broken(); !errors.Is(err, context.Canceled) {
+			t.Errorf("the watch ended with %v", err)
+		}
+	}
+	stream, err := s.JetStream().Stream(t.Context(), "KV_catga_nodes")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := stream.CachedInfo().State.Consumers; n != 0 {
+		t.Errorf("%d consumers are left", n)
+	}
+}
+
+func TestOneConnection(t *testing.T) {
+	t.Parallel()
+	s := natstest.Start(t)
+	r := open(t, natskv.Config{Config: urls(s.URL())})
+	w := watch(t, r)
+	w.listing()
+	announce(t, r, node(t, "a"))
+	w.want(discovery.Put, "a")
+	if err := r.Verify(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if _, err := r.History(t.Context(), "a", 0); err != nil {
+		t.Error(err)
+	}
+	if n := s.NumClients(); n != 1 {
+		t.Errorf("%d connections, want 1", n)
+	}
+}
+
+// A key of a foreign writer may be read in two ways; its removal means the node
+// that stood there.
+func TestRemovalOfForeignKey(t *testing.T) {
+	t.Parallel()
+	s := natstest.Start(t)
+	kv := s.Bucket(jetstream.KeyValueConfig{Bucket: "catga_nodes"})
+	put(t, kv, "node.a=2Eb", record("a=2Eb"))
+	w := watch(t, open(t, natskv.Config{Config: urls(s.URL())}))
+	w.want(discovery.Put, "a=2Eb")
+	w.want(discovery.Synced, "")
+	if err := kv.Delete(t.Context(), "node.a=2Eb"); err != nil {
+		t.Fatal(err)
+	}
+	w.want(discovery.Left, "a=2Eb")
+	put(t, kv, "node.a=2Eb", record("a.b"))
+	w.want(discovery.Put, "a.b")
+	if err := kv.Delete(t.Context(), "node.a=2Eb"); err != nil {
+		t.Fatal(err)
+	}
+	w.want(discovery.Left, "a.b")
+}
+
+func TestAge(t *testing.T) {
+	t.Parallel()
+	s := natstest.Start(t)
+	kv := s.Bucket(jetstream.KeyValueConfig{Bucket: "catga_nodes"})
+	put(t, kv, "node.a", record("a"))
+	put(t, kv, "node.b", record("b"))
+	var stored []time.Time
+	for _, key := range []string{"node.a", "node.b"} {
+		entry, err := kv.Get(t.Context(), key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		stored = append(stored, entry.Created())
+	}
+	w := watch(t, open(t, natskv.Config{Config: urls(s.URL())}))
+	a, b := w.want(discovery.Put, "a"), w.want(discovery.Put, "b")
+	// Both are as old as the server says, whatever the clock here says.
+	if got, want := a.Age-b.Age, stored[1].Sub(stored[0]); got != want || b.Age <= 0 {
+		t.Errorf("ages are %v and %v, which differ by %v, want %v", a.Age, b.Age, got, want)
+	}
+}
+
+// Every sample of a record in the wild, under both forms of key.
+func TestWire(t *testing.T) {
+	t.Parallel()
+	files, err := filepath.Glob("../testdata/wire/*.json")
+	if err != nil || len(files) < 10 {
+		t.Fatalf("samples: %v, %v", files, err)
+	}
+	s := natstest.Start(t)
+	kv := s.Bucket(jetstream.KeyValueConfig{Bucket: "catga_nodes"})
+	w := watch(t, open(t, natskv.Config{Config: urls(s.URL())}))
+	w.listing()
+	for _, file := range files {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		name := filepath.Base(file)
+		want, id := discovery.Put, ""
+		switch {
+		case strings.HasPrefix(name, "camel-"), strings.HasPrefix(name, "pascal-"):
+			_, after, _ := strings.Cut(strings.ToLower(string(data)), `"nodeid":"`)
+			id, _, _ = strings.Cut(after, `"`)
+		default: // invalid, or no record of a node
+			want, id = discovery.Rejected, "x"
+		}
+		for _, key := range []string{"node." + id, id} {
+			put(t, kv, key, string(data))
+			e := w.want(want, id)
+			if e.Key != key || (want == discovery.Put) != (e.Err == nil) {
+				t.Errorf("%s under %q: %+v", name, key, e)
+			}
+		}
+	}
+}
+
+func TestExpired(t *testing.T) {
+	t.Parallel()
+	s := natstest.Start(t)
+	r := open(t, natskv.Config{Config: urls(s.URL()), BucketTTL: time.Second})
+	w := watch(t, r)
+	w.listing()
+	announce(t, r, node(t, "a"))
+	put := w.want(discovery.Put, "a")
+	e := w.want(discovery.Expired, "a")
+	if e.Key != put.Key || e.Revision <= put.Revision {
+		t.Errorf("got %+v", e)
+	}
+}
+
+// Whoever may write may also store headers that look like the server's own
+// words. They cost one node, not the watch.
+func TestHostileHeaders(t *testing.T) {
+	t.Parallel()
+	s := natstest.Start(t)
+	r := open(t, natskv.Config{Config: urls(s.URL())})
+	w := watch(t, r)
+	w.listing()
+	nc := s.Conn()
+	for _, status := range []string{"100", "404", "408", "409", "503"} {
+		m := nats.NewMsg("$KV.catga_nodes.node.evil" + status)
+		m.Header.Set("Status", status)
+		m.Header.Set("Description", "Consumer Deleted")
+		if _, err := nc.RequestMsgWithContext(t.Context(), m); err != nil {
+			t.Fatal(err)
+		}
+		w.want(discovery.Left, "evil"+status)
+	}
+	announce(t, r, node(t, "good"))
+	w.want(discovery.Put, "good")
+	listed, _ := watch(t, r).listing()
+	if len(listed) != 6 || listed[5].ID != "good" {
+		t.Errorf("listed %v", listed)
+	}
+}
+
+func TestBucketDeletedWhileWatching(t *testing.T) {
+	t.Parallel()
+	for name, recreate := range map[string]bool{"deleted": false, "recreated": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := natstest.Start(t)
+			r := open(t, natskv.Config{Config: urls(s.URL())})
+			w := watch(t, r)
+			_, before := w.listing()
+			announce(t, r, node(t, "a"))
+			w.want(discovery.Put, "a")
+			js := s.JetStream()
+			if err := js.DeleteKeyValue(t.Context(), "catga_nodes"); err != nil {
+				t.Fatal(err)
+			}
+			if recreate {
+				if _, err := js.CreateKeyValue(t.Context(), jetstream.KeyValueConfig{Bucket: "catga_nodes"}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			wantError(t, w.broken(), discovery.ErrBroken, "catga_nodes")
+
+			listed, after := watch(t, r).listing()
+			if len(listed) != 0 || after.Listing.Epoch == before.Listing.Epoch {
+				t.Errorf("the new bucket lists %v, %+v, after %+v", listed, after.Listing, before.Listing)
+			}
+			// A wiped bucket takes announcements again.
+			announce(t, r, node(t, "a"))
+		})
+	}
+}
+
+func TestServerRestart(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t)
+	r := h.Open(t)
+	w := watch(t, r)
+	w.listing()
+	for _, id := range []string{"a", "b", "c"} {
+		if err := r.Announce(t.Context(), node(t, id)); err != nil {
+			t.Fatal(err)
+		}
+		w.want(discovery.Put, id)
+	}
+	h.Break(t)
+	wantError(t, w.broken(), discovery.ErrBroken)
+	wantError(t, watch(t, r).broken(), discovery.ErrUnreachable, h.server.Addr())
+	wantError(t, r.Announce(t.Context(), node(t, "a")), discovery.ErrUnreachable)
+	h.Restore(t)
+	listed, _ := watch(t, r).listing()
+	if len(listed) != 3 {
+		t.Errorf("listed %d records after the restart, want 3", len(listed))
+	}
+}
+
+// The consumer is gone and the connection is not: as when the server that had
+// it left the cluster.
+func TestConsumerDeleted(t *testing.T) {
+	t.Parallel()
+	s := natstest.Start(t)
+	w := watch(t, open(t, natskv.Config{Config: urls(s.URL())}))
+	w.listing()
+	stream, err := s.JetStream().Stream(t.Context(), "KV_catga_nodes")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name := range stream.ConsumerNames(t.Context()).Name() {
+		if err := stream.DeleteConsumer(t.Context(), name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	wantError(t, w.broken(), discovery.ErrBroken, "consumer deleted")
+}
+
+func TestCloseEndsWatch(t *testing.T) {
+	t.Parallel()
+	s := natstest.Start(t)
+	r := open(t, natskv.Config{Config: urls(s.URL())})
+	w := watch(t, r)
+	w.listing()
+	r.Close()
+	wantError(t, w.broken(), discovery.ErrBroken, "closed")
+	wantError(t, r.Announce(t.Context(), node(t, "a")), discovery.ErrUnreachable, "closed")
+}
+
+// What was to be listed may be gone before it is sent; the listing ends all the
+// same.
+func TestListingShrinks(t *testing.T) {
+	t.Parallel()
+	s := natstest.Start(t)
+	kv := s.Bucket(jetstream.KeyValueConfig{Bucket: "catga_nodes", Storage: jetstream.MemoryStorage})
+	fill(t, s, 5000)
+	w := watch(t, open(t, natskv.Config{Config: urls(s.URL())}))
+	w.next()
+	stream, err := s.JetStream().Stream(t.Context(), "KV_catga_nodes")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := stream.Purge(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	listed, _ := w.listing()
+	if len(listed) >= 4999 {
+		t.Errorf("listed all %d records: nothing was purged in time", len(listed)+1)
+	}
+	put(t, kv, "node.late", record("late"))
+	w.want(discovery.Put, "late")
+}
+
+func TestVerify(t *testing.T) {
+	t.Parallel()
+	s := natstest.Start(t)
+	r := open(t, natskv.Config{Config: urls(s.URL())})
+	wantError(t, r.Verify(t.Context()), discovery.ErrBroken, "there is none")
+	w := watch(t, r)
+	w.listing()
+	if err := r.Verify(t.Context()); err != nil {
+		t.Errorf("of an empty bucket: %v", err)
+	}
+
+	// Nobody takes the event, so it is not emitted yet.
+	announce(t, r, node(t, "a"))
+	wantError(t, r.Verify(t.Context()), discovery.ErrBroken, "not got")
+	short, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+	defer cancel()
+	if err := r.Verify(short); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("with a short context: %v", err)
+	}
+	result := make(chan error)
+	go func() { result <- r.Verify(t.Context()) }()
+	w.want(discovery.Put, "a")
+	if err := <-result; err != nil {
+		t.Errorf("once it was emitted: %v", err)
+	}
+
+	s.Stop()
+	if err := r.Verify(t.Context()); err == nil {
+		t.Error("a stopped server verifies")
+	}
+	wantError(t, w.broken(), discovery.ErrBroken)
+}
+
+// A bucket may hold more than the watch is about.
+func TestVerifyStreamWithOtherSubjects(t *testing.T) {
+	t.Parallel()
+	s := natstest.Start(t)
+	js := s.JetStream()
+	if _, err := js.CreateStream(t.Context(), jetstream.StreamConfig{
+		Name: "KV_catga_nodes", Subjects: []string{"$KV.catga_nodes.>", "other.>"}, MaxMsgsPerSubject: 1,
+	}); err != nil {
+		t.Fatal(err)
+	}
+	r := open(t, natskv.Config{Config: urls(s.URL())})
+	w := watch(t, r)
+	w.listing()
+	if _, err := js.Publish(t.Context(), "other.x", nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Verify(t.Context()); err != nil {
+		t.Error(err)
+	}
+	announce(t, r, node(t, "a"))
+	w.want(discovery.Put, "a")
+}
+
+func TestWatchEndsWithContextBeforeItBegins(t *testing.T) {
+	t.Parallel()
+	s := natstest.Start(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	err := open(t, natskv.Config{Config: urls(s.URL())}).Watch(ctx, func(discovery.Event) { t.Error("an event") })
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("Watch returned %v", err)
+	}
+}
