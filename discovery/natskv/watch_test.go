@@ -416,3 +416,74 @@ func TestWatchEndsWithContextBeforeItBegins(t *testing.T) {
 		t.Errorf("Watch returned %v", err)
 	}
 }
+
+// A connection that dies without a word ends the watch, and is not waited for
+// where there is another server.
+func TestSilence(t *testing.T) {
+	t.Parallel()
+	s := natstest.Start(t)
+	proxy := natstest.NewProxy(t, s.Addr())
+	r := open(t, natskv.Config{Config: urls("nats://" + proxy.Addr())})
+	w := watch(t, r)
+	w.listing()
+	proxy.Freeze()
+	err := w.broken()
+	wantError(t, err, discovery.ErrBroken, proxy.Addr())
+	wantError(t, err, discovery.ErrUnreachable)
+	wantError(t, watch(t, r).broken(), discovery.ErrUnreachable, proxy.Addr())
+	wantError(t, r.Verify(t.Context()), discovery.ErrBroken)
+	proxy.Thaw()
+	announce(t, r, node(t, "a"))
+	watch(t, r).want(discovery.Put, "a")
+}
+
+// The server that has the consumer dies, and it is not the one that we are
+// connected to: nothing tells us but the missing heartbeats.
+func TestServerOfConsumerDies(t *testing.T) {
+	t.Parallel()
+	servers := natstest.StartCluster(t, 3)
+	r := open(t, natskv.Config{Config: urls(servers[0].URL()), Replicas: 3})
+	announce(t, r, node(t, "a"))
+	js := servers[0].JetStream()
+	host := func() string {
+		stream, err := js.Stream(t.Context(), "KV_catga_nodes")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for info := range stream.ListConsumers(t.Context()).Info() {
+			return info.Cluster.Leader
+		}
+		return ""
+	}
+	for range 100 { // where a consumer goes is drawn
+		w := watch(t, r)
+		w.want(discovery.Put, "a")
+		w.want(discovery.Synced, "")
+		name := host()
+		if name == servers[0].Name() || name == "" {
+			w.stop()
+			continue
+		}
+		for _, s := range servers {
+			if s.Name() == name {
+				s.Stop()
+			}
+		}
+		wantError(t, w.broken(), discovery.ErrBroken)
+		// The two that are left may need a moment to agree on a leader.
+		deadline := time.Now().Add(patience)
+		for {
+			if err := r.Announce(t.Context(), node(t, "b")); err == nil {
+				break
+			} else if time.Now().After(deadline) {
+				t.Fatal(err)
+			}
+		}
+		listed, _ := watch(t, r).listing()
+		if len(listed) != 2 {
+			t.Errorf("listed %v, want a and b", listed)
+		}
+		return
+	}
+	t.Fatal("no consumer went to another server than ours")
+}

@@ -4,9 +4,14 @@
 package natstest
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"net"
 	"net/url"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -44,6 +49,15 @@ type Server struct {
 // test ends. It ends the test if that fails.
 func Start(t testing.TB, options ...Option) *Server {
 	t.Helper()
+	s := prepare(t, options...)
+	if err := s.start(); err != nil {
+		t.Fatalf("starting a NATS server: %v", err)
+	}
+	return s
+}
+
+func prepare(t testing.TB, options ...Option) *Server {
+	t.Helper()
 	s := &Server{
 		t:      t,
 		scheme: "nats",
@@ -63,10 +77,66 @@ func Start(t testing.TB, options ...Option) *Server {
 		option(s)
 	}
 	t.Cleanup(s.Stop)
-	if err := s.start(); err != nil {
-		t.Fatalf("starting a NATS server: %v", err)
-	}
 	return s
+}
+
+// StartCluster starts servers that keep buckets of several replicas together,
+// and returns when they do. Options apply to each.
+func StartCluster(t testing.TB, size int, options ...Option) []*Server {
+	t.Helper()
+	// Each must know all the others before any of them runs.
+	var (
+		routes    []string
+		listeners []net.Listener
+	)
+	for range size {
+		listener, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatalf("finding a free port: %v", err)
+		}
+		routes = append(routes, listener.Addr().String())
+		listeners = append(listeners, listener)
+	}
+	for _, listener := range listeners {
+		listener.Close()
+	}
+	servers := make([]*Server, size)
+	var group sync.WaitGroup
+	for i := range servers {
+		join := Configure(func(o *server.Options) {
+			_, port, _ := net.SplitHostPort(routes[i])
+			number, _ := strconv.Atoi(port)
+			o.ServerName = fmt.Sprintf("natstest-%d", i)
+			o.Cluster = server.ClusterOpts{Name: "natstest", Host: "127.0.0.1", Port: number}
+			o.Routes = server.RoutesFromStr("nats-route://" + strings.Join(routes, ",nats-route://"))
+		})
+		servers[i] = prepare(t, append([]Option{join}, options...)...)
+	}
+	errs := make([]error, size)
+	for i, s := range servers {
+		group.Go(func() { errs[i] = s.start() })
+	}
+	group.Wait()
+	if err := errors.Join(errs...); err != nil {
+		t.Fatalf("starting a NATS cluster: %v", err)
+	}
+	deadline := time.Now().Add(ready)
+	js := servers[0].JetStream()
+	for {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		// It is only when all have met that one can have all replicas.
+		_, err := js.CreateStream(ctx, jetstream.StreamConfig{Name: "probe", Replicas: size, Storage: jetstream.MemoryStorage})
+		if err == nil {
+			err = js.DeleteStream(ctx, "probe")
+		}
+		cancel()
+		if err == nil {
+			return servers
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the NATS cluster is not ready after %v: %v", ready, err)
+		}
+	}
 }
 
 func (s *Server) start() error {
@@ -129,6 +199,9 @@ func (s *Server) Addr() string { return fmt.Sprintf("127.0.0.1:%d", s.Port) }
 func (s *Server) URLWith(user *url.Userinfo) string {
 	return (&url.URL{Scheme: s.scheme, User: user, Host: s.Addr()}).String()
 }
+
+// Name returns the name of the server in its cluster.
+func (s *Server) Name() string { return s.options.ServerName }
 
 // NumClients returns how many clients are connected.
 func (s *Server) NumClients() int { return s.running.NumClients() }

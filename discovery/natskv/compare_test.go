@@ -1,0 +1,122 @@
+package natskv
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/caddy-discovery/caddy-discovery/discovery"
+	"github.com/caddy-discovery/caddy-discovery/discovery/natsconn"
+	"github.com/caddy-discovery/caddy-discovery/internal/natstest"
+)
+
+// begun returns a watch whose feed is open and that nobody reads.
+func begun(t *testing.T, s *natstest.Server) (r *Registry, w *watch, failed context.Context) {
+	t.Helper()
+	r, err := Open(Config{Config: natsconn.Config{URLs: []string{s.URL()}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { r.Close() })
+	w, err = r.begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { w.feed.close(t.Context()) })
+	failed, w.fail = context.WithCancelCause(t.Context())
+	t.Cleanup(func() { w.fail(nil) })
+	w.sync(w.info.State.LastSeq)
+	return r, w, failed
+}
+
+// On one server nothing of this happens without the consumer being lost too; in
+// a cluster it does.
+func TestCompare(t *testing.T) {
+	t.Parallel()
+	s := natstest.Start(t)
+	for name, test := range map[string]struct {
+		change func(w *watch)
+		want   string
+	}{
+		"nothing":   {func(*watch) {}, ""},
+		"recreated": {func(w *watch) { w.info.Created = w.info.Created.Add(time.Second) }, "recreated"},
+		"went back": {func(w *watch) { w.reached = 1000 }, "went back from revision 1000"},
+		"emptied":   {func(w *watch) { w.info.State.LastSeq = 1000 }, "went back from revision 1000"},
+		"deleted":   {func(w *watch) { w.feed.stream = "KV_none" }, "deleted"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r, w, failed := begun(t, s)
+			name, change := w.feed.stream, test.change
+			change(w)
+			err := r.compare(t.Context(), w)
+			w.feed.stream = name
+			if test.want == "" {
+				if err != nil || failed.Err() != nil {
+					t.Errorf("compare: %v, failed: %v", err, context.Cause(failed))
+				}
+				return
+			}
+			if !errors.Is(err, discovery.ErrBroken) || !strings.Contains(err.Error(), test.want) {
+				t.Errorf("compare: %v, want %q", err, test.want)
+			}
+			if context.Cause(failed) != err {
+				t.Errorf("the watch failed with %v, want %v", context.Cause(failed), err)
+			}
+		})
+	}
+}
+
+// What was written does not come, and no heartbeat is missing.
+func TestPatrol(t *testing.T) {
+	t.Parallel()
+	for name, change := range map[string]func(t *testing.T, s *natstest.Server, w *watch){
+		"stuck": func(t *testing.T, s *natstest.Server, _ *watch) {
+			if _, err := s.KeyValue(DefaultBucket).PutString(t.Context(), "node.a", "{}"); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"went back": func(_ *testing.T, _ *natstest.Server, w *watch) { w.sync(1000) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := natstest.Start(t)
+			r, w, failed := begun(t, s)
+			change(t, s, w)
+			r.patrol(failed, w)
+			if err := context.Cause(failed); !errors.Is(err, discovery.ErrBroken) {
+				t.Errorf("the patrol ended with %v", err)
+			}
+		})
+	}
+}
+
+func TestRemoval(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		header []string
+		data   string
+		want   discovery.EventType
+	}{
+		"put":             {nil, "{}", discovery.Put},
+		"delete":          {[]string{headerOperation, "DEL"}, "", discovery.Left},
+		"purge":           {[]string{headerOperation, "PURGE"}, "", discovery.Left},
+		"expired":         {[]string{jetstream.MarkerReasonHeader, "MaxAge"}, "", discovery.Expired},
+		"marker: purged":  {[]string{jetstream.MarkerReasonHeader, "Purge"}, "", discovery.Left},
+		"marker: removed": {[]string{jetstream.MarkerReasonHeader, "Remove"}, "", discovery.Left},
+		"empty":           {nil, "", discovery.Left},
+		"other operation": {[]string{headerOperation, "NONE"}, "{}", discovery.Put},
+	} {
+		m := &message{header: make(map[string][]string), data: []byte(test.data)}
+		if test.header != nil {
+			m.header.Set(test.header[0], test.header[1])
+		}
+		if got := m.removal(); got != test.want {
+			t.Errorf("%s: got %s, want %s", name, got, test.want)
+		}
+	}
+}
