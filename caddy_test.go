@@ -1,0 +1,180 @@
+package caddydiscovery
+
+import (
+	"encoding/json"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+	_ "github.com/caddyserver/caddy/v2/modules/standard"
+
+	"github.com/caddy-discovery/caddy-discovery/discovery"
+	"github.com/caddy-discovery/caddy-discovery/discovery/discoverytest"
+)
+
+// patience bounds every wait, far beyond what anything needs.
+const patience = 20 * time.Second
+
+// adapt turns a Caddyfile into JSON.
+func adapt(t *testing.T, source string) []byte {
+	t.Helper()
+	config, err := tryAdapt(source)
+	if err != nil {
+		t.Fatalf("adapting: %v", err)
+	}
+	return config
+}
+
+func tryAdapt(source string) ([]byte, error) {
+	config, _, err := caddyconfig.GetAdapter("caddyfile").Adapt([]byte(source), map[string]any{"filename": "Caddyfile"})
+	return config, err
+}
+
+// load runs a Caddyfile until the test ends or another one is loaded.
+func load(t *testing.T, source string) {
+	t.Helper()
+	if err := tryLoad(source); err != nil {
+		t.Fatalf("loading: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := caddy.Stop(); err != nil {
+			t.Errorf("stopping: %v", err)
+		}
+		announcements.leaving.Wait()
+	})
+}
+
+func tryLoad(source string) error {
+	config, err := tryAdapt("{\nadmin off\npersist_config off\n}\n" + source)
+	if strings.HasPrefix(strings.TrimSpace(source), "{") {
+		// It has global options of its own: put ours among them.
+		config, err = tryAdapt(strings.Replace(source, "{", "{\nadmin off\npersist_config off\n", 1))
+	}
+	if err != nil {
+		return err
+	}
+	return caddy.Load(config, true)
+}
+
+// validate provisions a Caddyfile without running it, as caddy validate does.
+func validate(source string) error {
+	config, err := tryAdapt(source)
+	if err != nil {
+		return err
+	}
+	var parsed *caddy.Config
+	if err := json.Unmarshal(config, &parsed); err != nil {
+		return err
+	}
+	return caddy.Validate(parsed)
+}
+
+// freePort returns a port that was free a moment ago.
+func freePort(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	_, port, err := net.SplitHostPort(l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return port
+}
+
+// service is a sample service that answers with its id.
+func service(t *testing.T, id string) *httptest.Server {
+	t.Helper()
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, id) }))
+	t.Cleanup(s.Close)
+	return s
+}
+
+// list puts a node into a registry in memory, as a writer in the wild would.
+func list(t *testing.T, m *discoverytest.Memory, id, endpoint string, pairs ...string) {
+	t.Helper()
+	e, err := discovery.ParseEndpoint(endpoint)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := discovery.Node{ID: id, Endpoint: e, Metadata: map[string]string{}}
+	for i := 0; i < len(pairs); i += 2 {
+		n.Metadata[pairs[i]] = pairs[i+1]
+	}
+	record, err := discovery.AppendRecord(nil, n, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.Put(id, record)
+}
+
+// get returns the status and body of a request.
+func get(t *testing.T, url string, header ...string) (int, string) {
+	t.Helper()
+	req, err := http.NewRequest(http.MethodGet, url, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := 0; i < len(header); i += 2 {
+		req.Header.Set(header[i], header[i+1])
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp.StatusCode, string(body)
+}
+
+// eventually waits for a condition.
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	deadline := time.Now().Add(patience)
+	for !ok() {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited in vain for: %s", what)
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// source provisions a source by itself, outside of a server, and waits until its
+// directory is synced.
+func source(tb testing.TB, options string) *Upstreams {
+	tb.Helper()
+	u := new(Upstreams)
+	if err := u.UnmarshalCaddyfile(caddyfile.NewTestDispenser("discovery {\n" + options + "\n}")); err != nil {
+		tb.Fatal(err)
+	}
+	ctx, err := caddy.ProvisionContext(&caddy.Config{Admin: &caddy.AdminConfig{Disabled: true}})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	ctx, cancel := caddy.NewContext(ctx)
+	tb.Cleanup(cancel) // cleans up what is loaded below
+	config := caddyconfig.JSON(map[string]any{
+		"dynamic_upstreams": caddyconfig.JSONModuleObject(u, "source", "discovery", nil),
+	}, nil)
+	handler, err := ctx.LoadModuleByID("http.handlers.reverse_proxy", config)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	u = handler.(*reverseproxy.Handler).DynamicUpstreams.(*Upstreams)
+	u.directory.start()
+	<-u.directory.Synced()
+	return u
+}

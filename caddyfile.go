@@ -1,0 +1,463 @@
+package caddydiscovery
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
+	"github.com/dustin/go-humanize"
+)
+
+func init() {
+	httpcaddyfile.RegisterGlobalOption("registrar", parseRegistrar)
+}
+
+// UnmarshalCaddyfile sets up the source from Caddyfile tokens. Syntax:
+//
+//	dynamic discovery [<registry-url>...] {
+//	    registry     <backend> [<url>...] {
+//	        <backend options>
+//	    }
+//	    service      <name>
+//	    where        <key> <value...>
+//	    prefer       <key> <value...>
+//	    scheme       auto|http|https
+//	    sync_timeout <duration>
+//	}
+//
+// A registry URL goes behind the name or behind registry, not both.
+func (u *Upstreams) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+	d.Next() // consume the name
+	raw, err := registryFromArgs(d, "dynamic discovery")
+	if err != nil {
+		return err
+	}
+	u.RegistryRaw = raw
+	err = block{
+		what: "dynamic discovery",
+		options: map[string]option{
+			"registry":     registryOption(&u.RegistryRaw),
+			"service":      text("<name>", &u.Service),
+			"where":        criterion(&u.Where),
+			"prefer":       criterion(&u.Prefer),
+			"scheme":       oneOf(&u.Scheme, schemeAuto, "http", "https"),
+			"sync_timeout": duration(&u.SyncTimeout),
+		},
+	}.parse(d)
+	if err != nil {
+		return err
+	}
+	if u.RegistryRaw == nil {
+		return d.Err("dynamic discovery: the registry is missing; write its URL behind the name, or a line 'registry <backend> [<url>...]' into the block")
+	}
+	return nil
+}
+
+// parseRegistrar sets up the registrar app from the global option, which may be
+// given several times, once for each endpoint. Syntax:
+//
+//	registrar [<registry-url>...] {
+//	    registry   <backend> [<url>...] {
+//	        <backend options>
+//	    }
+//	    node_id    <id>
+//	    endpoint   <url>
+//	    metadata   <key> <value>
+//	    heartbeat  <duration>
+//	    ttl        <duration>
+//	    load       system|<placeholder>
+//	    health_url <url>
+//	    drain      <duration>
+//	}
+func parseRegistrar(d *caddyfile.Dispenser, existing any) (any, error) {
+	d.Next() // consume the name
+	var app Registrar
+	if existing != nil {
+		if err := json.Unmarshal(existing.(httpcaddyfile.App).Value, &app); err != nil {
+			return nil, d.WrapErr(err)
+		}
+	}
+	node := new(ProxyNode)
+	raw, err := registryFromArgs(d, "registrar")
+	if err != nil {
+		return nil, err
+	}
+	node.RegistryRaw = raw
+	err = block{
+		what: "registrar",
+		options: map[string]option{
+			"registry":   registryOption(&node.RegistryRaw),
+			"node_id":    text("<id>", &node.NodeID),
+			"endpoint":   text("<url>", &node.Endpoint),
+			"metadata":   metadata(&node.Metadata),
+			"heartbeat":  duration(&node.Heartbeat),
+			"ttl":        duration(&node.TTL),
+			"load":       text("system|<placeholder>", &node.Load),
+			"health_url": text("<url>", &node.HealthURL),
+			"drain":      optionalDuration(&node.Drain),
+		},
+	}.parse(d)
+	if err != nil {
+		return nil, err
+	}
+	if node.RegistryRaw == nil {
+		return nil, d.Err("registrar: the registry is missing; write its URL behind the name, or a line 'registry <backend> [<url>...]' into the block")
+	}
+	app.Nodes = append(app.Nodes, node)
+	return httpcaddyfile.App{Name: "registrar", Value: caddyconfig.JSON(app, nil)}, nil
+}
+
+// UnmarshalCaddyfile sets up the backend from Caddyfile tokens. Syntax:
+//
+//	registry nats_kv [<url>...] {
+//	    bucket          <name>
+//	    key_prefix      <prefix>
+//	    create          on|off
+//	    bucket_ttl      <duration>
+//	    history         <n>
+//	    max_bytes       <size>
+//	    storage         file|memory
+//	    replicas        <n>
+//	    domain          <name>
+//	    credentials     <file>
+//	    nkey            <seed-file>
+//	    token           <token>
+//	    user            <name> <password>
+//	    tls_ca          <file>
+//	    tls_client_auth <certificate> <key>
+//	    tls_server_name <name>
+//	    ttl             <duration>
+//	}
+func (n *NATSKV) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+	d.Next() // consume the name
+	n.URLs = d.RemainingArgs()
+	options := map[string]option{
+		"bucket":     text("<name>", &n.Bucket),
+		"key_prefix": text("<prefix>", &n.KeyPrefix),
+		"create":     onOff(&n.Create),
+		"bucket_ttl": duration(&n.BucketTTL),
+		"history":    number(&n.History, 1, maxHistory),
+		"max_bytes":  size(&n.MaxBytes),
+		"storage":    oneOf(&n.Storage, "file", "memory"),
+		"replicas":   number(&n.Replicas, 1, maxReplicas),
+		"domain":     text("<name>", &n.Domain),
+	}
+	maps.Copy(options, n.NATSConnection.options())
+	maps.Copy(options, n.DirectoryOptions.options())
+	return block{what: "registry nats_kv", options: options}.parse(d)
+}
+
+func (c *NATSConnection) options() map[string]option {
+	return map[string]option{
+		"credentials":     text("<file>", &c.Credentials),
+		"nkey":            text("<seed-file>", &c.NKey),
+		"token":           text("<token>", &c.Token),
+		"user":            texts("<name> <password>", &c.User, &c.Password),
+		"tls_ca":          text("<file>", &c.TLSCA),
+		"tls_client_auth": texts("<certificate> <key>", &c.TLSCertificate, &c.TLSKey),
+		"tls_server_name": text("<name>", &c.TLSServerName),
+	}
+}
+
+func (o *DirectoryOptions) options() map[string]option {
+	return map[string]option{"ttl": duration(&o.TTL)}
+}
+
+// schemes names the backend of each registry URL.
+var schemes = map[string]string{
+	"nats": "nats_kv",
+	"tls":  "nats_kv",
+}
+
+// registryFromArgs builds the registry module from the URLs on the line, nil if
+// there are none.
+func registryFromArgs(d *caddyfile.Dispenser, what string) (json.RawMessage, error) {
+	var backend string
+	var tokens []caddyfile.Token
+	for d.NextArg() {
+		scheme, _, _ := strings.Cut(d.Val(), "://")
+		name, ok := schemes[scheme]
+		switch {
+		case !ok:
+			return nil, d.Errf("%s: %s does not name a backend by its scheme, want one of %s; for anything else write a line 'registry <backend> <url>' into the block",
+				what, redactURL(d.Val()), strings.Join(slices.Sorted(maps.Keys(schemes)), "://, ")+"://")
+		case backend != "" && name != backend:
+			return nil, d.Errf("%s: the URLs name two backends, %s and %s; want one", what, backend, name)
+		}
+		backend = name
+		tokens = append(tokens, d.Token())
+	}
+	if backend == "" {
+		return nil, nil
+	}
+	name := tokens[0]
+	name.Text = backend
+	inner := caddyfile.NewDispenser(append([]caddyfile.Token{name}, tokens...))
+	inner.Next()
+	return unmarshalRegistry(inner)
+}
+
+// registryOption is the option 'registry <backend> [<url>...] { … }'.
+func registryOption(raw *json.RawMessage) option {
+	return option{usage: "<backend> [<url>...] { <options> }", custom: func(d *caddyfile.Dispenser) error {
+		if *raw != nil {
+			return errors.New("the registry is given twice; write its URL in one place")
+		}
+		if !d.NextArg() {
+			return errUsage
+		}
+		var err error
+		*raw, err = unmarshalRegistry(d)
+		return err
+	}}
+}
+
+// unmarshalRegistry reads the segment that starts with the backend's name.
+func unmarshalRegistry(d *caddyfile.Dispenser) (json.RawMessage, error) {
+	const namespace = "discovery.registries"
+	backend := d.Val()
+	var known []string
+	for _, m := range caddy.GetModules(namespace) {
+		known = append(known, m.ID.Name())
+	}
+	if !slices.Contains(known, backend) {
+		return nil, d.Errf("registry: unknown backend %q, want one of %s", redactURL(backend), strings.Join(known, ", "))
+	}
+	module, err := caddyfile.UnmarshalModule(d, namespace+"."+backend)
+	if err != nil {
+		return nil, err
+	}
+	return caddyconfig.JSONModuleObject(module, "backend", backend, nil), nil
+}
+
+// redactURL is for messages that show what was written where a URL may stand:
+// passwords are left out.
+func redactURL(s string) string {
+	u, err := url.Parse(s)
+	if err != nil || u.User == nil {
+		if before, after, found := strings.Cut(s, "@"); found {
+			if scheme, _, ok := strings.Cut(before, "://"); ok {
+				return scheme + "://…@" + after
+			}
+			return "…@" + after
+		}
+		return s
+	}
+	return u.Redacted()
+}
+
+// block is the grammar of one block of options. A table is shorter than a switch
+// for each block, and gives every mistake the same clear message.
+type block struct {
+	what    string
+	options map[string]option
+}
+
+// option is one line of a block.
+type option struct {
+	usage      string
+	min, max   int  // how many arguments; max < 0: no limit
+	repeatable bool // it may be given more than once
+	set        func(args []string) error
+	// custom, where given, reads the line itself, and its block.
+	custom func(d *caddyfile.Dispenser) error
+}
+
+// errUsage is what a custom option returns when its arguments are missing.
+var errUsage = errors.New("wrong arguments")
+
+// parse reads the block behind d's current line, if there is one.
+func (b block) parse(d *caddyfile.Dispenser) error {
+	given := make(map[string]bool)
+	for nesting := d.Nesting(); d.NextBlock(nesting); {
+		name := d.Val()
+		o, ok := b.options[name]
+		if !ok {
+			return d.Errf("%s: unknown option %q, want one of %s", b.what, redactURL(name),
+				strings.Join(slices.Sorted(maps.Keys(b.options)), ", "))
+		}
+		if given[name] && !o.repeatable {
+			return d.Errf("%s: option %s is given twice, want it once: %s %s", b.what, name, name, o.usage)
+		}
+		given[name] = true
+		var err error
+		if o.custom != nil {
+			err = o.custom(d)
+		} else {
+			args := d.RemainingArgs()
+			if len(args) < o.min || (o.max >= 0 && len(args) > o.max) {
+				err = errUsage
+			} else if err = o.set(args); err == nil && d.NextBlock(d.Nesting()) {
+				return d.Errf("%s: option %s takes no block, want: %s %s", b.what, name, name, o.usage)
+			}
+		}
+		switch {
+		case errors.Is(err, errUsage):
+			return d.Errf("%s: wrong number of arguments for option %s, want: %s %s", b.what, name, name, o.usage)
+		case err != nil && strings.Contains(err.Error(), ", at "):
+			return err // it names its place already
+		case err != nil:
+			return d.WrapErr(fmt.Errorf("%s: option %s: %w", b.what, name, err))
+		}
+	}
+	return nil
+}
+
+func text(usage string, to *string) option { return texts(usage, to) }
+
+func texts(usage string, to ...*string) option {
+	return option{usage: usage, min: len(to), max: len(to), set: func(args []string) error {
+		for i, arg := range args {
+			if arg == "" {
+				return fmt.Errorf("an argument is empty, want %s", usage)
+			}
+			*to[i] = arg
+		}
+		return nil
+	}}
+}
+
+func oneOf(to *string, accepted ...string) option {
+	usage := strings.Join(accepted, "|")
+	return option{usage: usage, min: 1, max: 1, set: func(args []string) error {
+		if !slices.Contains(accepted, args[0]) {
+			return fmt.Errorf("invalid value %q, want %s", args[0], usage)
+		}
+		*to = args[0]
+		return nil
+	}}
+}
+
+func onOff(to **bool) option {
+	var word string
+	o := oneOf(&word, "on", "off")
+	check := o.set
+	o.set = func(args []string) error {
+		if err := check(args); err != nil {
+			return err
+		}
+		on := word == "on"
+		*to = &on
+		return nil
+	}
+	return o
+}
+
+func duration(to *caddy.Duration) option {
+	return option{usage: "<duration>", min: 1, max: 1, set: func(args []string) error {
+		v, err := caddy.ParseDuration(args[0])
+		if err != nil || v <= 0 {
+			return fmt.Errorf("invalid duration %q, want one above 0 such as 500ms, 10s or 5m", args[0])
+		}
+		*to = caddy.Duration(v)
+		return nil
+	}}
+}
+
+// optionalDuration is a duration for which 0 has a meaning of its own.
+func optionalDuration(to **caddy.Duration) option {
+	return option{usage: "<duration>", min: 1, max: 1, set: func(args []string) error {
+		v, err := caddy.ParseDuration(args[0])
+		if err != nil || v < 0 {
+			return fmt.Errorf("invalid duration %q, want 0s or one such as 500ms, 10s or 5m", args[0])
+		}
+		d := caddy.Duration(v)
+		*to = &d
+		return nil
+	}}
+}
+
+func number(to *int, least, most int) option {
+	return option{usage: "<n>", min: 1, max: 1, set: func(args []string) error {
+		v, err := strconv.Atoi(args[0])
+		if err != nil || v < least || v > most {
+			return fmt.Errorf("invalid number %q, want %d to %d", args[0], least, most)
+		}
+		*to = v
+		return nil
+	}}
+}
+
+func size(to *int64) option {
+	return option{usage: "<size>", min: 1, max: 1, set: func(args []string) error {
+		v, err := humanize.ParseBytes(args[0])
+		if err != nil || v == 0 || v > 1<<62 {
+			return fmt.Errorf("invalid size %q, want one above 0 such as 10MiB or 1GiB", args[0])
+		}
+		*to = int64(v)
+		return nil
+	}}
+}
+
+func criterion(to *[]Criterion) option {
+	return option{usage: "<key> <value...>", min: 2, max: -1, repeatable: true, set: func(args []string) error {
+		if args[0] == "" {
+			return errors.New("the key is empty, want <key> <value...>")
+		}
+		*to = append(*to, Criterion{Key: args[0], Values: args[1:]})
+		return nil
+	}}
+}
+
+// metadata is the option 'metadata <key> <value>', or a block of such pairs.
+func metadata(to *map[string]string) option {
+	set := func(args []string) error {
+		if _, ok := (*to)[args[0]]; ok {
+			return fmt.Errorf("the key %q is given twice, want it once", args[0])
+		}
+		if args[0] == "" {
+			return errors.New("the key is empty, want <key> <value>")
+		}
+		if *to == nil {
+			*to = make(map[string]string)
+		}
+		(*to)[args[0]] = args[1]
+		return nil
+	}
+	return option{usage: "<key> <value>, or a block of such lines", repeatable: true, custom: func(d *caddyfile.Dispenser) error {
+		if args := d.RemainingArgs(); len(args) == 2 {
+			return set(args)
+		} else if len(args) != 0 {
+			return errUsage
+		}
+		pairs := 0
+		for nesting := d.Nesting(); d.NextBlock(nesting); pairs++ {
+			args := append([]string{d.Val()}, d.RemainingArgs()...)
+			if len(args) != 2 {
+				return errUsage
+			}
+			if err := set(args); err != nil {
+				return err
+			}
+		}
+		if pairs == 0 {
+			return errUsage
+		}
+		return nil
+	}}
+}
+
+// checkDuration is the check of a JSON configuration that duration is of a
+// Caddyfile.
+func checkDuration(name string, d caddy.Duration) error {
+	if d < 0 {
+		return fmt.Errorf("%s: invalid duration %v, want one above 0", name, time.Duration(d))
+	}
+	return nil
+}
+
+// Interface guards
+var (
+	_ caddyfile.Unmarshaler = (*Upstreams)(nil)
+	_ caddyfile.Unmarshaler = (*NATSKV)(nil)
+)

@@ -1,0 +1,159 @@
+package caddydiscovery
+
+import (
+	"bytes"
+	"encoding/json"
+	"flag"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+var update = flag.Bool("update", false, "write the golden files of TestAdapt anew")
+
+// TestAdapt holds the JSON of each Caddyfile in testdata/adapt against the file
+// beside it, and provisions it.
+func TestAdapt(t *testing.T) {
+	t.Setenv("DISCOVERY_TEST_SECRET", "s3cret")
+	files, err := filepath.Glob("testdata/adapt/*.caddyfile")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no golden files: %v", err)
+	}
+	for _, file := range files {
+		t.Run(filepath.Base(file), func(t *testing.T) {
+			source, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			config := adapt(t, string(source))
+			var indented bytes.Buffer
+			if err := json.Indent(&indented, config, "", "\t"); err != nil {
+				t.Fatal(err)
+			}
+			indented.WriteByte('\n')
+			golden := strings.TrimSuffix(file, ".caddyfile") + ".json"
+			if *update {
+				if err := os.WriteFile(golden, indented.Bytes(), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(golden)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !bytes.Equal(indented.Bytes(), want) {
+				t.Errorf("adapted to\n%s\nwant\n%s", indented.Bytes(), want)
+			}
+			if err := validate(string(source)); err != nil {
+				t.Errorf("the adapted config does not provision: %v", err)
+			}
+		})
+	}
+}
+
+func wantError(t *testing.T, what string, err error, parts ...string) {
+	t.Helper()
+	if err == nil {
+		t.Errorf("%s: accepted, want an error with %q", what, parts)
+		return
+	}
+	for _, part := range parts {
+		if !strings.Contains(err.Error(), part) {
+			t.Errorf("%s: the error is\n\t%v\nwant it to say %q", what, err, part)
+		}
+	}
+}
+
+// TestCaddyfileErrors holds that each mistake is named with file and line, the
+// option, and what would be accepted.
+func TestCaddyfileErrors(t *testing.T) {
+	source := func(block string) string {
+		return "http://:9 {\n\treverse_proxy {\n\t\tdynamic discovery nats://127.0.0.1:4222 {\n" + block + "\n\t\t}\n\t}\n}"
+	}
+	bare := func(head string) string {
+		return "http://:9 {\n\treverse_proxy {\n\t\tdynamic discovery " + head + "\n\t}\n}"
+	}
+	registry := func(block string) string {
+		return bare("{\nregistry nats_kv nats://127.0.0.1:4222 {\n" + block + "\n}\n}")
+	}
+	registrar := func(block string) string { return "{\n\tregistrar nats://127.0.0.1:4222 {\n" + block + "\n\t}\n}" }
+	for name, c := range map[string]struct {
+		caddyfile string
+		want      []string
+	}{
+		"unknown option":       {source("servise orders"), []string{`unknown option "servise"`, "want one of", "prefer, registry, scheme, service", "Caddyfile:4"}},
+		"no argument":          {source("service"), []string{"option service", "want: service <name>", "Caddyfile:4"}},
+		"too many arguments":   {source("service a b"), []string{"option service", "want: service <name>", "Caddyfile:4"}},
+		"empty argument":       {source(`service ""`), []string{"option service", "empty", "Caddyfile:4"}},
+		"repeat":               {source("service a\nservice b"), []string{"option service is given twice", "Caddyfile:5"}},
+		"block on a plain one": {source("service a {\nx\n}"), []string{"option service takes no block", "Caddyfile:"}},
+		"where without values": {source("where zone"), []string{"option where", "want: where <key> <value...>", "Caddyfile:4"}},
+		"where with no key":    {source(`where "" x`), []string{"option where", "the key is empty"}},
+		"bad scheme":           {source("scheme ftp"), []string{"option scheme", `"ftp"`, "auto|http|https", "Caddyfile:4"}},
+		"bad duration":         {source("sync_timeout soon"), []string{"option sync_timeout", `"soon"`, "such as 500ms", "Caddyfile:4"}},
+		"duration of nothing":  {source("sync_timeout 0s"), []string{"option sync_timeout", `"0s"`, "above 0"}},
+		"no registry":          {bare("{\nservice a\n}"), []string{"the registry is missing", "registry <backend>", "Caddyfile:"}},
+		"two registries":       {source("registry nats_kv"), []string{"option registry", "given twice", "Caddyfile:4"}},
+		"registry of nothing":  {bare("{\nregistry\n}"), []string{"option registry", "want: registry <backend>", "Caddyfile:4"}},
+		"unknown backend":      {bare("{\nregistry etcd\n}"), []string{`unknown backend "etcd"`, "nats_kv", "Caddyfile:4"}},
+		"unknown URL":          {bare("etcd://h"), []string{"etcd://h", "nats://", "registry <backend>", "Caddyfile:3"}},
+		"URL with a password":  {bare("etcd://u:hunter2@h"), []string{"etcd://"}},
+
+		"nats: unknown option": {registry("buckit x"), []string{"registry nats_kv", `unknown option "buckit"`, "bucket, bucket_ttl", "Caddyfile:5"}},
+		"nats: bad switch":     {registry("create maybe"), []string{"option create", `"maybe"`, "on|off"}},
+		"nats: bad number":     {registry("history 65"), []string{"option history", `"65"`, "1 to 64"}},
+		"nats: not a number":   {registry("replicas many"), []string{"option replicas", `"many"`, "1 to 5"}},
+		"nats: bad size":       {registry("max_bytes much"), []string{"option max_bytes", `"much"`, "such as 10MiB"}},
+		"nats: user alone":     {registry("user joe"), []string{"option user", "want: user <name> <password>"}},
+		"nats: bad ttl":        {registry("ttl never"), []string{"option ttl", `"never"`}},
+		"nats: bad storage":    {registry("storage tape"), []string{"option storage", "file|memory"}},
+		"nats: client auth":    {registry("tls_client_auth cert.pem"), []string{"option tls_client_auth", "<certificate> <key>"}},
+
+		"registrar: unknown option": {registrar("hartbeat 1s"), []string{"registrar", `unknown option "hartbeat"`, "heartbeat", "Caddyfile:3"}},
+		"registrar: metadata":       {registrar("metadata zone"), []string{"option metadata", "<key> <value>", "Caddyfile:3"}},
+		"registrar: metadata twice": {registrar("metadata zone a\nmetadata zone b"), []string{"option metadata", `"zone" is given twice`, "Caddyfile:4"}},
+		"registrar: metadata block": {registrar("metadata {\nzone\n}"), []string{"option metadata", "<key> <value>"}},
+		"registrar: repeat":         {registrar("ttl 1s\nttl 2s"), []string{"option ttl is given twice", "Caddyfile:4"}},
+		"registrar: drain":          {registrar("drain -1s"), []string{"option drain", `"-1s"`, "0s"}},
+		"registrar: no registry":    {"{\n\tregistrar\n}", []string{"the registry is missing", "Caddyfile:2"}},
+		"registrar: two backends":   {"{\n\tregistrar nats://a http://b\n}", []string{"http://b", "Caddyfile:2"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := tryAdapt(c.caddyfile)
+			wantError(t, name, err, c.want...)
+			if err != nil && strings.Contains(err.Error(), "hunter2") {
+				t.Errorf("the error shows a password: %v", err)
+			}
+		})
+	}
+}
+
+// TestProvisionErrors holds that what a Caddyfile parser cannot see is refused
+// when the config is loaded.
+func TestProvisionErrors(t *testing.T) {
+	proxy := func(lines string) string { return "http://:9 {\n\treverse_proxy {\n" + lines + "\n\t}\n}" }
+	for name, c := range map[string]struct {
+		caddyfile string
+		want      []string
+	}{
+		"weights by position": {
+			proxy("dynamic discovery nats://127.0.0.1:4222\nlb_policy weighted_round_robin 1 2"),
+			[]string{"weighted_round_robin", "by position", "least_conn"},
+		},
+		"weights by position in multi": {
+			proxy("dynamic multi {\ndiscovery nats://127.0.0.1:4222\n}\nlb_policy weighted_round_robin 1 2"),
+			[]string{"weighted_round_robin"},
+		},
+		"two buckets":         {proxy("dynamic discovery {\nregistry nats_kv nats://h/a {\nbucket b\n}\n}"), []string{`"a"`, `"b"`, "bucket"}},
+		"bad bucket":          {proxy("dynamic discovery nats://h/a.b"), []string{`"a.b"`, "bucket", "letters"}},
+		"bad URL":             {proxy("dynamic discovery {\nregistry nats_kv redis://h\n}"), []string{"redis://h", "nats"}},
+		"two credentials":     {proxy("dynamic discovery {\nregistry nats_kv {\ntoken a\nuser b c\n}\n}"), []string{"token", "user"}},
+		"unknown variable":    {proxy("dynamic discovery {\nregistry nats_kv {\ntoken {env.DISCOVERY_NOT_SET}\n}\n}"), []string{"DISCOVERY_NOT_SET"}},
+		"certificate, no key": {proxy("dynamic discovery {\nregistry nats_kv {\ntls_client_auth {env.HOME} {env.DISCOVERY_NOT_SET}\n}\n}"), []string{"DISCOVERY_NOT_SET"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			wantError(t, name, validate(c.caddyfile), c.want...)
+		})
+	}
+}

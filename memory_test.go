@@ -1,0 +1,61 @@
+package caddydiscovery
+
+import (
+	"fmt"
+	"sync"
+	"testing"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"go.uber.org/zap"
+
+	"github.com/caddy-discovery/caddy-discovery/discovery"
+	"github.com/caddy-discovery/caddy-discovery/discovery/discoverytest"
+)
+
+func init() { caddy.RegisterModule(memoryBackend{}) }
+
+// memories are the registries in memory of the running tests, by name.
+var memories sync.Map
+
+// newMemory makes a registry in memory that configs can name until the test ends.
+func newMemory(t *testing.T) (string, *discoverytest.Memory) {
+	t.Helper()
+	m := discoverytest.NewMemory()
+	memories.Store(t.Name(), m)
+	t.Cleanup(func() { memories.Delete(t.Name()) })
+	return t.Name(), m
+}
+
+// memoryBackend stands for somebody else's backend, and lets the tests of the
+// modules do without a server.
+type memoryBackend struct {
+	DirectoryOptions
+	Name string `json:"name,omitempty"`
+}
+
+func (memoryBackend) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{ID: "discovery.registries.memory", New: func() caddy.Module { return new(memoryBackend) }}
+}
+
+func (b *memoryBackend) Provision(caddy.Context) error { return b.DirectoryOptions.provision() }
+
+func (b *memoryBackend) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+	d.Next()
+	if !d.Args(&b.Name) {
+		return d.ArgErr()
+	}
+	return block{what: "registry memory", options: b.DirectoryOptions.options()}.parse(d)
+}
+
+func (b *memoryBackend) Open(*zap.Logger) (discovery.Registry, error) {
+	m, ok := memories.Load(b.Name)
+	if !ok {
+		return nil, fmt.Errorf("no registry in memory is named %q", b.Name)
+	}
+	return m.(*discoverytest.Memory).Open(), nil
+}
+
+func (b *memoryBackend) Addresses() []string { return []string{"127.0.0.1:4222"} }
+
+var _ Backend = (*memoryBackend)(nil)

@@ -1,0 +1,185 @@
+package caddydiscovery
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"go.uber.org/zap"
+
+	"github.com/caddy-discovery/caddy-discovery/discovery"
+	"github.com/caddy-discovery/caddy-discovery/discovery/natsconn"
+	"github.com/caddy-discovery/caddy-discovery/discovery/natskv"
+)
+
+// Bounds of the server for what the options may say.
+const (
+	maxHistory  = 64
+	maxReplicas = 5
+)
+
+// NATSConnection is how to reach and enter a NATS server. At most one of
+// credentials, nkey, token and user may be given. Placeholders such as {env.X}
+// and {file.…} are expanded in every field.
+type NATSConnection struct {
+	// The servers' URLs (nats:// or tls://), of one cluster. Default:
+	// nats://127.0.0.1:4222
+	URLs []string `json:"urls,omitempty"`
+
+	// A credentials file, as nsc writes it.
+	Credentials string `json:"credentials,omitempty"`
+
+	// A file with the seed of an NKey.
+	NKey string `json:"nkey,omitempty"`
+
+	// A token.
+	Token string `json:"token,omitempty"`
+
+	// A user's name.
+	User string `json:"user,omitempty"`
+
+	// The user's password.
+	Password string `json:"password,omitempty"`
+
+	// A PEM file with the certificate authorities that the server's certificate
+	// may come from. Default: the system's
+	TLSCA string `json:"tls_ca,omitempty"`
+
+	// A PEM file with the certificate that Caddy shows to the server. Needs
+	// tls_key.
+	TLSCertificate string `json:"tls_certificate,omitempty"`
+
+	// A PEM file with the key to that certificate.
+	TLSKey string `json:"tls_key,omitempty"`
+
+	// The name that the server's certificate must be for. Default: the URL's host
+	TLSServerName string `json:"tls_server_name,omitempty"`
+}
+
+// NATSKV is a registry in a NATS JetStream key-value bucket. Every node is one
+// key; changes are pushed, never polled.
+type NATSKV struct {
+	NATSConnection
+	DirectoryOptions
+
+	// The bucket. It may also be the path of a URL. Default: catga_nodes
+	Bucket string `json:"bucket,omitempty"`
+
+	// What stands before the node's id in a key. Keys without it are read as
+	// bare ids. Default: "node."
+	KeyPrefix string `json:"key_prefix,omitempty"`
+
+	// Whether to create the bucket if it is missing. Default: true
+	Create *bool `json:"create,omitempty"`
+
+	// How long the bucket keeps a record that nobody renews. This and the
+	// following options are used only when the bucket is created. Default: 5m
+	BucketTTL caddy.Duration `json:"bucket_ttl,omitempty"`
+
+	// How many revisions of a record the bucket keeps, at most 64. Default: 10
+	History int `json:"history,omitempty"`
+
+	// How many bytes the bucket may hold: about nodes × record × history.
+	// Default: 10485760 (10 MiB)
+	MaxBytes int64 `json:"max_bytes,omitempty"`
+
+	// Where the bucket is kept: "file" or "memory". Default: file
+	Storage string `json:"storage,omitempty"`
+
+	// On how many servers of a cluster the bucket is kept, at most 5. Default: 1
+	Replicas int `json:"replicas,omitempty"`
+
+	// The JetStream domain. Default: none
+	Domain string `json:"domain,omitempty"`
+
+	resolved natskv.Config
+}
+
+// CaddyModule returns the Caddy module information.
+func (NATSKV) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{
+		ID:  "discovery.registries.nats_kv",
+		New: func() caddy.Module { return new(NATSKV) },
+	}
+}
+
+// Provision expands placeholders and completes the options, so that two
+// spellings of one registry become equal.
+func (n *NATSKV) Provision(caddy.Context) error {
+	if err := n.DirectoryOptions.provision(); err != nil {
+		return err
+	}
+	if err := n.NATSConnection.provision(); err != nil {
+		return err
+	}
+	if err := replaceGlobals(&n.Bucket, &n.KeyPrefix, &n.Domain); err != nil {
+		return err
+	}
+	if err := checkDuration("bucket_ttl", n.BucketTTL); err != nil {
+		return err
+	}
+	resolved, err := natskv.Config{
+		Config:    n.NATSConnection.config(),
+		Bucket:    n.Bucket,
+		KeyPrefix: n.KeyPrefix,
+		Domain:    n.Domain,
+		NoCreate:  n.Create != nil && !*n.Create,
+		BucketTTL: time.Duration(n.BucketTTL),
+		History:   n.History,
+		MaxBytes:  n.MaxBytes,
+		Storage:   n.Storage,
+		Replicas:  n.Replicas,
+	}.Resolve()
+	if err != nil {
+		return err
+	}
+	create := !resolved.NoCreate
+	n.URLs = resolved.URLs
+	n.Bucket, n.KeyPrefix, n.Create = resolved.Bucket, resolved.KeyPrefix, &create
+	n.BucketTTL, n.History, n.MaxBytes = caddy.Duration(resolved.BucketTTL), resolved.History, resolved.MaxBytes
+	n.Storage, n.Replicas = resolved.Storage, resolved.Replicas
+	n.resolved = resolved
+	return nil
+}
+
+// Open returns the registry, without connecting to it.
+func (n *NATSKV) Open(*zap.Logger) (discovery.Registry, error) { return natskv.Open(n.resolved) }
+
+// Addresses returns the servers' host:port.
+func (n *NATSKV) Addresses() []string { return n.resolved.Addresses() }
+
+func (c *NATSConnection) provision() error {
+	fields := []*string{
+		&c.Credentials, &c.NKey, &c.Token, &c.User, &c.Password,
+		&c.TLSCA, &c.TLSCertificate, &c.TLSKey, &c.TLSServerName,
+	}
+	for i := range c.URLs {
+		fields = append(fields, &c.URLs[i])
+	}
+	if err := replaceGlobals(fields...); err != nil {
+		return fmt.Errorf("options of the connection to NATS: %w", err)
+	}
+	return nil
+}
+
+func (c *NATSConnection) config() natsconn.Config {
+	return natsconn.Config{
+		URLs:          c.URLs,
+		Credentials:   c.Credentials,
+		NKey:          c.NKey,
+		Token:         c.Token,
+		User:          c.User,
+		Password:      c.Password,
+		TLSCA:         c.TLSCA,
+		TLSCert:       c.TLSCertificate,
+		TLSKey:        c.TLSKey,
+		TLSServerName: c.TLSServerName,
+		Name:          "caddy-discovery",
+	}
+}
+
+// Interface guards
+var (
+	_ caddy.Provisioner = (*NATSKV)(nil)
+	_ Backend           = (*NATSKV)(nil)
+)

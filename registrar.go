@@ -1,0 +1,541 @@
+package caddydiscovery
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"go.uber.org/zap"
+
+	"github.com/caddy-discovery/caddy-discovery/discovery"
+)
+
+// Registrar is an app that keeps this proxy's own endpoints listed in
+// registries, so that the next tier can find it. It never gives up: while a
+// registry is away it retries, and after one lost its data it announces anew. A
+// reload that leaves a node as it is does not touch its record. When Caddy
+// exits, or no running config announces the node any more, the node is first
+// announced as draining and then removed.
+type Registrar struct {
+	// The nodes to keep listed.
+	Nodes []*ProxyNode `json:"nodes,omitempty"`
+
+	held []*announcement // what this config keeps alive, between Start and Stop
+}
+
+// ProxyNode is one endpoint of this proxy in one registry.
+type ProxyNode struct {
+	// The registry in which to list the node.
+	RegistryRaw json.RawMessage `json:"registry,omitempty" caddy:"namespace=discovery.registries inline_key=backend"`
+
+	// The node's id. Default: the host name and the start of Caddy's instance ID
+	NodeID string `json:"node_id,omitempty"`
+
+	// Where the node serves: http://host:port, https://host:port or host:port.
+	// Default: the local address that reaches the registry, with the scheme and
+	// port of the first HTTP server
+	Endpoint string `json:"endpoint,omitempty"`
+
+	// The node's metadata. "role" is "proxy" unless it is set here.
+	Metadata map[string]string `json:"metadata,omitempty"`
+
+	// How often the record is renewed. Default: 10s
+	Heartbeat caddy.Duration `json:"heartbeat,omitempty"`
+
+	// How long the node counts as live after it was last heard. Default: three
+	// heartbeats
+	TTL caddy.Duration `json:"ttl,omitempty"`
+
+	// The node's load: "system" for the load average of the last minute per
+	// core, or a placeholder that gives a number. Default: system
+	Load string `json:"load,omitempty"`
+
+	// Announce the node only while this URL answers with a status of 2xx, for a
+	// Caddy that stands beside the service it speaks for. Default: always
+	HealthURL string `json:"health_url,omitempty"`
+
+	// How long the node is announced as draining before its record goes; the
+	// proxy answers all the while. Default: 2s
+	Drain *caddy.Duration `json:"drain,omitempty"`
+
+	backend  Backend
+	servers  []listener // of the HTTP app, for the default endpoint
+	settings string     // everything above, resolved, to tell a change
+}
+
+// listener is where an HTTP server of this config listens.
+type listener struct {
+	scheme, host string
+	port         uint
+}
+
+// CaddyModule returns the Caddy module information.
+func (Registrar) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{
+		ID:  "registrar",
+		New: func() caddy.Module { return new(Registrar) },
+	}
+}
+
+// Provision checks the configuration. It needs no registry to be there.
+func (app *Registrar) Provision(ctx caddy.Context) error {
+	ids := make(map[announcementKey]int)
+	for i, n := range app.Nodes {
+		if err := n.provision(ctx); err != nil {
+			return fmt.Errorf("registrar: node %d: %w", i+1, err)
+		}
+		key, err := n.key()
+		if err != nil {
+			return fmt.Errorf("registrar: node %d: %w", i+1, err)
+		}
+		if ids[key] > 0 {
+			return fmt.Errorf("registrar: node %d: the registry already gets a node %q from this config; want another node_id", i+1, n.NodeID)
+		}
+		ids[key]++
+	}
+	// On exit Caddy stops its apps in no particular order, so that the listeners
+	// might close first. Its own event comes before all of them.
+	return onEvent(ctx, "stopping", func() {
+		if caddy.Exiting() {
+			app.leaveAll()
+		}
+	})
+}
+
+func (n *ProxyNode) provision(ctx caddy.Context) error {
+	backend, err := loadBackend(ctx, n, "RegistryRaw", n.RegistryRaw)
+	if err != nil {
+		return err
+	}
+	n.backend = backend
+	if err := replaceGlobals(&n.NodeID, &n.Endpoint, &n.HealthURL); err != nil {
+		return err
+	}
+	for _, d := range []struct {
+		name  string
+		value caddy.Duration
+	}{{"heartbeat", n.Heartbeat}, {"ttl", n.TTL}} {
+		if err := checkDuration(d.name, d.value); err != nil {
+			return err
+		}
+	}
+	if n.Drain != nil && *n.Drain < 0 {
+		return fmt.Errorf("drain: invalid duration %v, want 0s or more", time.Duration(*n.Drain))
+	}
+	if n.NodeID == "" {
+		n.NodeID = defaultNodeID()
+	}
+	metadata := map[string]string{discovery.KeyRole: discovery.RoleProxy}
+	for k, v := range n.Metadata {
+		if err := replaceGlobals(&v); err != nil {
+			return fmt.Errorf("metadata %s: %w", k, err)
+		}
+		metadata[k] = v
+	}
+	n.Metadata = metadata
+	switch {
+	case n.Load == "":
+		n.Load = "system"
+	case n.Load != "system" && !strings.Contains(n.Load, "{"):
+		return fmt.Errorf("load: invalid value %q, want system or a placeholder that gives a number", n.Load)
+	}
+	if n.HealthURL != "" {
+		u, err := url.Parse(n.HealthURL)
+		if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" {
+			return fmt.Errorf("health_url: invalid URL %q, want http://host[:port][/path] or https://…", redactURL(n.HealthURL))
+		}
+	}
+	if n.Endpoint == "" {
+		if n.servers, err = listeners(ctx); err != nil {
+			return err
+		}
+	}
+
+	// A stand-in endpoint lets everything else be checked now, although the
+	// default one is found out only when the config runs.
+	endpoint := n.Endpoint
+	if endpoint == "" {
+		endpoint = "http://127.0.0.1:80"
+	}
+	parsed, err := discovery.ParseEndpoint(endpoint)
+	if err != nil {
+		return err
+	}
+	if _, err := discovery.NewRegistrar(nil, n.node(parsed), n.options()); err != nil {
+		return err
+	}
+	settings, err := json.Marshal(n)
+	if err != nil {
+		return err
+	}
+	n.settings = fmt.Sprint(string(settings), n.servers)
+	return nil
+}
+
+// defaultNodeID is stable across restarts of one Caddy on one host.
+func defaultNodeID() string {
+	host, err := os.Hostname()
+	if err != nil || host == "" {
+		host = "caddy"
+	}
+	instance, err := caddy.InstanceID()
+	if err != nil {
+		return host // a read-only file system is no reason not to be listed
+	}
+	return host + "-" + instance.String()[:8]
+}
+
+// listeners returns where the HTTP app's servers listen, in the order of their
+// names. Its provisioning has decided by then which of them speak TLS.
+func listeners(ctx caddy.Context) ([]listener, error) {
+	missing := errors.New("there is no HTTP server whose address could be the endpoint; want the option endpoint <url>")
+	app, err := ctx.AppIfConfigured("http")
+	switch {
+	case errors.Is(err, caddy.ErrNotConfigured):
+		return nil, missing
+	case err != nil:
+		return nil, err
+	}
+	http := app.(*caddyhttp.App)
+	var found []listener
+	for _, name := range slices.Sorted(maps.Keys(http.Servers)) {
+		if name == "remaining_auto_https_redirects" {
+			continue // Caddy's own, and nothing to proxy to
+		}
+		server := http.Servers[name]
+		for _, address := range server.Listen {
+			a, err := caddy.ParseNetworkAddress(address)
+			if err != nil || a.IsUnixNetwork() || a.StartPort == 0 {
+				continue
+			}
+			scheme := "http"
+			if len(server.TLSConnPolicies) > 0 && a.StartPort != uint(httpPort(http)) {
+				scheme = "https"
+			}
+			found = append(found, listener{scheme, a.Host, a.StartPort})
+		}
+	}
+	if len(found) == 0 {
+		return nil, missing
+	}
+	return found, nil
+}
+
+func httpPort(app *caddyhttp.App) int {
+	if app.HTTPPort != 0 {
+		return app.HTTPPort
+	}
+	return caddyhttp.DefaultHTTPPort
+}
+
+func (n *ProxyNode) node(endpoint discovery.Endpoint) discovery.Node {
+	return discovery.Node{ID: n.NodeID, Endpoint: endpoint, Metadata: n.Metadata}
+}
+
+func (n *ProxyNode) options() discovery.RegistrarOptions {
+	o := discovery.RegistrarOptions{
+		Heartbeat: time.Duration(n.Heartbeat),
+		TTL:       time.Duration(n.TTL),
+		Load:      n.load,
+		Logger:    processLogger("registrar"),
+	}
+	if n.Drain != nil {
+		o.Drain = time.Duration(*n.Drain)
+		if o.Drain == 0 {
+			o.Drain = -1 // none, where 0 would be the default
+		}
+	}
+	if n.HealthURL != "" {
+		o.Ready = healthCheck(n.HealthURL)
+	}
+	return o
+}
+
+func (n *ProxyNode) load() float64 {
+	if n.Load == "system" {
+		return discovery.SystemLoad()
+	}
+	v, err := strconv.ParseFloat(strings.TrimSpace(caddy.NewReplacer().ReplaceAll(n.Load, "")), 64)
+	if err != nil {
+		return 0
+	}
+	return v
+}
+
+// healthCheck returns a check that passes while the URL answers with 2xx.
+func healthCheck(target string) func(context.Context) error {
+	// A client of its own, so that connections to a service that is being
+	// watched are not shared with anything.
+	client := &http.Client{
+		Transport:     &http.Transport{DisableKeepAlives: true},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+	return func(ctx context.Context) error {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, target, nil)
+		if err != nil {
+			return err
+		}
+		resp, err := client.Do(req)
+		if err != nil {
+			return err
+		}
+		defer resp.Body.Close()
+		_, _ = io.Copy(io.Discard, io.LimitReader(resp.Body, 64<<10))
+		if resp.StatusCode < 200 || resp.StatusCode > 299 {
+			return fmt.Errorf("health_url answered %s, want 2xx", resp.Status)
+		}
+		return nil
+	}
+}
+
+// resolve returns the endpoint to announce. It may take as long as a look-up of
+// the registry's name, which is why it is not part of loading a config.
+func (n *ProxyNode) resolve(ctx context.Context) (discovery.Endpoint, error) {
+	if n.Endpoint != "" {
+		return discovery.ParseEndpoint(n.Endpoint)
+	}
+	first := n.servers[0]
+	host := first.host
+	if ip := net.ParseIP(host); host == "" || (ip != nil && ip.IsUnspecified()) {
+		host = localAddress(ctx, n.backend.Addresses())
+	}
+	return discovery.ParseEndpoint(first.scheme + "://" + net.JoinHostPort(host, strconv.FormatUint(uint64(first.port), 10)))
+}
+
+// localAddress returns the local address from which the registry is reached. No
+// packet is sent: connecting a UDP socket only asks the routing table.
+func localAddress(ctx context.Context, registry []string) string {
+	for _, address := range registry {
+		conn, err := new(net.Dialer).DialContext(ctx, "udp", address)
+		if err != nil {
+			continue
+		}
+		host, _, err := net.SplitHostPort(conn.LocalAddr().String())
+		_ = conn.Close()
+		if err == nil {
+			return host
+		}
+	}
+	return "127.0.0.1"
+}
+
+// Start announces the nodes. It does not wait for a registry.
+func (app *Registrar) Start() error {
+	for _, n := range app.Nodes {
+		a, err := announce(n)
+		if err != nil {
+			_ = app.Stop()
+			return err
+		}
+		app.held = append(app.held, a)
+	}
+	return nil
+}
+
+// Stop lets go of the nodes. Those that no other config announces leave, in the
+// background: the proxy goes on, and so may the reload.
+func (app *Registrar) Stop() error {
+	for i, a := range app.held {
+		a.release(app.Nodes[i])
+	}
+	app.held = nil
+	return nil
+}
+
+// leaveAll takes all nodes of an exiting Caddy out of service, and returns when
+// their records are gone.
+func (app *Registrar) leaveAll() {
+	var group sync.WaitGroup
+	for _, a := range app.held {
+		group.Go(a.leave)
+	}
+	group.Wait()
+}
+
+// announcements are the nodes that this process keeps listed. They outlive the
+// configs that ask for them.
+var announcements = struct {
+	sync.Mutex
+	nodes map[announcementKey]*announcement
+	// leaving counts those that are on their way out, so that an exit can wait.
+	leaving sync.WaitGroup
+}{nodes: make(map[announcementKey]*announcement)}
+
+func init() {
+	caddy.OnExit(func(context.Context) { announcements.leaving.Wait() })
+}
+
+type announcementKey struct {
+	registry poolKey
+	id       string
+}
+
+func (n *ProxyNode) key() (announcementKey, error) {
+	registry, err := keyOf(n.backend)
+	return announcementKey{registry, n.NodeID}, err
+}
+
+// instances are the tokens of this process's own records.
+var instances sync.Map
+
+// announcedHere reports whether a record with the token was written by this
+// process.
+func announcedHere(instance string) bool {
+	if instance == "" {
+		return false
+	}
+	_, ok := instances.Load(instance)
+	return ok
+}
+
+// announcement keeps one node listed, for as long as a config wants it.
+type announcement struct {
+	key      announcementKey
+	registry *sharedRegistry
+	cancel   context.CancelFunc
+	done     chan struct{}
+	changed  chan struct{} // holds at most one token
+
+	// wanted are the configs that want the node, newest last: the newest one
+	// says how. Should it fail to start, the one before says so again. Guarded
+	// by announcements.
+	wanted []*ProxyNode
+}
+
+// announce makes a config's node be announced. It is matched by one of release.
+func announce(n *ProxyNode) (*announcement, error) {
+	key, err := n.key()
+	if err != nil {
+		return nil, err
+	}
+	registry, err := acquireRegistry(n.backend)
+	if err != nil {
+		return nil, fmt.Errorf("opening the registry: %w", err)
+	}
+	announcements.Lock()
+	defer announcements.Unlock()
+	a := announcements.nodes[key]
+	if a == nil {
+		a = &announcement{key: key, registry: registry, done: make(chan struct{}), changed: make(chan struct{}, 1)}
+		a.wanted = []*ProxyNode{n}
+		var ctx context.Context
+		ctx, a.cancel = context.WithCancel(context.Background())
+		announcements.nodes[key] = a
+		go a.run(ctx)
+		return a, nil
+	}
+	a.wanted = append(a.wanted, n)
+	a.poke()
+	return a, registry.release() // a holds the registry already
+}
+
+func (a *announcement) poke() {
+	select {
+	case a.changed <- struct{}{}:
+	default:
+	}
+}
+
+// release ends a config's wish. After the last one the node leaves.
+func (a *announcement) release(n *ProxyNode) {
+	announcements.Lock()
+	defer announcements.Unlock()
+	a.wanted = slices.DeleteFunc(a.wanted, func(w *ProxyNode) bool { return w == n })
+	if len(a.wanted) > 0 {
+		a.poke()
+		return
+	}
+	if announcements.nodes[a.key] == a {
+		delete(announcements.nodes, a.key)
+		announcements.leaving.Go(a.leave)
+	}
+}
+
+// leave withdraws the node and returns when that is done. It may be called more
+// than once.
+func (a *announcement) leave() {
+	a.cancel()
+	<-a.done
+}
+
+func (a *announcement) current() *ProxyNode {
+	announcements.Lock()
+	defer announcements.Unlock()
+	if len(a.wanted) == 0 {
+		return nil
+	}
+	return a.wanted[len(a.wanted)-1]
+}
+
+// run keeps the registrar as the newest config wants it.
+func (a *announcement) run(ctx context.Context) {
+	defer close(a.done)
+	defer a.registry.release() //nolint:errcheck // closing has nobody to tell
+	log := processLogger("registrar").With(zap.String("registry", a.registry.String()))
+
+	var (
+		registrar *discovery.Registrar
+		running   sync.WaitGroup
+		settings  string
+	)
+	defer func() {
+		running.Wait()
+		if registrar != nil {
+			instances.Delete(registrar.Instance())
+		}
+	}()
+	for {
+		if n := a.current(); n != nil && n.settings != settings {
+			endpoint, err := n.resolve(ctx)
+			options := n.options()
+			options.Logger = log
+			switch {
+			case ctx.Err() != nil:
+				return
+			case err != nil:
+			case registrar != nil:
+				err = registrar.Update(n.node(endpoint), options)
+			default:
+				registrar, err = discovery.NewRegistrar(a.registry, n.node(endpoint), options)
+				if err != nil {
+					break
+				}
+				instances.Store(registrar.Instance(), struct{}{})
+				running.Go(func() {
+					if err := registrar.Run(ctx); err != nil {
+						log.Warn("cannot leave", zap.Error(err))
+					}
+				})
+			}
+			if err != nil {
+				log.Error("cannot announce", zap.String("node", n.NodeID), zap.Error(err))
+			}
+			settings = n.settings
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-a.changed:
+		}
+	}
+}
+
+// Interface guards
+var (
+	_ caddy.App         = (*Registrar)(nil)
+	_ caddy.Provisioner = (*Registrar)(nil)
+)

@@ -1,0 +1,472 @@
+package caddydiscovery
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+	"go.uber.org/zap"
+
+	"github.com/caddy-discovery/caddy-discovery/discovery"
+)
+
+const (
+	schemeAuto         = "auto"
+	defaultSyncTimeout = caddy.Duration(2 * time.Second)
+)
+
+// Upstreams is a dynamic upstream source that returns the nodes that a registry
+// lists as alive right now. The registry is watched, not polled, by one
+// connection for all handlers that name the same registry; a request costs one
+// atomic load. A registry that is away drops nobody: the last known nodes stay
+// in use.
+//
+// Nodes that are draining, in maintenance or have weight 0 get no new requests.
+// Nodes with the role "proxy" are left out unless service or where asks for
+// something, and this very process is always left out, so that proxies that list
+// themselves do not proxy to each other in a circle.
+type Upstreams struct {
+	// The registry to watch.
+	RegistryRaw json.RawMessage `json:"registry,omitempty" caddy:"namespace=discovery.registries inline_key=backend"`
+
+	// Only nodes whose metadata "service" is this. Placeholders are expanded for
+	// each request; one that expands to nothing matches no node. Default: nodes
+	// of every service
+	Service string `json:"service,omitempty"`
+
+	// Only nodes whose metadata fulfil all of these. Placeholders in the values
+	// are expanded for each request. Default: no condition
+	Where []Criterion `json:"where,omitempty"`
+
+	// Nodes that fulfil these come first; others are used only when none of
+	// these can serve. Earlier criteria win over later ones. Default: no
+	// preference
+	Prefer []Criterion `json:"prefer,omitempty"`
+
+	// Which scheme the nodes must serve: "http", "https", or "auto" for what the
+	// handler's transport speaks. A node whose endpoint names no scheme fits
+	// both. Default: auto
+	Scheme string `json:"scheme,omitempty"`
+
+	// How long requests wait for the first listing of the registry, counted from
+	// when the directory was opened. Default: 2s
+	SyncTimeout caddy.Duration `json:"sync_timeout,omitempty"`
+
+	directory *sharedDirectory
+	https     bool // the transport speaks TLS
+	fallback  bool // the handler has static upstreams
+	varying   bool // the pool depends on the request
+	logger    *zap.Logger
+
+	current  atomic.Pointer[view]
+	build    sync.Mutex // held while a view is built; the old one serves meanwhile
+	starving atomic.Bool
+}
+
+// A Criterion is a condition on a node's metadata.
+type Criterion struct {
+	// The metadata key.
+	Key string `json:"key,omitempty"`
+
+	// The values, one of which the key must have.
+	Values []string `json:"values,omitempty"`
+}
+
+// CaddyModule returns the Caddy module information.
+func (*Upstreams) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{
+		ID:  "http.reverse_proxy.upstreams.discovery",
+		New: func() caddy.Module { return new(Upstreams) },
+	}
+}
+
+// Provision sets up the source. It needs no registry to be there.
+func (u *Upstreams) Provision(ctx caddy.Context) error {
+	u.logger = ctx.Logger()
+	if err := u.checkOptions(); err != nil {
+		return err
+	}
+	if err := u.meetParent(ctx); err != nil {
+		return err
+	}
+	backend, err := loadBackend(ctx, u, "RegistryRaw", u.RegistryRaw)
+	if err != nil {
+		return err
+	}
+	if u.directory, err = acquireDirectory(backend); err != nil {
+		return fmt.Errorf("opening the registry: %w", err)
+	}
+	// A config that is only validated gets no further than here.
+	return onEvent(ctx, "started", u.directory.start)
+}
+
+// checkOptions checks and completes what was configured. Global placeholders are
+// expanded once, here.
+func (u *Upstreams) checkOptions() error {
+	if err := checkDuration("sync_timeout", u.SyncTimeout); err != nil {
+		return err
+	}
+	if u.SyncTimeout == 0 {
+		u.SyncTimeout = defaultSyncTimeout
+	}
+	switch u.Scheme {
+	case "":
+		u.Scheme = schemeAuto
+	case schemeAuto, "http", "https":
+	default:
+		return fmt.Errorf("scheme: invalid value %q, want auto, http or https", u.Scheme)
+	}
+	repl := caddy.NewReplacer()
+	expand := func(s *string) {
+		if strings.Contains(*s, "{") {
+			*s = repl.ReplaceKnown(*s, "")
+			u.varying = u.varying || strings.Contains(*s, "{")
+		}
+	}
+	expand(&u.Service)
+	for name, criteria := range map[string][]Criterion{"where": u.Where, "prefer": u.Prefer} {
+		for _, c := range criteria {
+			if c.Key == "" || len(c.Values) == 0 {
+				return fmt.Errorf("%s: a criterion needs a key and at least one value, have key %q and %d values", name, c.Key, len(c.Values))
+			}
+			for i := range c.Values {
+				expand(&c.Values[i])
+			}
+		}
+	}
+	return nil
+}
+
+// meetParent learns from the handler that the source belongs to, and refuses what
+// cannot work there.
+func (u *Upstreams) meetParent(ctx caddy.Context) error {
+	var handler *reverseproxy.Handler
+	for _, m := range ctx.Modules() {
+		if h, ok := m.(*reverseproxy.Handler); ok {
+			handler = h
+		}
+	}
+	if handler == nil {
+		return errors.New("the discovery source works in a reverse_proxy handler only")
+	}
+	if t, ok := handler.Transport.(reverseproxy.TLSTransport); ok {
+		u.https = t.TLSEnabled()
+	}
+	u.fallback = len(handler.Upstreams) > 0
+	if lb := handler.LoadBalancing; lb != nil {
+		if _, ok := lb.SelectionPolicy.(*reverseproxy.WeightedRoundRobinSelection); ok {
+			return errors.New("lb_policy weighted_round_robin gives its weights by position, and a discovered list has no fixed positions; " +
+				"want another policy, such as random, round_robin or least_conn")
+		}
+	}
+	if hc := handler.HealthChecks; hc != nil && hc.Active != nil {
+		u.logger.Warn("the handler's active health checks (health_uri and the like) look at static upstreams only, not at discovered nodes; passive health checks look at both")
+	}
+	return nil
+}
+
+// Cleanup lets go of the directory, which ends if nobody else uses it.
+func (u *Upstreams) Cleanup() error {
+	if u.directory == nil {
+		return nil
+	}
+	return u.directory.release()
+}
+
+// errNoNode makes Caddy fall back to static upstreams.
+var errNoNode = errors.New("no discovered node can serve")
+
+// GetUpstreams returns the nodes for a request, sorted by id. They are freshly
+// allocated, because Caddy writes to them
+// (https://github.com/caddyserver/caddy/issues/5736).
+func (u *Upstreams) GetUpstreams(r *http.Request) ([]*reverseproxy.Upstream, error) {
+	nodes := u.pool(u.snapshot(r), r).serving()
+	if len(nodes) == 0 {
+		if u.fallback {
+			return nil, errNoNode
+		}
+		return nil, nil
+	}
+	block := make([]reverseproxy.Upstream, len(nodes))
+	upstreams := make([]*reverseproxy.Upstream, len(nodes))
+	for i, e := range nodes {
+		block[i].Dial = e.Node.Endpoint.Address()
+		upstreams[i] = &block[i]
+	}
+	return upstreams, nil
+}
+
+// snapshot returns the directory's snapshot. Soon after a cold start it waits
+// for the first listing.
+func (u *Upstreams) snapshot(r *http.Request) *discovery.Snapshot {
+	u.directory.start()
+	snapshot := u.directory.Snapshot()
+	if snapshot.Synced {
+		return snapshot
+	}
+	left := time.Until(time.Unix(0, u.directory.opened.Load()).Add(time.Duration(u.SyncTimeout)))
+	if left <= 0 {
+		return snapshot
+	}
+	timer := time.NewTimer(left)
+	defer timer.Stop()
+	select {
+	case <-u.directory.Synced():
+	case <-timer.C:
+	case <-r.Context().Done():
+	}
+	return u.directory.Snapshot()
+}
+
+// A view is what a source made of one snapshot.
+type view struct {
+	snapshot *discovery.Snapshot
+	fixed    *pool // where the pool does not depend on the request
+
+	mu    sync.RWMutex
+	pools map[string]*pool // where it does: by the expanded values
+}
+
+// maxPools bounds the pools of one view, because clients may choose the values.
+const maxPools = 1000
+
+// pool returns the source's pool of a snapshot. The first request that sees a
+// new snapshot builds it; those that come meanwhile get the one before, so that
+// no request waits for another.
+func (u *Upstreams) pool(snapshot *discovery.Snapshot, r *http.Request) *pool {
+	v := u.current.Load()
+	if v == nil || v.snapshot != snapshot {
+		if v == nil {
+			u.build.Lock()
+		} else if !u.build.TryLock() {
+			return u.poolOf(v, r)
+		}
+		v = u.renew(snapshot)
+		u.build.Unlock()
+	}
+	return u.poolOf(v, r)
+}
+
+// renew makes the view of a snapshot the current one, unless a newer one is.
+func (u *Upstreams) renew(snapshot *discovery.Snapshot) *view {
+	if v := u.current.Load(); v != nil && v.snapshot.Number >= snapshot.Number {
+		return v
+	}
+	v := &view{snapshot: snapshot}
+	if u.varying {
+		v.pools = make(map[string]*pool)
+	} else {
+		v.fixed = u.newPool(snapshot, u.wish(nil))
+		u.noteStarvation(snapshot, v.fixed)
+	}
+	u.current.Store(v)
+	return v
+}
+
+func (u *Upstreams) poolOf(v *view, r *http.Request) *pool {
+	if v.fixed != nil {
+		return v.fixed
+	}
+	repl, _ := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
+	w := u.wish(repl)
+	key := w.key()
+	v.mu.RLock()
+	p := v.pools[key]
+	v.mu.RUnlock()
+	if p != nil {
+		return p
+	}
+	p = u.newPool(v.snapshot, w)
+	v.mu.Lock()
+	if len(v.pools) < maxPools {
+		v.pools[key] = p
+	}
+	v.mu.Unlock()
+	return p
+}
+
+// wish is what a request asks for: the source's filters, expanded.
+type wish struct {
+	service string
+	where   []Criterion
+	prefer  []Criterion
+}
+
+// wish expands the filters. Without a replacer there is nothing to expand.
+func (u *Upstreams) wish(repl *caddy.Replacer) wish {
+	if repl == nil {
+		return wish{service: u.Service, where: u.Where, prefer: u.Prefer}
+	}
+	expand := func(criteria []Criterion) []Criterion {
+		expanded := make([]Criterion, len(criteria))
+		for i, c := range criteria {
+			expanded[i].Key = c.Key
+			for _, v := range c.Values {
+				if v = repl.ReplaceAll(v, ""); v != "" {
+					expanded[i].Values = append(expanded[i].Values, v)
+				}
+			}
+		}
+		return expanded
+	}
+	return wish{service: repl.ReplaceAll(u.Service, ""), where: expand(u.Where), prefer: expand(u.Prefer)}
+}
+
+// key identifies an expanded wish among those of one source. The lengths keep
+// values that contain separators apart.
+func (w wish) key() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%d:%s", len(w.service), w.service)
+	for _, criteria := range [][]Criterion{w.where, w.prefer} {
+		for _, c := range criteria {
+			fmt.Fprintf(&b, "|%d", len(c.Values))
+			for _, v := range c.Values {
+				fmt.Fprintf(&b, ",%d:%s", len(v), v)
+			}
+		}
+	}
+	return b.String()
+}
+
+// matches reports whether the metadata fulfil the criterion.
+func (c Criterion) matches(metadata map[string]string) bool {
+	v, ok := metadata[c.Key]
+	return ok && slices.Contains(c.Values, v)
+}
+
+// A pool is what a source makes of a snapshot for one wish. It never changes.
+type pool struct {
+	tiers [][]*discovery.Entry // by preference; none is empty
+}
+
+// serving returns the nodes to use: the first tier.
+func (p *pool) serving() []*discovery.Entry {
+	if len(p.tiers) == 0 {
+		return nil
+	}
+	return p.tiers[0]
+}
+
+func (u *Upstreams) newPool(snapshot *discovery.Snapshot, w wish) *pool {
+	candidates := snapshot.Nodes()
+	if u.Service != "" {
+		candidates = snapshot.Service(w.service)
+		if w.service == "" {
+			candidates = nil // it expanded to nothing
+		}
+	}
+	if len(w.prefer) == 0 {
+		nodes := make([]*discovery.Entry, 0, len(candidates))
+		for _, e := range candidates {
+			if u.obstacle(e, w) == "" {
+				nodes = append(nodes, e)
+			}
+		}
+		if len(nodes) == 0 {
+			return &pool{}
+		}
+		return &pool{tiers: [][]*discovery.Entry{nodes}}
+	}
+
+	// A node's tier is the binary number whose digits say which criteria it
+	// fails, the earliest criterion first: an earlier line outweighs all later
+	// ones together.
+	tiers := make(map[string][]*discovery.Entry)
+	for _, e := range candidates {
+		if u.obstacle(e, w) != "" {
+			continue
+		}
+		fails := make([]byte, len(w.prefer))
+		for i, c := range w.prefer {
+			fails[i] = '1'
+			if c.matches(e.Node.Metadata) {
+				fails[i] = '0'
+			}
+		}
+		tiers[string(fails)] = append(tiers[string(fails)], e)
+	}
+	p := &pool{}
+	for _, fails := range slices.Sorted(maps.Keys(tiers)) {
+		p.tiers = append(p.tiers, tiers[fails])
+	}
+	return p
+}
+
+// obstacle returns why a node of the wanted service gets no request by this
+// source, "" if nothing is in the way.
+func (u *Upstreams) obstacle(e *discovery.Entry, w wish) string {
+	n := &e.Node
+	switch {
+	case e.State() != discovery.StateUp:
+		return string(e.State())
+	case e.Weight() == 0:
+		return "weight 0"
+	case !u.fits(n.Endpoint.Scheme):
+		return "scheme"
+	case announcedHere(n.Instance()):
+		return "this process itself"
+	case n.Role() == discovery.RoleProxy && u.Service == "" && len(u.Where) == 0:
+		return "role proxy"
+	}
+	for _, c := range w.where {
+		if !c.matches(n.Metadata) {
+			return "where " + c.Key
+		}
+	}
+	return ""
+}
+
+// fits reports whether nodes of the scheme can be reached by the transport.
+func (u *Upstreams) fits(scheme string) bool {
+	switch {
+	case scheme == "":
+		return true
+	case u.Scheme == schemeAuto:
+		return (scheme == "https") == u.https
+	default:
+		return scheme == u.Scheme
+	}
+}
+
+// noteStarvation logs when the source begins and ends to have no node: once each,
+// not for each request.
+func (u *Upstreams) noteStarvation(snapshot *discovery.Snapshot, p *pool) {
+	starving := len(p.tiers) == 0
+	if u.starving.Swap(starving) == starving {
+		return
+	}
+	if !starving {
+		u.logger.Info("nodes can serve again", zap.String("service", u.Service), zap.Int("nodes", len(p.serving())))
+		return
+	}
+	reasons := make(map[string]int)
+	candidates := snapshot.Nodes()
+	if u.Service != "" {
+		candidates = snapshot.Service(u.Service)
+	}
+	for _, e := range candidates {
+		reasons[u.obstacle(e, u.wish(nil))]++
+	}
+	u.logger.Warn("no node can serve",
+		zap.String("service", u.Service),
+		zap.Int("listed", len(snapshot.Nodes())),
+		zap.Int("of_this_service", len(candidates)),
+		zap.Any("because", reasons),
+		zap.Bool("static_upstreams", u.fallback))
+}
+
+// Interface guards
+var (
+	_ caddy.Provisioner           = (*Upstreams)(nil)
+	_ caddy.CleanerUpper          = (*Upstreams)(nil)
+	_ reverseproxy.UpstreamSource = (*Upstreams)(nil)
+)

@@ -1,0 +1,305 @@
+package caddydiscovery
+
+import (
+	"fmt"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+
+	"github.com/caddy-discovery/caddy-discovery/discovery/discoverytest"
+)
+
+// served returns which nodes answer a few requests.
+func served(t *testing.T, url string, header ...string) map[string]int {
+	t.Helper()
+	answers := make(map[string]int)
+	for range 6 {
+		status, body := get(t, url, header...)
+		if status != 200 {
+			body = fmt.Sprint(status)
+		}
+		answers[body]++
+	}
+	return answers
+}
+
+func TestSourceFollowsTheFleet(t *testing.T) {
+	name, m := newMemory(t)
+	port := freePort(t)
+	load(t, `http://127.0.0.1:`+port+` {
+		reverse_proxy {
+			dynamic discovery {
+				registry memory `+name+`
+				service orders
+			}
+			lb_policy round_robin
+		}
+	}`)
+	url := "http://127.0.0.1:" + port
+	if status, _ := get(t, url); status != 503 {
+		t.Errorf("no node: status %d, want 503", status)
+	}
+	a, b := service(t, "a"), service(t, "b")
+	steps := []struct {
+		what string
+		do   func()
+		want string
+	}{
+		{"a joins", func() { list(t, m, "a", a.URL, "service", "orders") }, "map[a:6]"},
+		{"another service joins", func() { list(t, m, "c", b.URL, "service", "pay") }, "map[a:6]"},
+		{"b joins", func() { list(t, m, "b", b.URL, "service", "orders") }, "map[a:3 b:3]"},
+		{"a drains", func() { list(t, m, "a", a.URL, "service", "orders", "state", "draining") }, "map[b:6]"},
+		{"a is up again", func() { list(t, m, "a", a.URL, "service", "orders") }, "map[a:3 b:3]"},
+		{"b is in maintenance", func() { list(t, m, "b", b.URL, "service", "orders", "state", "maintenance") }, "map[a:6]"},
+		{"b has weight 0", func() { list(t, m, "b", b.URL, "service", "orders", "weight", "0") }, "map[a:6]"},
+		{"b speaks https", func() {
+			list(t, m, "b", strings.Replace(b.URL, "http", "https", 1), "service", "orders")
+		}, "map[a:6]"},
+		{"b names no scheme", func() { list(t, m, "b", b.Listener.Addr().String(), "service", "orders") }, "map[a:3 b:3]"},
+		{"a moves to another address", func() { list(t, m, "a", b.URL, "service", "orders") }, "map[b:6]"},
+		{"all lapse", func() { m.Expire("a"); m.Expire("b") }, "map[503:6]"},
+	}
+	for _, s := range steps {
+		s.do()
+		eventually(t, s.what, func() bool { return fmt.Sprint(served(t, url)) == s.want })
+	}
+}
+
+func TestPlaceholders(t *testing.T) {
+	name, m := newMemory(t)
+	port := freePort(t)
+	load(t, `http://127.0.0.1:`+port+` {
+		reverse_proxy {
+			dynamic discovery {
+				registry memory `+name+`
+				service {header.X-Service}
+				where zone {header.X-Zone} any
+			}
+		}
+	}`)
+	a, b := service(t, "a"), service(t, "b")
+	list(t, m, "a", a.URL, "service", "orders", "zone", "eu")
+	list(t, m, "b", b.URL, "service", "orders", "zone", "us")
+	list(t, m, "c", b.URL, "service", "pay", "zone", "any")
+	url := "http://127.0.0.1:" + port
+	eventually(t, "the fleet is known", func() bool {
+		return fmt.Sprint(served(t, url, "X-Service", "pay")) == "map[b:6]"
+	})
+	for _, c := range []struct {
+		service, zone, want string
+	}{
+		{"orders", "eu", "map[a:6]"},
+		{"orders", "us", "map[b:6]"},
+		{"orders", "mars", "map[503:6]"},
+		{"orders", "", "map[503:6]"},
+		{"", "eu", "map[503:6]"},
+		{"{env.HOME}", "eu", "map[503:6]"},
+	} {
+		if got := fmt.Sprint(served(t, url, "X-Service", c.service, "X-Zone", c.zone)); got != c.want {
+			t.Errorf("service %q in zone %q is served by %s, want %s", c.service, c.zone, got, c.want)
+		}
+	}
+}
+
+func TestPrefer(t *testing.T) {
+	name, m := newMemory(t)
+	port := freePort(t)
+	load(t, `http://127.0.0.1:`+port+` {
+		reverse_proxy {
+			dynamic discovery {
+				registry memory `+name+`
+				prefer zone eu-1 eu-2
+				prefer version 2
+			}
+			lb_policy round_robin
+		}
+	}`)
+	url := "http://127.0.0.1:" + port
+	nodes := []struct{ id, zone, version string }{
+		{"near-new", "eu-1", "2"}, {"near-old", "eu-2", "1"}, {"far-new", "us", "2"}, {"far-old", "us", "1"},
+	}
+	for _, n := range nodes {
+		list(t, m, n.id, service(t, n.id).URL, "zone", n.zone, "version", n.version)
+	}
+	for _, n := range nodes {
+		eventually(t, "tier of "+n.id, func() bool { return fmt.Sprint(served(t, url)) == "map["+n.id+":6]" })
+		m.Expire(n.id)
+	}
+}
+
+func TestStaticFallback(t *testing.T) {
+	name, m := newMemory(t)
+	port := freePort(t)
+	static := service(t, "static")
+	load(t, `http://127.0.0.1:`+port+` {
+		reverse_proxy `+static.URL+` {
+			dynamic discovery {
+				registry memory `+name+`
+			}
+		}
+	}`)
+	url := "http://127.0.0.1:" + port
+	if got := fmt.Sprint(served(t, url)); got != "map[static:6]" {
+		t.Errorf("an empty fleet is served by %s, want the static upstream", got)
+	}
+	list(t, m, "a", service(t, "a").URL)
+	eventually(t, "a takes over", func() bool { return fmt.Sprint(served(t, url)) == "map[a:6]" })
+	m.Expire("a")
+	eventually(t, "the static upstream takes over", func() bool { return fmt.Sprint(served(t, url)) == "map[static:6]" })
+}
+
+func TestMulti(t *testing.T) {
+	name, m := newMemory(t)
+	other := discoverytest.NewMemory()
+	memories.Store(name+"-other", other)
+	defer memories.Delete(name + "-other")
+	port := freePort(t)
+	load(t, `http://127.0.0.1:`+port+` {
+		reverse_proxy {
+			dynamic multi {
+				discovery {
+					registry memory `+name+`
+				}
+				discovery {
+					registry memory `+name+`-other
+				}
+			}
+			lb_policy first
+		}
+	}`)
+	url := "http://127.0.0.1:" + port
+	list(t, other, "b", service(t, "b").URL)
+	eventually(t, "the second source serves while the first is empty", func() bool { return fmt.Sprint(served(t, url)) == "map[b:6]" })
+	list(t, m, "a", service(t, "a").URL)
+	eventually(t, "the first source comes first", func() bool { return fmt.Sprint(served(t, url)) == "map[a:6]" })
+}
+
+func TestNoProxyLoops(t *testing.T) {
+	name, m := newMemory(t)
+	port, asking := freePort(t), freePort(t)
+	load(t, `{
+		registrar {
+			registry memory `+name+`
+			node_id me
+			endpoint http://127.0.0.1:`+port+`
+			metadata service edge
+		}
+	}
+	http://127.0.0.1:`+port+` {
+		reverse_proxy {
+			dynamic discovery {
+				registry memory `+name+`
+			}
+		}
+	}
+	http://127.0.0.1:`+asking+` {
+		reverse_proxy {
+			dynamic discovery {
+				registry memory `+name+`
+				service edge
+			}
+		}
+	}`)
+	eventually(t, "the proxy is listed", func() bool { return m.Record("me") != nil })
+	list(t, m, "other-proxy", service(t, "other").URL, "role", "proxy", "service", "edge")
+	list(t, m, "node", service(t, "node").URL)
+	eventually(t, "the plain source takes the node alone", func() bool {
+		return fmt.Sprint(served(t, "http://127.0.0.1:"+port)) == "map[node:6]"
+	})
+	if got := fmt.Sprint(served(t, "http://127.0.0.1:"+asking)); got != "map[other:6]" {
+		t.Errorf("the source that asks for proxies is served by %s, want the other proxy and never this one", got)
+	}
+}
+
+func TestColdStartWaits(t *testing.T) {
+	name, m := newMemory(t)
+	list(t, m, "a", service(t, "a").URL)
+	m.Break()
+	port := freePort(t)
+	load(t, `http://127.0.0.1:`+port+` {
+		reverse_proxy {
+			dynamic discovery {
+				registry memory `+name+`
+				sync_timeout 20s
+			}
+		}
+	}`)
+	answer := make(chan string, 1)
+	go func() {
+		_, body := get(t, "http://127.0.0.1:"+port)
+		answer <- body
+	}()
+	// The request is waiting: it has opened the directory, or found it opened,
+	// and there is no answer.
+	select {
+	case body := <-answer:
+		t.Fatalf("answered %q before the registry was there", body)
+	case <-time.After(200 * time.Millisecond):
+	}
+	m.Restore()
+	if body := <-answer; body != "a" {
+		t.Errorf("answered %q after the registry came, want the node", body)
+	}
+}
+
+func TestSyncTimeoutEndsTheWait(t *testing.T) {
+	name, m := newMemory(t)
+	m.Break()
+	port := freePort(t)
+	static := service(t, "static")
+	load(t, `http://127.0.0.1:`+port+` {
+		reverse_proxy `+static.URL+` {
+			dynamic discovery {
+				registry memory `+name+`
+				sync_timeout 100ms
+			}
+		}
+	}`)
+	if _, body := get(t, "http://127.0.0.1:"+port); body != "static" {
+		t.Errorf("answered %q, want the static upstream", body)
+	}
+}
+
+func TestRegistryLossKeepsServing(t *testing.T) {
+	name, m := newMemory(t)
+	port := freePort(t)
+	list(t, m, "a", service(t, "a").URL, "lease", "100ms")
+	load(t, `http://127.0.0.1:`+port+` {
+		reverse_proxy {
+			dynamic discovery {
+				registry memory `+name+`
+			}
+		}
+	}`)
+	url := "http://127.0.0.1:" + port
+	eventually(t, "a serves", func() bool {
+		list(t, m, "a", "http://"+strings.TrimPrefix(service(t, "a").URL, "http://"), "lease", "100ms")
+		_, body := get(t, url)
+		return body == "a"
+	})
+	m.Break()
+	<-time.After(500 * time.Millisecond) // five leases
+	if _, body := get(t, url); body != "a" {
+		t.Errorf("answered %q while the registry was away, want the node", body)
+	}
+}
+
+func TestLookupAllocations(t *testing.T) {
+	name, m := newMemory(t)
+	for i := range 100 {
+		list(t, m, fmt.Sprint("n", i), fmt.Sprint("http://10.0.0.1:", 1000+i), "service", "orders")
+	}
+	u := source(t, "registry memory "+name+"\nservice orders")
+	r := httptest.NewRequest("GET", "/", nil)
+	var got []*reverseproxy.Upstream
+	allocations := testing.AllocsPerRun(100, func() { got, _ = u.GetUpstreams(r) })
+	if len(got) != 100 || got[0].Dial != "10.0.0.1:1000" {
+		t.Errorf("looked up %d upstreams, the first at %v", len(got), got)
+	}
+	if allocations > 2 {
+		t.Errorf("a lookup takes %v allocations, want at most 2", allocations)
+	}
+}
