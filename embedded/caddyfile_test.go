@@ -1,0 +1,88 @@
+package embedded
+
+import (
+	"bytes"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/caddyserver/caddy/v2/caddyconfig"
+)
+
+func adapt(caddyfile string) (string, error) {
+	out, _, err := caddyconfig.GetAdapter("caddyfile").Adapt([]byte(caddyfile), map[string]any{"filename": "Caddyfile"})
+	return string(out), err
+}
+
+// Each file under testdata/adapt is a Caddyfile, a line of dashes and the JSON
+// that it means.
+func TestAdapt(t *testing.T) {
+	files, err := filepath.Glob("testdata/adapt/*.caddyfiletest")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("%d files, %v", len(files), err)
+	}
+	for _, file := range files {
+		t.Run(filepath.Base(file), func(t *testing.T) {
+			data, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			in, want, ok := strings.Cut(string(data), "\n----------\n")
+			if !ok {
+				t.Fatal("there is no line of dashes")
+			}
+			out, err := adapt(in)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got bytes.Buffer
+			if err := json.Indent(&got, []byte(out), "", "\t"); err != nil {
+				t.Fatal(err)
+			}
+			if got.String() != strings.TrimSpace(want) {
+				t.Errorf("adapted to\n%s\nwant\n%s", got.String(), want)
+			}
+		})
+	}
+}
+
+func TestAdaptErrors(t *testing.T) {
+	block := func(line string) string { return "{\n\tnats_server {\n\t\t" + line + "\n\t}\n}\n" }
+	for _, c := range []struct {
+		name, caddyfile string
+		line            string
+		parts           []string
+	}{
+		{"argument", "{\n\tnats_server 127.0.0.1:4222\n}\n", "2", []string{"nats_server", `"127.0.0.1:4222"`, "want a block"}},
+		{"twice", "{\n\tnats_server\n\tnats_server\n}\n", "3", []string{"nats_server", "only once"}},
+		{"unknown", block("port 4222"), "3", []string{`"port"`, "listen, store, max_store, user or tls"}},
+		{"repeated", block("listen 127.0.0.1:1\n\t\tlisten 127.0.0.1:2"), "4", []string{"listen", "only once"}},
+		{"listen without", block("listen"), "3", []string{"listen", "0 arguments", "<host:port>", "127.0.0.1:4222"}},
+		{"listen two", block("listen a:1 b:2"), "3", []string{"listen", "2 arguments", "<host:port>"}},
+		{"listen empty", block(`listen ""`), "3", []string{"listen", "empty", "<host:port>"}},
+		{"store without", block("store"), "3", []string{"store", "0 arguments", "<dir>"}},
+		{"store two", block("store a b"), "3", []string{"store", "2 arguments", "<dir>"}},
+		{"size without", block("max_store"), "3", []string{"max_store", "0 arguments", "<size>", "256MiB"}},
+		{"size word", block("max_store plenty"), "3", []string{"max_store", `"plenty"`, "256MiB"}},
+		{"size negative", block("max_store -1MiB"), "3", []string{"max_store", `"-1MiB"`, "greater than 0"}},
+		{"size zero", block("max_store 0"), "3", []string{"max_store", `"0"`, "greater than 0"}},
+		{"size huge", block("max_store 10EiB"), "3", []string{"max_store", `"10EiB"`, "256MiB"}},
+		{"user without", block("user"), "3", []string{"user", "0 arguments", "<name> <password>"}},
+		{"user one", block("user fleet"), "3", []string{"user", "1 arguments", "<name> <password>"}},
+		{"user three", block("user fleet secret more"), "3", []string{"user", "3 arguments", "<name> <password>"}},
+		{"user empty", block(`user fleet ""`), "3", []string{"user", "empty", "<name> <password>"}},
+		{"tls one", block("tls cert.pem"), "3", []string{"tls", "1 arguments", "<certificate> <key>"}},
+		{"tls three", block("tls a b c"), "3", []string{"tls", "3 arguments", "<certificate> <key>"}},
+		{"block", block("store dir {\n\t\t\tmode 0700\n\t\t}"), "4", []string{"store", "no block", `"mode"`}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			_, err := adapt(c.caddyfile)
+			want(t, err, append(c.parts, "Caddyfile:"+c.line)...)
+			if strings.Contains(err.Error(), "secret") {
+				t.Errorf("error %q tells the password", err)
+			}
+		})
+	}
+}
