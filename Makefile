@@ -1,0 +1,62 @@
+# `make help` lists what there is. Everything is built with the Go toolchain and
+# the versions that go.mod pins; nothing has to be installed beforehand, except
+# what scripts/need-redis says.
+
+MODULE := github.com/caddy-discovery/caddy-discovery
+
+# What the binary is made of: everything but tests, documents and the packages
+# that are programs of their own.
+SOURCES := $(shell find . \( -path './.*' -o -path ./bin -o -path ./benchmarks -o -path ./examples \
+	-o -path ./integration -o -path ./internal -o -path ./scripts -o -path ./tools -o -name testdata \) -prune \
+	-o -type f ! -name '*_test.go' ! -name '*.md' ! -name Caddyfile.example ! -name LICENSE -print)
+
+GOLANGCI_LINT := go tool -modfile=tools/golangci-lint/go.mod golangci-lint
+
+TEST_TIMEOUT ?= 10m
+FUZZ_TIME    ?= 30s
+BENCH        ?= .
+PKG          ?= ./...
+
+.PHONY: build demo test lint bench fuzz clean help
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: bin/caddy ## bin/caddy: Caddy with the plugin and the NATS server in the box
+
+# v0.0.0 is no release. Asked for an exact version, Go takes the replacement
+# whatever the module proxy answers; asked for none, it looks the module up
+# first, and a proxy that refuses what it does not know ends the build.
+bin/caddy: $(SOURCES)
+	@mkdir -p bin
+	@echo "building $@ (the first time takes some minutes)"
+	@version=$$(go list -m -f '{{.Version}}' github.com/caddyserver/caddy/v2) && \
+	go tool xcaddy build "$$version" --output $@ \
+		--with $(MODULE)@v0.0.0 --with $(MODULE)/embedded --replace $(MODULE)=. \
+		>bin/build.log 2>&1 || { cat bin/build.log; exit 1; }
+	@echo "built $@, Caddy $$(bin/caddy version | cut -d ' ' -f 1)"
+
+demo: bin/caddy ## a fleet that joins, drains and crashes behind Caddy; DEMO_FOR=10s ends it
+	@go build -o bin/demo ./internal/demo
+	@bin/demo
+
+test: ## all tests, with the race detector
+	@scripts/need-redis
+	go test -race -timeout $(TEST_TIMEOUT) $(PKG)
+
+lint: ## formatting, vet, and the rules of .golangci.yml
+	@unformatted=$$(gofmt -l .); [ -z "$$unformatted" ] || { echo "gofmt would change:"; echo "$$unformatted"; exit 1; }
+	go vet ./...
+	$(GOLANGCI_LINT) run
+
+bench: ## all benchmarks; BENCH=<regexp> and PKG=<package> choose some
+	@scripts/need-redis
+	go test -run '^$$' -bench '$(BENCH)' -benchmem -timeout 60m $(PKG)
+
+fuzz: ## every fuzz target for FUZZ_TIME (30s) each
+	@scripts/fuzz $(FUZZ_TIME)
+
+clean: ## remove what was built
+	rm -rf bin .tmp
