@@ -3,6 +3,7 @@ package discovery
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math"
 	"strconv"
@@ -182,6 +183,11 @@ func ParseNode(data []byte) (Node, error) {
 		IsOnline json.RawMessage `json:"isOnline"` // whatever its type, it is not used
 	}
 	if err := json.Unmarshal(data, &r); err != nil {
+		// The decoder quotes a number whole, and it may be as long as the record.
+		var mismatch *json.UnmarshalTypeError
+		if errors.As(err, &mismatch) {
+			mismatch.Value = clip(mismatch.Value)
+		}
 		return Node{}, fmt.Errorf("%w record: %w", ErrInvalid, err)
 	}
 	n := Node{ID: strings.Clone(r.NodeID), Load: r.Load, LastSeen: parseTime(r.LastSeen)}

@@ -1,0 +1,387 @@
+package discovery
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"math"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+func mustEndpoint(tb testing.TB, s string) Endpoint {
+	tb.Helper()
+	e, err := ParseEndpoint(s)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return e
+}
+
+func TestWireSamples(t *testing.T) {
+	date := func(nanosecond int) time.Time { return time.Date(2025, 10, 10, 12, 0, 0, nanosecond, time.UTC) }
+	want := map[string]Node{
+		"camel-full.json": {
+			ID: "orders-1", Endpoint: mustEndpoint(t, "http://127.0.0.1:5001"), Load: 0.35, LastSeen: date(123456700),
+			Metadata: map[string]string{"service": "orders", "zone": "eu-1", "weight": "2"},
+		},
+		"camel-no-metadata.json": {
+			ID: "orders-2", Endpoint: mustEndpoint(t, "http://127.0.0.1:5002"), LastSeen: date(0),
+		},
+		"camel-offset-unicode.json": {
+			ID: "pay-1", Endpoint: mustEndpoint(t, "https://pay-1.internal:8443"), Load: 12.75, LastSeen: date(500000000),
+			Metadata: map[string]string{"service": "pay", "region": "欧洲"},
+		},
+		"pascal-null-metadata.json": {
+			ID: "orders-3", Endpoint: mustEndpoint(t, "http://127.0.0.1:5003"), Load: 0.1, LastSeen: date(100000000),
+		},
+		"pascal-unspecified-time-ipv6.json": {
+			ID: "orders-4", Endpoint: mustEndpoint(t, "http://[::1]:5004"), Load: 1e-5, LastSeen: date(123456700),
+			Metadata: map[string]string{"service": "orders"},
+		},
+	}
+	// What is wrong with each, as the error must say it.
+	reasons := map[string]string{
+		"invalid-empty-id.json":         "node id: it is empty",
+		"invalid-endpoint-unknown.json": "the port is missing",
+		"invalid-path.json":             "a path is not accepted",
+		"invalid-placeholder.json":      "placeholders are not accepted",
+		"invalid-port-range.json":       "want http://host:port",
+		"invalid-truncated.json":        "unexpected end of JSON input",
+		"invalid-unix.json":             "want http://host:port",
+		"invalid-userinfo.json":         "user info is not accepted",
+		// These two are messages of the pub/sub layout and no records.
+		"heartbeat-camel.json": "it is empty",
+		"leave.json":           "it is empty",
+	}
+	files, err := filepath.Glob("testdata/wire/*.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(files) != len(want)+len(reasons) {
+		t.Errorf("%d samples, %d of them are tested", len(files), len(want)+len(reasons))
+	}
+	for _, file := range files {
+		name := filepath.Base(file)
+		t.Run(name, func(t *testing.T) {
+			data, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			n, err := ParseNode(data)
+			if reason, ok := reasons[name]; ok {
+				if !errors.Is(err, ErrInvalid) || !strings.Contains(err.Error(), reason) {
+					t.Errorf("got %v, want ErrInvalid and %q", err, reason)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !reflect.DeepEqual(n, want[name]) {
+				t.Errorf("got %+v, want %+v", n, want[name])
+			}
+		})
+	}
+}
+
+// withValue returns a record that is valid but for one of its values, which is
+// the given piece of JSON.
+func withValue(name, value string) string {
+	fields := map[string]string{
+		"nodeId": `"a"`, "endpoint": `"10.0.0.1:80"`, "load": "0", "metadata": "null", "lastSeen": "null", "isOnline": "true",
+	}
+	fields[name] = value
+	var pairs []string
+	for _, name := range slices.Sorted(maps.Keys(fields)) {
+		pairs = append(pairs, fmt.Sprintf("%q:%s", name, fields[name]))
+	}
+	return "{" + strings.Join(pairs, ",") + "}"
+}
+
+func pairs(n int) string {
+	var b strings.Builder
+	b.WriteByte('{')
+	for i := range n {
+		if i > 0 {
+			b.WriteByte(',')
+		}
+		fmt.Fprintf(&b, `"k%d":"v"`, i)
+	}
+	b.WriteByte('}')
+	return b.String()
+}
+
+func TestParseNode(t *testing.T) {
+	deep := strings.Repeat("[", 30000) + strings.Repeat("]", 30000)
+	tests := []struct {
+		name, record string
+		reason       string // of the rejection; "" means accepted
+		check        func(n Node) bool
+	}{
+		{name: "the least there can be", record: `{"nodeid":"a","ENDPOINT":"h:1"}`},
+		{name: "spaces around", record: " \t\r\n" + withValue("load", "1") + "\r\n "},
+		{name: "unknown names", record: `{"nodeId":"a","endpoint":"h:1","more":{"x":[1,2]}}`},
+		{name: "a time of no use", record: withValue("lastSeen", `"yesterday"`), check: func(n Node) bool { return n.LastSeen.IsZero() }},
+		{name: "a time that is a number", record: withValue("lastSeen", `1760097600`), check: func(n Node) bool { return n.LastSeen.IsZero() }},
+		{name: "online, whatever that is", record: withValue("isOnline", `{"since":1}`)},
+		{name: "an unpaired surrogate", record: withValue("nodeId", `"\ud800"`), check: func(n Node) bool { return n.ID == "\uFFFD" }},
+		{name: "no load", record: withValue("load", "null"), check: func(n Node) bool { return n.Load == 0 }},
+		{name: "a metadata value that is null", record: withValue("metadata", `{"a":null}`), check: func(n Node) bool { v, ok := n.Metadata["a"]; return ok && v == "" }},
+		{name: "as many pairs as may be", record: withValue("metadata", pairs(MaxMetadata)), check: func(n Node) bool { return len(n.Metadata) == MaxMetadata }},
+		{name: "the longest id", record: withValue("nodeId", `"`+strings.Repeat("x", MaxID)+`"`)},
+		{name: "as large as may be", record: withValue("load", "0"+strings.Repeat(" ", MaxRecord-len(withValue("load", "0"))))},
+
+		// Names that stand twice: the last one counts, and pairs add up.
+		{name: "id twice", record: `{"nodeId":"a","endpoint":"h:1","NodeId":"b"}`, check: func(n Node) bool { return n.ID == "b" }},
+		{name: "endpoint twice", record: `{"nodeId":"a","endpoint":"{x}:1","Endpoint":"h:1"}`, check: func(n Node) bool { return n.Endpoint.Address() == "h:1" }},
+		{name: "endpoint twice, the last one bad", record: `{"nodeId":"a","Endpoint":"h:1","endpoint":"{x}:1"}`, reason: "placeholders"},
+		{name: "metadata twice", record: `{"nodeId":"a","endpoint":"h:1","metadata":{"x":"1","y":"1"},"Metadata":{"x":"2"}}`, check: func(n Node) bool {
+			return maps.Equal(n.Metadata, map[string]string{"x": "2", "y": "1"})
+		}},
+		{name: "too many pairs in two halves", record: `{"nodeId":"a","endpoint":"h:1","metadata":` + pairs(MaxMetadata) + `,"Metadata":{"another":"1"}}`, reason: "65 pairs"},
+
+		{name: "nothing", record: "", reason: "want a JSON object"},
+		{name: "null", record: "null", reason: "want a JSON object"},
+		{name: "an array", record: `[{"nodeId":"a"}]`, reason: "want a JSON object"},
+		{name: "a string", record: `"a"`, reason: "want a JSON object"},
+		{name: "two objects", record: withValue("load", "0") + "{}", reason: "after top-level value"},
+		{name: "too large", record: withValue("load", "0"+strings.Repeat(" ", MaxRecord)), reason: "want at most 65536"},
+		{name: "too deep", record: withValue("lastSeen", deep), reason: "exceeded max depth"},
+		{name: "not UTF-8", record: withValue("nodeId", "\"a\xff\""), reason: "not UTF-8"},
+		{name: "no id", record: `{"endpoint":"h:1"}`, reason: "node id: it is empty"},
+		{name: "an id too long", record: withValue("nodeId", `"`+strings.Repeat("x", MaxID+1)+`"`), reason: "want at most 256"},
+		{name: "an id with a line feed", record: withValue("nodeId", `"a\nb"`), reason: "control characters"},
+		{name: "an id with an escape sequence", record: withValue("nodeId", `"\u001b[2J"`), reason: "control characters"},
+		{name: "an id with a C1 control", record: withValue("nodeId", `"\u009b2J"`), reason: "control characters"},
+		{name: "an id that is a number", record: withValue("nodeId", `7`), reason: "number"},
+		{name: "no endpoint", record: `{"nodeId":"a"}`, reason: "endpoint"},
+		{name: "load beyond a float", record: withValue("load", "1e999"), reason: "number"},
+		{name: "negative load", record: withValue("load", "-0.1"), reason: "want a finite number ≥ 0"},
+		{name: "load as a string", record: withValue("load", `"0.5"`), reason: "string"},
+		{name: "metadata as an array", record: withValue("metadata", `[]`), reason: "array"},
+		{name: "a metadata value that is a number", record: withValue("metadata", `{"weight":2}`), reason: "number"},
+		{name: "too many pairs", record: withValue("metadata", pairs(MaxMetadata+1)), reason: "65 pairs"},
+		{name: "an empty metadata key", record: withValue("metadata", `{"":"x"}`), reason: "keys must not be empty"},
+		{name: "a control character in a key", record: withValue("metadata", `{"a\u0000":"x"}`), reason: "control characters"},
+		{name: "a control character in a value", record: withValue("metadata", `{"a":"x\u007f"}`), reason: "control characters"},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			n, err := ParseNode([]byte(test.record))
+			if test.reason != "" {
+				if !errors.Is(err, ErrInvalid) || !strings.Contains(err.Error(), test.reason) {
+					t.Fatalf("got %v, want ErrInvalid and %q", err, test.reason)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if test.check != nil && !test.check(n) {
+				t.Errorf("got %+v", n)
+			}
+			again, err := ParseNode([]byte(test.record))
+			if err != nil || !reflect.DeepEqual(n, again) {
+				t.Errorf("a second look sees %+v, %v; the first %+v", again, err, n)
+			}
+		})
+	}
+}
+
+// A rejected record is shown to people: the message must not be a way to fill
+// logs, and it names the node where it can.
+func TestParseNodeErrorIsShort(t *testing.T) {
+	long := strings.Repeat("9", 60000)
+	for _, record := range []string{
+		withValue("load", long),
+		withValue("nodeId", long),
+		withValue("nodeId", `"`+long+`"`),
+		withValue("endpoint", `"http://`+long+`"`),
+		withValue("endpoint", `"http://h:1/`+long+`"`),
+		withValue("metadata", `{"`+long+`":1}`),
+		withValue("metadata", `{"`+long+`":"\u0001"}`),
+		"{" + long,
+	} {
+		_, err := ParseNode([]byte(record))
+		if err == nil {
+			t.Errorf("accepted %.80s…", record)
+		} else if len(err.Error()) > 400 {
+			t.Errorf("%.80s… is rejected in %d bytes: %.200s…", record, len(err.Error()), err)
+		}
+	}
+	n, err := ParseNode([]byte(withValue("endpoint", `"nonsense"`)))
+	if err == nil || n.ID != "a" {
+		t.Errorf("the rejected record of a is known as %q, %v", n.ID, err)
+	}
+}
+
+func TestNodeMetadata(t *testing.T) {
+	for _, test := range []struct {
+		key, value string
+		get        func(n *Node) any
+		want       any
+	}{
+		{KeyWeight, "2", func(n *Node) any { return n.Weight() }, 2.0},
+		{KeyWeight, "0", func(n *Node) any { return n.Weight() }, 0.0},
+		{KeyWeight, "0.25", func(n *Node) any { return n.Weight() }, 0.25},
+		{KeyWeight, "-1", func(n *Node) any { return n.Weight() }, 1.0},
+		{KeyWeight, "", func(n *Node) any { return n.Weight() }, 1.0},
+		{KeyWeight, "0,5", func(n *Node) any { return n.Weight() }, 1.0},
+		{KeyWeight, "NaN", func(n *Node) any { return n.Weight() }, 1.0},
+		{KeyWeight, "Inf", func(n *Node) any { return n.Weight() }, 1.0},
+		{KeyWeight, "1e400", func(n *Node) any { return n.Weight() }, 1.0},
+		{"other", "2", func(n *Node) any { return n.Weight() }, 1.0},
+
+		{KeyLease, "45s", func(n *Node) any { return n.Lease() }, 45 * time.Second},
+		{KeyLease, "1ms", func(n *Node) any { return n.Lease() }, MinLease},
+		{KeyLease, "1000h", func(n *Node) any { return n.Lease() }, MaxLease},
+		{KeyLease, "0s", func(n *Node) any { return n.Lease() }, time.Duration(0)},
+		{KeyLease, "-5s", func(n *Node) any { return n.Lease() }, time.Duration(0)},
+		{KeyLease, "30", func(n *Node) any { return n.Lease() }, time.Duration(0)},
+		{KeyLease, "00:00:30", func(n *Node) any { return n.Lease() }, time.Duration(0)},
+		{KeyLease, "99999999999h", func(n *Node) any { return n.Lease() }, time.Duration(0)},
+		{"other", "45s", func(n *Node) any { return n.Lease() }, time.Duration(0)},
+
+		{KeyState, "up", func(n *Node) any { return n.State() }, StateUp},
+		{KeyState, "Draining", func(n *Node) any { return n.State() }, StateDraining},
+		{KeyState, "maintenance", func(n *Node) any { return n.State() }, StateMaintenance},
+		{KeyState, "california", func(n *Node) any { return n.State() }, StateUp},
+		{"other", "draining", func(n *Node) any { return n.State() }, StateUp},
+
+		{KeyService, "orders", func(n *Node) any { return n.Service() }, "orders"},
+		{KeyInstance, "i", func(n *Node) any { return n.Instance() }, "i"},
+		{KeyRole, RoleProxy, func(n *Node) any { return n.Role() }, "proxy"},
+		{"other", "x", func(n *Node) any { return n.Service() + n.Instance() + n.Role() }, ""},
+	} {
+		n := &Node{Metadata: map[string]string{test.key: test.value}}
+		if got := test.get(n); got != test.want {
+			t.Errorf("%s %q: got %v, want %v", test.key, test.value, got, test.want)
+		}
+	}
+	var bare Node
+	if bare.Weight() != 1 || bare.Lease() != 0 || bare.State() != StateUp || bare.Service() != "" {
+		t.Errorf("without metadata: weight %v, lease %v, state %v, service %q", bare.Weight(), bare.Lease(), bare.State(), bare.Service())
+	}
+}
+
+func TestValidate(t *testing.T) {
+	valid := func() Node {
+		return Node{ID: "a", Endpoint: mustEndpoint(t, "http://h:1"), Metadata: map[string]string{"k": "v"}}
+	}
+	for _, test := range []struct {
+		name  string
+		spoil func(n *Node)
+	}{
+		{"no id", func(n *Node) { n.ID = "" }},
+		{"id not UTF-8", func(n *Node) { n.ID = "\xff" }},
+		{"no endpoint", func(n *Node) { n.Endpoint = Endpoint{} }},
+		{"NaN", func(n *Node) { n.Load = math.NaN() }},
+		{"infinite load", func(n *Node) { n.Load = math.Inf(1) }},
+		{"negative load", func(n *Node) { n.Load = -1 }},
+		{"value not UTF-8", func(n *Node) { n.Metadata["k"] = "\xff" }},
+		{"key not UTF-8", func(n *Node) { n.Metadata["\xff"] = "" }},
+	} {
+		n := valid()
+		if err := n.Validate(); err != nil {
+			t.Fatal(err)
+		}
+		test.spoil(&n)
+		if err := n.Validate(); !errors.Is(err, ErrInvalid) {
+			t.Errorf("%s: %v, want ErrInvalid", test.name, err)
+		}
+		if b, err := AppendRecord([]byte("x"), n, time.Now()); !errors.Is(err, ErrInvalid) || string(b) != "x" {
+			t.Errorf("%s: AppendRecord returned %q, %v", test.name, b, err)
+		}
+	}
+}
+
+func TestAppendRecord(t *testing.T) {
+	at := time.Date(2025, 10, 10, 14, 0, 0, 123456789, time.FixedZone("", 7200))
+	n := Node{
+		ID: "orders-1", Endpoint: mustEndpoint(t, "http://10.0.0.7:5001"), Load: 0.35,
+		Metadata: map[string]string{"zone": "eu-1", "service": "orders"},
+	}
+	got, err := AppendRecord([]byte(">"), n, at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := `>{"nodeId":"orders-1","endpoint":"http://10.0.0.7:5001","lastSeen":"2025-10-10T12:00:00.1234567Z","load":0.35,"metadata":{"service":"orders","zone":"eu-1"},"isOnline":true}`
+	if string(got) != want {
+		t.Errorf("got  %s\nwant %s", got, want)
+	}
+	for range 20 {
+		if again, _ := AppendRecord([]byte(">"), n, at); string(again) != want {
+			t.Fatalf("equal arguments gave %s", again)
+		}
+	}
+	n.Metadata["note"] = strings.Repeat("x", MaxRecord)
+	if b, err := AppendRecord(nil, n, at); !errors.Is(err, ErrInvalid) || len(b) != 0 {
+		t.Errorf("a record past the limit: %d bytes, %v", len(b), err)
+	}
+}
+
+func FuzzParseNode(f *testing.F) {
+	files, err := filepath.Glob("testdata/wire/*.json")
+	if err != nil {
+		f.Fatal(err)
+	}
+	for _, file := range files {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(data)
+	}
+	f.Add([]byte(`{"nodeId":"a","endpoint":"[::ffff:1.2.3.4]:080","metadata":{"weight":"1e308","lease":"1ns","state":"DRAINING"}}`))
+	f.Add([]byte(`{"NODEID":"\u2028<&>","endpoint":"HTTPS://A.B.","load":1e-320,"load":-0}`))
+	at := time.Date(2025, 10, 10, 12, 0, 0, 0, time.UTC)
+	f.Fuzz(func(t *testing.T, data []byte) {
+		n, err := ParseNode(data)
+		if err != nil {
+			if !errors.Is(err, ErrInvalid) {
+				t.Fatalf("%v does not wrap ErrInvalid", err)
+			}
+			if len(err.Error()) > 400 {
+				t.Fatalf("the error has %d bytes: %.500s", len(err.Error()), err)
+			}
+			return
+		}
+		if err := n.Validate(); err != nil {
+			t.Fatalf("accepted, yet %v", err)
+		}
+		if strings.ContainsAny(n.Endpoint.Address(), "{}") {
+			t.Fatalf("a placeholder in %q", n.Endpoint.Address())
+		}
+		if e, err := ParseEndpoint(n.Endpoint.String()); err != nil || e != n.Endpoint {
+			t.Fatalf("endpoint %q parses to %q, %v", n.Endpoint, e, err)
+		}
+		if w := n.Weight(); !(w >= 0) || math.IsInf(w, 0) {
+			t.Fatalf("weight %v", w)
+		}
+		if l := n.Lease(); l != 0 && (l < MinLease || l > MaxLease) {
+			t.Fatalf("lease %v", l)
+		}
+		encoded, err := AppendRecord(nil, n, at)
+		if err != nil {
+			// Escapes may take a record past the limit, nothing else may fail.
+			if len(data) < MaxRecord/6 {
+				t.Fatalf("accepted and not encoded: %v", err)
+			}
+			return
+		}
+		again, err := ParseNode(encoded)
+		if err != nil {
+			t.Fatalf("%s: %v", encoded, err)
+		}
+		n.LastSeen = at
+		if !reflect.DeepEqual(n, again) {
+			t.Fatalf("%+v became %+v", n, again)
+		}
+	})
+}
