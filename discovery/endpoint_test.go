@@ -163,6 +163,23 @@ func TestParseEndpointRejects(t *testing.T) {
 	}
 }
 
+// What a refused endpoint carries beyond its address may be a secret, and the
+// message goes to logs and to the admin API.
+func TestParseEndpointErrorKeepsSecrets(t *testing.T) {
+	for _, s := range []string{
+		"http://user:s3cret@h:80", "http://s3cret@h:80", "user:s3cret@h:80", "redis://:s3cret@h:6379", "http://a:s3cret@b:80@h:80",
+		"http://h/?token=s3cret", "h:80?s3cret", "http://h:80#s3cret", "http://a:s3cret@h:{x}", "http://user:s3cret@h:99999",
+		"http://h/?a=b@c&token=s3cret", "http://s3cret:%zz@h", "http://s3cret?x@h",
+	} {
+		_, err := ParseEndpoint(s)
+		if err == nil {
+			t.Errorf("%q was accepted", s)
+		} else if strings.Contains(err.Error(), "s3cret") {
+			t.Errorf("%q: %v", s, err)
+		}
+	}
+}
+
 func TestEndpointZero(t *testing.T) {
 	var e Endpoint
 	if e.Address() != "" || e.Host() != "" || e.Port() != 0 || e.String() != "" {
