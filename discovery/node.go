@@ -46,6 +46,10 @@ const (
 	MaxLease = 24 * time.Hour
 )
 
+// MaxWeight bounds the weight that a record may name, so that the sum of a
+// fleet's weights is a finite number whatever its members write.
+const MaxWeight = 1e9
+
 // State is what a node says of itself.
 type State string
 
@@ -91,12 +95,12 @@ func (n *Node) State() State {
 	}
 }
 
-// Weight returns the weight that the record names; 1 if it names none, or none
-// that is a finite number ≥ 0.
+// Weight returns the weight that the record names, held within [MaxWeight]; 1 if
+// it names none, or none that is a finite number ≥ 0.
 func (n *Node) Weight() float64 {
 	if s, ok := n.Metadata[KeyWeight]; ok {
 		if w, err := strconv.ParseFloat(s, 64); err == nil && w >= 0 && !math.IsInf(w, 0) {
-			return w
+			return min(w, MaxWeight)
 		}
 	}
 	return 1
@@ -121,6 +125,11 @@ func (n *Node) Validate() error {
 	}
 	if n.Endpoint.address == "" {
 		return fmt.Errorf("%w record of node %q: it has no endpoint", ErrInvalid, clip(n.ID))
+	}
+	switch n.Endpoint.Scheme {
+	case "", "http", "https":
+	default:
+		return fmt.Errorf("%w endpoint of node %q: the scheme must be http or https", ErrInvalid, clip(n.ID))
 	}
 	if math.IsNaN(n.Load) || math.IsInf(n.Load, 0) || n.Load < 0 {
 		return fmt.Errorf("%w load %v of node %q: want a finite number ≥ 0", ErrInvalid, n.Load, clip(n.ID))

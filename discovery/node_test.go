@@ -235,6 +235,7 @@ func TestNodeMetadata(t *testing.T) {
 		{KeyWeight, "0,5", func(n *Node) any { return n.Weight() }, 1.0},
 		{KeyWeight, "NaN", func(n *Node) any { return n.Weight() }, 1.0},
 		{KeyWeight, "Inf", func(n *Node) any { return n.Weight() }, 1.0},
+		{KeyWeight, "1e308", func(n *Node) any { return n.Weight() }, MaxWeight},
 		{KeyWeight, "1e400", func(n *Node) any { return n.Weight() }, 1.0},
 		{"other", "2", func(n *Node) any { return n.Weight() }, 1.0},
 
@@ -281,6 +282,7 @@ func TestValidate(t *testing.T) {
 		{"no id", func(n *Node) { n.ID = "" }},
 		{"id not UTF-8", func(n *Node) { n.ID = "\xff" }},
 		{"no endpoint", func(n *Node) { n.Endpoint = Endpoint{} }},
+		{"another scheme", func(n *Node) { n.Endpoint.Scheme = "ftp" }},
 		{"NaN", func(n *Node) { n.Load = math.NaN() }},
 		{"infinite load", func(n *Node) { n.Load = math.Inf(1) }},
 		{"negative load", func(n *Node) { n.Load = -1 }},
@@ -361,7 +363,7 @@ func FuzzParseNode(f *testing.F) {
 		if e, err := ParseEndpoint(n.Endpoint.String()); err != nil || e != n.Endpoint {
 			t.Fatalf("endpoint %q parses to %q, %v", n.Endpoint, e, err)
 		}
-		if w := n.Weight(); !(w >= 0) || math.IsInf(w, 0) {
+		if w := n.Weight(); !(w >= 0 && w <= MaxWeight) {
 			t.Fatalf("weight %v", w)
 		}
 		if l := n.Lease(); l != 0 && (l < MinLease || l > MaxLease) {
