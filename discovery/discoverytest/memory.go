@@ -39,6 +39,9 @@ type stored struct {
 	seq     uint64
 }
 
+// dialTimeout is how long a new watch waits for a registry that is silent.
+const dialTimeout = 2 * time.Second
+
 // NewMemory returns an empty registry.
 func NewMemory() *Memory {
 	m := &Memory{}
@@ -63,19 +66,24 @@ func (m *Memory) Open() discovery.Registry { return &memoryConn{m: m} }
 func (m *Memory) Break() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	close(m.broken)
+	if m.down() == nil {
+		close(m.broken)
+	}
 }
 
 // Restore ends Break.
 func (m *Memory) Restore() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if m.down() == nil {
+		return // the watches hold the channel that the next Break closes
+	}
 	m.broken = make(chan struct{})
 }
 
 // Silence makes the registry one that seems to be there and says nothing: it
-// takes no writes, watches hear nothing and verification fails, as behind a
-// packet filter. false ends it.
+// takes no writes, watches hear nothing, new ones fail after seconds and
+// verification fails, as behind a packet filter. false ends it.
 func (m *Memory) Silence(on bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -89,8 +97,10 @@ func (m *Memory) Silence(on bool) {
 func (m *Memory) Wipe() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	close(m.broken)
-	m.broken = make(chan struct{})
+	if m.down() == nil {
+		close(m.broken)
+		m.broken = make(chan struct{})
+	}
 	m.reset()
 }
 
@@ -105,9 +115,10 @@ func (m *Memory) Put(id string, data []byte) {
 func (m *Memory) Age(id string, by time.Duration) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	r := m.records[id]
-	r.written = r.written.Add(-by)
-	m.records[id] = r
+	if r, ok := m.records[id]; ok {
+		r.written = r.written.Add(-by)
+		m.records[id] = r
+	}
 }
 
 // Drop removes a record without a word to the watches.
@@ -217,6 +228,15 @@ func (c *memoryConn) Watch(ctx context.Context, emit func(discovery.Event)) erro
 	if err := m.down(); err != nil {
 		m.mu.Unlock()
 		return err
+	}
+	if m.silent {
+		m.mu.Unlock()
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(dialTimeout):
+			return fmt.Errorf("%w: the memory registry is silent", discovery.ErrUnreachable)
+		}
 	}
 	m.watches++
 	defer func() {
