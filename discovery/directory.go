@@ -338,11 +338,6 @@ func (k *keeper) receive(m message) {
 		if !k.broken {
 			k.lose(m.ended)
 		}
-		if k.listedAt > 0 && k.lostAt-k.listedAt > lastRetry {
-			// It worked for a while. A registry that breaks every watch at once
-			// must not be listed twenty times a second.
-			k.backoff.Reset()
-		}
 		k.retry.Reset(k.backoff.NextBackOff())
 	case !k.broken:
 		k.lastEvent.Store(int64(now()))
@@ -359,6 +354,11 @@ func (k *keeper) lose(err error) {
 	next.err = err
 	if k.listed {
 		k.lostAt = now()
+		if k.lostAt-k.listedAt > lastRetry {
+			// It worked for a while. A registry that breaks every watch at once
+			// must not be listed twenty times a second.
+			k.backoff.Reset()
+		}
 		next.connected, next.since = false, time.Now()
 		next.restarts++
 		k.log.Warn("lost the registry; the last known nodes stay in use",

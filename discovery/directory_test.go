@@ -1,0 +1,1001 @@
+package discovery_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"go.uber.org/zap/zaptest/observer"
+
+	"github.com/caddy-discovery/caddy-discovery/discovery"
+	"github.com/caddy-discovery/caddy-discovery/discovery/discoverytest"
+)
+
+// follow runs a directory until the test ends. Tests call it inside a bubble of
+// testing/synctest, where a sleep costs nothing and times are exact.
+func follow(t *testing.T, w discovery.Watcher, o discovery.Options) *discovery.Directory {
+	t.Helper()
+	d := discovery.NewDirectory(w, o)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- d.Run(ctx) }()
+	t.Cleanup(func() {
+		start := time.Now()
+		cancel()
+		if err := <-done; !errors.Is(err, context.Canceled) {
+			t.Errorf("Run returned %v, want the context's error", err)
+		}
+		if took := time.Since(start); took > 0 {
+			t.Errorf("Run ended after %v, want at once", took)
+		}
+	})
+	synctest.Wait()
+	return d
+}
+
+func newNode(id string, pairs ...string) discovery.Node {
+	endpoint, err := discovery.ParseEndpoint("http://10.0.0.7:5001")
+	if err != nil {
+		panic(err)
+	}
+	n := discovery.Node{ID: id, Endpoint: endpoint, Metadata: map[string]string{discovery.KeyService: "orders"}}
+	for i := 0; i < len(pairs); i += 2 {
+		n.Metadata[pairs[i]] = pairs[i+1]
+	}
+	return n
+}
+
+func encode(n discovery.Node) []byte {
+	b, err := discovery.AppendRecord(nil, n, time.Now())
+	if err != nil {
+		panic(err)
+	}
+	return b
+}
+
+// write puts records of nodes into a registry, as they would themselves.
+func write(m *discoverytest.Memory, nodes ...discovery.Node) {
+	for _, n := range nodes {
+		m.Put(n.ID, encode(n))
+	}
+}
+
+func listed(d *discovery.Directory) string {
+	var ids []string
+	for _, e := range d.Snapshot().Nodes() {
+		ids = append(ids, e.Node.ID)
+	}
+	return strings.Join(ids, " ")
+}
+
+func expect(t *testing.T, d *discovery.Directory, want, when string) {
+	t.Helper()
+	synctest.Wait()
+	if got := listed(d); got != want {
+		t.Fatalf("%s: nodes [%s], want [%s]", when, got, want)
+	}
+}
+
+// reconnect waits until the registry is watched again.
+func reconnect(t *testing.T, d *discovery.Directory) {
+	t.Helper()
+	for range 60_000 {
+		synctest.Wait()
+		if d.Status().Connected {
+			return
+		}
+		time.Sleep(time.Millisecond)
+	}
+	t.Fatalf("the registry was not found again within a minute: %+v", d.Status())
+}
+
+// lapsesAt checks that a node is there until an instant, and gone at it.
+func lapsesAt(t *testing.T, d *discovery.Directory, id string, at time.Time) {
+	t.Helper()
+	time.Sleep(time.Until(at) - time.Nanosecond)
+	synctest.Wait()
+	if d.Snapshot().Node(id) == nil {
+		t.Fatalf("%s lapsed before its lease ran out", id)
+	}
+	time.Sleep(time.Nanosecond)
+	synctest.Wait()
+	if d.Snapshot().Node(id) != nil {
+		t.Fatalf("%s did not lapse when its lease ran out; it ends in %v", id, time.Until(d.Snapshot().Node(id).LeaseEnd()))
+	}
+}
+
+// scripted is a Watcher whose every word the test says itself.
+type scripted struct {
+	sessions chan *session
+	watches  atomic.Int64
+}
+
+// session is one call of Watch.
+type session struct {
+	emit func(discovery.Event)
+	end  chan error
+}
+
+func newScripted() *scripted { return &scripted{sessions: make(chan *session)} }
+
+func (w *scripted) Watch(ctx context.Context, emit func(discovery.Event)) error {
+	w.watches.Add(1)
+	s := &session{emit, make(chan error)}
+	select {
+	case w.sessions <- s:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	select {
+	case err := <-s.end:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (s *session) put(key string, revision uint64, n discovery.Node) {
+	s.emit(discovery.Event{Type: discovery.Put, ID: n.ID, Key: key, Node: n, Revision: revision})
+}
+
+func (s *session) sync(l discovery.Listing) {
+	s.emit(discovery.Event{Type: discovery.Synced, Listing: l})
+}
+
+// scriptedVerifier is a scripted Watcher that can be asked.
+type scriptedVerifier struct {
+	*scripted
+	verify func(ctx context.Context) error
+}
+
+func (w *scriptedVerifier) Verify(ctx context.Context) error { return w.verify(ctx) }
+
+func TestFirstListingIsPublishedWhole(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newScripted()
+		d := follow(t, w, discovery.Options{})
+		if s := d.Snapshot(); s.Synced || len(s.Nodes()) != 0 || s.Number != 0 {
+			t.Fatalf("before the listing: %+v", s)
+		}
+		s := <-w.sessions
+		for i := range 1000 {
+			s.put("", 0, newNode(fmt.Sprintf("n%03d", i)))
+		}
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		if got := d.Snapshot(); got.Number != 0 || got.Synced {
+			t.Fatalf("a part of the listing was published: %d nodes", len(got.Nodes()))
+		}
+		select {
+		case <-d.Synced():
+			t.Fatal("synced before the listing ended")
+		default:
+		}
+		s.sync(discovery.Listing{})
+		<-d.Synced()
+		if got := d.Snapshot(); got.Number != 1 || !got.Synced || len(got.Nodes()) != 1000 || len(got.Service("orders")) != 1000 {
+			t.Fatalf("after it: snapshot %d with %d nodes", got.Number, len(got.Nodes()))
+		}
+	})
+}
+
+func TestJoinUpdateLeave(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := discoverytest.NewMemory()
+		conn := m.Open()
+		write(m, newNode("a"))
+		d := follow(t, conn, discovery.Options{})
+		expect(t, d, "a", "listed")
+		write(m, newNode("b"))
+		expect(t, d, "a b", "joined")
+		before := d.Snapshot()
+		write(m, newNode("a", discovery.KeyService, "pay", discovery.KeyState, "draining"))
+		expect(t, d, "a b", "updated")
+		if e := d.Snapshot().Node("a"); e.Node.Service() != "pay" || e.State() != discovery.StateDraining {
+			t.Errorf("a is %+v", e.Node)
+		}
+		if len(d.Snapshot().Service("pay")) != 1 || len(d.Snapshot().Service("orders")) != 1 || len(before.Service("orders")) != 2 {
+			t.Error("the services do not agree")
+		}
+		if err := conn.Withdraw(context.Background(), newNode("a")); err != nil {
+			t.Fatal(err)
+		}
+		expect(t, d, "b", "left")
+	})
+}
+
+func TestHeartbeatPublishesNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := discoverytest.NewMemory()
+		n := newNode("a")
+		write(m, n)
+		d := follow(t, m.Open(), discovery.Options{})
+		snapshot := d.Snapshot()
+		e := snapshot.Node("a")
+		for i := range 100 {
+			time.Sleep(10 * time.Second)
+			n.Load = float64(i)
+			write(m, n)
+			synctest.Wait()
+			if d.Snapshot() != snapshot {
+				t.Fatal("a heartbeat published a snapshot")
+			}
+			if e.Load() != n.Load || time.Since(e.LastHeard()) != 0 || time.Until(e.LeaseEnd()) != discovery.DefaultTTL {
+				t.Fatalf("after heartbeat %d: load %v, heard %v ago, lease ends in %v", i, e.Load(), time.Since(e.LastHeard()), time.Until(e.LeaseEnd()))
+			}
+		}
+	})
+}
+
+func TestLapse(t *testing.T) {
+	for _, test := range []struct {
+		name  string
+		ttl   time.Duration
+		pairs []string
+		lease time.Duration
+	}{
+		{"default", 0, nil, discovery.DefaultTTL},
+		{"ttl of the directory", 7 * time.Second, nil, 7 * time.Second},
+		{"lease of the record", 7 * time.Second, []string{discovery.KeyLease, "90s"}, 90 * time.Second},
+		{"lease that is none", 7 * time.Second, []string{discovery.KeyLease, "soon"}, 7 * time.Second},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				m := discoverytest.NewMemory()
+				d := follow(t, m.Open(), discovery.Options{TTL: test.ttl})
+				write(m, newNode("a", test.pairs...))
+				expect(t, d, "a", "joined")
+				time.Sleep(test.lease / 2)
+				write(m, newNode("a", test.pairs...))
+				lapsesAt(t, d, "a", time.Now().Add(test.lease))
+				write(m, newNode("a", test.pairs...))
+				expect(t, d, "a", "heard again")
+			})
+		})
+	}
+}
+
+func TestLapseInOrder(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := discoverytest.NewMemory()
+		d := follow(t, m.Open(), discovery.Options{})
+		start := time.Now()
+		for _, lease := range []string{"9s", "3s", "7s", "1s", "5s"} {
+			write(m, newNode("n"+lease, discovery.KeyLease, lease))
+		}
+		for _, lease := range []int{1, 3, 5, 7, 9} {
+			lapsesAt(t, d, fmt.Sprintf("n%ds", lease), start.Add(time.Duration(lease)*time.Second))
+		}
+	})
+}
+
+// The queue is only brought in order when its head is due; a lease that an
+// update changes must count all the same.
+func TestLeaseChangedByUpdate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := discoverytest.NewMemory()
+		d := follow(t, m.Open(), discovery.Options{})
+		write(m, newNode("a", discovery.KeyLease, "1h"), newNode("b", discovery.KeyLease, "2s"))
+		time.Sleep(time.Second)
+		write(m, newNode("a", discovery.KeyLease, "2s"), newNode("b", discovery.KeyLease, "1h"))
+		changed := time.Now()
+		lapsesAt(t, d, "a", changed.Add(2*time.Second))
+		lapsesAt(t, d, "b", changed.Add(time.Hour))
+	})
+}
+
+func TestAgeAtFirstListing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := discoverytest.NewMemory()
+		write(m, newNode("fresh"), newNode("old"), newNode("overdue"), newNode("patient", discovery.KeyLease, "1h"))
+		m.Age("old", 20*time.Second)
+		m.Age("overdue", 30*time.Second)
+		m.Age("patient", 30*time.Minute)
+		start := time.Now()
+		d := follow(t, m.Open(), discovery.Options{})
+		expect(t, d, "fresh old patient", "listed")
+		if ago := time.Since(d.Snapshot().Node("old").LastHeard()); ago != 20*time.Second {
+			t.Errorf("old was heard %v ago, want 20s", ago)
+		}
+		lapsesAt(t, d, "old", start.Add(10*time.Second))
+		write(m, newNode("overdue"))
+		expect(t, d, "fresh overdue patient", "heard")
+		lapsesAt(t, d, "fresh", start.Add(30*time.Second))
+		lapsesAt(t, d, "patient", start.Add(30*time.Minute))
+	})
+}
+
+func TestAbsentAfterOutage(t *testing.T) {
+	for _, test := range []struct {
+		name   string
+		away   time.Duration
+		change func(m *discoverytest.Memory)
+		stays  bool
+	}{
+		{"short", time.Second, func(*discoverytest.Memory) {}, false},
+		{"longer than the lease", 40 * time.Second, func(*discoverytest.Memory) {}, true},
+		{"longer than the registry keeps records", 12 * time.Second, func(m *discoverytest.Memory) { m.Expiry = 10 * time.Second }, true},
+		{"shorter than the registry keeps records", 5 * time.Second, func(m *discoverytest.Memory) { m.Expiry = 10 * time.Second }, false},
+		{"partial listing", time.Second, func(m *discoverytest.Memory) { m.Partial = true }, true},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				m := discoverytest.NewMemory()
+				test.change(m)
+				write(m, newNode("gone"), newNode("returns"), newNode("stays"))
+				d := follow(t, m.Open(), discovery.Options{})
+				expect(t, d, "gone returns stays", "listed")
+				m.Break()
+				m.Drop("gone")
+				m.Drop("returns")
+				time.Sleep(test.away)
+				m.Restore()
+				reconnect(t, d)
+				if !test.stays {
+					expect(t, d, "stays", "back")
+					return
+				}
+				expect(t, d, "gone returns stays", "back")
+				back := d.Status().Since
+				time.Sleep(20 * time.Second)
+				write(m, newNode("returns"), newNode("stays"))
+				lapsesAt(t, d, "gone", back.Add(discovery.DefaultTTL))
+				expect(t, d, "returns stays", "a lease later")
+			})
+		})
+	}
+}
+
+func TestWiped(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := discoverytest.NewMemory()
+		write(m, newNode("a"), newNode("b"))
+		d := follow(t, m.Open(), discovery.Options{})
+		time.Sleep(20 * time.Second)
+		m.Wipe()
+		reconnect(t, d)
+		back := d.Status().Since
+		expect(t, d, "a b", "wiped")
+		time.Sleep(10 * time.Second)
+		write(m, newNode("a"))
+		lapsesAt(t, d, "b", back.Add(discovery.DefaultTTL))
+		expect(t, d, "a", "a lease later")
+	})
+}
+
+func TestRevisionWentBackwards(t *testing.T) {
+	for _, test := range []struct {
+		name  string
+		then  discovery.Listing
+		stays bool
+	}{
+		{"it went on", discovery.Listing{Epoch: "e", Revision: 12}, false},
+		{"nothing happened", discovery.Listing{Epoch: "e", Revision: 11}, false},
+		{"it went backwards", discovery.Listing{Epoch: "e", Revision: 10}, true},
+		{"another epoch", discovery.Listing{Epoch: "f", Revision: 12}, true},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newScripted()
+				d := follow(t, w, discovery.Options{})
+				s := <-w.sessions
+				s.put("", 3, newNode("a"))
+				s.sync(discovery.Listing{Epoch: "e", Revision: 7})
+				s.put("", 11, newNode("b"))
+				synctest.Wait()
+				if r := d.Status().Revision; r != 11 {
+					t.Errorf("revision %d, want 11", r)
+				}
+				s.end <- discovery.ErrBroken
+				s = <-w.sessions
+				s.put("", 11, newNode("b"))
+				s.sync(test.then)
+				want := "b"
+				if test.stays {
+					want = "a b"
+				}
+				expect(t, d, want, "listed again")
+				if r := d.Status().Revision; r != max(test.then.Revision, 11) {
+					t.Errorf("revision %d after the listing", r)
+				}
+			})
+		})
+	}
+}
+
+func TestExpired(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := discoverytest.NewMemory()
+		write(m, newNode("a"), newNode("b"))
+		d := follow(t, m.Open(), discovery.Options{})
+		m.Expire("a")
+		expect(t, d, "b", "expired")
+	})
+}
+
+func TestMarkersInListing(t *testing.T) {
+	for _, test := range []struct {
+		marker discovery.EventType
+		away   time.Duration
+		stays  bool
+	}{
+		{discovery.Left, time.Second, false},
+		{discovery.Left, time.Hour, false},
+		{discovery.Expired, time.Second, false},
+		{discovery.Expired, time.Hour, true},
+	} {
+		t.Run(fmt.Sprint(test.marker, " after ", test.away), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newScripted()
+				d := follow(t, w, discovery.Options{})
+				s := <-w.sessions
+				s.put("k", 1, newNode("a"))
+				s.emit(discovery.Event{Type: test.marker, ID: "unknown", Key: "u", Revision: 2})
+				s.sync(discovery.Listing{Revision: 2})
+				expect(t, d, "a", "listed")
+				s.end <- discovery.ErrBroken
+				s = <-w.sessions
+				time.Sleep(test.away)
+				s.emit(discovery.Event{Type: test.marker, ID: "a", Key: "k", Revision: 3})
+				s.sync(discovery.Listing{Revision: 3})
+				if !test.stays {
+					expect(t, d, "", "listed again")
+					return
+				}
+				expect(t, d, "a", "listed again")
+				lapsesAt(t, d, "a", d.Status().Since.Add(discovery.DefaultTTL))
+			})
+		})
+	}
+}
+
+// A registry that says nothing is not one whose nodes are dead.
+func TestSilence(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := discoverytest.NewMemory()
+		write(m, newNode("a"), newNode("b"), newNode("dropped"))
+		d := follow(t, m.Open(), discovery.Options{})
+		m.Silence(true)
+		m.Drop("dropped")
+		time.Sleep(time.Hour)
+		expect(t, d, "a b dropped", "silent for an hour")
+		if status := d.Status(); status.Connected || status.Restarts != 1 || !errors.Is(status.LastError, discovery.ErrUnreachable) {
+			t.Errorf("status %+v", status)
+		}
+		m.Silence(false)
+		reconnect(t, d)
+		back := d.Status().Since
+		expect(t, d, "a b dropped", "back")
+		time.Sleep(10 * time.Second)
+		write(m, newNode("a"))
+		lapsesAt(t, d, "b", back.Add(discovery.DefaultTTL))
+		expect(t, d, "a", "a lease later")
+	})
+}
+
+func TestRemovalOfAnotherKey(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newScripted()
+		d := follow(t, w, discovery.Options{})
+		s := <-w.sessions
+		s.put("a", 1, newNode("a"))
+		s.sync(discovery.Listing{})
+		s.put("node.a", 2, newNode("a")) // the same node, of a newer writer
+		for _, marker := range []discovery.EventType{discovery.Left, discovery.Expired} {
+			s.emit(discovery.Event{Type: marker, ID: "a", Key: "a", Revision: 3})
+			s.emit(discovery.Event{Type: marker, ID: "a", Revision: 3})
+			expect(t, d, "a", fmt.Sprint(marker, " of another key"))
+		}
+		s.emit(discovery.Event{Type: discovery.Rejected, ID: "a", Key: "a", Err: discovery.ErrInvalid})
+		expect(t, d, "a", "rejected under another key")
+		s.emit(discovery.Event{Type: discovery.Left, ID: "a", Key: "node.a", Revision: 4})
+		expect(t, d, "", "left")
+	})
+}
+
+func TestTwoKeysInListing(t *testing.T) {
+	for _, newerFirst := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newScripted()
+			d := follow(t, w, discovery.Options{})
+			s := <-w.sessions
+			for range 2 { // the first listing, and one after an outage
+				puts := []func(){
+					func() { s.put("node.a", 20, newNode("a", "from", "newer")) },
+					func() { s.put("a", 10, newNode("a", "from", "older")) },
+				}
+				if !newerFirst {
+					slices.Reverse(puts)
+				}
+				for _, put := range puts {
+					put()
+				}
+				s.sync(discovery.Listing{Revision: 20})
+				synctest.Wait()
+				if from := d.Snapshot().Node("a").Node.Metadata["from"]; from != "newer" {
+					t.Errorf("newer first %v: the %s record counts", newerFirst, from)
+				}
+				s.emit(discovery.Event{Type: discovery.Left, ID: "a", Key: "a", Revision: 21})
+				expect(t, d, "a", "the older key left")
+				s.end <- discovery.ErrBroken
+				s = <-w.sessions
+			}
+		})
+	}
+}
+
+func TestRejectionsAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newScripted()
+		d := follow(t, w, discovery.Options{})
+		s := <-w.sessions
+		s.sync(discovery.Listing{})
+		for i := range 5000 {
+			s.emit(discovery.Event{Type: discovery.Rejected, ID: fmt.Sprintf("%04d", i), Err: discovery.ErrInvalid})
+		}
+		synctest.Wait()
+		if r := d.Status().Rejections; len(r) != 1000 || !slices.IsSortedFunc(r, func(a, b discovery.Rejection) int { return strings.Compare(a.ID, b.ID) }) {
+			t.Errorf("%d rejections", len(r))
+		}
+	})
+}
+
+func TestSnapshotRate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newScripted()
+		d := follow(t, w, discovery.Options{})
+		s := <-w.sessions
+		s.sync(discovery.Listing{})
+		synctest.Wait()
+		time.Sleep(time.Minute)
+
+		s.put("", 0, newNode("first", discovery.KeyLease, "1h"))
+		expect(t, d, "first", "the first change after a quiet spell")
+		time.Sleep(time.Minute)
+
+		// 1000 changes a second, for 10 seconds. Any second counts, wherever it
+		// begins.
+		var published []time.Time
+		last := d.Snapshot().Number
+		for i := range 10_000 {
+			id := fmt.Sprintf("n%03d", i%500)
+			if i/500%2 == 0 {
+				s.put("", 0, newNode(id))
+			} else {
+				s.emit(discovery.Event{Type: discovery.Left, ID: id})
+			}
+			synctest.Wait()
+			if now := d.Snapshot().Number; now != last {
+				published = append(published, time.Now())
+				last = now
+			}
+			time.Sleep(time.Millisecond)
+		}
+		for i := range published {
+			n := i
+			for n < len(published) && published[n].Sub(published[i]) < time.Second {
+				n++
+			}
+			if n-i > 20 {
+				t.Fatalf("%d snapshots within a second", n-i)
+			}
+		}
+		if len(published) < 100 {
+			t.Errorf("only %d snapshots in 10 seconds of changes", len(published))
+		}
+		time.Sleep(time.Second)
+		expect(t, d, "first", "in the end")
+
+		// 10,000 joins at once.
+		before := d.Snapshot().Number
+		for i := range 10_000 {
+			s.put("", 0, newNode(fmt.Sprintf("m%d", i)))
+		}
+		time.Sleep(time.Second)
+		synctest.Wait()
+		if n := d.Snapshot().Number - before; n > 50 || len(d.Snapshot().Nodes()) != 10_001 {
+			t.Errorf("10,000 joins made %d snapshots and %d nodes", n, len(d.Snapshot().Nodes()))
+		}
+	})
+}
+
+func TestSuperseded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := discoverytest.NewMemory()
+		d := discovery.NewDirectory(m.Open(), discovery.Options{})
+		var numbers []uint64
+		ctx, cancel := context.WithCancel(context.Background())
+		var group sync.WaitGroup
+		group.Go(func() { _ = d.Run(ctx) })
+		group.Go(func() {
+			for {
+				s := d.Snapshot()
+				numbers = append(numbers, s.Number)
+				select {
+				case <-s.Superseded():
+				case <-ctx.Done():
+					return
+				}
+			}
+		})
+		for _, id := range []string{"a", "b", "c"} {
+			time.Sleep(time.Second)
+			write(m, newNode(id))
+		}
+		synctest.Wait()
+		cancel()
+		group.Wait()
+		if got := fmt.Sprint(numbers); got != "[0 1 2 3 4]" {
+			t.Errorf("a follower saw the snapshots %s", got)
+		}
+	})
+}
+
+func TestStatus(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := discoverytest.NewMemory()
+		write(m, newNode("a"), newNode("b"))
+		m.Break()
+		start := time.Now()
+		d := follow(t, m.Open(), discovery.Options{})
+		s := d.Status()
+		if s.Connected || s.Synced || s.Nodes != 0 || s.Restarts != 0 || !s.LastEvent.IsZero() ||
+			!errors.Is(s.LastError, discovery.ErrUnreachable) || !s.Since.Equal(start) {
+			t.Errorf("before the first listing: %+v", s)
+		}
+		m.Restore()
+		reconnect(t, d)
+		back := time.Now()
+		s = d.Status()
+		if !s.Connected || !s.Synced || s.Nodes != 2 || s.Revision != 2 || s.Restarts != 0 || s.Since.After(back) || time.Since(s.LastEvent) > time.Second {
+			t.Errorf("after it: %+v", s)
+		}
+		time.Sleep(10 * time.Second)
+		write(m, newNode("c"))
+		synctest.Wait()
+		s = d.Status()
+		if s.Nodes != 3 || s.Revision != 3 || time.Since(s.LastEvent) != 0 {
+			t.Errorf("after a join: %+v", s)
+		}
+		m.Break()
+		synctest.Wait()
+		s = d.Status()
+		if s.Connected || !s.Synced || s.Nodes != 3 || s.Restarts != 1 || !errors.Is(s.LastError, discovery.ErrBroken) || time.Since(s.Since) != 0 {
+			t.Errorf("after the watch broke: %+v", s)
+		}
+		m.Restore()
+		reconnect(t, d)
+		if s = d.Status(); !s.Connected || s.Restarts != 1 {
+			t.Errorf("back: %+v", s)
+		}
+	})
+}
+
+// watchFunc is a Watcher that is a function.
+type watchFunc func(ctx context.Context, emit func(discovery.Event)) error
+
+func (f watchFunc) Watch(ctx context.Context, emit func(discovery.Event)) error { return f(ctx, emit) }
+
+func TestRetry(t *testing.T) {
+	synced := discovery.Event{Type: discovery.Synced}
+	unreachable := fmt.Errorf("%w: nobody there", discovery.ErrUnreachable)
+	for _, test := range []struct {
+		name  string
+		watch func(n int, ctx context.Context, emit func(discovery.Event)) error
+	}{
+		{"never there", func(int, context.Context, func(discovery.Event)) error { return unreachable }},
+		{"broken right after every listing", func(_ int, _ context.Context, emit func(discovery.Event)) error {
+			emit(synced)
+			return discovery.ErrBroken
+		}},
+		{"away after it worked for a day", func(n int, _ context.Context, emit func(discovery.Event)) error {
+			if n == 1 {
+				emit(synced)
+				time.Sleep(24 * time.Hour)
+			}
+			return unreachable
+		}},
+		{"no reason given", func(int, context.Context, func(discovery.Event)) error { return nil }},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				n := 0
+				var last time.Time
+				d := follow(t, watchFunc(func(ctx context.Context, emit func(discovery.Event)) error {
+					n++
+					last = time.Now()
+					return test.watch(n, ctx, emit)
+				}), discovery.Options{})
+				if n == 1 && d.Snapshot().Synced {
+					time.Sleep(24 * time.Hour) // the watch that worked
+				}
+				before := n
+				time.Sleep(time.Hour)
+				synctest.Wait()
+				if calls := n - before; calls < 600 || calls > 2500 {
+					t.Errorf("%d calls of Watch in an hour", calls)
+				}
+				if time.Since(last) > 5*time.Second {
+					t.Errorf("the last try was %v ago", time.Since(last))
+				}
+				if d.Status().LastError == nil {
+					t.Error("no error in the status")
+				}
+			})
+		})
+	}
+}
+
+// A watch that broke after it worked is started again soon, every time.
+func TestRetrySoonAfterSuccess(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := discoverytest.NewMemory()
+		d := follow(t, m.Open(), discovery.Options{})
+		for range 20 {
+			time.Sleep(time.Minute)
+			m.Break()
+			m.Restore()
+			synctest.Wait()
+			broke := time.Now()
+			reconnect(t, d)
+			if took := d.Status().Since.Sub(broke); took > 100*time.Millisecond {
+				t.Errorf("watched again after %v", took)
+			}
+		}
+	})
+}
+
+func TestWatchReturnsNil(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := follow(t, watchFunc(func(_ context.Context, emit func(discovery.Event)) error {
+			emit(discovery.Event{Type: discovery.Put, ID: "a", Node: newNode("a")})
+			emit(discovery.Event{Type: discovery.Synced})
+			return nil
+		}), discovery.Options{})
+		expect(t, d, "a", "listed")
+		if err := d.Status().LastError; !errors.Is(err, discovery.ErrBroken) {
+			t.Errorf("status has %v, want ErrBroken", err)
+		}
+	})
+}
+
+// follow checks that Run ends at once, goleak and the bubble that nothing is
+// left. This leads it into the states in which it may have to.
+func TestRunEnds(t *testing.T) {
+	for _, test := range []struct {
+		name string
+		lead func(t *testing.T)
+	}{
+		{"while the registry is away", func(t *testing.T) {
+			m := discoverytest.NewMemory()
+			m.Break()
+			follow(t, m.Open(), discovery.Options{})
+		}},
+		{"during the listing", func(t *testing.T) {
+			w := newScripted()
+			follow(t, w, discovery.Options{})
+			s := <-w.sessions
+			s.put("", 0, newNode("a"))
+		}},
+		{"while events flood in", func(t *testing.T) {
+			follow(t, watchFunc(func(ctx context.Context, emit func(discovery.Event)) error {
+				emit(discovery.Event{Type: discovery.Synced})
+				for {
+					emit(discovery.Event{Type: discovery.Put, ID: "a", Node: newNode("a")})
+					select {
+					case <-ctx.Done():
+						return ctx.Err()
+					case <-time.After(time.Microsecond):
+					}
+				}
+			}), discovery.Options{})
+			time.Sleep(time.Millisecond)
+		}},
+		{"while a publication waits", func(t *testing.T) {
+			m := discoverytest.NewMemory()
+			follow(t, m.Open(), discovery.Options{})
+			for i := range 10 {
+				write(m, newNode(fmt.Sprint(i)))
+				synctest.Wait()
+			}
+		}},
+		{"during a verification", func(t *testing.T) {
+			m := discoverytest.NewMemory()
+			write(m, newNode("a"))
+			follow(t, m.Open(), discovery.Options{})
+			m.Silence(true)
+			time.Sleep(discovery.DefaultTTL + 500*time.Millisecond)
+		}},
+		{"while silent", func(t *testing.T) {
+			m := discoverytest.NewMemory()
+			write(m, newNode("a"))
+			follow(t, m.Open(), discovery.Options{})
+			m.Silence(true)
+			time.Sleep(time.Hour)
+		}},
+	} {
+		t.Run(test.name, func(t *testing.T) { synctest.Test(t, test.lead) })
+	}
+}
+
+// A watch may be inside emit, with nobody to hear it, when all ends.
+func TestRunEndsWhileEmitBlocks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		gate := make(chan struct{})
+		core, _ := observer.New(zapcore.InfoLevel)
+		slow := zap.New(core, zap.Hooks(func(e zapcore.Entry) error {
+			if e.Message == "node joined" {
+				<-gate
+			}
+			return nil
+		}))
+		d := discovery.NewDirectory(watchFunc(func(ctx context.Context, emit func(discovery.Event)) error {
+			emit(discovery.Event{Type: discovery.Synced})
+			for i := 0; ctx.Err() == nil; i++ {
+				emit(discovery.Event{Type: discovery.Put, ID: fmt.Sprint(i), Node: newNode(fmt.Sprint(i))})
+			}
+			return ctx.Err()
+		}), discovery.Options{Logger: slow})
+		ctx, cancel := context.WithCancel(context.Background())
+		done := make(chan error, 1)
+		go func() { done <- d.Run(ctx) }()
+		synctest.Wait() // the channel is full, and Run is held up
+		cancel()
+		synctest.Wait()
+		close(gate)
+		if err := <-done; !errors.Is(err, context.Canceled) {
+			t.Errorf("Run returned %v", err)
+		}
+	})
+}
+
+// What was emitted before a verification succeeded is heard before anybody is
+// buried.
+func TestVerdictComesAfterEvents(t *testing.T) {
+	for range 20 {
+		synctest.Test(t, func(t *testing.T) {
+			w := &scriptedVerifier{scripted: newScripted()}
+			var s *session
+			w.verify = func(context.Context) error {
+				// The heartbeat was late, and it is what the verification finds.
+				s.put("", 0, newNode("a"))
+				return nil
+			}
+			d := follow(t, w, discovery.Options{})
+			s = <-w.sessions
+			s.put("", 0, newNode("a"))
+			s.sync(discovery.Listing{})
+			synctest.Wait()
+			snapshot := d.Snapshot()
+			time.Sleep(10 * discovery.DefaultTTL)
+			synctest.Wait()
+			if d.Snapshot() != snapshot {
+				t.Fatal("a node lapsed that had been heard")
+			}
+		})
+	}
+}
+
+// A lease that ran out while the verification was under way was not what it was
+// asked about.
+func TestVerdictIsOfWhenItBegan(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &scriptedVerifier{scripted: newScripted()}
+		asked := 0
+		w.verify = func(context.Context) error {
+			asked++
+			time.Sleep(500 * time.Millisecond)
+			return nil
+		}
+		d := follow(t, w, discovery.Options{})
+		start := time.Now()
+		s := <-w.sessions
+		s.put("", 0, newNode("a", discovery.KeyLease, "10s"))
+		s.put("", 0, newNode("b", discovery.KeyLease, "10300ms"))
+		s.sync(discovery.Listing{})
+		lapsesAt(t, d, "a", start.Add(10500*time.Millisecond))
+		lapsesAt(t, d, "b", start.Add(11000*time.Millisecond))
+		if asked != 2 {
+			t.Errorf("asked %d times, want 2", asked)
+		}
+	})
+}
+
+// A verification may outlive the watch that it asked about.
+func TestVerdictOfAnotherWatch(t *testing.T) {
+	for _, verdict := range []error{nil, errors.New("no answer")} {
+		t.Run(fmt.Sprint(verdict), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := &scriptedVerifier{scripted: newScripted()}
+				answer := make(chan error)
+				w.verify = func(context.Context) error { return <-answer }
+				d := follow(t, w, discovery.Options{})
+				s := <-w.sessions
+				s.put("", 1, newNode("a"))
+				s.sync(discovery.Listing{})
+				time.Sleep(discovery.DefaultTTL)
+				synctest.Wait()
+				s.end <- discovery.ErrBroken
+				s = <-w.sessions
+				s.put("", 1, newNode("a"))
+				s.sync(discovery.Listing{})
+				synctest.Wait()
+				back := time.Now()
+				answer <- verdict
+				expect(t, d, "a", "the verdict came too late")
+				if status := d.Status(); !status.Connected || status.Restarts != 1 {
+					t.Errorf("status %+v", status)
+				}
+				w.verify = func(context.Context) error { return nil }
+				lapsesAt(t, d, "a", back.Add(discovery.DefaultTTL))
+			})
+		})
+	}
+}
+
+// The watch may end by itself while it is being given up.
+func TestGivenUpWhileEnding(t *testing.T) {
+	for range 20 {
+		synctest.Test(t, func(t *testing.T) {
+			w := &scriptedVerifier{scripted: newScripted()}
+			var s *session
+			w.verify = func(context.Context) error {
+				s.end <- errors.New("ended by itself")
+				return errors.New("no answer")
+			}
+			d := follow(t, w, discovery.Options{})
+			s = <-w.sessions
+			s.put("", 1, newNode("a"))
+			s.sync(discovery.Listing{})
+			time.Sleep(discovery.DefaultTTL)
+			synctest.Wait()
+			s = <-w.sessions
+			s.put("", 1, newNode("a"))
+			s.sync(discovery.Listing{})
+			expect(t, d, "a", "back")
+			if status := d.Status(); status.Restarts != 1 || !status.Connected {
+				t.Errorf("status %+v", status)
+			}
+			w.verify = func(context.Context) error { return nil }
+			lapsesAt(t, d, "a", d.Status().Since.Add(discovery.DefaultTTL))
+		})
+	}
+}
+
+// What a watch still says after it was given up is not heard.
+func TestGivenUpIsNotHeard(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		stop := make(chan struct{})
+		calls := 0
+		w := &scriptedVerifier{verify: func(context.Context) error { return errors.New("no answer") }}
+		watcher := struct {
+			watchFunc
+			discovery.Verifier
+		}{func(ctx context.Context, emit func(discovery.Event)) error {
+			calls++
+			emit(discovery.Event{Type: discovery.Put, ID: "a", Node: newNode("a")})
+			emit(discovery.Event{Type: discovery.Synced})
+			<-ctx.Done()
+			emit(discovery.Event{Type: discovery.Left, ID: "a"})
+			<-stop // a watch that is slow to end
+			return ctx.Err()
+		}, w}
+		d := follow(t, watcher, discovery.Options{})
+		time.Sleep(2 * discovery.DefaultTTL)
+		expect(t, d, "a", "given up")
+		if calls != 1 {
+			t.Errorf("%d watches at once", calls)
+		}
+		close(stop)
+		reconnect(t, d)
+	})
+}
