@@ -418,6 +418,8 @@ func (k *keeper) named(e Event) *tracked {
 
 func (k *keeper) put(e Event) {
 	delete(k.rejected, rejectionKey(e))
+	// A writer's clock that runs ahead must not lengthen its lease.
+	heard := now() - max(e.Age, 0)
 	t := k.nodes[e.Node.ID]
 	lease := e.Node.Lease()
 	if lease == 0 {
@@ -438,9 +440,8 @@ func (k *keeper) put(e Event) {
 		}
 		v := new(vitals)
 		v.load.Store(math.Float64bits(e.Node.Load))
-		heard := int64(now() - e.Age)
-		v.heard.Store(heard)
-		v.renewed.Store(heard)
+		v.heard.Store(int64(heard))
+		v.renewed.Store(int64(heard))
 		t = &tracked{entry: newEntry(e.Node, lease, v)}
 		t.due = t.entry.due()
 		k.nodes[e.Node.ID] = t

@@ -314,6 +314,20 @@ func TestAgeAtFirstListing(t *testing.T) {
 	})
 }
 
+// A registry's age may come from a writer's clock that runs ahead (a score in a
+// sorted set). It must not lengthen a lease.
+func TestNegativeAge(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newScripted()
+		d := follow(t, w, discovery.Options{})
+		s := <-w.sessions
+		s.emit(discovery.Event{Type: discovery.Put, ID: "a", Node: newNode("a"), Age: -24 * time.Hour})
+		s.sync(discovery.Listing{})
+		expect(t, d, "a", "listed")
+		lapsesAt(t, d, "a", time.Now().Add(discovery.DefaultTTL))
+	})
+}
+
 func TestAbsentAfterOutage(t *testing.T) {
 	for _, test := range []struct {
 		name   string
