@@ -285,6 +285,14 @@ func (k *keeper) watch(ctx context.Context) {
 	k.listing++
 	k.listed, k.broken = false, false
 	k.before, k.seen = k.revision.Load(), 0
+	if !k.everyNode {
+		// What a first listing said before it broke was never published, and the
+		// next one knows the ages of the records anew.
+		clear(k.nodes)
+		clear(k.changed)
+		clear(k.rejected)
+		k.leases = nil
+	}
 	go func() {
 		err := k.watcher.Watch(ctx, func(e Event) {
 			select {

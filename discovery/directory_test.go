@@ -328,6 +328,29 @@ func TestNegativeAge(t *testing.T) {
 	})
 }
 
+// What an attempt to list said before it broke counts for nothing: the next one
+// knows the ages anew, and what it lacks was never there.
+func TestFirstListingInSeveralAttempts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newScripted()
+		d := follow(t, w, discovery.Options{})
+		s := <-w.sessions
+		s.put("", 1, newNode("dies"))
+		s.put("", 2, newNode("goes"))
+		s.emit(discovery.Event{Type: discovery.Rejected, ID: "bad", Err: discovery.ErrInvalid})
+		s.end <- errors.New("broke")
+		s = <-w.sessions
+		time.Sleep(time.Hour)
+		s.emit(discovery.Event{Type: discovery.Put, ID: "dies", Node: newNode("dies"), Revision: 1, Age: time.Hour})
+		s.put("", 3, newNode("new"))
+		s.sync(discovery.Listing{Revision: 3})
+		expect(t, d, "new", "listed")
+		if r := d.Status().Rejections; len(r) != 0 {
+			t.Errorf("rejections %v", r)
+		}
+	})
+}
+
 func TestAbsentAfterOutage(t *testing.T) {
 	for _, test := range []struct {
 		name   string
