@@ -394,7 +394,7 @@ func (k *keeper) apply(e Event) {
 	case Beat:
 		if t := k.nodes[e.ID]; t != nil {
 			t.listing = k.listing
-			k.renew(t, e.Load)
+			k.renew(t, e.Load, now())
 		}
 	case Left:
 		if t := k.named(e); t != nil {
@@ -460,7 +460,7 @@ func (k *keeper) put(e Event) {
 		// The node stands under two keys and the newer one was listed first.
 		return
 	default:
-		k.renew(t, e.Node.Load)
+		k.renew(t, e.Node.Load, heard)
 		if !sameRecord(&t.entry.Node, &e.Node) {
 			t.entry = newEntry(e.Node, lease, t.entry.vitals)
 			k.requeue(t)
@@ -477,13 +477,14 @@ func sameRecord(a, b *Node) bool {
 	return a.Endpoint == b.Endpoint && maps.Equal(a.Metadata, b.Metadata)
 }
 
-// renew notes that the node was heard. The queue is not touched: a lease only
-// ever moves later here, and checkLeases finds out.
-func (k *keeper) renew(t *tracked, load float64) {
-	at := int64(now())
-	t.entry.vitals.heard.Store(at)
-	t.entry.vitals.renewed.Store(at)
-	t.entry.vitals.load.Store(math.Float64bits(load))
+// renew notes that the node was heard, maybe some time ago: a listing repeats
+// old records. The queue is not touched: a lease only ever moves later here, and
+// checkLeases finds out.
+func (k *keeper) renew(t *tracked, load float64, heard time.Duration) {
+	v := t.entry.vitals
+	v.heard.Store(max(v.heard.Load(), int64(heard)))
+	v.renewed.Store(max(v.renewed.Load(), int64(heard)))
+	v.load.Store(math.Float64bits(load))
 }
 
 func (k *keeper) requeue(t *tracked) {

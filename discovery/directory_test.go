@@ -351,6 +351,34 @@ func TestFirstListingInSeveralAttempts(t *testing.T) {
 	})
 }
 
+func TestOutageSuspendsLeases(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := discoverytest.NewMemory()
+		write(m, newNode("a"), newNode("b", discovery.KeyLease, "1s"))
+		d := follow(t, m.Open(), discovery.Options{})
+		heard := d.Snapshot().Node("a").LastHeard()
+		time.Sleep(500 * time.Millisecond)
+		snapshot := d.Snapshot()
+		m.Break()
+		for range 10 {
+			time.Sleep(time.Hour)
+			synctest.Wait()
+			if d.Snapshot() != snapshot {
+				t.Fatal("the view changed while the registry was away")
+			}
+		}
+		m.Restore()
+		reconnect(t, d)
+		back := d.Status().Since
+		expect(t, d, "a b", "back")
+		if got := d.Snapshot().Node("a").LastHeard(); !got.Before(back.Add(-time.Hour)) {
+			t.Errorf("that an old record is listed counts as hearing the node: %v after the first time", got.Sub(heard))
+		}
+		lapsesAt(t, d, "b", back.Add(time.Second))
+		lapsesAt(t, d, "a", back.Add(discovery.DefaultTTL))
+	})
+}
+
 func TestAbsentAfterOutage(t *testing.T) {
 	for _, test := range []struct {
 		name   string
