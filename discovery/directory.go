@@ -202,6 +202,7 @@ type keeper struct {
 
 	// The listing.
 	listing   uint64  // counts the watches
+	complete  uint64  // the last one whose listing was complete
 	listed    bool    // the running watch has emitted Synced
 	last      Listing // what the last complete listing proved
 	everyNode bool    // there has been one
@@ -548,9 +549,10 @@ func (k *keeper) sync(l Listing) {
 			// Guarantees 1 and 2 of the design: only a registry that lost
 			// nothing, and was away for less than the node's lease and its own
 			// expiry, can show by silence that the node was removed. Otherwise
-			// the node has one lease to be heard again.
+			// the node has one lease to be heard again. If the listing before
+			// lacked it too, this one shows nothing new.
 			e := t.entry
-			if !wiped && !l.Partial && outage < e.lease && (l.Expiry == 0 || outage < l.Expiry) {
+			if t.listing >= k.complete && !wiped && !l.Partial && outage < e.lease && (l.Expiry == 0 || outage < l.Expiry) {
 				k.remove(t, "left", "it is not listed any more")
 				removed++
 				continue
@@ -563,7 +565,7 @@ func (k *keeper) sync(l Listing) {
 		k.requeue(t)
 	}
 	maps.DeleteFunc(k.rejected, func(_ string, r rejection) bool { return r.listing != k.listing })
-	k.last, k.everyNode, k.listed = l, true, true
+	k.last, k.everyNode, k.listed, k.complete = l, true, true, k.listing
 	k.revision.Store(max(l.Revision, k.seen))
 	k.listedAt = at
 

@@ -437,6 +437,37 @@ func TestWiped(t *testing.T) {
 	})
 }
 
+// A registry that fails over to an empty replica tends to break more than once.
+// Each further listing lacks what the first one lacked, which proves no more.
+func TestWipedAndBrokenAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := discoverytest.NewMemory()
+		write(m, newNode("a"), newNode("b"))
+		d := follow(t, m.Open(), discovery.Options{})
+		time.Sleep(20 * time.Second)
+		m.Wipe()
+		reconnect(t, d)
+		for range 3 {
+			time.Sleep(time.Second)
+			m.Break()
+			m.Restore()
+			synctest.Wait()
+			reconnect(t, d)
+			expect(t, d, "a b", "broken again")
+		}
+		back := d.Status().Since
+		write(m, newNode("a"))
+		lapsesAt(t, d, "b", back.Add(discovery.DefaultTTL))
+		// A node that was heard since is known to be listed: its absence counts.
+		m.Break()
+		m.Drop("a")
+		m.Restore()
+		synctest.Wait()
+		reconnect(t, d)
+		expect(t, d, "", "dropped")
+	})
+}
+
 func TestRevisionWentBackwards(t *testing.T) {
 	for _, test := range []struct {
 		name  string
