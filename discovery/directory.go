@@ -566,7 +566,8 @@ func (k *keeper) sync(l Listing) {
 	}
 	maps.DeleteFunc(k.rejected, func(_ string, r rejection) bool { return r.listing != k.listing })
 	k.last, k.everyNode, k.listed, k.complete = l, true, true, k.listing
-	k.revision.Store(max(l.Revision, k.seen))
+	k.seen = max(k.seen, l.Revision)
+	k.revision.Store(k.seen)
 	k.listedAt = at
 
 	next := *k.condition.Load()

@@ -508,6 +508,23 @@ func TestRevisionWentBackwards(t *testing.T) {
 	}
 }
 
+// A revision that a listing claims is not taken back by an older event that was
+// under way.
+func TestRevisionOfListingHolds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newScripted()
+		d := follow(t, w, discovery.Options{})
+		s := <-w.sessions
+		s.put("", 90, newNode("a"))
+		s.sync(discovery.Listing{Epoch: "e", Revision: 100})
+		s.put("", 95, newNode("b"))
+		expect(t, d, "a b", "listed")
+		if r := d.Status().Revision; r != 100 {
+			t.Errorf("revision %d, want 100", r)
+		}
+	})
+}
+
 func TestExpired(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := discoverytest.NewMemory()
