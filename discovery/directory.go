@@ -198,6 +198,7 @@ type keeper struct {
 	backoff     *backoff.ExponentialBackOff
 	retry       *time.Timer
 	listedAt    time.Duration // when the last listing was complete
+	provedAt    time.Duration // when a watch was last known to be alive
 	lostAt      time.Duration // when the last complete watch broke
 
 	// The listing.
@@ -337,6 +338,9 @@ func (k *keeper) giveUp(err error) {
 	k.broken = true
 	k.cancelWatch(err)
 	k.lose(err)
+	// How long it had been so nobody knows. What the registry said last is the
+	// last proof that it was there, and records may have run out since.
+	k.lostAt = max(k.provedAt, time.Duration(k.lastEvent.Load()))
 }
 
 func (k *keeper) receive(m message) {
@@ -568,7 +572,7 @@ func (k *keeper) sync(l Listing) {
 	k.last, k.everyNode, k.listed, k.complete = l, true, true, k.listing
 	k.seen = max(k.seen, l.Revision)
 	k.revision.Store(k.seen)
-	k.listedAt = at
+	k.listedAt, k.provedAt = at, at
 
 	next := *k.condition.Load()
 	next.connected, next.since = true, time.Now()
@@ -645,6 +649,7 @@ func (k *keeper) judge(v verdict) {
 	case v.err != nil:
 		k.giveUp(fmt.Errorf("%w: the registry did not show that the watch is alive: %w", ErrBroken, v.err))
 	default:
+		k.provedAt = v.began
 		// What the verification proved delivered may still wait in the channel.
 		for range len(k.messages) {
 			k.receive(<-k.messages)

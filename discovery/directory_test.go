@@ -595,6 +595,32 @@ func TestSilence(t *testing.T) {
 	})
 }
 
+// The silence before a dead watch is noticed is part of the outage: records may
+// have run out in it that their nodes could not renew.
+func TestSilenceCountsAsOutage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		silent := false
+		w := &scriptedVerifier{scripted: newScripted()}
+		w.verify = func(context.Context) error {
+			if silent {
+				return errors.New("no answer")
+			}
+			return nil
+		}
+		d := follow(t, w, discovery.Options{})
+		s := <-w.sessions
+		s.put("", 1, newNode("a"))
+		s.put("", 2, newNode("b", discovery.KeyLease, "40s"))
+		s.sync(discovery.Listing{Expiry: 20 * time.Second, Revision: 2})
+		silent = true
+		s = <-w.sessions // a's lease ran out and the watch was given up
+		silent = false
+		s.sync(discovery.Listing{Expiry: 20 * time.Second, Revision: 2})
+		expect(t, d, "a b", "listed after 30 seconds of silence")
+		lapsesAt(t, d, "a", d.Status().Since.Add(30*time.Second))
+	})
+}
+
 func TestRemovalOfAnotherKey(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newScripted()
