@@ -114,7 +114,7 @@ type Rejection struct {
 	ID, Key string
 	// Err says why.
 	Err error
-	// Time is when the record was read.
+	// Time is when the record was first read and rejected for this.
 	Time time.Time
 }
 
@@ -170,6 +170,7 @@ func (d *Directory) Run(ctx context.Context) error {
 		messages:  make(chan message, 256),
 		verified:  make(chan verdict, 1),
 		nodes:     make(map[string]*tracked),
+		keys:      make(map[string]*tracked),
 		changed:   make(map[string]*Entry),
 		rejected:  make(map[string]rejection),
 		lostAt:    now(),
@@ -212,11 +213,13 @@ type keeper struct {
 
 	// The nodes, and the order in which their leases run out.
 	nodes    map[string]*tracked
+	keys     map[string]*tracked // by the key of their record, where it has one
 	leases   leaseQueue
 	expiry   *time.Timer
 	verified chan verdict
 	verifies bool // a verification is under way
 	rejected map[string]rejection
+	amended  bool // rejected differs from what Status shows
 
 	// What the next snapshot changes.
 	changed      map[string]*Entry
@@ -291,6 +294,7 @@ func (k *keeper) watch(ctx context.Context) {
 		// What a first listing said before it broke was never published, and the
 		// next one knows the ages of the records anew.
 		clear(k.nodes)
+		clear(k.keys)
 		clear(k.changed)
 		clear(k.rejected)
 		k.leases = nil
@@ -402,12 +406,12 @@ func (k *keeper) apply(e Event) {
 			k.renew(t, e.Load, now())
 		}
 	case Left:
+		k.accept(e)
 		if t := k.named(e); t != nil {
 			k.remove(t, "left", "its record was removed")
 		}
-		delete(k.rejected, rejectionKey(e))
 	case Expired:
-		delete(k.rejected, rejectionKey(e))
+		k.accept(e)
 		// In a listing the record may have run out because the registry was
 		// away and nobody could renew it: the end of the listing decides.
 		if t := k.named(e); t != nil && k.listed {
@@ -420,20 +424,38 @@ func (k *keeper) apply(e Event) {
 	}
 }
 
-// named returns the node that the event speaks of, if it speaks of the record
-// that the node was last heard by.
+// named returns the node that was last put by the record that the event speaks
+// of. Where records have keys, the key decides: a record that cannot be read may
+// have no id, or a wrong one.
 func (k *keeper) named(e Event) *tracked {
-	if t := k.nodes[e.ID]; t != nil && t.key == e.Key {
+	if e.Key != "" {
+		return k.keys[e.Key]
+	}
+	if t := k.nodes[e.ID]; t != nil && t.key == "" {
 		return t
 	}
 	return nil
 }
 
+// name notes by which record the node was put.
+func (k *keeper) name(t *tracked, key string) {
+	if t.key == key {
+		return
+	}
+	delete(k.keys, t.key)
+	if t.key = key; key != "" {
+		k.keys[key] = t
+	}
+}
+
 func (k *keeper) put(e Event) {
-	delete(k.rejected, rejectionKey(e))
+	k.accept(e)
 	// A writer's clock that runs ahead must not lengthen its lease.
 	heard := now() - max(e.Age, 0)
 	t := k.nodes[e.Node.ID]
+	if other := k.named(e); other != nil && other != t {
+		k.remove(other, "left", "its record was replaced by that of another node")
+	}
 	lease := e.Node.Lease()
 	if lease == 0 {
 		lease = k.ttl
@@ -473,7 +495,8 @@ func (k *keeper) put(e Event) {
 			k.tell("node changed", t.entry)
 		}
 	}
-	t.key, t.revision, t.listing = e.Key, e.Revision, k.listing
+	k.name(t, e.Key)
+	t.revision, t.listing = e.Revision, k.listing
 	k.armExpiry()
 }
 
@@ -499,24 +522,44 @@ func (k *keeper) requeue(t *tracked) {
 
 func (k *keeper) remove(t *tracked, message, reason string) {
 	delete(k.nodes, t.entry.Node.ID)
+	k.name(t, "")
 	heap.Remove(&k.leases, t.index)
 	k.change(t.entry.Node.ID, nil)
 	k.tell("node "+message, t.entry, zap.String("reason", reason))
 }
 
 func (k *keeper) reject(e Event) {
+	if e.Err == nil {
+		e.Err = fmt.Errorf("%w record: the backend gave no reason", ErrInvalid)
+	}
+	key := rejectionKey(e)
+	was, known := k.rejected[key]
+	// The same bad record again, as with every heartbeat, is no news.
+	known = known && was.Err.Error() == e.Err.Error()
 	if t := k.named(e); t != nil {
 		k.remove(t, "rejected", e.Err.Error())
-	} else if k.listed {
+	} else if k.listed && !known {
 		k.tell("record rejected", nil, zap.String("id", e.ID), zap.String("key", e.Key), zap.Error(e.Err))
 	}
-	if len(k.rejected) < maxRejections {
-		k.rejected[rejectionKey(e)] = rejection{
+	if known {
+		was.listing = k.listing
+		k.rejected[key] = was
+	} else if len(k.rejected) < maxRejections {
+		k.rejected[key] = rejection{
 			Rejection: Rejection{ID: e.ID, Key: e.Key, Err: e.Err, Time: time.Now()},
 			listing:   k.listing,
 		}
+		k.amended = true
 	}
-	k.storeRejections()
+}
+
+// accept forgets that the record was rejected: it is good, or it is gone.
+func (k *keeper) accept(e Event) {
+	if key := rejectionKey(e); len(k.rejected) > 0 {
+		before := len(k.rejected)
+		delete(k.rejected, key)
+		k.amended = k.amended || len(k.rejected) < before
+	}
 }
 
 // rejection is a Rejection and the listing that showed it last.
@@ -525,14 +568,21 @@ type rejection struct {
 	listing uint64
 }
 
-func rejectionKey(e Event) string { return e.Key + "\x00" + e.ID }
+// rejectionKey names a record, by its id only where it has no key.
+func rejectionKey(e Event) string {
+	if e.Key != "" {
+		return e.Key
+	}
+	return "\x00" + e.ID
+}
 
-// storeRejections makes the rejected records visible. While a listing is under
+// showRejections makes the rejected records visible. While a listing is under
 // way its end does it.
-func (k *keeper) storeRejections() {
-	if !k.listed {
+func (k *keeper) showRejections() {
+	if !k.listed || !k.amended {
 		return
 	}
+	k.amended = false
 	next := *k.condition.Load()
 	next.rejections = make([]Rejection, 0, len(k.rejected))
 	for _, key := range slices.Sorted(maps.Keys(k.rejected)) {
@@ -569,6 +619,7 @@ func (k *keeper) sync(l Listing) {
 		k.requeue(t)
 	}
 	maps.DeleteFunc(k.rejected, func(_ string, r rejection) bool { return r.listing != k.listing })
+	k.amended = true
 	k.last, k.everyNode, k.listed, k.complete = l, true, true, k.listing
 	k.seen = max(k.seen, l.Revision)
 	k.revision.Store(k.seen)
@@ -577,7 +628,6 @@ func (k *keeper) sync(l Listing) {
 	next := *k.condition.Load()
 	next.connected, next.since = true, time.Now()
 	k.condition.Store(&next)
-	k.storeRejections()
 
 	switch {
 	case first:
@@ -667,6 +717,7 @@ func (k *keeper) change(id string, e *Entry) { k.changed[id] = e }
 // publish publishes what changed: at once after a quiet spell, else when the
 // rate allows. The first listing is published whole.
 func (k *keeper) publish() {
+	k.showRejections()
 	if !k.everyNode || k.awaited {
 		return
 	}

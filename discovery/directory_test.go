@@ -672,6 +672,109 @@ func TestTwoKeysInListing(t *testing.T) {
 	}
 }
 
+func TestRejected(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := discoverytest.NewMemory()
+		write(m, newNode("a"), newNode("b"))
+		m.Put("bad", []byte(`{"nodeId":"bad","endpoint":"unix//x"}`))
+		d := follow(t, m.Open(), discovery.Options{})
+		expect(t, d, "a b", "listed")
+		rejected := func(want, when string) {
+			t.Helper()
+			synctest.Wait()
+			var ids []string
+			for _, r := range d.Status().Rejections {
+				ids = append(ids, r.ID)
+				if !errors.Is(r.Err, discovery.ErrInvalid) || r.Time.IsZero() {
+					t.Errorf("rejection %+v", r)
+				}
+			}
+			if got := strings.Join(ids, " "); got != want {
+				t.Fatalf("%s: rejected [%s], want [%s]", when, got, want)
+			}
+		}
+		rejected("bad", "listed")
+		m.Put("a", []byte(`{"nodeId":"a","endpoint":"h:1","load":-1}`))
+		expect(t, d, "b", "a is bad")
+		rejected("a bad", "a is bad")
+		write(m, newNode("a"))
+		expect(t, d, "a b", "a is good again")
+		rejected("bad", "a is good again")
+		m.Expire("bad")
+		rejected("", "bad ran out")
+		m.Put("bad", []byte(`{`))
+		rejected("bad", "bad again")
+		m.Break()
+		m.Drop("bad")
+		m.Restore()
+		synctest.Wait()
+		reconnect(t, d)
+		rejected("", "it is not listed any more")
+	})
+}
+
+// A record that cannot be read at all has a key and no id.
+func TestRejectedWithoutID(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newScripted()
+		d := follow(t, w, discovery.Options{})
+		s := <-w.sessions
+		s.put("node.a", 1, newNode("a"))
+		s.put("node.b", 2, newNode("b"))
+		s.sync(discovery.Listing{})
+		s.emit(discovery.Event{Type: discovery.Rejected, Key: "node.a", Revision: 3, Err: discovery.ErrInvalid})
+		expect(t, d, "b", "a cannot be read")
+		if r := d.Status().Rejections; len(r) != 1 || r[0].Key != "node.a" {
+			t.Errorf("rejections %+v", r)
+		}
+		s.put("node.a", 4, newNode("a"))
+		expect(t, d, "a b", "a is good again")
+		if r := d.Status().Rejections; len(r) != 0 {
+			t.Errorf("rejections %+v", r)
+		}
+		// One record cannot be two nodes.
+		s.put("node.a", 5, newNode("c"))
+		expect(t, d, "b c", "another node took the key")
+		s.emit(discovery.Event{Type: discovery.Left, ID: "a", Key: "node.a", Revision: 6})
+		expect(t, d, "b", "the key is gone")
+	})
+}
+
+// A third party's backend may forget a reason. It must not end the program.
+func TestRejectedWithoutReason(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newScripted()
+		d := follow(t, w, discovery.Options{})
+		s := <-w.sessions
+		s.put("", 1, newNode("a"))
+		s.sync(discovery.Listing{})
+		s.emit(discovery.Event{Type: discovery.Rejected, ID: "a"})
+		expect(t, d, "", "rejected")
+		if r := d.Status().Rejections; len(r) != 1 || !errors.Is(r[0].Err, discovery.ErrInvalid) {
+			t.Errorf("rejections %+v", r)
+		}
+	})
+}
+
+// A bad record that is written again and again is news once.
+func TestRejectedAgainIsNoNews(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		core, logs := observer.New(zapcore.InfoLevel)
+		m := discoverytest.NewMemory()
+		d := follow(t, m.Open(), discovery.Options{Logger: zap.New(core)})
+		for range 100 {
+			m.Put("bad", []byte(`{`))
+			time.Sleep(10 * time.Second)
+		}
+		if n := logs.FilterMessage("record rejected").Len(); n != 1 {
+			t.Errorf("%d lines about one bad record", n)
+		}
+		if r := d.Status().Rejections; len(r) != 1 {
+			t.Errorf("rejections %+v", r)
+		}
+	})
+}
+
 func TestRejectionsAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newScripted()
@@ -684,6 +787,33 @@ func TestRejectionsAreBounded(t *testing.T) {
 		synctest.Wait()
 		if r := d.Status().Rejections; len(r) != 1000 || !slices.IsSortedFunc(r, func(a, b discovery.Rejection) int { return strings.Compare(a.ID, b.ID) }) {
 			t.Errorf("%d rejections", len(r))
+		}
+	})
+}
+
+func TestMaxNodes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newScripted()
+		d := follow(t, w, discovery.Options{})
+		s := <-w.sessions
+		n := newNode("")
+		for i := range discovery.MaxNodes + 1 {
+			n.ID = fmt.Sprintf("n%06d", i)
+			s.put("", uint64(i), n)
+		}
+		s.sync(discovery.Listing{})
+		synctest.Wait()
+		if got := len(d.Snapshot().Nodes()); got != discovery.MaxNodes {
+			t.Fatalf("%d nodes", got)
+		}
+		if r := d.Status().Rejections; len(r) != 1 || r[0].ID != n.ID || !strings.Contains(r[0].Err.Error(), "full with 100000 nodes") {
+			t.Errorf("rejections %+v", r)
+		}
+		s.emit(discovery.Event{Type: discovery.Left, ID: "n000000"})
+		s.put("", 0, n)
+		synctest.Wait()
+		if d.Snapshot().Node(n.ID) == nil || len(d.Status().Rejections) != 0 {
+			t.Errorf("a node that left made no room: %+v", d.Status().Rejections)
 		}
 	})
 }
