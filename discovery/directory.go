@@ -403,7 +403,11 @@ func (k *keeper) apply(e Event) {
 	case Beat:
 		if t := k.nodes[e.ID]; t != nil {
 			t.listing = k.listing
-			k.renew(t, e.Load, now())
+			load := e.Load
+			if math.IsNaN(load) || math.IsInf(load, 0) || load < 0 {
+				load = t.entry.Load() // the node lives, whatever it says of its load
+			}
+			k.renew(t, load, now())
 		}
 	case Left:
 		k.accept(e)

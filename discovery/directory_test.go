@@ -818,6 +818,33 @@ func TestMaxNodes(t *testing.T) {
 	})
 }
 
+func TestBeat(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newScripted()
+		d := follow(t, w, discovery.Options{})
+		s := <-w.sessions
+		s.put("", 0, newNode("a"))
+		s.sync(discovery.Listing{Partial: true})
+		synctest.Wait()
+		snapshot := d.Snapshot()
+		time.Sleep(20 * time.Second)
+		s.emit(discovery.Event{Type: discovery.Beat, ID: "a", Load: 0.5})
+		s.emit(discovery.Event{Type: discovery.Beat, ID: "stranger", Load: 0.5})
+		synctest.Wait()
+		e := snapshot.Node("a")
+		if d.Snapshot() != snapshot || e.Load() != 0.5 || time.Since(e.LastHeard()) != 0 {
+			t.Errorf("after a beat: load %v, heard %v ago", e.Load(), time.Since(e.LastHeard()))
+		}
+		// A load that is none would draw all traffic to its node for ever.
+		s.emit(discovery.Event{Type: discovery.Beat, ID: "a", Load: -1})
+		synctest.Wait()
+		if e.Load() != 0.5 {
+			t.Errorf("load %v was believed", e.Load())
+		}
+		lapsesAt(t, d, "a", time.Now().Add(discovery.DefaultTTL))
+	})
+}
+
 func TestSnapshotRate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newScripted()
