@@ -263,10 +263,10 @@ func (k *keeper) run(ctx context.Context) error {
 			k.stop()
 			return ctx.Err()
 		case m := <-k.messages:
-			k.receive(m)
+			k.receive(ctx, m)
 			// What is already here belongs to the same snapshot.
 			for range len(k.messages) {
-				k.receive(<-k.messages)
+				k.receive(ctx, <-k.messages)
 			}
 			k.publish()
 		case <-k.retry.C:
@@ -275,7 +275,7 @@ func (k *keeper) run(ctx context.Context) error {
 			k.checkLeases(ctx)
 			k.publish()
 		case v := <-k.verified:
-			k.judge(v)
+			k.judge(ctx, v)
 			k.publish()
 		case <-k.publication.C:
 			k.awaited = false
@@ -347,11 +347,14 @@ func (k *keeper) giveUp(err error) {
 	k.lostAt = max(k.provedAt, time.Duration(k.lastEvent.Load()))
 }
 
-func (k *keeper) receive(m message) {
+func (k *keeper) receive(ctx context.Context, m message) {
 	switch {
 	case m.ended != nil:
 		k.cancelWatch(nil)
 		k.cancelWatch = nil
+		if ctx.Err() != nil {
+			return // it ended because everything does
+		}
 		if !k.broken {
 			k.lose(m.ended)
 		}
@@ -668,7 +671,7 @@ func (k *keeper) checkLeases(ctx context.Context) {
 	}
 	v := verdict{listing: k.listing, began: now()}
 	if k.verifier == nil {
-		k.judge(v)
+		k.judge(ctx, v)
 		return
 	}
 	k.verifies = true
@@ -695,9 +698,11 @@ func (k *keeper) overdue(at time.Duration) bool {
 
 // judge lets the leases lapse that had run out when a successful verification
 // began.
-func (k *keeper) judge(v verdict) {
+func (k *keeper) judge(ctx context.Context, v verdict) {
 	k.verifies = false
 	switch {
+	case ctx.Err() != nil:
+		// Everything ends, and so did the verification.
 	case !k.listed || v.listing != k.listing:
 		// The watch broke meanwhile; the next listing starts anew.
 	case v.err != nil:
@@ -706,7 +711,7 @@ func (k *keeper) judge(v verdict) {
 		k.provedAt = v.began
 		// What the verification proved delivered may still wait in the channel.
 		for range len(k.messages) {
-			k.receive(<-k.messages)
+			k.receive(ctx, <-k.messages)
 		}
 		for k.listed && k.overdue(v.began) {
 			t := k.leases[0]

@@ -1154,6 +1154,36 @@ func TestRunEndsWhileEmitBlocks(t *testing.T) {
 	})
 }
 
+// That the context ended is neither the registry's fault nor news.
+func TestShutdownIsNoOutage(t *testing.T) {
+	for range 20 { // a select takes either of two cases
+		synctest.Test(t, func(t *testing.T) {
+			core, logs := observer.New(zapcore.InfoLevel)
+			ctx, cancel := context.WithCancel(context.Background())
+			busy := zap.New(core, zap.Hooks(func(e zapcore.Entry) error {
+				if e.Message == "node joined" {
+					cancel()
+					time.Sleep(time.Second) // by then the watch has ended
+				}
+				return nil
+			}))
+			m := discoverytest.NewMemory()
+			d := discovery.NewDirectory(m.Open(), discovery.Options{Logger: busy})
+			done := make(chan error, 1)
+			go func() { done <- d.Run(ctx) }()
+			synctest.Wait()
+			write(m, newNode("a"))
+			<-done
+			if s := d.Status(); s.Restarts != 0 || s.LastError != nil {
+				t.Errorf("status %+v", s)
+			}
+			if warnings := logs.FilterLevelExact(zapcore.WarnLevel).All(); len(warnings) != 0 {
+				t.Errorf("warned: %v", warnings)
+			}
+		})
+	}
+}
+
 // What was emitted before a verification succeeded is heard before anybody is
 // buried.
 func TestVerdictComesAfterEvents(t *testing.T) {
