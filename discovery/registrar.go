@@ -25,8 +25,10 @@ const (
 	// leaveTimeout bounds what leaving takes beyond the drain, whatever the
 	// registry does: half for the draining record, half for the withdrawal.
 	leaveTimeout = time.Second
-	// readyTimeout bounds one call of Ready.
-	readyTimeout = 5 * time.Second
+	// callTimeout bounds one call of Ready, and one of the registry while the
+	// Registrar runs: where no answer comes, nothing says that the next try would
+	// not get one.
+	callTimeout = 5 * time.Second
 )
 
 // RegistrarOptions are the settings of a Registrar. The zero value is ready to
@@ -195,7 +197,7 @@ func (r *Registrar) Run(ctx context.Context) error {
 // beat renews the record once, or removes it while the node is not ready.
 func (r *Registrar) beat(ctx context.Context, n Node, o RegistrarOptions, listed bool) error {
 	if o.Ready != nil {
-		readyCtx, cancel := context.WithTimeout(ctx, min(readyTimeout, o.TTL))
+		readyCtx, cancel := context.WithTimeout(ctx, min(callTimeout, o.TTL))
 		err := o.Ready(readyCtx)
 		cancel()
 		if err != nil {
@@ -203,13 +205,18 @@ func (r *Registrar) beat(ctx context.Context, n Node, o RegistrarOptions, listed
 				return ctx.Err()
 			}
 			if listed {
-				if werr := r.announcer.Withdraw(ctx, n); werr != nil {
+				withdrawCtx, cancel := context.WithTimeout(ctx, callTimeout)
+				werr := r.announcer.Withdraw(withdrawCtx, n)
+				cancel()
+				if werr != nil {
 					return errors.Join(err, werr)
 				}
 			}
 			return notReadyError{err}
 		}
 	}
+	ctx, cancel := context.WithTimeout(ctx, min(callTimeout, max(o.TTL, time.Second)))
+	defer cancel()
 	if o.Load != nil {
 		n.Load = o.Load()
 		if math.IsNaN(n.Load) || math.IsInf(n.Load, 0) || n.Load < 0 {

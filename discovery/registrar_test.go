@@ -1,0 +1,436 @@
+package discovery_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"go.uber.org/zap/zaptest/observer"
+
+	"github.com/caddy-discovery/caddy-discovery/discovery"
+	"github.com/caddy-discovery/caddy-discovery/discovery/discoverytest"
+)
+
+// recorder is an Announcer that notes what passes through it.
+type recorder struct {
+	discovery.Registry
+	mu    sync.Mutex
+	calls []call
+}
+
+type call struct {
+	at       time.Time
+	withdraw bool
+	node     discovery.Node
+	err      error
+}
+
+func (r *recorder) note(c call) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.calls = append(r.calls, c)
+}
+
+func (r *recorder) taken() []call {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	calls := r.calls
+	r.calls = nil
+	return calls
+}
+
+func (r *recorder) Announce(ctx context.Context, n discovery.Node) error {
+	at := time.Now()
+	err := r.Registry.Announce(ctx, n)
+	r.note(call{at: at, node: n, err: err})
+	return err
+}
+
+func (r *recorder) Withdraw(ctx context.Context, n discovery.Node) error {
+	at := time.Now()
+	err := r.Registry.Withdraw(ctx, n)
+	r.note(call{at: at, withdraw: true, node: n, err: err})
+	return err
+}
+
+// registration is a Registrar that runs.
+type registration struct {
+	*discovery.Registrar
+	cancel context.CancelFunc
+	done   chan error
+	ended  bool
+}
+
+func (r *registration) leave() error {
+	r.ended = true
+	r.cancel()
+	return <-r.done
+}
+
+func register(t *testing.T, a discovery.Announcer, n discovery.Node, o discovery.RegistrarOptions) *registration {
+	t.Helper()
+	registrar, err := discovery.NewRegistrar(a, n, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	r := &registration{Registrar: registrar, cancel: cancel, done: make(chan error, 1)}
+	go func() { r.done <- registrar.Run(ctx) }()
+	t.Cleanup(func() {
+		if !r.ended {
+			_ = r.leave()
+		}
+	})
+	synctest.Wait()
+	return r
+}
+
+// record returns the record that stands in the registry, nil if none does.
+func record(t *testing.T, m *discoverytest.Memory, id string) *discovery.Node {
+	t.Helper()
+	data := m.Record(id)
+	if data == nil {
+		return nil
+	}
+	n, err := discovery.ParseNode(data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &n
+}
+
+func TestRegistrarHeartbeat(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := discoverytest.NewMemory()
+		a := &recorder{Registry: m.Open()}
+		given := newNode("a")
+		r := register(t, a, given, discovery.RegistrarOptions{})
+		n := record(t, m, "a")
+		if n == nil {
+			t.Fatal("not announced at once")
+		}
+		if n.Lease() != 30*time.Second || n.Instance() != r.Instance() || n.Instance() == "" || n.Service() != "orders" {
+			t.Errorf("announced %+v", n)
+		}
+		if len(given.Metadata) != 1 {
+			t.Errorf("the caller's metadata was changed: %v", given.Metadata)
+		}
+		time.Sleep(1000 * time.Second)
+		calls := a.taken()
+		if len(calls) < 100 || len(calls) > 112 {
+			t.Errorf("%d heartbeats in 1000 seconds", len(calls))
+		}
+		different := map[time.Duration]bool{}
+		for i := range len(calls) - 1 {
+			pause := calls[i+1].at.Sub(calls[i].at)
+			if pause < 9*time.Second || pause > 10*time.Second {
+				t.Errorf("%v between two heartbeats", pause)
+			}
+			different[pause] = true
+		}
+		if len(different) < 10 {
+			t.Errorf("the heartbeats are not spread: %v", different)
+		}
+	})
+}
+
+func TestRegistrarUpdate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := discoverytest.NewMemory()
+		r := register(t, m.Open(), newNode("a"), discovery.RegistrarOptions{})
+		time.Sleep(time.Second)
+		if err := r.Update(newNode("a", discovery.KeyService, "pay"), discovery.RegistrarOptions{Heartbeat: time.Second}); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		n := record(t, m, "a")
+		if n.Service() != "pay" || n.Lease() != 3*time.Second || n.Instance() != r.Instance() {
+			t.Errorf("announced %+v", n)
+		}
+		writes := m.Writes()
+		time.Sleep(10 * time.Second)
+		if got := m.Writes() - writes; got < 10 || got > 12 {
+			t.Errorf("%d heartbeats in 10 seconds, want one a second", got)
+		}
+		for name, err := range map[string]error{
+			"another id":   r.Update(newNode("b"), discovery.RegistrarOptions{}),
+			"no id":        r.Update(newNode(""), discovery.RegistrarOptions{}),
+			"a bad lease":  r.Update(newNode("a"), discovery.RegistrarOptions{TTL: 1}),
+			"bad metadata": r.Update(newNode("a", "x", "\n"), discovery.RegistrarOptions{}),
+		} {
+			if !errors.Is(err, discovery.ErrInvalid) {
+				t.Errorf("update with %s: %v", name, err)
+			}
+		}
+		time.Sleep(time.Second)
+		if n := record(t, m, "a"); n.Service() != "pay" || n.Lease() != 3*time.Second || m.Record("b") != nil {
+			t.Errorf("a refused update had an effect: %+v", n)
+		}
+	})
+}
+
+func TestRegistrarUpdateConcurrently(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := discoverytest.NewMemory()
+		r := register(t, m.Open(), newNode("a"), discovery.RegistrarOptions{Heartbeat: 50 * time.Millisecond, Load: func() float64 { return 1 }})
+		var group sync.WaitGroup
+		for i := range 8 {
+			group.Go(func() {
+				for j := range 100 {
+					n := newNode("a", "writer", fmt.Sprint(i))
+					if err := r.Update(n, discovery.RegistrarOptions{Heartbeat: 50 * time.Millisecond}); err != nil {
+						t.Error(err)
+					}
+					n.Metadata["writer"] = "changed by its owner, which is its right"
+					time.Sleep(time.Duration(i*j) * time.Microsecond)
+				}
+			})
+		}
+		group.Wait()
+		if err := r.leave(); err != nil {
+			t.Error(err)
+		}
+		if m.Record("a") != nil {
+			t.Error("still listed")
+		}
+	})
+}
+
+func TestRegistrarLoad(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := discoverytest.NewMemory()
+		var load float64
+		n := newNode("a")
+		n.Load = 7
+		r := register(t, m.Open(), n, discovery.RegistrarOptions{})
+		if got := record(t, m, "a").Load; got != 7 {
+			t.Errorf("without a function: load %v, want the node's", got)
+		}
+		for _, test := range []struct{ given, want float64 }{
+			{0.5, 0.5}, {math.NaN(), 0}, {math.Inf(1), 0}, {math.Inf(-1), 0}, {-1, 0}, {12, 12},
+		} {
+			load = test.given
+			if err := r.Update(n, discovery.RegistrarOptions{Load: func() float64 { return load }}); err != nil {
+				t.Fatal(err)
+			}
+			synctest.Wait()
+			if got := record(t, m, "a").Load; got != test.want {
+				t.Errorf("load %v was announced as %v, want %v", test.given, got, test.want)
+			}
+		}
+	})
+}
+
+func TestRegistrarReady(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := discoverytest.NewMemory()
+		core, logs := observer.New(zapcore.InfoLevel)
+		var ready atomic.Bool
+		r := register(t, m.Open(), newNode("a"), discovery.RegistrarOptions{
+			Logger: zap.New(core),
+			Ready: func(context.Context) error {
+				if ready.Load() {
+					return nil
+				}
+				return errors.New("warming up")
+			},
+		})
+		for range 2 {
+			time.Sleep(time.Minute)
+			synctest.Wait()
+			if m.Record("a") != nil {
+				t.Fatal("listed although it is not ready")
+			}
+			ready.Store(true)
+			time.Sleep(5 * time.Second)
+			synctest.Wait()
+			if m.Record("a") == nil {
+				t.Fatal("not listed 5 seconds after it was ready")
+			}
+			ready.Store(false)
+			time.Sleep(10 * time.Second)
+			synctest.Wait()
+		}
+		start := time.Now()
+		if err := r.leave(); err != nil || time.Since(start) != 0 {
+			t.Errorf("a node that is not listed left after %v, %v", time.Since(start), err)
+		}
+		if n := logs.FilterLevelExact(zapcore.WarnLevel).Len(); n != 3 {
+			t.Errorf("%d warnings, want one for each of three times", n)
+		}
+	})
+}
+
+// Ready may hang. It has a deadline, and ends with the Registrar.
+func TestRegistrarReadyHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := discoverytest.NewMemory()
+		asked := 0
+		r := register(t, m.Open(), newNode("a"), discovery.RegistrarOptions{Ready: func(ctx context.Context) error {
+			asked++
+			if asked == 1 {
+				return nil
+			}
+			<-ctx.Done()
+			return ctx.Err()
+		}})
+		if m.Record("a") == nil {
+			t.Fatal("not listed")
+		}
+		time.Sleep(15 * time.Second)
+		synctest.Wait()
+		if m.Record("a") != nil {
+			t.Error("listed although nobody says that it is ready")
+		}
+		start := time.Now()
+		if err := r.leave(); err != nil || time.Since(start) > 0 {
+			t.Errorf("left after %v, %v", time.Since(start), err)
+		}
+	})
+}
+
+// doubtful delivers announcements and says that it failed.
+type doubtful struct{ discovery.Registry }
+
+func (d *doubtful) Announce(ctx context.Context, n discovery.Node) error {
+	_ = d.Registry.Announce(ctx, n)
+	return discovery.ErrUnreachable
+}
+
+func TestRegistrarOutage(t *testing.T) {
+	for _, test := range []struct {
+		name string
+		fail func(m *discoverytest.Memory)
+		mend func(m *discoverytest.Memory)
+	}{
+		{"broken", (*discoverytest.Memory).Break, (*discoverytest.Memory).Restore},
+		{"silent", func(m *discoverytest.Memory) { m.Silence(true) }, func(m *discoverytest.Memory) { m.Silence(false) }},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				m := discoverytest.NewMemory()
+				core, logs := observer.New(zapcore.InfoLevel)
+				a := &recorder{Registry: m.Open()}
+				register(t, a, newNode("a"), discovery.RegistrarOptions{Logger: zap.New(core)})
+				test.fail(m)
+				m.Drop("a")
+				time.Sleep(24 * time.Hour)
+				if n := len(a.taken()); n < 5_000 || n > 60_000 {
+					t.Errorf("%d attempts in a day", n)
+				}
+				test.mend(m)
+				time.Sleep(10 * time.Second)
+				synctest.Wait()
+				if m.Record("a") == nil {
+					t.Error("not announced again within 10 seconds")
+				}
+				if n := logs.FilterLevelExact(zapcore.WarnLevel).Len(); n == 0 || n > 2 {
+					t.Errorf("%d warnings about one outage", n)
+				}
+				if n := logs.FilterMessage("announced again").Len(); n != 1 {
+					t.Errorf("the end of the outage was told %d times", n)
+				}
+			})
+		})
+	}
+}
+
+func TestRegistrarWipe(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := discoverytest.NewMemory()
+		register(t, m.Open(), newNode("a"), discovery.RegistrarOptions{})
+		for range 5 {
+			m.Wipe()
+			if m.Record("a") != nil {
+				t.Fatal("not wiped")
+			}
+			time.Sleep(discovery.DefaultHeartbeat)
+			synctest.Wait()
+			if m.Record("a") == nil {
+				t.Fatal("not announced again within a heartbeat")
+			}
+		}
+	})
+}
+
+func TestRegistrarLeaves(t *testing.T) {
+	for _, drain := range []time.Duration{-1, 100 * time.Millisecond, 0, 10 * time.Second} {
+		wait := max(drain, 0)
+		if drain == 0 {
+			wait = discovery.DefaultDrain
+		}
+		for _, test := range []struct {
+			name  string
+			fail  func(m *discoverytest.Memory)
+			err   error
+			atAll time.Duration // beyond the drain
+		}{
+			{"reachable", func(*discoverytest.Memory) {}, nil, 0},
+			{"broken", (*discoverytest.Memory).Break, discovery.ErrUnreachable, time.Second},
+			{"silent", func(m *discoverytest.Memory) { m.Silence(true) }, context.DeadlineExceeded, time.Second},
+			{"silent for a while", func(m *discoverytest.Memory) {
+				m.Silence(true)
+				time.Sleep(time.Minute)
+			}, context.DeadlineExceeded, time.Second},
+		} {
+			t.Run(fmt.Sprint(test.name, " drain ", drain), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					m := discoverytest.NewMemory()
+					a := &recorder{Registry: m.Open()}
+					r := register(t, a, newNode("a"), discovery.RegistrarOptions{Drain: drain})
+					test.fail(m)
+					synctest.Wait()
+					a.taken()
+					start := time.Now()
+					err := r.leave()
+					took := time.Since(start)
+					if !errors.Is(err, test.err) {
+						t.Errorf("Run returned %v, want %v", err, test.err)
+					}
+					if took < wait || took > wait+test.atAll {
+						t.Errorf("leaving took %v, want %v and at most %v more", took, wait, test.atAll)
+					}
+					if test.err != nil {
+						return
+					}
+					calls := a.taken()
+					if wait > 0 {
+						if len(calls) != 2 || calls[0].node.State() != discovery.StateDraining || calls[0].at != start {
+							t.Fatalf("calls %+v", calls)
+						}
+						calls = calls[1:]
+					}
+					if len(calls) != 1 || !calls[0].withdraw || calls[0].at.Sub(start) != wait || m.Record("a") != nil {
+						t.Errorf("calls %+v", calls)
+					}
+				})
+			})
+		}
+	}
+}
+
+func TestRegistrarLogsOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := discoverytest.NewMemory()
+		core, logs := observer.New(zapcore.InfoLevel)
+		r := register(t, m.Open(), newNode("a"), discovery.RegistrarOptions{Logger: zap.New(core)})
+		time.Sleep(time.Hour)
+		_ = r.leave()
+		var told []string
+		for _, e := range logs.All() {
+			told = append(told, e.Message)
+		}
+		if got := strings.Join(told, ", "); got != "announced, draining, left" {
+			t.Errorf("told %s", got)
+		}
+	})
+}
