@@ -114,8 +114,11 @@ func (r *Registrar) Update(n Node, o RegistrarOptions) error {
 	}
 	n.Metadata[KeyInstance] = r.instance
 	n.Metadata[KeyLease] = o.TTL.String()
-	if _, err := AppendRecord(nil, n, time.Time{}); err != nil {
-		return err
+	// The record must have room for the last one, too.
+	for _, n := range []Node{n, draining(n)} {
+		if _, err := AppendRecord(nil, n, time.Time{}); err != nil {
+			return err
+		}
 	}
 
 	r.mu.Lock()
@@ -234,13 +237,10 @@ func (r *Registrar) leave(ctx context.Context, listed bool) error {
 		return r.withdraw(ctx, n)
 	}
 	if o.Drain > 0 {
-		draining := n
-		draining.Metadata = maps.Clone(n.Metadata)
-		draining.Metadata[KeyState] = string(StateDraining)
 		wait := time.NewTimer(o.Drain)
 		defer wait.Stop()
 		announceCtx, cancel := context.WithTimeout(ctx, max(leaveTimeout/2, min(o.Drain, leaveTimeout)))
-		err := r.announcer.Announce(announceCtx, draining)
+		err := r.announcer.Announce(announceCtx, draining(n))
 		cancel()
 		if err == nil {
 			o.Logger.Info("draining", zap.String("node", n.ID), zap.Duration("for", o.Drain))
@@ -254,6 +254,13 @@ func (r *Registrar) leave(ctx context.Context, listed bool) error {
 		o.Logger.Info("left", zap.String("node", n.ID))
 	}
 	return err
+}
+
+// draining returns the node as it is announced before it leaves.
+func draining(n Node) Node {
+	n.Metadata = maps.Clone(n.Metadata)
+	n.Metadata[KeyState] = string(StateDraining)
+	return n
 }
 
 func (r *Registrar) withdraw(ctx context.Context, n Node) error {

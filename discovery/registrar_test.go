@@ -143,6 +143,44 @@ func TestRegistrarHeartbeat(t *testing.T) {
 	})
 }
 
+func TestRegistrarOptions(t *testing.T) {
+	a := discoverytest.NewMemory().Open()
+	pairs := func(n int) discovery.Node {
+		node := newNode("a")
+		for i := range n - 1 {
+			node.Metadata[fmt.Sprint(i)] = ""
+		}
+		return node
+	}
+	for _, test := range []struct {
+		name string
+		node discovery.Node
+		o    discovery.RegistrarOptions
+		ok   bool
+	}{
+		{"defaults", newNode("a"), discovery.RegistrarOptions{}, true},
+		{"ttl just above the heartbeat", newNode("a"), discovery.RegistrarOptions{Heartbeat: time.Second, TTL: time.Second + 1}, true},
+		{"ttl equals the heartbeat", newNode("a"), discovery.RegistrarOptions{Heartbeat: time.Second, TTL: time.Second}, false},
+		{"ttl under the default heartbeat", newNode("a"), discovery.RegistrarOptions{TTL: time.Second}, false},
+		{"ttl too short", newNode("a"), discovery.RegistrarOptions{Heartbeat: time.Millisecond}, false},
+		{"ttl too long", newNode("a"), discovery.RegistrarOptions{TTL: 25 * time.Hour}, false},
+		{"heartbeat beyond all bounds", newNode("a"), discovery.RegistrarOptions{Heartbeat: math.MaxInt64}, false},
+		{"no id", newNode(""), discovery.RegistrarOptions{}, false},
+		{"no endpoint", discovery.Node{ID: "a"}, discovery.RegistrarOptions{}, false},
+		{"negative load", discovery.Node{ID: "a", Endpoint: newNode("a").Endpoint, Load: -1}, discovery.RegistrarOptions{}, false},
+		{"no metadata", discovery.Node{ID: "a", Endpoint: newNode("a").Endpoint}, discovery.RegistrarOptions{}, true},
+		// Lease, instance and the state of the last record need room.
+		{"as much metadata as may be", pairs(discovery.MaxMetadata - 3), discovery.RegistrarOptions{}, true},
+		{"no room for the state", pairs(discovery.MaxMetadata - 2), discovery.RegistrarOptions{}, false},
+		{"no room for the lease", pairs(discovery.MaxMetadata), discovery.RegistrarOptions{}, false},
+	} {
+		_, err := discovery.NewRegistrar(a, test.node, test.o)
+		if test.ok && err != nil || !test.ok && !errors.Is(err, discovery.ErrInvalid) {
+			t.Errorf("%s: %v", test.name, err)
+		}
+	}
+}
+
 func TestRegistrarUpdate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := discoverytest.NewMemory()
