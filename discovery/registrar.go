@@ -147,6 +147,7 @@ func (r *Registrar) current() (Node, RegistrarOptions) {
 func (r *Registrar) Run(ctx context.Context) error {
 	var (
 		listed  bool  // the record stands, as far as is known
+		doubt   bool  // it may stand: an announcement that failed may have arrived
 		failure error // why it does not, as it was told last
 		failing time.Time
 		retry   = &backoff.ExponentialBackOff{
@@ -166,7 +167,7 @@ func (r *Registrar) Run(ctx context.Context) error {
 		}
 		node, options := r.current()
 		log := options.Logger
-		err := r.beat(ctx, node, options, listed)
+		err := r.beat(ctx, node, options, listed || doubt)
 		switch {
 		case err == nil:
 			switch {
@@ -175,14 +176,14 @@ func (r *Registrar) Run(ctx context.Context) error {
 			case !listed:
 				log.Info("announced", zap.String("node", node.ID), zap.String("endpoint", node.Endpoint.String()))
 			}
-			listed, failure = true, nil
+			listed, doubt, failure = true, false, nil
 			retry.Reset()
 			timer.Reset(spread(options.Heartbeat))
 		case ctx.Err() != nil:
 			// The next turn leaves.
 		default:
 			var unready notReadyError
-			if errors.As(err, &unready) {
+			if doubt = !errors.As(err, &unready); !doubt {
 				listed = false
 			}
 			if failure == nil || failure.Error() != err.Error() {
@@ -197,8 +198,9 @@ func (r *Registrar) Run(ctx context.Context) error {
 	}
 }
 
-// beat renews the record once, or removes it while the node is not ready.
-func (r *Registrar) beat(ctx context.Context, n Node, o RegistrarOptions, listed bool) error {
+// beat renews the record once, or removes it, if it may stand, while the node is
+// not ready.
+func (r *Registrar) beat(ctx context.Context, n Node, o RegistrarOptions, stands bool) error {
 	if o.Ready != nil {
 		readyCtx, cancel := context.WithTimeout(ctx, min(callTimeout, o.TTL))
 		err := o.Ready(readyCtx)
@@ -207,7 +209,7 @@ func (r *Registrar) beat(ctx context.Context, n Node, o RegistrarOptions, listed
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
-			if listed {
+			if stands {
 				withdrawCtx, cancel := context.WithTimeout(ctx, callTimeout)
 				werr := r.announcer.Withdraw(withdrawCtx, n)
 				cancel()

@@ -336,6 +336,32 @@ func TestRegistrarReadyHangs(t *testing.T) {
 	})
 }
 
+// An announcement that failed may have arrived: a node that is not ready must
+// not stay listed by it.
+func TestRegistrarNotReadyAfterDoubt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := discoverytest.NewMemory()
+		a := &doubtful{Registry: m.Open()}
+		var ready atomic.Bool
+		ready.Store(true)
+		register(t, a, newNode("a"), discovery.RegistrarOptions{Ready: func(context.Context) error {
+			if ready.Load() {
+				return nil
+			}
+			return errors.New("broken")
+		}})
+		if m.Record("a") == nil {
+			t.Fatal("the announcement did not arrive")
+		}
+		ready.Store(false)
+		time.Sleep(5 * time.Second)
+		synctest.Wait()
+		if m.Record("a") != nil {
+			t.Error("listed although it is not ready")
+		}
+	})
+}
+
 // doubtful delivers announcements and says that it failed.
 type doubtful struct{ discovery.Registry }
 
