@@ -165,6 +165,9 @@ func (r *Registrar) Run(ctx context.Context) error {
 		case <-r.updated:
 		case <-timer.C:
 		}
+		if ctx.Err() != nil {
+			continue // a select takes any case that is ready; this one comes first
+		}
 		node, options := r.current()
 		log := options.Logger
 		err := r.beat(ctx, node, options, listed || doubt)

@@ -482,6 +482,31 @@ func TestRegistrarLeaves(t *testing.T) {
 	}
 }
 
+// The context may have ended before anything was done.
+func TestRegistrarEndedBefore(t *testing.T) {
+	for range 20 {
+		synctest.Test(t, func(t *testing.T) {
+			m := discoverytest.NewMemory()
+			a := &recorder{Registry: m.Open()}
+			r, err := discovery.NewRegistrar(a, newNode("a"), discovery.RegistrarOptions{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			ctx, cancel := context.WithCancel(context.Background())
+			cancel()
+			start := time.Now()
+			if err := r.Run(ctx); err != nil || time.Since(start) != 0 {
+				t.Errorf("Run took %v, %v", time.Since(start), err)
+			}
+			for _, c := range a.taken() {
+				if !c.withdraw {
+					t.Errorf("announced after the end: %+v", c)
+				}
+			}
+		})
+	}
+}
+
 func TestRegistrarLogsOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := discoverytest.NewMemory()
