@@ -245,11 +245,12 @@ func (r *Registrar) leave(ctx context.Context, listed bool) error {
 		wait := time.NewTimer(o.Drain)
 		defer wait.Stop()
 		announceCtx, cancel := context.WithTimeout(ctx, max(leaveTimeout/2, min(o.Drain, leaveTimeout)))
-		err := r.announcer.Announce(announceCtx, draining(n))
-		cancel()
-		if err == nil {
+		if r.taken(announceCtx, n.ID) {
+			o.Logger.Info("leaving the record alone; another process has taken the id", zap.String("node", n.ID))
+		} else if r.announcer.Announce(announceCtx, draining(n)) == nil {
 			o.Logger.Info("draining", zap.String("node", n.ID), zap.Duration("for", o.Drain))
 		}
+		cancel()
 		// Wait although the announcement failed: the requests that are under
 		// way have the same right to end.
 		<-wait.C
@@ -259,6 +260,20 @@ func (r *Registrar) leave(ctx context.Context, listed bool) error {
 		o.Logger.Info("left", zap.String("node", n.ID))
 	}
 	return err
+}
+
+// taken reports whether another process is known to have written the record
+// since, as when a container is replaced: to announce that the node drains would
+// take its successor out of service. A registry without a memory cannot tell.
+func (r *Registrar) taken(ctx context.Context, id string) bool {
+	h, ok := r.announcer.(Historian)
+	if !ok {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, leaveTimeout/4)
+	defer cancel()
+	past, err := h.History(ctx, id, 1)
+	return err == nil && len(past) > 0 && past[0].Type == Put && past[0].Node.Instance() != r.instance
 }
 
 // draining returns the node as it is announced before it leaves.

@@ -507,6 +507,34 @@ func TestRegistrarEndedBefore(t *testing.T) {
 	}
 }
 
+// Another process took the id over, as when a container is replaced. Its record
+// is left alone: neither is it deleted, nor does the old process say goodbye in
+// its name.
+func TestRegistrarTaken(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := discoverytest.NewMemory()
+		d := follow(t, m.Open(), discovery.Options{})
+		r := register(t, m.Open(), newNode("a"), discovery.RegistrarOptions{})
+		successor := newNode("a", discovery.KeyInstance, "successor")
+		write(m, successor)
+		synctest.Wait()
+		snapshot := d.Snapshot()
+		start := time.Now()
+		if err := r.leave(); err != nil {
+			t.Error(err)
+		}
+		if took := time.Since(start); took != discovery.DefaultDrain {
+			t.Errorf("leaving took %v; requests under way have a right to the drain", took)
+		}
+		if n := record(t, m, "a"); n == nil || n.Instance() != "successor" {
+			t.Errorf("the record is %+v", n)
+		}
+		if d.Snapshot() != snapshot {
+			t.Errorf("the successor was disturbed: %+v", d.Snapshot().Node("a"))
+		}
+	})
+}
+
 func TestRegistrarLogsOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := discoverytest.NewMemory()
