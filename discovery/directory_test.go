@@ -151,13 +151,33 @@ func (s *session) sync(l discovery.Listing) {
 	s.emit(discovery.Event{Type: discovery.Synced, Listing: l})
 }
 
-// scriptedVerifier is a scripted Watcher that can be asked.
+// scriptedVerifier is a scripted Watcher that can be asked, and answers at first
+// that all is well.
 type scriptedVerifier struct {
 	*scripted
+	mu     sync.Mutex
 	verify func(ctx context.Context) error
 }
 
-func (w *scriptedVerifier) Verify(ctx context.Context) error { return w.verify(ctx) }
+func newScriptedVerifier() *scriptedVerifier {
+	w := &scriptedVerifier{scripted: newScripted()}
+	w.answer(func(context.Context) error { return nil })
+	return w
+}
+
+// answer sets what Verify does from now on.
+func (w *scriptedVerifier) answer(verify func(ctx context.Context) error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.verify = verify
+}
+
+func (w *scriptedVerifier) Verify(ctx context.Context) error {
+	w.mu.Lock()
+	verify := w.verify
+	w.mu.Unlock()
+	return verify(ctx)
+}
 
 func TestFirstListingIsPublishedWhole(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -170,7 +190,7 @@ func TestFirstListingIsPublishedWhole(t *testing.T) {
 		for i := range 1000 {
 			s.put("", 0, newNode(fmt.Sprintf("n%03d", i)))
 		}
-		time.Sleep(time.Hour)
+		time.Sleep(time.Second)
 		synctest.Wait()
 		if got := d.Snapshot(); got.Number != 0 || got.Synced {
 			t.Fatalf("a part of the listing was published: %d nodes", len(got.Nodes()))
@@ -599,22 +619,15 @@ func TestSilence(t *testing.T) {
 // have run out in it that their nodes could not renew.
 func TestSilenceCountsAsOutage(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		silent := false
-		w := &scriptedVerifier{scripted: newScripted()}
-		w.verify = func(context.Context) error {
-			if silent {
-				return errors.New("no answer")
-			}
-			return nil
-		}
+		w := newScriptedVerifier()
 		d := follow(t, w, discovery.Options{})
 		s := <-w.sessions
 		s.put("", 1, newNode("a"))
 		s.put("", 2, newNode("b", discovery.KeyLease, "40s"))
 		s.sync(discovery.Listing{Expiry: 20 * time.Second, Revision: 2})
-		silent = true
+		w.answer(func(context.Context) error { return errors.New("no answer") })
 		s = <-w.sessions // a's lease ran out and the watch was given up
-		silent = false
+		w.answer(func(context.Context) error { return nil })
 		s.sync(discovery.Listing{Expiry: 20 * time.Second, Revision: 2})
 		expect(t, d, "a b", "listed after 30 seconds of silence")
 		lapsesAt(t, d, "a", d.Status().Since.Add(30*time.Second))
@@ -986,42 +999,40 @@ func TestRetry(t *testing.T) {
 	unreachable := fmt.Errorf("%w: nobody there", discovery.ErrUnreachable)
 	for _, test := range []struct {
 		name  string
-		watch func(n int, ctx context.Context, emit func(discovery.Event)) error
+		watch func(n int64, ctx context.Context, emit func(discovery.Event)) error
 	}{
-		{"never there", func(int, context.Context, func(discovery.Event)) error { return unreachable }},
-		{"broken right after every listing", func(_ int, _ context.Context, emit func(discovery.Event)) error {
+		{"never there", func(int64, context.Context, func(discovery.Event)) error { return unreachable }},
+		{"broken right after every listing", func(_ int64, _ context.Context, emit func(discovery.Event)) error {
 			emit(synced)
 			return discovery.ErrBroken
 		}},
-		{"away after it worked for a day", func(n int, _ context.Context, emit func(discovery.Event)) error {
+		{"away after it worked for a day", func(n int64, _ context.Context, emit func(discovery.Event)) error {
 			if n == 1 {
 				emit(synced)
 				time.Sleep(24 * time.Hour)
 			}
 			return unreachable
 		}},
-		{"no reason given", func(int, context.Context, func(discovery.Event)) error { return nil }},
+		{"no reason given", func(int64, context.Context, func(discovery.Event)) error { return nil }},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				n := 0
-				var last time.Time
+				var n, last atomic.Int64
 				d := follow(t, watchFunc(func(ctx context.Context, emit func(discovery.Event)) error {
-					n++
-					last = time.Now()
-					return test.watch(n, ctx, emit)
+					last.Store(time.Now().UnixNano())
+					return test.watch(n.Add(1), ctx, emit)
 				}), discovery.Options{})
-				if n == 1 && d.Snapshot().Synced {
+				if n.Load() == 1 && d.Snapshot().Synced {
 					time.Sleep(24 * time.Hour) // the watch that worked
 				}
-				before := n
+				before := n.Load()
 				time.Sleep(time.Hour)
 				synctest.Wait()
-				if calls := n - before; calls < 600 || calls > 2500 {
+				if calls := n.Load() - before; calls < 600 || calls > 2500 {
 					t.Errorf("%d calls of Watch in an hour", calls)
 				}
-				if time.Since(last) > 5*time.Second {
-					t.Errorf("the last try was %v ago", time.Since(last))
+				if ago := time.Since(time.Unix(0, last.Load())); ago > 5*time.Second {
+					t.Errorf("the last try was %v ago", ago)
 				}
 				if d.Status().LastError == nil {
 					t.Error("no error in the status")
@@ -1189,13 +1200,13 @@ func TestShutdownIsNoOutage(t *testing.T) {
 func TestVerdictComesAfterEvents(t *testing.T) {
 	for range 20 {
 		synctest.Test(t, func(t *testing.T) {
-			w := &scriptedVerifier{scripted: newScripted()}
+			w := newScriptedVerifier()
 			var s *session
-			w.verify = func(context.Context) error {
+			w.answer(func(context.Context) error {
 				// The heartbeat was late, and it is what the verification finds.
 				s.put("", 0, newNode("a"))
 				return nil
-			}
+			})
 			d := follow(t, w, discovery.Options{})
 			s = <-w.sessions
 			s.put("", 0, newNode("a"))
@@ -1215,13 +1226,13 @@ func TestVerdictComesAfterEvents(t *testing.T) {
 // asked about.
 func TestVerdictIsOfWhenItBegan(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := &scriptedVerifier{scripted: newScripted()}
+		w := newScriptedVerifier()
 		asked := 0
-		w.verify = func(context.Context) error {
+		w.answer(func(context.Context) error {
 			asked++
 			time.Sleep(500 * time.Millisecond)
 			return nil
-		}
+		})
 		d := follow(t, w, discovery.Options{})
 		start := time.Now()
 		s := <-w.sessions
@@ -1241,9 +1252,9 @@ func TestVerdictOfAnotherWatch(t *testing.T) {
 	for _, verdict := range []error{nil, errors.New("no answer")} {
 		t.Run(fmt.Sprint(verdict), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				w := &scriptedVerifier{scripted: newScripted()}
+				w := newScriptedVerifier()
 				answer := make(chan error)
-				w.verify = func(context.Context) error { return <-answer }
+				w.answer(func(context.Context) error { return <-answer })
 				d := follow(t, w, discovery.Options{})
 				s := <-w.sessions
 				s.put("", 1, newNode("a"))
@@ -1261,7 +1272,7 @@ func TestVerdictOfAnotherWatch(t *testing.T) {
 				if status := d.Status(); !status.Connected || status.Restarts != 1 {
 					t.Errorf("status %+v", status)
 				}
-				w.verify = func(context.Context) error { return nil }
+				w.answer(func(context.Context) error { return nil })
 				lapsesAt(t, d, "a", back.Add(discovery.DefaultTTL))
 			})
 		})
@@ -1272,12 +1283,12 @@ func TestVerdictOfAnotherWatch(t *testing.T) {
 func TestGivenUpWhileEnding(t *testing.T) {
 	for range 20 {
 		synctest.Test(t, func(t *testing.T) {
-			w := &scriptedVerifier{scripted: newScripted()}
+			w := newScriptedVerifier()
 			var s *session
-			w.verify = func(context.Context) error {
+			w.answer(func(context.Context) error {
 				s.end <- errors.New("ended by itself")
 				return errors.New("no answer")
-			}
+			})
 			d := follow(t, w, discovery.Options{})
 			s = <-w.sessions
 			s.put("", 1, newNode("a"))
@@ -1291,7 +1302,7 @@ func TestGivenUpWhileEnding(t *testing.T) {
 			if status := d.Status(); status.Restarts != 1 || !status.Connected {
 				t.Errorf("status %+v", status)
 			}
-			w.verify = func(context.Context) error { return nil }
+			w.answer(func(context.Context) error { return nil })
 			lapsesAt(t, d, "a", d.Status().Since.Add(discovery.DefaultTTL))
 		})
 	}
@@ -1302,7 +1313,8 @@ func TestGivenUpIsNotHeard(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		stop := make(chan struct{})
 		calls := 0
-		w := &scriptedVerifier{verify: func(context.Context) error { return errors.New("no answer") }}
+		w := newScriptedVerifier()
+		w.answer(func(context.Context) error { return errors.New("no answer") })
 		watcher := struct {
 			watchFunc
 			discovery.Verifier
