@@ -301,5 +301,5 @@ func (e notReadyError) Unwrap() error { return e.error }
 // spread takes up to a tenth off a period, so that the heartbeats of a fleet
 // that started at once drift apart.
 func spread(d time.Duration) time.Duration {
-	return d - time.Duration(rand.Int64N(int64(d)/10+1)) //nolint:gosec // not a secret
+	return d - time.Duration(rand.Int64N(int64(d)/10+1))
 }

@@ -305,7 +305,7 @@ func (c *Conn) dial(ctx context.Context, a address) (*Link, error) {
 // context ends. It serves one call of nats.Connect, whose interfaces know no
 // context, and lives no longer.
 type dialer struct {
-	ctx  context.Context
+	ctx  context.Context //nolint:containedctx // nats.CustomDialer knows no context
 	err  error
 	stop func() bool
 }
