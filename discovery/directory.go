@@ -199,7 +199,6 @@ type keeper struct {
 	backoff     *backoff.ExponentialBackOff
 	retry       *time.Timer
 	listedAt    time.Duration // when the last listing was complete
-	provedAt    time.Duration // when a watch was last known to be alive
 	lostAt      time.Duration // when the last complete watch broke
 
 	// The listing.
@@ -342,9 +341,6 @@ func (k *keeper) giveUp(err error) {
 	k.broken = true
 	k.cancelWatch(err)
 	k.lose(err)
-	// How long it had been so nobody knows. What the registry said last is the
-	// last proof that it was there, and records may have run out since.
-	k.lostAt = max(k.provedAt, time.Duration(k.lastEvent.Load()))
 }
 
 func (k *keeper) receive(ctx context.Context, m message) {
@@ -608,12 +604,16 @@ func (k *keeper) sync(l Listing) {
 	for _, t := range k.nodes {
 		if t.listing != k.listing {
 			// Guarantees 1 and 2 of the design: only a registry that lost
-			// nothing, and was away for less than the node's lease and its own
-			// expiry, can show by silence that the node was removed. Otherwise
-			// the node has one lease to be heard again. If the listing before
-			// lacked it too, this one shows nothing new.
-			e := t.entry
-			if t.listing >= k.complete && !wiped && !l.Partial && outage < e.lease && (l.Expiry == 0 || outage < l.Expiry) {
+			// nothing, and in which the record cannot have run out for want of
+			// a heartbeat, can show by silence that the node was removed.
+			// Otherwise the node has one lease to be heard again. If the listing
+			// before lacked it too, this one shows nothing new.
+			//
+			// What counts is not how long the registry was away but how long
+			// the node has not been heard: its record's time began to run before.
+			unheard := at - time.Duration(t.entry.vitals.heard.Load())
+			if t.listing >= k.complete && !wiped && !l.Partial &&
+				unheard < t.entry.lease && (l.Expiry == 0 || unheard < l.Expiry) {
 				k.remove(t, "left", "it is not listed any more")
 				removed++
 				continue
@@ -630,7 +630,7 @@ func (k *keeper) sync(l Listing) {
 	k.last, k.everyNode, k.listed, k.complete = l, true, true, k.listing
 	k.seen = max(k.seen, l.Revision)
 	k.revision.Store(k.seen)
-	k.listedAt, k.provedAt = at, at
+	k.listedAt = at
 
 	next := *k.condition.Load()
 	next.connected, next.since = true, time.Now()
@@ -708,7 +708,6 @@ func (k *keeper) judge(ctx context.Context, v verdict) {
 	case v.err != nil:
 		k.giveUp(fmt.Errorf("%w: the registry did not show that the watch is alive: %w", ErrBroken, v.err))
 	default:
-		k.provedAt = v.began
 		// What the verification proved delivered may still wait in the channel.
 		for range len(k.messages) {
 			k.receive(ctx, <-k.messages)

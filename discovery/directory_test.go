@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"sync"
@@ -406,10 +407,13 @@ func TestAbsentAfterOutage(t *testing.T) {
 		change func(m *discoverytest.Memory)
 		stays  bool
 	}{
+		// Before the outage, the nodes have not been heard for 8 seconds.
+		{"long enough for the lease to run out", 23 * time.Second, func(*discoverytest.Memory) {}, true},
+		{"long enough for the record to run out", 3 * time.Second, func(m *discoverytest.Memory) { m.Expiry = 10 * time.Second }, true},
 		{"short", time.Second, func(*discoverytest.Memory) {}, false},
 		{"longer than the lease", 40 * time.Second, func(*discoverytest.Memory) {}, true},
 		{"longer than the registry keeps records", 12 * time.Second, func(m *discoverytest.Memory) { m.Expiry = 10 * time.Second }, true},
-		{"shorter than the registry keeps records", 5 * time.Second, func(m *discoverytest.Memory) { m.Expiry = 10 * time.Second }, false},
+		{"shorter than the registry keeps records", 5 * time.Second, func(m *discoverytest.Memory) { m.Expiry = 20 * time.Second }, false},
 		{"partial listing", time.Second, func(m *discoverytest.Memory) { m.Partial = true }, true},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -419,6 +423,7 @@ func TestAbsentAfterOutage(t *testing.T) {
 				write(m, newNode("gone"), newNode("returns"), newNode("stays"))
 				d := follow(t, m.Open(), discovery.Options{})
 				expect(t, d, "gone returns stays", "listed")
+				time.Sleep(8 * time.Second)
 				m.Break()
 				m.Drop("gone")
 				m.Drop("returns")
@@ -479,6 +484,8 @@ func TestWipedAndBrokenAgain(t *testing.T) {
 		write(m, newNode("a"))
 		lapsesAt(t, d, "b", back.Add(discovery.DefaultTTL))
 		// A node that was heard since is known to be listed: its absence counts.
+		write(m, newNode("a"))
+		synctest.Wait()
 		m.Break()
 		m.Drop("a")
 		m.Restore()
@@ -615,8 +622,8 @@ func TestSilence(t *testing.T) {
 	})
 }
 
-// The silence before a dead watch is noticed is part of the outage: records may
-// have run out in it that their nodes could not renew.
+// The silence before a dead watch is noticed counts: records may have run out in
+// it that their nodes could not renew.
 func TestSilenceCountsAsOutage(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newScriptedVerifier()
@@ -1336,4 +1343,108 @@ func TestGivenUpIsNotHeard(t *testing.T) {
 		close(stop)
 		reconnect(t, d)
 	})
+}
+
+// TestWorstDays runs a fleet through random misfortune of its registry. Nodes
+// that go on announcing themselves are in use throughout, and once all is well
+// again the view equals the registry.
+func TestWorstDays(t *testing.T) {
+	for seed := range uint64(30) {
+		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				random := rand.New(rand.NewPCG(seed, 2))
+				m := discoverytest.NewMemory()
+				conn := m.Open()
+				var faithful []discovery.Node
+				for i := range 5 {
+					faithful = append(faithful, newNode(fmt.Sprint("faithful-", i)))
+				}
+				broken, silent := false, false
+				m.Expiry = 20 * time.Second
+				written := time.Now()
+				// beat is what the faithful do every 10 seconds, if they can.
+				beat := func() {
+					if !broken && !silent {
+						write(m, faithful...)
+						written = time.Now()
+					}
+				}
+				beat()
+				d := follow(t, conn, discovery.Options{})
+				next := time.Now()
+				// When the registry is back it takes a registrar up to its longest
+				// retry to notice, and after a wipe up to a heartbeat.
+				soon := func() {
+					if at := time.Now().Add(time.Duration(random.Int64N(int64(5 * time.Second)))); at.Before(next) {
+						next = at
+					}
+				}
+				for range 400 {
+					fickle := newNode(fmt.Sprint("fickle-", random.IntN(8)))
+					switch random.IntN(14) {
+					case 0, 1, 2:
+						if !broken && !silent {
+							write(m, fickle)
+						}
+					case 3:
+						if !broken && !silent {
+							_ = conn.Withdraw(context.Background(), fickle)
+						}
+					case 4:
+						if !broken && !silent {
+							m.Expire(fickle.ID)
+						}
+					case 5:
+						m.Drop(fickle.ID)
+					case 6:
+						if !broken && !silent {
+							m.Put(fickle.ID, []byte("{"))
+						}
+					case 7:
+						m.Break()
+						broken = true
+					case 8, 9:
+						if time.Since(written) >= m.Expiry {
+							for _, n := range faithful {
+								m.Drop(n.ID)
+							}
+						}
+						m.Restore()
+						broken = false
+						soon()
+					case 10:
+						m.Silence(true)
+						silent = true
+					case 11, 12:
+						m.Silence(false)
+						silent = false
+						soon()
+					case 13:
+						m.Wipe()
+					}
+					for until := time.Now().Add(time.Duration(random.ExpFloat64() * float64(5*time.Second))); time.Now().Before(until); {
+						time.Sleep(min(time.Until(until), max(time.Until(next), time.Millisecond)))
+						if !time.Now().Before(next) {
+							next = time.Now().Add(10 * time.Second)
+							beat()
+						}
+						synctest.Wait()
+						for _, n := range faithful {
+							if d.Snapshot().Node(n.ID) == nil {
+								t.Fatalf("%s announces itself and is not in use: [%s], broken %v, silent %v", n.ID, listed(d), broken, silent)
+							}
+						}
+					}
+				}
+				m.Restore()
+				m.Silence(false)
+				for range 12 {
+					write(m, faithful...)
+					time.Sleep(10 * time.Second)
+				}
+				reconnect(t, d)
+				expect(t, d, "faithful-0 faithful-1 faithful-2 faithful-3 faithful-4", "when all is well again")
+			})
+		})
+	}
 }
