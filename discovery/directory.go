@@ -536,9 +536,9 @@ func (k *keeper) reject(e Event) {
 		e.Err = fmt.Errorf("%w record: the backend gave no reason", ErrInvalid)
 	}
 	key := rejectionKey(e)
-	was, known := k.rejected[key]
+	was, stands := k.rejected[key]
 	// The same bad record again, as with every heartbeat, is no news.
-	known = known && was.Err.Error() == e.Err.Error()
+	known := stands && was.Err.Error() == e.Err.Error()
 	if t := k.named(e); t != nil {
 		k.remove(t, "rejected", e.Err.Error())
 	} else if k.listed && !known {
@@ -547,7 +547,7 @@ func (k *keeper) reject(e Event) {
 	if known {
 		was.listing = k.listing
 		k.rejected[key] = was
-	} else if len(k.rejected) < maxRejections {
+	} else if stands || len(k.rejected) < maxRejections {
 		k.rejected[key] = rejection{
 			Rejection: Rejection{ID: e.ID, Key: e.Key, Err: e.Err, Time: time.Now()},
 			listing:   k.listing,

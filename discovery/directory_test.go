@@ -805,7 +805,9 @@ func TestRejectionsAreBounded(t *testing.T) {
 			s.emit(discovery.Event{Type: discovery.Rejected, ID: fmt.Sprintf("%04d", i), Err: discovery.ErrInvalid})
 		}
 		synctest.Wait()
-		if r := d.Status().Rejections; len(r) != 1000 || !slices.IsSortedFunc(r, func(a, b discovery.Rejection) int { return strings.Compare(a.ID, b.ID) }) {
+		s.emit(discovery.Event{Type: discovery.Rejected, ID: "0000", Err: fmt.Errorf("%w: for another reason", discovery.ErrInvalid)})
+		synctest.Wait()
+		if r := d.Status().Rejections; len(r) != 1000 || !strings.Contains(r[0].Err.Error(), "another reason") || !slices.IsSortedFunc(r, func(a, b discovery.Rejection) int { return strings.Compare(a.ID, b.ID) }) {
 			t.Errorf("%d rejections", len(r))
 		}
 	})
@@ -931,7 +933,6 @@ func TestSuperseded(t *testing.T) {
 		var numbers []uint64
 		ctx, cancel := context.WithCancel(context.Background())
 		var group sync.WaitGroup
-		group.Go(func() { _ = d.Run(ctx) })
 		group.Go(func() {
 			for {
 				s := d.Snapshot()
@@ -943,6 +944,8 @@ func TestSuperseded(t *testing.T) {
 				}
 			}
 		})
+		synctest.Wait()
+		group.Go(func() { _ = d.Run(ctx) })
 		for _, id := range []string{"a", "b", "c"} {
 			time.Sleep(time.Second)
 			write(m, newNode(id))

@@ -143,7 +143,9 @@ func (r *Registrar) current() (Node, RegistrarOptions) {
 // Run keeps the node listed until ctx ends. Then it announces the node as
 // draining, waits for the drain, removes the record if it is still its own, and
 // returns nil, or why the record could not be removed. Beyond the drain this
-// takes at most a second. Run must be called once.
+// takes at most a second. Where the announcer is a [Historian], and another
+// process has written the record since, that record is left as it is. Run must be
+// called once.
 func (r *Registrar) Run(ctx context.Context) error {
 	var (
 		listed  bool  // the record stands, as far as is known
