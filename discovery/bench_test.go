@@ -35,7 +35,7 @@ type benchWatcher struct {
 
 func (w *benchWatcher) Watch(ctx context.Context, emit func(Event)) error {
 	for _, n := range w.nodes {
-		emit(Event{Type: Put, ID: n.ID, Node: n})
+		emit(Event{Type: Put, ID: n.ID, Key: "node." + n.ID, Node: n})
 	}
 	emit(Event{Type: Synced})
 	w.emit <- emit
@@ -87,19 +87,23 @@ func BenchmarkHeartbeat(b *testing.B) {
 	nodes := benchNodes(b, 10_000)
 	// As after reading the record anew: equal, but not the same map.
 	again := benchNodes(b, 10_000)
+	keys := make([]string, len(again))
+	for i, n := range again {
+		keys[i] = "node." + n.ID
+	}
 	d, emit := benchDirectory(b, nodes)
 	before := d.Snapshot()
 	b.ReportAllocs()
 	b.ResetTimer()
 	for i := range b.N {
 		n := &again[i%len(again)]
-		emit(Event{Type: Put, ID: n.ID, Node: *n})
+		emit(Event{Type: Put, ID: n.ID, Key: keys[i%len(keys)], Node: *n})
 	}
 	b.StopTimer()
 	if d.Snapshot() != before {
 		b.Error("a heartbeat published a snapshot")
 	}
-	emit(Event{Type: Left, ID: nodes[0].ID})
+	emit(Event{Type: Left, ID: nodes[0].ID, Key: keys[0]})
 	<-before.Superseded() // all before it has been absorbed
 }
 
