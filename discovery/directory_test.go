@@ -116,23 +116,23 @@ func lapsesAt(t *testing.T, d *discovery.Directory, id string, at time.Time) {
 
 // scripted is a Watcher whose every word the test says itself.
 type scripted struct {
-	sessions chan *session
+	streams chan *stream
 	watches  atomic.Int64
 }
 
-// session is one call of Watch.
-type session struct {
+// stream is one call of Watch.
+type stream struct {
 	emit func(discovery.Event)
 	end  chan error
 }
 
-func newScripted() *scripted { return &scripted{sessions: make(chan *session)} }
+func newScripted() *scripted { return &scripted{streams: make(chan *stream)} }
 
 func (w *scripted) Watch(ctx context.Context, emit func(discovery.Event)) error {
 	w.watches.Add(1)
-	s := &session{emit, make(chan error)}
+	s := &stream{emit, make(chan error)}
 	select {
-	case w.sessions <- s:
+	case w.streams <- s:
 	case <-ctx.Done():
 		return ctx.Err()
 	}
@@ -144,11 +144,11 @@ func (w *scripted) Watch(ctx context.Context, emit func(discovery.Event)) error 
 	}
 }
 
-func (s *session) put(key string, revision uint64, n discovery.Node) {
+func (s *stream) put(key string, revision uint64, n discovery.Node) {
 	s.emit(discovery.Event{Type: discovery.Put, ID: n.ID, Key: key, Node: n, Revision: revision})
 }
 
-func (s *session) sync(l discovery.Listing) {
+func (s *stream) sync(l discovery.Listing) {
 	s.emit(discovery.Event{Type: discovery.Synced, Listing: l})
 }
 
@@ -187,7 +187,7 @@ func TestFirstListingIsPublishedWhole(t *testing.T) {
 		if s := d.Snapshot(); s.Synced || len(s.Nodes()) != 0 || s.Number != 0 {
 			t.Fatalf("before the listing: %+v", s)
 		}
-		s := <-w.sessions
+		s := <-w.streams
 		for i := range 1000 {
 			s.put("", 0, newNode(fmt.Sprintf("n%03d", i)))
 		}
@@ -341,7 +341,7 @@ func TestNegativeAge(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newScripted()
 		d := follow(t, w, discovery.Options{})
-		s := <-w.sessions
+		s := <-w.streams
 		s.emit(discovery.Event{Type: discovery.Put, ID: "a", Node: newNode("a"), Age: -24 * time.Hour})
 		s.sync(discovery.Listing{})
 		expect(t, d, "a", "listed")
@@ -355,12 +355,12 @@ func TestFirstListingInSeveralAttempts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newScripted()
 		d := follow(t, w, discovery.Options{})
-		s := <-w.sessions
+		s := <-w.streams
 		s.put("", 1, newNode("dies"))
 		s.put("", 2, newNode("goes"))
 		s.emit(discovery.Event{Type: discovery.Rejected, ID: "bad", Err: discovery.ErrInvalid})
 		s.end <- errors.New("broke")
-		s = <-w.sessions
+		s = <-w.streams
 		time.Sleep(time.Hour)
 		s.emit(discovery.Event{Type: discovery.Put, ID: "dies", Node: newNode("dies"), Revision: 1, Age: time.Hour})
 		s.put("", 3, newNode("new"))
@@ -510,7 +510,7 @@ func TestRevisionWentBackwards(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w := newScripted()
 				d := follow(t, w, discovery.Options{})
-				s := <-w.sessions
+				s := <-w.streams
 				s.put("", 3, newNode("a"))
 				s.sync(discovery.Listing{Epoch: "e", Revision: 7})
 				s.put("", 11, newNode("b"))
@@ -519,7 +519,7 @@ func TestRevisionWentBackwards(t *testing.T) {
 					t.Errorf("revision %d, want 11", r)
 				}
 				s.end <- discovery.ErrBroken
-				s = <-w.sessions
+				s = <-w.streams
 				s.put("", 11, newNode("b"))
 				s.sync(test.then)
 				want := "b"
@@ -541,7 +541,7 @@ func TestRevisionOfListingHolds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newScripted()
 		d := follow(t, w, discovery.Options{})
-		s := <-w.sessions
+		s := <-w.streams
 		s.put("", 90, newNode("a"))
 		s.sync(discovery.Listing{Epoch: "e", Revision: 100})
 		s.put("", 95, newNode("b"))
@@ -577,13 +577,13 @@ func TestMarkersInListing(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w := newScripted()
 				d := follow(t, w, discovery.Options{})
-				s := <-w.sessions
+				s := <-w.streams
 				s.put("k", 1, newNode("a"))
 				s.emit(discovery.Event{Type: test.marker, ID: "unknown", Key: "u", Revision: 2})
 				s.sync(discovery.Listing{Revision: 2})
 				expect(t, d, "a", "listed")
 				s.end <- discovery.ErrBroken
-				s = <-w.sessions
+				s = <-w.streams
 				time.Sleep(test.away)
 				s.emit(discovery.Event{Type: test.marker, ID: "a", Key: "k", Revision: 3})
 				s.sync(discovery.Listing{Revision: 3})
@@ -628,12 +628,12 @@ func TestSilenceCountsAsOutage(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newScriptedVerifier()
 		d := follow(t, w, discovery.Options{})
-		s := <-w.sessions
+		s := <-w.streams
 		s.put("", 1, newNode("a"))
 		s.put("", 2, newNode("b", discovery.KeyLease, "40s"))
 		s.sync(discovery.Listing{Expiry: 20 * time.Second, Revision: 2})
 		w.answer(func(context.Context) error { return errors.New("no answer") })
-		s = <-w.sessions // a's lease ran out and the watch was given up
+		s = <-w.streams // a's lease ran out and the watch was given up
 		w.answer(func(context.Context) error { return nil })
 		s.sync(discovery.Listing{Expiry: 20 * time.Second, Revision: 2})
 		expect(t, d, "a b", "listed after 30 seconds of silence")
@@ -645,7 +645,7 @@ func TestRemovalOfAnotherKey(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newScripted()
 		d := follow(t, w, discovery.Options{})
-		s := <-w.sessions
+		s := <-w.streams
 		s.put("a", 1, newNode("a"))
 		s.sync(discovery.Listing{})
 		s.put("node.a", 2, newNode("a")) // the same node, of a newer writer
@@ -666,7 +666,7 @@ func TestTwoKeysInListing(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			w := newScripted()
 			d := follow(t, w, discovery.Options{})
-			s := <-w.sessions
+			s := <-w.streams
 			for range 2 { // the first listing, and one after an outage
 				puts := []func(){
 					func() { s.put("node.a", 20, newNode("a", "from", "newer")) },
@@ -686,7 +686,7 @@ func TestTwoKeysInListing(t *testing.T) {
 				s.emit(discovery.Event{Type: discovery.Left, ID: "a", Key: "a", Revision: 21})
 				expect(t, d, "a", "the older key left")
 				s.end <- discovery.ErrBroken
-				s = <-w.sessions
+				s = <-w.streams
 			}
 		})
 	}
@@ -738,7 +738,7 @@ func TestRejectedWithoutID(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newScripted()
 		d := follow(t, w, discovery.Options{})
-		s := <-w.sessions
+		s := <-w.streams
 		s.put("node.a", 1, newNode("a"))
 		s.put("node.b", 2, newNode("b"))
 		s.sync(discovery.Listing{})
@@ -765,7 +765,7 @@ func TestRejectedWithoutReason(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newScripted()
 		d := follow(t, w, discovery.Options{})
-		s := <-w.sessions
+		s := <-w.streams
 		s.put("", 1, newNode("a"))
 		s.sync(discovery.Listing{})
 		s.emit(discovery.Event{Type: discovery.Rejected, ID: "a"})
@@ -799,7 +799,7 @@ func TestRejectionsAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newScripted()
 		d := follow(t, w, discovery.Options{})
-		s := <-w.sessions
+		s := <-w.streams
 		s.sync(discovery.Listing{})
 		for i := range 5000 {
 			s.emit(discovery.Event{Type: discovery.Rejected, ID: fmt.Sprintf("%04d", i), Err: discovery.ErrInvalid})
@@ -817,7 +817,7 @@ func TestMaxNodes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newScripted()
 		d := follow(t, w, discovery.Options{})
-		s := <-w.sessions
+		s := <-w.streams
 		n := newNode("")
 		for i := range discovery.MaxNodes + 1 {
 			n.ID = fmt.Sprintf("n%06d", i)
@@ -844,7 +844,7 @@ func TestBeat(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newScripted()
 		d := follow(t, w, discovery.Options{})
-		s := <-w.sessions
+		s := <-w.streams
 		s.put("", 0, newNode("a"))
 		s.sync(discovery.Listing{Partial: true})
 		synctest.Wait()
@@ -871,7 +871,7 @@ func TestSnapshotRate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newScripted()
 		d := follow(t, w, discovery.Options{})
-		s := <-w.sessions
+		s := <-w.streams
 		s.sync(discovery.Listing{})
 		synctest.Wait()
 		time.Sleep(time.Minute)
@@ -1100,7 +1100,7 @@ func TestRunEnds(t *testing.T) {
 		{"during the listing", func(t *testing.T) {
 			w := newScripted()
 			follow(t, w, discovery.Options{})
-			s := <-w.sessions
+			s := <-w.streams
 			s.put("", 0, newNode("a"))
 		}},
 		{"while events flood in", func(t *testing.T) {
@@ -1211,14 +1211,14 @@ func TestVerdictComesAfterEvents(t *testing.T) {
 	for range 20 {
 		synctest.Test(t, func(t *testing.T) {
 			w := newScriptedVerifier()
-			var s *session
+			var s *stream
 			w.answer(func(context.Context) error {
 				// The heartbeat was late, and it is what the verification finds.
 				s.put("", 0, newNode("a"))
 				return nil
 			})
 			d := follow(t, w, discovery.Options{})
-			s = <-w.sessions
+			s = <-w.streams
 			s.put("", 0, newNode("a"))
 			s.sync(discovery.Listing{})
 			synctest.Wait()
@@ -1245,7 +1245,7 @@ func TestVerdictIsOfWhenItBegan(t *testing.T) {
 		})
 		d := follow(t, w, discovery.Options{})
 		start := time.Now()
-		s := <-w.sessions
+		s := <-w.streams
 		s.put("", 0, newNode("a", discovery.KeyLease, "10s"))
 		s.put("", 0, newNode("b", discovery.KeyLease, "10300ms"))
 		s.sync(discovery.Listing{})
@@ -1266,13 +1266,13 @@ func TestVerdictOfAnotherWatch(t *testing.T) {
 				answer := make(chan error)
 				w.answer(func(context.Context) error { return <-answer })
 				d := follow(t, w, discovery.Options{})
-				s := <-w.sessions
+				s := <-w.streams
 				s.put("", 1, newNode("a"))
 				s.sync(discovery.Listing{})
 				time.Sleep(discovery.DefaultTTL)
 				synctest.Wait()
 				s.end <- discovery.ErrBroken
-				s = <-w.sessions
+				s = <-w.streams
 				s.put("", 1, newNode("a"))
 				s.sync(discovery.Listing{})
 				synctest.Wait()
@@ -1294,18 +1294,18 @@ func TestGivenUpWhileEnding(t *testing.T) {
 	for range 20 {
 		synctest.Test(t, func(t *testing.T) {
 			w := newScriptedVerifier()
-			var s *session
+			var s *stream
 			w.answer(func(context.Context) error {
 				s.end <- errors.New("ended by itself")
 				return errors.New("no answer")
 			})
 			d := follow(t, w, discovery.Options{})
-			s = <-w.sessions
+			s = <-w.streams
 			s.put("", 1, newNode("a"))
 			s.sync(discovery.Listing{})
 			time.Sleep(discovery.DefaultTTL)
 			synctest.Wait()
-			s = <-w.sessions
+			s = <-w.streams
 			s.put("", 1, newNode("a"))
 			s.sync(discovery.Listing{})
 			expect(t, d, "a", "back")
