@@ -117,7 +117,7 @@ func lapsesAt(t *testing.T, d *discovery.Directory, id string, at time.Time) {
 // scripted is a Watcher whose every word the test says itself.
 type scripted struct {
 	streams chan *stream
-	watches  atomic.Int64
+	watches atomic.Int64
 }
 
 // stream is one call of Watch.
