@@ -100,12 +100,15 @@ func keyOf(b Backend) (poolKey, error) {
 }
 
 // sharedRegistry is a connection, as long as somebody uses it.
+//
+// The registry is a field with a name, not embedded: what it can do beyond the
+// interface (verify, remember) must reach the directory and the registrar.
 type sharedRegistry struct {
-	discovery.Registry
-	key poolKey
+	conn discovery.Registry
+	key  poolKey
 }
 
-func (r *sharedRegistry) Destruct() error { return r.Close() }
+func (r *sharedRegistry) Destruct() error { return r.conn.Close() }
 
 // acquireRegistry returns the connection to a registry. Each call is matched by
 // one of release.
@@ -119,7 +122,7 @@ func acquireRegistry(b Backend) (*sharedRegistry, error) {
 		if err != nil {
 			return nil, err
 		}
-		return &sharedRegistry{Registry: r, key: key}, nil
+		return &sharedRegistry{conn: r, key: key}, nil
 	})
 	if err != nil {
 		return nil, err
@@ -157,10 +160,10 @@ func acquireDirectory(b Backend) (*sharedDirectory, error) {
 		}
 		options := discovery.Options{
 			TTL:    time.Duration(b.Directory().TTL),
-			Logger: processLogger("discovery").With(zap.String("registry", r.String())),
+			Logger: processLogger("discovery").With(zap.String("registry", r.conn.String())),
 		}
 		return &sharedDirectory{
-			Directory: discovery.NewDirectory(r, options),
+			Directory: discovery.NewDirectory(r.conn, options),
 			registry:  r,
 			done:      make(chan struct{}),
 		}, nil

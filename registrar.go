@@ -485,7 +485,7 @@ func (a *announcement) current() *ProxyNode {
 func (a *announcement) run(ctx context.Context) {
 	defer close(a.done)
 	defer a.registry.release() //nolint:errcheck // closing has nobody to tell
-	log := processLogger("registrar").With(zap.String("registry", a.registry.String()))
+	log := processLogger("registrar").With(zap.String("registry", a.registry.conn.String()))
 
 	var (
 		registrar *discovery.Registrar
@@ -510,7 +510,7 @@ func (a *announcement) run(ctx context.Context) {
 			case registrar != nil:
 				err = registrar.Update(n.node(endpoint), options)
 			default:
-				registrar, err = discovery.NewRegistrar(a.registry, n.node(endpoint), options)
+				registrar, err = discovery.NewRegistrar(a.registry.conn, n.node(endpoint), options)
 				if err != nil {
 					break
 				}

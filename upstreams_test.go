@@ -287,6 +287,31 @@ func TestRegistryLossKeepsServing(t *testing.T) {
 	}
 }
 
+// TestSilentRegistryKeepsServing has the registry die without a word: the
+// connection stands and nothing comes.
+func TestSilentRegistryKeepsServing(t *testing.T) {
+	name, m := newMemory(t)
+	port := freePort(t)
+	list(t, m, "a", service(t, "a").URL, "lease", "500ms")
+	load(t, `http://127.0.0.1:`+port+` {
+		reverse_proxy {
+			dynamic discovery {
+				registry memory `+name+`
+			}
+		}
+	}`)
+	url := "http://127.0.0.1:" + port
+	if _, body := get(t, url); body != "a" {
+		t.Fatalf("answered %q, want the node", body)
+	}
+	m.Silence(true)
+	defer m.Silence(false)
+	<-time.After(2 * time.Second) // four leases
+	if _, body := get(t, url); body != "a" {
+		t.Errorf("answered %q while the registry was silent, want the node", body)
+	}
+}
+
 func TestLookupAllocations(t *testing.T) {
 	name, m := newMemory(t)
 	for i := range 100 {
