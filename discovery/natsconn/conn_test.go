@@ -469,18 +469,31 @@ func TestCredentialsExpire(t *testing.T) {
 func TestProbe(t *testing.T) {
 	t.Parallel()
 	s := natstest.Start(t)
-	conn := open(t, natsconn.Config{URLs: []string{s.URL()}})
+	proxy := natstest.NewProxy(t, s.Addr())
+	conn := open(t, natsconn.Config{URLs: []string{"nats://" + proxy.Addr()}})
 	link := mustGet(t, conn)
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	if err := link.Probe(ctx); err != nil {
 		t.Errorf("Probe of a live server: %v", err)
 	}
-	expired, cancel := context.WithTimeout(t.Context(), 0)
+	proxy.Freeze()
+	short, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	wantError(t, link.Probe(expired), discovery.ErrUnreachable, s.Addr())
+	wantError(t, link.Probe(short), discovery.ErrUnreachable, proxy.Addr())
 	await(t, "the loss of the connection", link.Lost())
 	wantError(t, link.Err(), discovery.ErrUnreachable, "does not answer")
+}
+
+// Nobody asks anything, and still a dead connection is noticed.
+func TestSilenceIsNoticed(t *testing.T) {
+	t.Parallel()
+	s := natstest.Start(t)
+	proxy := natstest.NewProxy(t, s.Addr())
+	link := mustGet(t, open(t, natsconn.Config{URLs: []string{"nats://" + proxy.Addr()}}))
+	proxy.Freeze()
+	await(t, "the loss of the connection", link.Lost())
+	wantError(t, link.Err(), discovery.ErrUnreachable, "stopped answering")
 }
 
 func TestValidate(t *testing.T) {

@@ -443,7 +443,21 @@ func TestServerOfConsumerDies(t *testing.T) {
 	t.Parallel()
 	servers := natstest.StartCluster(t, 3)
 	r := open(t, natskv.Config{Config: urls(servers[0].URL()), Replicas: 3})
-	announce(t, r, node(t, "a"))
+	// A cluster that has just lost or gained a member is not sure of itself.
+	settled := func(id string) {
+		t.Helper()
+		deadline := time.Now().Add(patience)
+		for {
+			err := r.Announce(t.Context(), node(t, id))
+			if err == nil {
+				return
+			}
+			if time.Now().After(deadline) {
+				t.Fatal(err)
+			}
+		}
+	}
+	settled("a")
 	js := servers[0].JetStream()
 	host := func() string {
 		stream, err := js.Stream(t.Context(), "KV_catga_nodes")
@@ -470,15 +484,7 @@ func TestServerOfConsumerDies(t *testing.T) {
 			}
 		}
 		wantError(t, w.broken(), discovery.ErrBroken)
-		// The two that are left may need a moment to agree on a leader.
-		deadline := time.Now().Add(patience)
-		for {
-			if err := r.Announce(t.Context(), node(t, "b")); err == nil {
-				break
-			} else if time.Now().After(deadline) {
-				t.Fatal(err)
-			}
-		}
+		settled("b")
 		listed, _ := watch(t, r).listing()
 		if len(listed) != 2 {
 			t.Errorf("listed %v, want a and b", listed)

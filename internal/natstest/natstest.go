@@ -130,6 +130,9 @@ func StartCluster(t testing.TB, size int, options ...Option) []*Server {
 			err = js.DeleteStream(ctx, "probe")
 		}
 		cancel()
+		if err == nil && !met(servers) {
+			err = errors.New("its members have not all met")
+		}
 		if err == nil {
 			return servers
 		}
@@ -137,6 +140,23 @@ func StartCluster(t testing.TB, size int, options ...Option) []*Server {
 			t.Fatalf("the NATS cluster is not ready after %v: %v", ready, err)
 		}
 	}
+}
+
+// met reports whether the leader of the cluster sees all its members.
+func met(servers []*Server) bool {
+	for _, s := range servers {
+		info, err := s.running.Jsz(nil)
+		if err != nil || info.Meta == nil || info.Meta.Leader != s.Name() {
+			continue
+		}
+		for _, peer := range info.Meta.Replicas {
+			if peer.Offline || !peer.Current {
+				return false
+			}
+		}
+		return len(info.Meta.Replicas) == len(servers)-1
+	}
+	return false
 }
 
 func (s *Server) start() error {
