@@ -12,33 +12,22 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
-	"github.com/caddy-discovery/caddy-discovery/discovery/discoverytest"
 	"github.com/caddy-discovery/caddy-discovery/discovery/natskv"
 	"github.com/caddy-discovery/caddy-discovery/internal/natstest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if natstest.Child() {
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // patience is far more than anything here takes.
 const patience = 30 * time.Second
 
 // secret stands wherever a test puts a secret.
 const secret = "s3cr3t-9f2c"
-
-// A harness runs a bucket for the conformance suite.
-type harness struct{ server *natstest.Server }
-
-var _ discoverytest.Harness = harness{}
-
-func newHarness(t *testing.T) harness { return harness{natstest.Start(t)} }
-
-func (h harness) Open(t *testing.T) discovery.Registry {
-	return open(t, natskv.Config{Config: urls(h.server.URL())})
-}
-
-func (h harness) Break(*testing.T) { h.server.Stop() }
-
-func (h harness) Restore(*testing.T) { h.server.Restart() }
 
 func open(t testing.TB, config natskv.Config) *natskv.Registry {
 	t.Helper()

@@ -275,8 +275,8 @@ func TestBucketDeletedWhileWatching(t *testing.T) {
 
 func TestServerRestart(t *testing.T) {
 	t.Parallel()
-	h := newHarness(t)
-	r := h.Open(t)
+	s := natstest.Start(t)
+	r := open(t, natskv.Config{Config: urls(s.URL())})
 	w := watch(t, r)
 	w.listing()
 	for _, id := range []string{"a", "b", "c"} {
@@ -285,11 +285,11 @@ func TestServerRestart(t *testing.T) {
 		}
 		w.want(discovery.Put, id)
 	}
-	h.Break(t)
+	s.Stop()
 	wantError(t, w.broken(), discovery.ErrBroken)
-	wantError(t, watch(t, r).broken(), discovery.ErrUnreachable, h.server.Addr())
+	wantError(t, watch(t, r).broken(), discovery.ErrUnreachable, s.Addr())
 	wantError(t, r.Announce(t.Context(), node(t, "a")), discovery.ErrUnreachable)
-	h.Restore(t)
+	s.Restart()
 	listed, _ := watch(t, r).listing()
 	if len(listed) != 3 {
 		t.Errorf("listed %d records after the restart, want 3", len(listed))

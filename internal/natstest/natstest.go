@@ -59,25 +59,29 @@ func Start(t testing.TB, options ...Option) *Server {
 func prepare(t testing.TB, options ...Option) *Server {
 	t.Helper()
 	s := &Server{
-		t:      t,
-		scheme: "nats",
-		options: &server.Options{
-			ServerName: "natstest",
-			Host:       "127.0.0.1",
-			Port:       server.RANDOM_PORT,
-			NoLog:      true,
-			NoSigs:     true,
-			JetStream:  true,
-			StoreDir:   t.TempDir(),
-			// The store of a test need not survive a power cut.
-			SyncInterval: time.Hour,
-		},
+		t:       t,
+		scheme:  "nats",
+		options: defaults(t.TempDir()),
 	}
 	for _, option := range options {
 		option(s)
 	}
 	t.Cleanup(s.Stop)
 	return s
+}
+
+func defaults(store string) *server.Options {
+	return &server.Options{
+		ServerName: "natstest",
+		Host:       "127.0.0.1",
+		Port:       server.RANDOM_PORT,
+		NoLog:      true,
+		NoSigs:     true,
+		JetStream:  true,
+		StoreDir:   store,
+		// The store of a test need not survive a power cut.
+		SyncInterval: time.Hour,
+	}
 }
 
 // StartCluster starts servers that keep buckets of several replicas together,
