@@ -93,10 +93,14 @@ func (p *proxy) caddyfile(options, sites string) string {
 	return "{\nadmin " + p.admin + "\nauto_https off\n" + options + "\n}\n" + sites + "\n"
 }
 
+// admin is the client for the admin endpoint. Each reload replaces the server
+// behind it, so that a connection that was kept would be cut.
+var admin = &http.Client{Timeout: patience, Transport: &http.Transport{DisableKeepAlives: true}}
+
 // reload loads another Caddyfile into the running Caddy.
 func (p *proxy) reload(options, sites string) {
 	p.t.Helper()
-	resp, err := http.Post("http://"+p.admin+"/load", "text/caddyfile", strings.NewReader(p.caddyfile(options, sites)))
+	resp, err := admin.Post("http://"+p.admin+"/load", "text/caddyfile", strings.NewReader(p.caddyfile(options, sites)))
 	if err != nil {
 		p.t.Fatalf("reload: %v", err)
 	}
