@@ -152,20 +152,25 @@ func (n *NATSKV) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		"replicas":   number(&n.Replicas, 1, maxReplicas),
 		"domain":     text("<name>", &n.Domain),
 	}
-	maps.Copy(options, n.NATSConnection.options())
-	maps.Copy(options, n.DirectoryOptions.options())
-	return block{what: "registry nats_kv", options: options}.parse(d)
+	return block{what: "registry nats_kv", options: options}.with(
+		n.NATSConnection.options(), n.TLSClient.options(), n.DirectoryOptions.options(),
+	).parse(d)
 }
 
 func (c *NATSConnection) options() map[string]option {
 	return map[string]option{
-		"credentials":     text("<file>", &c.Credentials),
-		"nkey":            text("<seed-file>", &c.NKey),
-		"token":           text("<token>", &c.Token),
-		"user":            texts("<name> <password>", &c.User, &c.Password),
-		"tls_ca":          text("<file>", &c.TLSCA),
-		"tls_client_auth": texts("<certificate> <key>", &c.TLSCertificate, &c.TLSKey),
-		"tls_server_name": text("<name>", &c.TLSServerName),
+		"credentials": text("<file>", &c.Credentials),
+		"nkey":        text("<seed-file>", &c.NKey),
+		"token":       text("<token>", &c.Token),
+		"user":        texts("<name> <password>", &c.User, &c.Password),
+	}
+}
+
+func (t *TLSClient) options() map[string]option {
+	return map[string]option{
+		"tls_ca":          text("<file>", &t.TLSCA),
+		"tls_client_auth": texts("<certificate> <key>", &t.TLSCertificate, &t.TLSKey),
+		"tls_server_name": text("<name>", &t.TLSServerName),
 	}
 }
 
@@ -261,6 +266,15 @@ func redactURL(s string) string {
 type block struct {
 	what    string
 	options map[string]option
+}
+
+// with returns the block with further options, such as those that several
+// backends have.
+func (b block) with(more ...map[string]option) block {
+	for _, options := range more {
+		maps.Copy(b.options, options)
+	}
+	return b
 }
 
 // option is one line of a block.

@@ -1,14 +1,12 @@
 package caddydiscovery
 
 import (
-	"fmt"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"go.uber.org/zap"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
-	"github.com/caddy-discovery/caddy-discovery/discovery/natsconn"
 	"github.com/caddy-discovery/caddy-discovery/discovery/natskv"
 )
 
@@ -17,44 +15,6 @@ const (
 	maxHistory  = 64
 	maxReplicas = 5
 )
-
-// NATSConnection is how to reach and enter a NATS server. At most one of
-// credentials, nkey, token and user may be given. Placeholders such as {env.X}
-// and {file.…} are expanded in every field.
-type NATSConnection struct {
-	// The servers' URLs (nats:// or tls://), of one cluster. Default:
-	// nats://127.0.0.1:4222
-	URLs []string `json:"urls,omitempty"`
-
-	// A credentials file, as nsc writes it.
-	Credentials string `json:"credentials,omitempty"`
-
-	// A file with the seed of an NKey.
-	NKey string `json:"nkey,omitempty"`
-
-	// A token.
-	Token string `json:"token,omitempty"`
-
-	// A user's name.
-	User string `json:"user,omitempty"`
-
-	// The user's password.
-	Password string `json:"password,omitempty"`
-
-	// A PEM file with the certificate authorities that the server's certificate
-	// may come from. Default: the system's
-	TLSCA string `json:"tls_ca,omitempty"`
-
-	// A PEM file with the certificate that Caddy shows to the server. Needs
-	// tls_key.
-	TLSCertificate string `json:"tls_certificate,omitempty"`
-
-	// A PEM file with the key to that certificate.
-	TLSKey string `json:"tls_key,omitempty"`
-
-	// The name that the server's certificate must be for. Default: the URL's host
-	TLSServerName string `json:"tls_server_name,omitempty"`
-}
 
 // NATSKV is a registry in a NATS JetStream key-value bucket. Every node is one
 // key; changes are pushed, never polled.
@@ -147,36 +107,6 @@ func (n *NATSKV) Open(*zap.Logger) (discovery.Registry, error) { return natskv.O
 
 // Addresses returns the servers' host:port.
 func (n *NATSKV) Addresses() []string { return n.resolved.Addresses() }
-
-func (c *NATSConnection) provision() error {
-	fields := []*string{
-		&c.Credentials, &c.NKey, &c.Token, &c.User, &c.Password,
-		&c.TLSCA, &c.TLSCertificate, &c.TLSKey, &c.TLSServerName,
-	}
-	for i := range c.URLs {
-		fields = append(fields, &c.URLs[i])
-	}
-	if err := replaceGlobals(fields...); err != nil {
-		return fmt.Errorf("options of the connection to NATS: %w", err)
-	}
-	return nil
-}
-
-func (c *NATSConnection) config() natsconn.Config {
-	return natsconn.Config{
-		URLs:          c.URLs,
-		Credentials:   c.Credentials,
-		NKey:          c.NKey,
-		Token:         c.Token,
-		User:          c.User,
-		Password:      c.Password,
-		TLSCA:         c.TLSCA,
-		TLSCert:       c.TLSCertificate,
-		TLSKey:        c.TLSKey,
-		TLSServerName: c.TLSServerName,
-		Name:          "caddy-discovery",
-	}
-}
 
 // Interface guards
 var (
