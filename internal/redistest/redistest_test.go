@@ -1,0 +1,80 @@
+package redistest
+
+import (
+	"context"
+	"os"
+	"strconv"
+	"testing"
+	"time"
+
+	goredis "github.com/redis/go-redis/v9"
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func TestServerKeepsItsData(t *testing.T) {
+	s := Start(t)
+	ctx := context.Background()
+	for i, end := range []func(){s.Stop, s.Kill} {
+		key := strconv.Itoa(i)
+		if err := s.Client().Set(ctx, key, "v", 0).Err(); err != nil {
+			t.Fatal(err)
+		}
+		end()
+		s.Restart()
+		if got, err := s.Client().Get(ctx, key).Result(); err != nil || got != "v" {
+			t.Errorf("after end %d the server holds %q, %v", i, got, err)
+		}
+	}
+}
+
+func TestServerEndsWithItsTest(t *testing.T) {
+	var pid int
+	t.Run("inner", func(t *testing.T) { pid = Start(t).PID() })
+	if _, err := os.Stat("/proc/" + strconv.Itoa(pid)); err == nil {
+		t.Errorf("process %d is still there", pid)
+	}
+}
+
+func TestPause(t *testing.T) {
+	s := Start(t)
+	s.Pause()
+	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
+	defer cancel()
+	if err := s.Client().Ping(ctx).Err(); err == nil {
+		t.Error("a paused server answers")
+	}
+	s.Resume()
+	if err := s.Client().Ping(context.Background()).Err(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestTLSAndPassword(t *testing.T) {
+	s := Start(t, TLS(NewCertificates(t), true), Password("pw"))
+	if err := s.Client().Ping(context.Background()).Err(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestSentinel(t *testing.T) {
+	s := StartSentinel(t, 1, "sentinel-pw", Password("pw"))
+	s.Servers[0].Kill()
+	until(t, "the replica takes over", func(context.Context) bool { return s.Master() == s.Servers[1] })
+}
+
+func TestCluster(t *testing.T) {
+	c := StartCluster(t, 1)
+	client := goredis.NewClusterClient(&goredis.ClusterOptions{Addrs: []string{c.Masters[0].Addr()}})
+	defer func() { _ = client.Close() }()
+	for i := range 20 {
+		if err := client.Set(context.Background(), strconv.Itoa(i), "v", 0).Err(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	owner := c.Owner("0")
+	if n, err := owner.Client().Exists(context.Background(), "0").Result(); err != nil || n != 1 {
+		t.Errorf("the owner of a key does not have it: %v, %v", n, err)
+	}
+}
