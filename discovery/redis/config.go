@@ -1,0 +1,371 @@
+package redis
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/caddy-discovery/caddy-discovery/discovery"
+)
+
+// Modes of a Config.
+const (
+	ModeSingle   = "single"
+	ModeSentinel = "sentinel"
+	ModeCluster  = "cluster"
+)
+
+// Layouts of a Config.
+const (
+	LayoutSortedSet = "sorted_set"
+	LayoutKeys      = "keys"
+)
+
+// Defaults of a Config.
+const (
+	DefaultKey            = "catga:nodes"
+	DefaultPoll           = time.Second
+	DefaultHistory        = 10
+	DefaultSentinelMaster = "mymaster" // as in the configuration that Redis ships
+)
+
+const (
+	defaultPort         = "6379"
+	defaultSentinelPort = "26379"
+	minPoll             = 10 * time.Millisecond
+	maxKey              = 1 << 10
+)
+
+// A Config says where a registry is and how it is laid out. The zero value is
+// the sorted set catga:nodes of a server on this machine.
+type Config struct {
+	// URLs are redis://, rediss://, redis+sentinel:// or redis+cluster://
+	// (the last two with rediss as well) with user, password and, as path, the
+	// number of the database; all must agree. A single server has one URL; for
+	// Sentinel they name Sentinels, while user and password are those of the
+	// servers; a Cluster is found from any one of its servers. Default:
+	// redis://127.0.0.1:6379.
+	URLs []string
+	// Mode is ModeSingle, ModeSentinel or ModeCluster. Default: by scheme.
+	Mode string
+	// Key is the sorted set, or with LayoutKeys the prefix of the keys, with or
+	// without the colon at its end. Default: DefaultKey.
+	Key string
+	// Layout is LayoutSortedSet, the default, or LayoutKeys.
+	Layout string
+	// Poll is how often to look for writers that announce no change. Default:
+	// DefaultPoll.
+	Poll time.Duration
+	// History is how many changes are kept for each node, about. Default:
+	// DefaultHistory. LayoutKeys keeps none.
+	History int
+
+	// Username and Password log in to the servers. A password alone is the
+	// default user's.
+	Username, Password string
+	// DB is the number of the database. A Cluster has only 0.
+	DB int
+
+	// SentinelMaster is the name under which Sentinels know the master.
+	// Default: DefaultSentinelMaster.
+	SentinelMaster string
+	// SentinelUsername and SentinelPassword log in to the Sentinels.
+	SentinelUsername, SentinelPassword string
+
+	// TLSCA is a file with the authorities to trust, in PEM; TLSCert and TLSKey
+	// are files with the client's certificate; TLSServerName is the name that
+	// the servers' certificate must have. Any of them turns TLS on.
+	TLSCA, TLSCert, TLSKey, TLSServerName string
+
+	// Name is the name of the connections in CLIENT LIST. Default: none, since
+	// not every user may set one.
+	Name string
+	// Protocol is the newest version of RESP to speak, 2 or 3, the default. A
+	// server that does not know 3 is spoken to in 2 in any case.
+	Protocol int
+}
+
+// Resolve returns the configuration with its URLs taken apart and its defaults
+// filled in: two configurations of the same registry resolve to equal ones,
+// however they are spelled. The error wraps [discovery.ErrInvalid].
+func (c Config) Resolve() (Config, error) {
+	refuse := func(format string, args ...any) (Config, error) {
+		return Config{}, fmt.Errorf("%w redis registry: %w", discovery.ErrInvalid, fmt.Errorf(format, args...))
+	}
+	for _, o := range []struct {
+		name, value string
+		accepted    []string
+	}{
+		{"mode", c.Mode, []string{"", ModeSingle, ModeSentinel, ModeCluster}},
+		{"layout", c.Layout, []string{"", LayoutSortedSet, LayoutKeys}},
+	} {
+		if !slices.Contains(o.accepted, o.value) {
+			return refuse("%s %q: want %s", o.name, o.value, strings.Join(o.accepted[1:], ", "))
+		}
+	}
+
+	secure := c.TLSCA != "" || c.TLSCert != "" || c.TLSKey != "" || c.TLSServerName != ""
+	if (c.TLSCert == "") != (c.TLSKey == "") {
+		return refuse("TLS: a client's certificate needs its key, and a key its certificate")
+	}
+	var parts []urlParts
+	for _, raw := range c.URLs {
+		p, err := parseURL(raw)
+		if err != nil {
+			return refuse("%w", err)
+		}
+		parts = append(parts, p)
+	}
+	if len(parts) == 0 {
+		parts = []urlParts{{host: "127.0.0.1"}}
+	}
+	db := ""
+	if c.DB != 0 {
+		db = strconv.Itoa(c.DB)
+	}
+	for i, p := range parts {
+		if i > 0 && (p.mode != parts[0].mode || p.secure != parts[0].secure) {
+			return refuse("URLs: all must have the same scheme")
+		}
+		if c.Mode != "" && p.mode != "" && c.Mode != p.mode {
+			return refuse("mode %s contradicts the scheme of %s", c.Mode, p.host)
+		}
+		c.Mode = or(c.Mode, p.mode)
+		secure = secure || p.secure
+		for _, o := range []struct {
+			name   string
+			option *string
+			url    string
+		}{
+			{"username", &c.Username, p.username},
+			{"password", &c.Password, p.password},
+			{"db", &db, p.db},
+		} {
+			if *o.option != "" && o.url != "" && *o.option != o.url {
+				return refuse("%s: the URL of %s has another one than the options or the URLs before it", o.name, p.host)
+			}
+			*o.option = or(*o.option, o.url)
+		}
+	}
+	c.Mode = or(c.Mode, ModeSingle)
+	if db != "" {
+		n, err := strconv.Atoi(db)
+		if err != nil || n < 0 {
+			return refuse("db %q: want a number from 0", db)
+		}
+		c.DB = n
+	}
+
+	c.URLs = nil
+	scheme, port := "redis", defaultPort
+	if secure {
+		scheme = "rediss"
+	}
+	if c.Mode == ModeSentinel {
+		port = defaultSentinelPort
+	}
+	for _, p := range parts {
+		c.URLs = append(c.URLs, scheme+"://"+net.JoinHostPort(p.host, or(p.port, port)))
+	}
+	slices.Sort(c.URLs)
+	c.URLs = slices.Compact(c.URLs)
+
+	switch c.Mode {
+	case ModeSingle:
+		if len(c.URLs) > 1 {
+			return refuse("URLs: a single server has one; several need mode sentinel or cluster")
+		}
+	case ModeCluster:
+		if c.DB != 0 {
+			return refuse("db %d: a cluster has only database 0", c.DB)
+		}
+	}
+	if c.Mode == ModeSentinel {
+		c.SentinelMaster = or(c.SentinelMaster, DefaultSentinelMaster)
+	} else if c.SentinelMaster != "" || c.SentinelUsername != "" || c.SentinelPassword != "" {
+		return refuse("sentinel_master, sentinel_username and sentinel_password need mode sentinel")
+	}
+	if c.Username != "" && c.Password == "" || c.SentinelUsername != "" && c.SentinelPassword == "" {
+		return refuse("username: it needs a password")
+	}
+
+	c.Layout = or(c.Layout, LayoutSortedSet)
+	c.Key = or(c.Key, DefaultKey)
+	if c.Layout == LayoutKeys {
+		c.Key = strings.TrimSuffix(c.Key, ":")
+	}
+	switch {
+	case c.Key == "" || len(c.Key) > maxKey:
+		return refuse("key: want 1 to %d bytes", maxKey)
+	case !utf8.ValidString(c.Key) || strings.ContainsFunc(c.Key, unicode.IsControl):
+		return refuse("key: want UTF-8 without control characters")
+	case !hasTag(c.Key) && strings.Contains(c.Key, "}"):
+		// Its side keys could not be made to share its slot.
+		return refuse("key %q: a brace is for a hash tag, {…}", c.Key)
+	}
+	if c.Poll == 0 {
+		c.Poll = DefaultPoll
+	}
+	if c.Poll < minPoll {
+		return refuse("poll %v: want at least %v", c.Poll, minPoll)
+	}
+	if c.History == 0 {
+		c.History = DefaultHistory
+	}
+	if c.History < 0 {
+		return refuse("history %d: want a number from 1", c.History)
+	}
+	if c.Protocol == 0 {
+		c.Protocol = 3
+	}
+	if c.Protocol != 2 && c.Protocol != 3 {
+		return refuse("protocol %d: want 2 or 3", c.Protocol)
+	}
+	if strings.ContainsFunc(c.Name, func(r rune) bool { return r <= ' ' || r > '~' }) {
+		return refuse("name: want printable ASCII without spaces")
+	}
+	return c, nil
+}
+
+// Validate reports why Open would refuse the configuration. The error wraps
+// [discovery.ErrInvalid].
+func (c Config) Validate() error {
+	c, err := c.Resolve()
+	if err == nil {
+		_, err = c.tlsConfig()
+	}
+	return err
+}
+
+// Addresses returns the host:port of every URL, nil if the configuration is
+// invalid. Under Sentinel these are the Sentinels', and a Cluster may have more
+// than are named.
+func (c Config) Addresses() []string {
+	c, err := c.Resolve()
+	if err != nil {
+		return nil
+	}
+	var addresses []string
+	for _, u := range c.URLs {
+		_, address, _ := strings.Cut(u, "://")
+		addresses = append(addresses, address)
+	}
+	return addresses
+}
+
+// String names the registry, without a secret, such as
+// "redis://127.0.0.1:6379/0/catga:nodes".
+func (c Config) String() string {
+	c, err := c.Resolve()
+	if err != nil {
+		return "redis (invalid)"
+	}
+	scheme, _, _ := strings.Cut(c.URLs[0], "://")
+	if c.Mode != ModeSingle {
+		scheme += "+" + c.Mode
+	}
+	name := scheme + "://" + strings.Join(c.Addresses(), ",")
+	if c.Mode == ModeSentinel {
+		name += "/" + c.SentinelMaster
+	}
+	name += "/" + strconv.Itoa(c.DB) + "/" + c.Key
+	if c.Layout == LayoutKeys {
+		name += ":*"
+	}
+	return name
+}
+
+// GoString is String, so that no way of printing shows a secret.
+func (c Config) GoString() string { return c.String() }
+
+func (c Config) secure() bool { return strings.HasPrefix(c.URLs[0], "rediss:") }
+
+// side returns the name of a key beside the registry's own, in its slot.
+func (c Config) side(name string) string {
+	if hasTag(c.Key) {
+		return c.Key + ":" + name
+	}
+	return "{" + c.Key + "}:" + name
+}
+
+// hasTag reports whether only a part of the key decides its slot
+// (https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/#hash-tags).
+func hasTag(key string) bool {
+	_, rest, found := strings.Cut(key, "{")
+	return found && strings.IndexByte(rest, '}') > 0
+}
+
+type urlParts struct {
+	mode, host, port, username, password, db string
+	secure                                   bool
+}
+
+// parseURL takes a URL apart. Its errors quote nothing of the URL but its
+// scheme and host: what is malformed may well be a password.
+func parseURL(raw string) (urlParts, error) {
+	const accepted = "want redis://host:port/db, rediss://, redis+sentinel:// or redis+cluster://"
+	var p urlParts
+	scheme, _, found := strings.Cut(raw, "://")
+	if !found {
+		return p, fmt.Errorf("URL: %s", accepted)
+	}
+	protocol, mode, _ := strings.Cut(strings.ToLower(scheme), "+")
+	switch protocol {
+	case "redis":
+	case "rediss":
+		p.secure = true
+	default:
+		return p, fmt.Errorf("URL with the scheme %q: %s", protocol, accepted)
+	}
+	switch mode {
+	case "", ModeSentinel, ModeCluster:
+		p.mode = mode
+	default:
+		return p, fmt.Errorf("URL with the scheme %s+%q: %s", protocol, mode, accepted)
+	}
+	u, err := url.Parse(raw)
+	if err != nil || strings.Contains(u.Host, ",") {
+		return p, fmt.Errorf("%s URL: it cannot be read; %s; special characters of a password must be escaped, and every host has a URL of its own", scheme, accepted)
+	}
+	if u.RawQuery != "" || u.ForceQuery || u.Fragment != "" {
+		return p, fmt.Errorf("URL of %s: a query is not accepted; use the options", u.Host)
+	}
+	p.host, p.port = strings.ToLower(u.Hostname()), u.Port()
+	if addr, err := netip.ParseAddr(p.host); err == nil {
+		p.host = addr.Unmap().String()
+	}
+	if p.host == "" {
+		return p, fmt.Errorf("%s URL: the host is missing; %s", scheme, accepted)
+	}
+	if p.port != "" {
+		if n, err := strconv.ParseUint(p.port, 10, 16); err != nil || n == 0 {
+			return p, fmt.Errorf("URL of %s: the port must be a number from 1 to 65535", p.host)
+		}
+	}
+	if u.User != nil {
+		p.username = u.User.Username()
+		p.password, _ = u.User.Password()
+	}
+	if path := strings.Trim(u.Path, "/"); path != "" {
+		n, err := strconv.ParseUint(path, 10, 31)
+		if err != nil {
+			return p, fmt.Errorf("URL of %s: the path names the database, a number", u.Host)
+		}
+		p.db = strconv.FormatUint(n, 10)
+	}
+	return p, nil
+}
+
+func or(a, b string) string {
+	if a != "" {
+		return a
+	}
+	return b
+}

@@ -1,0 +1,343 @@
+package redis
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"slices"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/caddy-discovery/caddy-discovery/discovery"
+	goredis "github.com/redis/go-redis/v9"
+	"github.com/redis/go-redis/v9/maintnotifications"
+)
+
+const (
+	dialTimeout = 2 * time.Second
+	// A list of 100,000 nodes is 30 MB; within this it arrives over a slow line.
+	readTimeout = 3 * time.Second
+	// A Sentinel answers from memory.
+	sentinelTimeout = 500 * time.Millisecond
+	// How often to ask the Sentinels whether the master is still the same. Only
+	// a master that is cut off from them, but not from us, needs it: any other
+	// failover closes our connections.
+	masterInterval = time.Second
+)
+
+// tlsConfig returns nil where TLS is off. The error wraps
+// [discovery.ErrInvalid].
+func (c Config) tlsConfig() (*tls.Config, error) {
+	if !c.secure() {
+		return nil, nil
+	}
+	t := &tls.Config{ServerName: c.TLSServerName, MinVersion: tls.VersionTLS12}
+	if c.TLSCA != "" {
+		pem, err := os.ReadFile(c.TLSCA)
+		if err != nil {
+			return nil, fmt.Errorf("%w redis registry: tls_ca: %w", discovery.ErrInvalid, err)
+		}
+		t.RootCAs = x509.NewCertPool()
+		if !t.RootCAs.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("%w redis registry: tls_ca %s: want certificates in PEM", discovery.ErrInvalid, c.TLSCA)
+		}
+	}
+	if c.TLSCert != "" {
+		load := func() (*tls.Certificate, error) {
+			pair, err := tls.LoadX509KeyPair(c.TLSCert, c.TLSKey)
+			if err != nil {
+				return nil, fmt.Errorf("%w redis registry: tls_client_auth: %w", discovery.ErrInvalid, err)
+			}
+			return &pair, nil
+		}
+		if _, err := load(); err != nil {
+			return nil, err
+		}
+		// Read anew for each connection: certificates that live for hours are
+		// replaced in place.
+		t.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return load() }
+	}
+	return t, nil
+}
+
+// connector makes connections. Its dial functions never fail: they return a
+// connection that does. A pool of the client library that failed to dial as
+// often as it has places stops dialling for a second or more, logs a line for
+// each try to a logger of its own, and leaves a goroutine behind when it is
+// closed (internal/pool/pool.go, tryDial); and all of that comes from the
+// dialler's error.
+type connector struct {
+	config    Config
+	tls       *tls.Config
+	addresses []string
+
+	sentinels []*goredis.SentinelClient // of mode sentinel
+
+	mu      sync.Mutex
+	master  string    // where the last dial went; mode sentinel
+	checked time.Time // when the Sentinels were asked last
+	conns   map[*masterConn]struct{}
+}
+
+func newConnector(c Config) (*connector, error) {
+	t, err := c.tlsConfig()
+	if err != nil {
+		return nil, err
+	}
+	d := &connector{config: c, tls: t, addresses: c.Addresses(), conns: make(map[*masterConn]struct{})}
+	if c.Mode == ModeSentinel {
+		for _, address := range d.addresses {
+			d.sentinels = append(d.sentinels, goredis.NewSentinelClient(&goredis.Options{
+				Addr: address, Dialer: d.dial,
+				Username: c.SentinelUsername, Password: c.SentinelPassword,
+				DialTimeout: sentinelTimeout, ReadTimeout: sentinelTimeout, DialerRetries: 1, MaxRetries: -1,
+				PoolSize: 1, DisableIdentity: true, ContextTimeoutEnabled: true,
+				MaintNotificationsConfig: noMaintenance(),
+			}))
+		}
+	}
+	return d, nil
+}
+
+func (d *connector) close() {
+	for _, s := range d.sentinels {
+		_ = s.Close()
+	}
+}
+
+// options are those of every connection to a server. The pool has one place: a
+// registry uses one connection for its commands.
+func (d *connector) options(address string) *goredis.Options {
+	o := &goredis.Options{
+		Addr: address, Dialer: d.dial, Protocol: d.config.Protocol,
+		Username: d.config.Username, Password: d.config.Password, DB: d.config.DB, ClientName: d.config.Name,
+		// Retrying is the Directory's and the Registrar's.
+		MaxRetries: -1, DialerRetries: 1,
+		DialTimeout: dialTimeout, ReadTimeout: readTimeout, PoolTimeout: readTimeout,
+		PoolSize: 1, PipelinePoolSize: -1,
+		ContextTimeoutEnabled: true, DisableIdentity: true,
+		MaintNotificationsConfig: noMaintenance(),
+	}
+	if d.config.Mode == ModeSentinel {
+		o.Dialer = d.dialMaster
+	}
+	return o
+}
+
+// commands returns the client for everything but what blocks.
+func (d *connector) commands() goredis.UniversalClient {
+	if d.config.Mode != ModeCluster {
+		return goredis.NewClient(d.options(d.addresses[0]))
+	}
+	o := d.options("")
+	return goredis.NewClusterClient(&goredis.ClusterOptions{
+		Addrs: d.addresses, Dialer: o.Dialer, Protocol: o.Protocol,
+		Username: o.Username, Password: o.Password, ClientName: o.ClientName,
+		MaxRetries: -1, DialerRetries: 1,
+		DialTimeout: o.DialTimeout, ReadTimeout: o.ReadTimeout, PoolTimeout: o.PoolTimeout,
+		PoolSize: 1, PipelinePoolSize: -1,
+		ContextTimeoutEnabled: true, DisableIdentity: true,
+		MaintNotificationsConfig: noMaintenance(),
+		// With the default of a minute a client stayed with a dead master for 55 s.
+		ClusterStateReloadInterval: time.Second,
+	})
+}
+
+// connect opens a connection.
+func (d *connector) connect(ctx context.Context, network, address string) (net.Conn, error) {
+	plain := &net.Dialer{Timeout: dialTimeout, KeepAlive: 15 * time.Second}
+	if d.tls == nil {
+		return plain.DialContext(ctx, network, address)
+	}
+	return (&tls.Dialer{NetDialer: plain, Config: d.tls}).DialContext(ctx, network, address)
+}
+
+func (d *connector) dial(ctx context.Context, network, address string) (net.Conn, error) {
+	conn, err := d.connect(ctx, network, address)
+	if err != nil {
+		return failedConn{err}, nil
+	}
+	return conn, nil
+}
+
+// dialMaster dials the master of the moment. The library's own client for
+// Sentinel would do so too, but its dialler's errors stop its pool (see
+// connector), and it keeps two connections to a Sentinel for each client.
+func (d *connector) dialMaster(ctx context.Context, network, _ string) (net.Conn, error) {
+	address, err := d.askMaster(ctx)
+	if err != nil {
+		return failedConn{err}, nil
+	}
+	conn, err := d.connect(ctx, network, address)
+	if err != nil {
+		return failedConn{err}, nil
+	}
+	m := &masterConn{Conn: conn, address: address, owner: d}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.master, d.checked = address, time.Now()
+	d.conns[m] = struct{}{}
+	if raw, ok := conn.(syscall.Conn); ok {
+		// The pool looks through it whether an idle connection was closed.
+		return struct {
+			*masterConn
+			syscall.Conn
+		}{m, raw}, nil
+	}
+	return m, nil
+}
+
+// askMaster returns the address of the master, by the first Sentinel that
+// knows.
+func (d *connector) askMaster(ctx context.Context) (string, error) {
+	var errs []error
+	for i, s := range d.sentinels {
+		answer, err := s.GetMasterAddrByName(ctx, d.config.SentinelMaster).Result()
+		switch {
+		case err == nil && len(answer) == 2:
+			return net.JoinHostPort(answer[0], answer[1]), nil
+		case err == nil, errors.Is(err, goredis.Nil):
+			errs = append(errs, &failure{discovery.ErrNotFound, fmt.Sprintf("the Sentinel at %s knows no master %q", d.addresses[i], d.config.SentinelMaster)})
+		case ctx.Err() != nil:
+			return "", ctx.Err()
+		default:
+			err = explain(err)
+			kind := discovery.ErrUnreachable
+			if errors.Is(err, discovery.ErrCredentials) {
+				kind = discovery.ErrCredentials
+			}
+			errs = append(errs, &failure{kind, fmt.Sprintf("the Sentinel at %s: %v", d.addresses[i], err)})
+		}
+	}
+	// What a Sentinel said is more telling than that another is away.
+	for _, err := range errs {
+		if !errors.Is(err, discovery.ErrUnreachable) {
+			return "", err
+		}
+	}
+	return "", errs[0]
+}
+
+// followMaster closes the connections to a server that is the master no more.
+// It does nothing but in mode sentinel, and there not more often than once an
+// interval. What Sentinels cannot say is no reason to leave a master that
+// answers.
+func (d *connector) followMaster(ctx context.Context) {
+	if len(d.sentinels) == 0 {
+		return
+	}
+	d.mu.Lock()
+	due := time.Since(d.checked) >= masterInterval
+	if due {
+		d.checked = time.Now()
+	}
+	d.mu.Unlock()
+	if !due {
+		return
+	}
+	address, err := d.askMaster(ctx)
+	if err != nil {
+		return
+	}
+	var old []*masterConn
+	d.mu.Lock()
+	for c := range d.conns {
+		if c.address != address {
+			old = append(old, c)
+		}
+	}
+	d.mu.Unlock()
+	for _, c := range old {
+		_ = c.Close()
+	}
+}
+
+// masterConn is a connection to what was the master when it was dialled.
+type masterConn struct {
+	net.Conn
+	address string
+	owner   *connector
+}
+
+func (c *masterConn) Close() error {
+	c.owner.mu.Lock()
+	delete(c.owner.conns, c)
+	c.owner.mu.Unlock()
+	return c.Conn.Close()
+}
+
+// noMaintenance turns off a handshake that Redis itself does not know.
+func noMaintenance() *maintnotifications.Config {
+	return &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
+}
+
+// failedConn is a connection that could not be made.
+type failedConn struct{ err error }
+
+func (c failedConn) Read([]byte) (int, error)       { return 0, c.err }
+func (c failedConn) Write([]byte) (int, error)      { return 0, c.err }
+func (failedConn) Close() error                     { return nil }
+func (failedConn) LocalAddr() net.Addr              { return &net.TCPAddr{} }
+func (failedConn) RemoteAddr() net.Addr             { return &net.TCPAddr{} }
+func (failedConn) SetDeadline(time.Time) error      { return nil }
+func (failedConn) SetReadDeadline(time.Time) error  { return nil }
+func (failedConn) SetWriteDeadline(time.Time) error { return nil }
+
+// ownerOptions are the options of a connection to the server that has a key.
+func (r *Registry) ownerOptions(ctx context.Context, key string) (*goredis.Options, error) {
+	cluster, ok := r.commands.(*goredis.ClusterClient)
+	if !ok {
+		return r.connector.options(r.connector.addresses[0]), nil
+	}
+	var address string
+	err := r.do(ctx, func(ctx context.Context) error {
+		master, err := cluster.MasterForKey(ctx, key)
+		if err == nil {
+			address = master.Options().Addr
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return r.connector.options(address), nil
+}
+
+// masters returns the addresses of a cluster's masters, sorted, and nil where
+// there is no cluster.
+func (r *Registry) masters(ctx context.Context) ([]string, error) {
+	cluster, ok := r.commands.(*goredis.ClusterClient)
+	if !ok {
+		return nil, nil
+	}
+	var (
+		mu        sync.Mutex
+		addresses []string
+	)
+	err := r.do(ctx, func(ctx context.Context) error {
+		return cluster.ForEachMaster(ctx, func(_ context.Context, client *goredis.Client) error {
+			mu.Lock()
+			defer mu.Unlock()
+			addresses = append(addresses, client.Options().Addr)
+			return nil
+		})
+	})
+	if err != nil {
+		return nil, err
+	}
+	slices.Sort(addresses)
+	return addresses, nil
+}
+
+// eachMaster calls f with every master, concurrently. It is for use within do.
+func (r *Registry) eachMaster(ctx context.Context, f func(context.Context, *goredis.Client) error) error {
+	if cluster, ok := r.commands.(*goredis.ClusterClient); ok {
+		return cluster.ForEachMaster(ctx, f)
+	}
+	return f(ctx, r.commands.(*goredis.Client))
+}

@@ -1,0 +1,39 @@
+// Package redis is the backend for fleets that list themselves in Redis: in one
+// sorted set, or in one string key a node.
+//
+// # Sorted set
+//
+// A member is a node's record, its score when it was written, in Unix
+// milliseconds. A heartbeat of the fleets in the wild removes the old member and
+// adds a new one, in two steps. Our own writers do more, in one step (a script,
+// by the server's clock): they keep, beside the set and in its slot of a
+// cluster,
+//
+//	{<key>}:changes   a stream of what changed, which watchers read as it grows
+//	{<key>}:members   a hash: the member that our writers put for an id
+//	{<key>}:leases    a sorted set: when a member of ours may be swept up
+//	{<key>}:meta      a hash: the epoch of the data, and the sequence of changes
+//
+// A heartbeat that changes nothing but the time writes no change. Watchers see
+// it, like everything that foreign writers do, by looking: once every poll, and
+// at once where the server publishes keyspace notifications. A look takes the
+// time, the sequence and the members in one step, so that it fits exactly
+// between two changes of the stream. Large sets are looked at in part: what was
+// written since the last look, and everything only when the number of members
+// says that something else happened, and every few seconds.
+//
+// # Keys
+//
+// A key holds a record and expires with it; it exists, so the node lives. A look
+// scans for the keys and reads them. Where the server publishes keyspace
+// notifications changes are seen at once.
+//
+// # What the server must allow
+//
+// A watcher needs EVAL and EVALSHA, and reads the set and the side keys
+// (zrange, zrangebyscore, zcard, hmget, xrevrange, time; with layout keys scan,
+// get, pttl). It does more where it may: XREAD, CONFIG GET
+// notify-keyspace-events and SUBSCRIBE make it learn of changes at once, and
+// HSETNX on {<key>}:meta lets it recognise a server that was flushed although
+// none of our writers ever wrote there.
+package redis

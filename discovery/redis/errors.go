@@ -1,0 +1,125 @@
+package redis
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+
+	"github.com/caddy-discovery/caddy-discovery/discovery"
+	goredis "github.com/redis/go-redis/v9"
+)
+
+// failure is an error of the server or of the way to it, once it is understood.
+// It hides the client library's error on purpose: the library would take a
+// connection that failed with an error of a server (a Sentinel's refusal) for a
+// sound one.
+type failure struct {
+	kind error  // of package discovery
+	text string // what happened and what would help
+}
+
+func (f *failure) Error() string { return f.kind.Error() + ": " + f.text }
+func (f *failure) Unwrap() error { return f.kind }
+
+// explanations are what servers answer. Redis 6 and before put the error of a
+// command in a script in the middle of their own, after a dash; hence contains.
+var explanations = []struct {
+	mark string
+	kind error
+	hint string
+}{
+	{"WRONGPASS", discovery.ErrCredentials, "check the user name and the password"},
+	{"NOAUTH", discovery.ErrCredentials, "the server asks for a password"},
+	{"without any password configured", discovery.ErrCredentials, "the server has no password: give none, or a user name too"},
+	{"invalid password", discovery.ErrCredentials, "check the password"},
+	{"NOPERM", discovery.ErrPermission, "give the user the command, key or channel that the server names"},
+	{"can't run this command", discovery.ErrPermission, "give the user the commands that the package names"},
+	{"DENIED", discovery.ErrPermission, "the server is in protected mode: it needs a password, or to listen on loopback only"},
+	{"READONLY", discovery.ErrPermission, "this is a replica: name the master, or use mode sentinel"},
+	{"WRONGTYPE", discovery.ErrInvalid, "the key holds something else: choose another key or layout"},
+	{"CROSSSLOT", discovery.ErrInvalid, "the server is part of a cluster: use mode cluster"},
+	{"MOVED", discovery.ErrInvalid, "the server is part of a cluster: use mode cluster"},
+	{"cluster support disabled", discovery.ErrInvalid, "the server is no cluster: use mode single"},
+	{"DB index is out of range", discovery.ErrInvalid, "the server has fewer databases"},
+	{"SELECT is not allowed in cluster mode", discovery.ErrInvalid, "the server is part of a cluster: use mode cluster and database 0"},
+	{"OOM", discovery.ErrFull, "raise the server's maxmemory"},
+	{"MISCONF", discovery.ErrFull, "the server cannot write to its disk"},
+	{"LOADING", discovery.ErrUnreachable, "the server is still loading its data"},
+	{"CLUSTERDOWN", discovery.ErrUnreachable, "the cluster is down, or nobody serves this key"},
+	{"MASTERDOWN", discovery.ErrUnreachable, "the server is a replica that lost its master"},
+	{"NOREPLICAS", discovery.ErrUnreachable, "the server has too few replicas to take writes"},
+	{"TRYAGAIN", discovery.ErrUnreachable, "the cluster is moving this key"},
+	{"max number of clients", discovery.ErrUnreachable, "raise the server's maxclients"},
+	{"BUSY", discovery.ErrUnreachable, "a script keeps the server busy"},
+	{"unknown command", discovery.ErrUnsupported, "want Redis 5 or later"},
+	{"Unknown Redis command", discovery.ErrUnsupported, "want Redis 5 or later"},
+}
+
+// explain turns an error of the client library into one of package discovery.
+// It passes on the error of a context and what it has explained already.
+func explain(err error) error {
+	if err == nil {
+		return nil
+	}
+	if f := (*failure)(nil); errors.As(err, &f) {
+		return err
+	}
+	if errors.Is(err, context.Canceled) {
+		return err
+	}
+	if errors.Is(err, context.DeadlineExceeded) {
+		return fmt.Errorf("%w: no answer in time: %w", discovery.ErrUnreachable, context.DeadlineExceeded)
+	}
+	var answer goredis.Error
+	if errors.As(err, &answer) {
+		text := answer.Error()
+		for _, e := range explanations {
+			if strings.Contains(text, e.mark) {
+				return &failure{e.kind, text + " (" + e.hint + ")"}
+			}
+		}
+		return &failure{discovery.ErrUnsupported, text}
+	}
+	var (
+		unknown   x509.UnknownAuthorityError
+		hostname  x509.HostnameError
+		invalid   x509.CertificateInvalidError
+		plaintext tls.RecordHeaderError
+		network   net.Error
+		operation *net.OpError
+	)
+	switch {
+	case errors.As(err, &operation) && operation.Op == "remote error":
+		return &failure{discovery.ErrCredentials, err.Error() + " (the server refused the TLS handshake: check the client's certificate)"}
+	case errors.As(err, &unknown):
+		return &failure{discovery.ErrUnreachable, err.Error() + " (name the authority that signed the server's certificate)"}
+	case errors.As(err, &hostname):
+		return &failure{discovery.ErrUnreachable, err.Error() + " (set the TLS server name to the name in the server's certificate)"}
+	case errors.As(err, &invalid):
+		return &failure{discovery.ErrUnreachable, err.Error()}
+	case errors.As(err, &plaintext):
+		return &failure{discovery.ErrUnreachable, err.Error() + " (does the server speak TLS at this port?)"}
+	case errors.Is(err, goredis.ErrPoolTimeout), errors.Is(err, goredis.ErrPoolExhausted):
+		return &failure{discovery.ErrUnreachable, "the commands before this one have no answer yet"}
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return &failure{discovery.ErrUnreachable, "the server closed the connection (if it always does: does it want TLS?)"}
+	case errors.As(err, &network) && network.Timeout():
+		return &failure{discovery.ErrUnreachable, err.Error()}
+	case errors.Is(err, goredis.ErrClosed), errors.Is(err, net.ErrClosed):
+		return &failure{discovery.ErrUnreachable, "the connection was closed"}
+	}
+	return &failure{discovery.ErrUnreachable, err.Error()}
+}
+
+// broken says that a watch ended, and why.
+func broken(err error) error {
+	if errors.Is(err, context.Canceled) || errors.Is(err, discovery.ErrBroken) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", discovery.ErrBroken, explain(err))
+}

@@ -1,0 +1,379 @@
+package redis
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"hash/maphash"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/caddy-discovery/caddy-discovery/discovery"
+	goredis "github.com/redis/go-redis/v9"
+)
+
+const (
+	// How many keys one SCAN and one pipeline of reads ask for: little enough
+	// that the server answers others in between.
+	scanCount = 1000
+	readCount = 250
+	// A key that vanished this long before its time was removed by somebody.
+	early = 250 * time.Millisecond
+)
+
+// keysLayout is the layout of one string key for each node.
+type keysLayout struct {
+	r            *Registry
+	prefix, meta string
+}
+
+func (l *keysLayout) Announce(ctx context.Context, n discovery.Node) error {
+	record, err := discovery.AppendRecord(nil, n, time.Now())
+	if err != nil {
+		return err
+	}
+	lease := (leaseOf(n) + time.Second - 1).Truncate(time.Second)
+	return l.r.do(ctx, func(ctx context.Context) error {
+		pipe := l.r.commands.Pipeline()
+		set := pipe.Set(ctx, l.prefix+n.ID, record, lease)
+		// Only watchers need the mark; who may not leave it may still announce.
+		pipe.HSetNX(ctx, l.meta, "epoch", rand.Text())
+		_, _ = pipe.Exec(ctx)
+		return set.Err()
+	})
+}
+
+func (l *keysLayout) Withdraw(ctx context.Context, n discovery.Node) error {
+	return l.r.do(ctx, func(ctx context.Context) error {
+		return withdrawKeyScript.Run(ctx, l.r.commands, []string{l.prefix + n.ID}, n.Instance()).Err()
+	})
+}
+
+func (l *keysLayout) History(context.Context, string, int) ([]discovery.Revision, error) {
+	return nil, fmt.Errorf("%w: the layout %q keeps no history; %q does", discovery.ErrUnsupported, LayoutKeys, LayoutSortedSet)
+}
+
+// stringKey is what a watch knows of one key.
+type stringKey struct {
+	id       string
+	sum      uint64    // of the value
+	load     float64   // to repeat with a heartbeat
+	rejected bool      //
+	deadline time.Time // until when the key stood, when it was read last; zero: for ever
+	missing  time.Time // since when looks have not found it
+	reason   string    // the notification that said it is gone, or ""
+}
+
+// keysView is the view of one watch.
+type keysView struct {
+	*keysLayout
+	w       *watch
+	masters []string // addresses of a cluster's masters; else nil
+
+	seed  maphash.Seed
+	keys  map[string]*stringKey
+	epoch string
+}
+
+func (l *keysLayout) watch(ctx context.Context, w *watch) (view, error) {
+	v := &keysView{keysLayout: l, w: w, seed: maphash.MakeSeed(), keys: make(map[string]*stringKey)}
+	var err error
+	v.masters, err = l.r.masters(ctx)
+	return v, err
+}
+
+func (v *keysView) follow(ctx context.Context) string {
+	// Notifications are local to each server of a cluster.
+	var options []*goredis.Options
+	if v.masters == nil {
+		options = append(options, v.r.connector.options(v.r.connector.addresses[0]))
+	}
+	for _, address := range v.masters {
+		options = append(options, v.r.connector.options(address))
+	}
+	pattern := fmt.Sprintf("__keyspace@%d__:%s*", v.r.config.DB, escapeGlob(v.prefix))
+	var clients []*goredis.Client
+	for _, o := range options {
+		client := goredis.NewClient(o)
+		v.w.closeWith(ctx, client)
+		clients = append(clients, client)
+		err := v.r.do(ctx, func(ctx context.Context) error {
+			if !notifies(ctx, client, "$gx") {
+				return discovery.ErrUnsupported
+			}
+			return nil
+		})
+		if err != nil {
+			return "poll"
+		}
+	}
+	for _, client := range clients {
+		if v.w.subscribe(ctx, client, true, pattern) != nil {
+			return "poll"
+		}
+	}
+	return "notifications"
+}
+
+// escapeGlob makes a pattern that matches s only.
+func escapeGlob(s string) string {
+	return strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`, `]`, `\]`).Replace(s)
+}
+
+// keyRead is what a look found under one key.
+type keyRead struct {
+	key   string
+	value string
+	ttl   time.Duration // negative: for ever
+	there bool
+	err   error // of the value, such as that it is no string
+}
+
+type keysLook struct {
+	whole   bool
+	epoch   string
+	masters []string
+	reads   []keyRead
+	started time.Time
+}
+
+func (v *keysView) look(q request) func(context.Context) (any, error) {
+	l := &keysLook{whole: q.whole || q.some, started: time.Now()}
+	keys := make(map[string]bool, len(q.keys))
+	for _, key := range q.keys {
+		keys[key] = true
+	}
+	if l.whole {
+		// A scan may miss a key only if it was not there all the time; to read
+		// what was there before settles it.
+		for key := range v.keys {
+			keys[key] = true
+		}
+	}
+	return func(ctx context.Context) (any, error) {
+		if l.whole {
+			if err := v.scan(ctx, l, keys); err != nil {
+				return nil, err
+			}
+		}
+		for chunk := range slices.Chunk(slices.Sorted(maps.Keys(keys)), readCount) {
+			if err := v.read(ctx, l, chunk); err != nil {
+				return nil, err
+			}
+		}
+		return l, nil
+	}
+}
+
+// scan adds the keys that exist, and finds out which data they are of.
+func (v *keysView) scan(ctx context.Context, l *keysLook, keys map[string]bool) error {
+	var err error
+	if l.masters, err = v.r.masters(ctx); err != nil {
+		return err
+	}
+	err = v.r.do(ctx, func(ctx context.Context) (err error) {
+		l.epoch, err = v.r.commands.HGet(ctx, v.meta, "epoch").Result()
+		if errors.Is(err, goredis.Nil) || errors.Is(explain(err), discovery.ErrPermission) {
+			err = nil
+		}
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("looking for keys: %w", err)
+	}
+	var mu sync.Mutex
+	return v.r.do(ctx, func(ctx context.Context) error {
+		return v.r.eachMaster(ctx, func(ctx context.Context, client *goredis.Client) error {
+			match := escapeGlob(v.prefix) + "*"
+			for cursor := uint64(0); ; {
+				found, next, err := client.Scan(ctx, cursor, match, scanCount).Result()
+				if err != nil {
+					return fmt.Errorf("looking for keys: %w", explain(err))
+				}
+				mu.Lock()
+				for _, key := range found {
+					keys[key] = true
+				}
+				mu.Unlock()
+				if cursor = next; cursor == 0 {
+					return nil
+				}
+			}
+		})
+	})
+}
+
+// read reads some keys.
+func (v *keysView) read(ctx context.Context, l *keysLook, keys []string) error {
+	return v.r.do(ctx, func(ctx context.Context) error {
+		pipe := v.r.commands.Pipeline()
+		values := make([]*goredis.StringCmd, len(keys))
+		ttls := make([]*goredis.DurationCmd, len(keys))
+		for i, key := range keys {
+			values[i], ttls[i] = pipe.Get(ctx, key), pipe.PTTL(ctx, key)
+		}
+		_, _ = pipe.Exec(ctx)
+		for i, key := range keys {
+			r := keyRead{key: key, ttl: ttls[i].Val()}
+			switch value, err := values[i].Result(); {
+			case err == nil:
+				r.value, r.there = value, true
+			case errors.Is(err, goredis.Nil):
+			case errors.Is(explain(err), discovery.ErrInvalid):
+				r.there, r.err = true, fmt.Errorf("%w record: the key holds no string", discovery.ErrInvalid)
+			default:
+				return fmt.Errorf("reading keys: %w", explain(err))
+			}
+			if err := ttls[i].Err(); err != nil {
+				return fmt.Errorf("reading keys: %w", explain(err))
+			}
+			l.reads = append(l.reads, r)
+		}
+		return nil
+	})
+}
+
+func (v *keysView) list(ctx context.Context) (discovery.Listing, error) {
+	result, err := v.look(request{whole: true})(ctx)
+	if err != nil {
+		return discovery.Listing{}, err
+	}
+	l := result.(*keysLook)
+	if l.epoch == "" {
+		if l.epoch, err = v.r.mark(ctx, v.meta); err != nil {
+			return discovery.Listing{}, err
+		}
+	}
+	v.epoch = l.epoch
+	if _, _, err := v.apply(l); err != nil {
+		return discovery.Listing{}, err
+	}
+	return discovery.Listing{Epoch: v.epoch}, nil
+}
+
+func (v *keysView) stream([]goredis.XMessage) error { return nil }
+
+func (v *keysView) current() bool { return true }
+
+func (v *keysView) notified(m *goredis.Message) request {
+	_, key, _ := strings.Cut(m.Channel, "__:")
+	if k := v.keys[key]; k != nil {
+		switch m.Payload {
+		case "del", "unlink", "rename_from", "move_from", "expired", "evicted":
+			k.reason = m.Payload
+		}
+	}
+	return request{keys: []string{key}}
+}
+
+func (v *keysView) apply(result any) (next request, after time.Duration, err error) {
+	l := result.(*keysLook)
+	if l.whole {
+		if v.epoch != l.epoch {
+			if v.epoch != "" {
+				return request{}, 0, fmt.Errorf("%w: the registry was emptied or replaced", discovery.ErrBroken)
+			}
+			v.epoch = l.epoch
+		}
+		if !slices.Equal(v.masters, l.masters) {
+			return request{}, 0, fmt.Errorf("%w: the masters of the cluster changed", discovery.ErrBroken)
+		}
+	}
+	var gone []string
+	for _, r := range l.reads {
+		if r.there {
+			v.found(r, l)
+		} else if v.keys[r.key] != nil {
+			gone = append(gone, r.key)
+		}
+	}
+	if len(gone) > 2 && 2*len(gone) > len(v.keys) && l.whole && !slices.ContainsFunc(gone, func(key string) bool { return v.keys[key].reason != "" }) {
+		// Most are gone at once, and nobody said so: the data was lost. The
+		// leases decide.
+		for _, key := range gone {
+			delete(v.keys, key)
+		}
+		return request{}, 0, nil
+	}
+	for _, key := range gone {
+		if v.lost(key, l.started) {
+			next.keys = append(next.keys, key)
+		}
+	}
+	return next, v.w.absence, nil
+}
+
+func (v *keysView) found(r keyRead, l *keysLook) {
+	k := v.keys[r.key]
+	sum := maphash.String(v.seed, r.value)
+	fresh := k == nil || k.sum != sum || (r.err != nil) != k.rejected && r.err != nil
+	if k == nil {
+		k = &stringKey{}
+		v.keys[r.key] = k
+	}
+	k.missing, k.reason, k.sum = time.Time{}, "", sum
+	k.deadline = time.Time{}
+	if r.ttl >= 0 {
+		k.deadline = time.Now().Add(r.ttl)
+	}
+	if !fresh {
+		if l.whole && !k.rejected {
+			// The key exists, so the node lives.
+			v.w.emit(discovery.Event{Type: discovery.Beat, ID: k.id, Key: r.key, Load: k.load})
+		}
+		return
+	}
+	n, err := discovery.ParseNode([]byte(r.value))
+	if r.err != nil {
+		err = r.err
+	}
+	id := n.ID
+	if id == "" {
+		id = strings.TrimPrefix(r.key, v.prefix)
+	}
+	if k.id != "" && k.id != id {
+		v.w.emit(discovery.Event{Type: discovery.Left, ID: k.id, Key: r.key})
+	}
+	k.id, k.load, k.rejected = id, n.Load, err != nil
+	if err != nil {
+		v.w.emit(discovery.Event{Type: discovery.Rejected, ID: id, Key: r.key, Err: err})
+		return
+	}
+	v.w.emit(discovery.Event{Type: discovery.Put, ID: id, Key: r.key, Node: n})
+}
+
+// lost decides what it means that a key is gone, and reports whether it takes
+// another look.
+func (v *keysView) lost(key string, started time.Time) bool {
+	k := v.keys[key]
+	e := discovery.Event{ID: k.id, Key: key}
+	switch k.reason {
+	case "":
+		if k.missing.IsZero() {
+			k.missing = started
+		}
+		if time.Since(k.missing) < v.w.absence {
+			return true
+		}
+		// Nobody told: it left if it went before its time.
+		e.Type = discovery.Expired
+		if k.deadline.IsZero() || k.missing.Before(k.deadline.Add(-early)) {
+			e.Type = discovery.Left
+		}
+	case "expired":
+		e.Type = discovery.Expired
+	case "evicted":
+		// The server was short of memory. That says nothing of the node.
+		delete(v.keys, key)
+		return false
+	default:
+		e.Type = discovery.Left
+	}
+	delete(v.keys, key)
+	v.w.emit(e)
+	return false
+}

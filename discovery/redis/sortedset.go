@@ -1,0 +1,708 @@
+package redis
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"fmt"
+	"hash/fnv"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/caddy-discovery/caddy-discovery/discovery"
+	goredis "github.com/redis/go-redis/v9"
+)
+
+const (
+	// Sets up to this size are always looked at whole: it takes the server a
+	// tenth of a millisecond.
+	smallSet = 256
+	// A partial look reads what has a score from this long before the last
+	// look; writers' clocks differ. Whole looks find those that differ by more,
+	// and widen it.
+	minMargin = 2 * time.Second
+	maxMargin = 10 * time.Minute
+	// How long partial looks are enough.
+	wholeInterval = 5 * time.Second
+	// How long the stream may lag behind what looks have found in it.
+	streamLag = 2 * time.Second
+)
+
+// sortedSet is the layout of one sorted set.
+type sortedSet struct {
+	r                                   *Registry
+	set, members, leases, changes, meta string
+
+	mu       sync.Mutex
+	previous map[string]bool // the nodes that the last watch knew at its end
+}
+
+func newSortedSet(r *Registry) *sortedSet {
+	c := r.config
+	return &sortedSet{
+		r: r, set: c.Key,
+		members: c.side("members"), leases: c.side("leases"), changes: c.side("changes"), meta: c.side("meta"),
+	}
+}
+
+func (l *sortedSet) keys() []string {
+	return []string{l.set, l.members, l.leases, l.changes, l.meta}
+}
+
+func (l *sortedSet) Announce(ctx context.Context, n discovery.Node) error {
+	now := time.Now()
+	record, err := discovery.AppendRecord(nil, n, now)
+	if err != nil {
+		return err
+	}
+	return l.r.do(ctx, func(ctx context.Context) error {
+		return announceScript.Run(ctx, l.r.commands, l.keys(),
+			n.ID, digest(n), record, leaseOf(n).Milliseconds(), l.r.config.History, rand.Text()).Err()
+	})
+}
+
+// digest tells records apart that differ in more than the time: 16 characters.
+func digest(n discovery.Node) string {
+	record, _ := discovery.AppendRecord(nil, n, time.Time{})
+	h := fnv.New64a()
+	_, _ = h.Write(record)
+	return fmt.Sprintf("%016x", h.Sum64())
+}
+
+func leaseOf(n discovery.Node) time.Duration {
+	if d := n.Lease(); d > 0 {
+		return d
+	}
+	return discovery.DefaultTTL
+}
+
+func (l *sortedSet) Withdraw(ctx context.Context, n discovery.Node) error {
+	return l.r.do(ctx, func(ctx context.Context) error {
+		return withdrawScript.Run(ctx, l.r.commands, l.keys(), n.ID, n.Instance()).Err()
+	})
+}
+
+// History reads the stream backwards, in parts, so that it keeps the server from
+// nothing else.
+func (l *sortedSet) History(ctx context.Context, id string, limit int) ([]discovery.Revision, error) {
+	if limit <= 0 || limit > l.r.config.History {
+		limit = l.r.config.History
+	}
+	const page = 1000
+	var revisions []discovery.Revision
+	for end := "+"; ; {
+		var entries []goredis.XMessage
+		err := l.r.do(ctx, func(ctx context.Context) (err error) {
+			entries, err = l.r.commands.XRevRangeN(ctx, l.changes, end, "-", page).Result()
+			return err
+		})
+		if err != nil {
+			return nil, err
+		}
+		for _, m := range entries {
+			e, err := parseEntry(m)
+			if err != nil || e.id != id {
+				continue
+			}
+			revision := discovery.Revision{Number: e.seq, Time: e.time, Type: discovery.Put}
+			switch e.kind {
+			case entryLeft:
+				revision.Type = discovery.Left
+			case entryExpired:
+				revision.Type = discovery.Expired
+			default:
+				if revision.Node, revision.Err = discovery.ParseNode([]byte(e.record)); revision.Err != nil {
+					revision.Type, revision.Node = discovery.Rejected, discovery.Node{}
+				}
+			}
+			if revisions = append(revisions, revision); len(revisions) == limit {
+				return revisions, nil
+			}
+		}
+		if len(entries) < page {
+			return revisions, nil
+		}
+		end = before(entries[len(entries)-1].ID)
+	}
+}
+
+// before returns the id before one of the stream. Redis understands "(" only
+// from 6.2 on.
+func before(id string) string {
+	ms, seq, _ := strings.Cut(id, "-")
+	if n, _ := strconv.ParseUint(seq, 10, 64); n > 0 {
+		return ms + "-" + strconv.FormatUint(n-1, 10)
+	}
+	n, _ := strconv.ParseUint(ms, 10, 64)
+	return strconv.FormatUint(n-1, 10) + "-18446744073709551615"
+}
+
+// Kinds of entries of the stream.
+const (
+	entryPut     = "put"
+	entryLeft    = "left"
+	entryExpired = "expired" // swept up long after its lease
+)
+
+// entry is one change as our writers record it.
+type entry struct {
+	seq    uint64
+	time   time.Time
+	kind   string
+	id     string
+	score  float64
+	record string
+}
+
+func parseEntry(m goredis.XMessage) (entry, error) {
+	text := func(name string) string { s, _ := m.Values[name].(string); return s }
+	e := entry{kind: text("type"), id: text("id"), record: text("record")}
+	ms, _, _ := strings.Cut(m.ID, "-")
+	at, err := strconv.ParseInt(ms, 10, 64)
+	if err == nil {
+		e.time = time.UnixMilli(at)
+		e.seq, err = strconv.ParseUint(text("seq"), 10, 64)
+	}
+	if err == nil && e.kind == entryPut {
+		e.score, err = strconv.ParseFloat(text("score"), 64)
+	}
+	if err != nil {
+		return entry{}, fmt.Errorf("%w entry %s of the stream of changes: %w", discovery.ErrInvalid, m.ID, err)
+	}
+	return e, nil
+}
+
+// member is one member of the set. Several may carry one id.
+type member struct {
+	text  string
+	score float64
+	id    string // of its node; or a name made up for a record that has none
+	err   error  // why it is rejected
+	look  uint64 // the last look that found it
+	seq   uint64 // of the entry of the stream that brought it, or 0
+	node  *discovery.Node
+}
+
+// parse reads the record. It is not kept longer than for one event: it would
+// double what a large fleet takes.
+func (m *member) parse() {
+	n, err := discovery.ParseNode([]byte(m.text))
+	m.err, m.id, m.node = err, n.ID, nil
+	if err == nil {
+		m.node = &n
+	}
+	if n.ID == "" {
+		h := fnv.New32a()
+		_, _ = h.Write([]byte(m.text))
+		m.id = fmt.Sprintf("#%08x", h.Sum32())
+	}
+}
+
+// node is what a watch knows of one id.
+type node struct {
+	id      string
+	current *member
+	seq     uint64    // of the newest entry of the stream about it
+	seen    uint64    // the newest look's place in the sequence that found it
+	missing time.Time // since when looks have not found its record; zero: it is there
+
+	// Of the look that is being applied: the member with the highest score, and
+	// what is new about it.
+	look           uint64
+	best           *member
+	fresh, changed bool
+}
+
+// setView is the view of one watch.
+type setView struct {
+	*sortedSet
+	w      *watch
+	client *goredis.Client // for what blocks
+
+	members map[string]*member
+	nodes   map[string]*node
+	gone    map[string]uint64 // left by this entry of the stream, which a late look may not know
+
+	epoch       string
+	streams     bool      // the stream is being read
+	streamed    uint64    // the newest entry that was read
+	lagging     time.Time // since when looks are ahead of the stream
+	seq         uint64    // of the newest look
+	looks       uint64
+	clock       float64 // the server's, at the newest look; clockBefore: at the one before
+	clockBefore float64
+	margin      time.Duration
+	wholeAt     time.Time
+}
+
+func (l *sortedSet) watch(ctx context.Context, w *watch) (view, error) {
+	v := &setView{
+		sortedSet: l, w: w,
+		members: make(map[string]*member), nodes: make(map[string]*node), gone: make(map[string]uint64),
+		margin: minMargin,
+	}
+	options, err := l.r.ownerOptions(ctx, l.set)
+	if err != nil {
+		return nil, err
+	}
+	v.client = goredis.NewClient(options)
+	w.closeWith(ctx, v.client)
+	w.closers = append(w.closers, v.remember)
+	return v, nil
+}
+
+// remember keeps what the watch knew at its end for the next one's listing.
+func (v *setView) remember() {
+	if v.looks == 0 {
+		return
+	}
+	ids := make(map[string]bool, len(v.nodes))
+	for id, n := range v.nodes {
+		if n.current.err == nil {
+			ids[id] = true
+		}
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.previous = ids
+}
+
+func (v *setView) follow(ctx context.Context) string {
+	var push []string
+	// Whether XREAD is allowed shows only in trying.
+	err := v.r.do(ctx, func(ctx context.Context) error {
+		err := v.client.XRead(ctx, &goredis.XReadArgs{Streams: []string{v.changes, "$"}, Count: 1, Block: -1}).Err()
+		if err == goredis.Nil { //nolint:errorlint // a bare value
+			return nil
+		}
+		return err
+	})
+	if v.streams = err == nil; v.streams {
+		push = append(push, "stream")
+	}
+	err = v.r.do(ctx, func(ctx context.Context) error {
+		if !notifies(ctx, v.client, "z") {
+			return discovery.ErrUnsupported
+		}
+		return nil
+	})
+	if err == nil {
+		channel := fmt.Sprintf("__keyspace@%d__:%s", v.r.config.DB, v.set)
+		if v.w.subscribe(ctx, v.client, false, channel) == nil {
+			push = append(push, "notifications")
+		}
+	}
+	if len(push) == 0 {
+		return "poll"
+	}
+	return strings.Join(push, " and ")
+}
+
+// setLook is what one look found.
+type setLook struct {
+	whole   bool
+	least   uint64  // the sequence was already here before
+	since   float64 // the lowest score that a partial look would have read
+	started time.Time
+
+	clock  float64 // the server's, in ms
+	epoch  string
+	seq    uint64
+	last   string // id of the stream's last entry; "": it may not be read
+	count  int    // members of the set
+	texts  []string
+	scores []float64
+}
+
+func (v *setView) look(q request) func(context.Context) (any, error) {
+	l := &setLook{
+		whole:   q.whole || len(v.members) <= smallSet || time.Since(v.wholeAt) >= wholeInterval,
+		least:   max(v.seq, v.streamed),
+		since:   v.clock - float64(v.margin.Milliseconds()),
+		started: time.Now(),
+	}
+	lowest := "-inf"
+	if !l.whole {
+		lowest = strconv.FormatFloat(l.since, 'f', 0, 64)
+	}
+	return func(ctx context.Context) (any, error) {
+		var answer any
+		err := v.r.do(ctx, func(ctx context.Context) (err error) {
+			answer, err = lookScript.Run(ctx, v.r.commands, []string{v.set, v.changes, v.meta}, lowest).Result()
+			return err
+		})
+		if err == nil {
+			err = l.read(answer)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("looking at the set: %w", err)
+		}
+		return l, nil
+	}
+}
+
+func (l *setLook) read(answer any) error {
+	parts, _ := answer.([]any)
+	if len(parts) != 6 {
+		return fmt.Errorf("%w: the script answered %d parts", discovery.ErrUnsupported, len(parts))
+	}
+	texts := func(v any) []string {
+		list, _ := v.([]any)
+		out := make([]string, len(list))
+		for i := range list {
+			out[i], _ = list[i].(string)
+		}
+		return out
+	}
+	if t := texts(parts[0]); len(t) == 2 {
+		sec, _ := strconv.ParseFloat(t[0], 64)
+		usec, _ := strconv.ParseFloat(t[1], 64)
+		l.clock = sec*1e3 + usec/1e3
+	}
+	l.epoch, _ = parts[1].(string)
+	seq, _ := parts[2].(string)
+	l.seq, _ = strconv.ParseUint(seq, 10, 64)
+	l.last, _ = parts[3].(string)
+	count, _ := parts[4].(int64)
+	l.count = int(count)
+	flat := texts(parts[5])
+	l.texts = make([]string, 0, len(flat)/2)
+	l.scores = make([]float64, 0, len(flat)/2)
+	for i := 0; i+1 < len(flat); i += 2 {
+		score, err := strconv.ParseFloat(flat[i+1], 64)
+		if err != nil {
+			return fmt.Errorf("%w score %q: %w", discovery.ErrInvalid, flat[i+1], err)
+		}
+		l.texts = append(l.texts, flat[i])
+		l.scores = append(l.scores, score)
+	}
+	return nil
+}
+
+func (v *setView) list(ctx context.Context) (discovery.Listing, error) {
+	first, err := v.look(request{whole: true})(ctx)
+	if err != nil {
+		return discovery.Listing{}, err
+	}
+	l := first.(*setLook)
+	if l.epoch == "" {
+		if l.epoch, err = v.r.mark(ctx, v.meta); err != nil {
+			return discovery.Listing{}, err
+		}
+	}
+	v.epoch, v.streamed = l.epoch, l.seq
+	if _, _, err := v.apply(l); err != nil {
+		return discovery.Listing{}, err
+	}
+	if v.lacksPrevious() {
+		// A record that is being replaced just now must not count as removed.
+		select {
+		case <-time.After(v.w.absence):
+		case <-ctx.Done():
+			return discovery.Listing{}, ctx.Err()
+		}
+		second, err := v.look(request{whole: true})(ctx)
+		if err != nil {
+			return discovery.Listing{}, err
+		}
+		if _, _, err := v.apply(second); err != nil {
+			return discovery.Listing{}, err
+		}
+	}
+	if v.streams = v.streams && l.last != ""; v.streams {
+		v.w.read(ctx, v.client, v.changes, l.last)
+	}
+	listing := discovery.Listing{Epoch: v.epoch, Revision: v.seq}
+	if v.epoch == "" {
+		// We may not leave a mark, so the newest score must do: a server that
+		// was emptied has none.
+		for _, m := range v.members {
+			listing.Revision = max(listing.Revision, uint64(max(m.score, 0)))
+		}
+	}
+	return listing, nil
+}
+
+func (v *setView) lacksPrevious() bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for id := range v.previous {
+		if v.nodes[id] == nil {
+			return true
+		}
+	}
+	return false
+}
+
+func (v *setView) notified(*goredis.Message) request { return request{some: true} }
+
+func (v *setView) current() bool { return !v.streams || v.streamed >= v.seq }
+
+func (v *setView) apply(result any) (next request, after time.Duration, err error) {
+	l := result.(*setLook)
+	if err := v.place(l); err != nil {
+		return request{}, 0, err
+	}
+	present := 0 // nodes that this look should find
+	for _, n := range v.nodes {
+		if n.missing.IsZero() && n.seq <= l.seq {
+			present++
+		}
+	}
+	if l.count == 0 && present > 1 {
+		// The whole set is gone at once: somebody deleted it, or it ran out
+		// because nobody wrote for long. Nobody said of a node that it left, so
+		// the leases decide; and if the data went with it, so does the epoch.
+		if v.epoch == "" {
+			return request{}, 0, fmt.Errorf("%w: the set was emptied", discovery.ErrBroken)
+		}
+		maps.DeleteFunc(v.nodes, func(_ string, n *node) bool { return n.seq <= l.seq })
+		maps.DeleteFunc(v.members, func(_ string, m *member) bool { return m.seq <= l.seq })
+		return request{}, 0, nil
+	}
+
+	var found []*node
+	for i, text := range l.texts {
+		m, score := v.members[text], l.scores[i]
+		fresh := m == nil
+		if fresh {
+			m = &member{text: text, score: score}
+			m.parse()
+			v.members[text] = m
+		}
+		changed := fresh || m.score != score
+		if changed && l.whole && v.looks > 1 && score < l.since {
+			// This writer's clock is behind by more than partial looks go back.
+			v.margin = min(time.Duration(v.clockBefore-score)*time.Millisecond+minMargin, maxMargin)
+		}
+		m.score, m.look = score, v.looks
+		n := v.nodes[m.id]
+		if n == nil {
+			n = &node{id: m.id}
+			v.nodes[m.id] = n
+		}
+		if n.look != v.looks {
+			n.look = v.looks
+			found = append(found, n)
+		}
+		// In the order of scores: the last of an id is its newest.
+		n.best, n.fresh, n.changed = m, fresh, changed
+	}
+	for _, n := range found {
+		v.found(n, l, &next)
+	}
+	if l.whole {
+		v.sweep(l)
+	} else if len(v.members) != l.count && l.seq >= v.streamed {
+		next.whole = true
+	}
+	if next.whole {
+		return next, 0, nil
+	}
+	for _, n := range v.nodes {
+		if !n.missing.IsZero() {
+			return request{whole: true}, v.w.absence, nil
+		}
+	}
+	return request{}, 0, nil
+}
+
+// place finds out where in the registry's life the look was taken.
+func (v *setView) place(l *setLook) error {
+	switch {
+	case v.epoch == "" && l.epoch != "":
+		// Somebody left the mark that we may not leave.
+		v.epoch = l.epoch
+	case v.epoch != l.epoch:
+		return fmt.Errorf("%w: the registry was emptied or replaced", discovery.ErrBroken)
+	}
+	if l.seq < l.least {
+		return fmt.Errorf("%w: the registry lost changes: it was at %d and is at %d", discovery.ErrBroken, l.least, l.seq)
+	}
+	v.looks++
+	v.seq, v.clock, v.clockBefore = l.seq, l.clock, v.clock
+	if l.whole {
+		v.wholeAt = l.started
+	}
+	switch {
+	case v.current():
+		v.lagging = time.Time{}
+	case v.lagging.IsZero():
+		v.lagging = time.Now()
+	case time.Since(v.lagging) > streamLag:
+		return fmt.Errorf("%w: the stream of changes is silent", discovery.ErrBroken)
+	}
+	return nil
+}
+
+// found compares what a look found of a node with what was known.
+func (v *setView) found(n *node, l *setLook, next *request) {
+	if n.seq > l.seq || v.gone[n.id] > l.seq {
+		// The stream has told newer things.
+		if n.current == nil {
+			delete(v.nodes, n.id)
+		}
+		return
+	}
+	n.seen = l.seq
+	was, best := n.current, n.best
+	age := time.Duration(max(l.clock-best.score, 0) * float64(time.Millisecond))
+	switch {
+	case was == nil:
+		v.put(n, best, age, 0)
+	case best == was:
+		n.missing = time.Time{}
+		if n.changed {
+			v.put(n, best, 0, 0)
+		}
+	case !l.whole && best.score < was.score:
+		// An older record than the one we know, if that is still there.
+		next.whole = next.whole || n.changed
+	case n.changed, was.look == v.looks:
+		// Written since the last look: a heartbeat, whatever its score says.
+		if !l.whole {
+			delete(v.members, was.text)
+		}
+		v.put(n, best, 0, 0)
+	case l.whole && v.absent(n):
+		// The record is gone, and left an older one that nobody removed.
+		v.left(n, 0)
+		v.nodes[n.id] = n
+		v.put(n, best, age, 0)
+	}
+}
+
+// absent notes that a look lacks the node's record, and reports whether that has
+// been so for long enough.
+func (v *setView) absent(n *node) bool {
+	if n.missing.IsZero() {
+		n.missing = time.Now()
+		return false
+	}
+	return time.Since(n.missing) >= v.w.absence
+}
+
+// sweep looks for what a whole look lacks.
+func (v *setView) sweep(l *setLook) {
+	var lost []*node
+	for _, n := range v.nodes {
+		if n.look != v.looks && n.seq <= l.seq && v.absent(n) {
+			lost = append(lost, n)
+		}
+	}
+	slices.SortFunc(lost, func(a, b *node) int { return cmp.Compare(a.id, b.id) })
+	for _, n := range lost {
+		v.left(n, 0)
+	}
+	maps.DeleteFunc(v.members, func(_ string, m *member) bool { return m.look != v.looks && m.seq <= l.seq })
+	maps.DeleteFunc(v.gone, func(_ string, seq uint64) bool { return seq <= l.seq })
+}
+
+// put emits a node's record, which from now on is the current one.
+func (v *setView) put(n *node, m *member, age time.Duration, revision uint64) {
+	n.current, n.missing = m, time.Time{}
+	if m.node == nil && m.err == nil {
+		m.parse()
+	}
+	e := m.event()
+	if m.err != nil {
+		e.Type, e.Err = discovery.Rejected, m.err
+	} else {
+		e.Type, e.Node = discovery.Put, *m.node
+	}
+	m.node = nil
+	e.Age, e.Revision = age, revision
+	v.w.emit(e)
+}
+
+// left emits that a node's record was removed, and forgets it.
+func (v *setView) left(n *node, revision uint64) {
+	e := n.current.event()
+	e.Type, e.Revision = discovery.Left, revision
+	v.forget(n)
+	v.w.emit(e)
+}
+
+func (v *setView) forget(n *node) {
+	delete(v.nodes, n.id)
+	delete(v.members, n.current.text)
+}
+
+// event returns an event that names the member's node. A record without an id
+// has a made-up key, to be told from others.
+func (m *member) event() discovery.Event {
+	if m.err != nil && strings.HasPrefix(m.id, "#") {
+		return discovery.Event{Key: m.id}
+	}
+	return discovery.Event{ID: m.id}
+}
+
+func (v *setView) stream(entries []goredis.XMessage) error {
+	v.lagging = time.Time{}
+	for _, x := range entries {
+		e, err := parseEntry(x)
+		if err != nil {
+			return err
+		}
+		if e.seq != v.streamed+1 {
+			return fmt.Errorf("%w: the stream of changes goes from %d to %d", discovery.ErrBroken, v.streamed, e.seq)
+		}
+		v.streamed = e.seq
+		n := v.nodes[e.id]
+		switch e.kind {
+		case entryPut:
+			v.streamPut(n, e)
+		case entryLeft, entryExpired:
+			if n != nil && e.seq <= n.seen {
+				// A look that was taken later has found it: it is back.
+				continue
+			}
+			if e.seq > v.seq {
+				v.gone[e.id] = e.seq
+			}
+			switch {
+			case e.kind == entryExpired && n != nil:
+				// Nobody removed it; its lease has run out long ago.
+				v.forget(n)
+			case e.kind == entryExpired:
+			case n != nil:
+				v.left(n, e.seq)
+			default:
+				v.w.emit(discovery.Event{Type: discovery.Left, ID: e.id, Revision: e.seq})
+			}
+		}
+	}
+	return nil
+}
+
+func (v *setView) streamPut(n *node, e entry) {
+	if m := v.members[e.record]; m != nil {
+		// A look was faster.
+		m.seq = e.seq
+		if n != nil && n.current == m {
+			n.seq = e.seq
+		}
+		return
+	}
+	if e.seq <= v.seq {
+		// A look that was taken later lacks it: something newer stands there.
+		return
+	}
+	m := &member{text: e.record, score: e.score, seq: e.seq}
+	m.parse()
+	m.id = e.id
+	if n == nil {
+		n = &node{id: e.id}
+		v.nodes[e.id] = n
+	} else {
+		delete(v.members, n.current.text)
+	}
+	delete(v.gone, e.id)
+	v.members[m.text] = m
+	n.seq = e.seq
+	v.put(n, m, 0, e.seq)
+}

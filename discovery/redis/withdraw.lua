@@ -1,0 +1,24 @@
+-- Removes a node's record if our writers put it for the given instance.
+-- KEYS: set, members, leases, changes, meta
+-- ARGV: id, instance
+local old = redis.call('HGET', KEYS[2], ARGV[1])
+if not old then
+  return 0
+end
+local member = string.sub(old, 18)
+local ok, record = pcall(cjson.decode, member)
+local instance = ''
+if ok and type(record) == 'table' and type(record['metadata']) == 'table' then
+  instance = record['metadata']['instance'] or ''
+end
+if instance ~= ARGV[2] then
+  return 0
+end
+redis.call('HDEL', KEYS[2], ARGV[1])
+redis.call('ZREM', KEYS[3], ARGV[1])
+if redis.call('ZREM', KEYS[1], member) == 0 then
+  return 0
+end
+local seq = redis.call('HINCRBY', KEYS[5], 'seq', 1)
+redis.call('XADD', KEYS[4], '*', 'seq', seq, 'type', 'left', 'id', ARGV[1])
+return 1
