@@ -23,6 +23,8 @@ const (
 	readCount = 250
 	// A key that vanished this long before its time was removed by somebody.
 	early = 250 * time.Millisecond
+	// A key that merely exists is worth an event this often.
+	maxRenew = 10 * time.Second
 )
 
 // keysLayout is the layout of one string key for each node.
@@ -60,12 +62,14 @@ func (l *keysLayout) History(context.Context, string, int) ([]discovery.Revision
 // stringKey is what a watch knows of one key.
 type stringKey struct {
 	id       string
-	sum      uint64    // of the value
-	load     float64   // to repeat with a heartbeat
-	rejected bool      //
-	deadline time.Time // until when the key stood, when it was read last; zero: for ever
-	missing  time.Time // since when looks have not found it
-	reason   string    // the notification that said it is gone, or ""
+	sum      uint64        // of the value
+	load     float64       // to repeat with a heartbeat
+	heard    time.Time     // when the last event about it was emitted
+	renew    time.Duration // how long after that it is worth another
+	rejected bool          //
+	deadline time.Time     // until when the key stood, when it was read last; zero: for ever
+	missing  time.Time     // since when looks have not found it
+	reason   string        // the notification that said it is gone, or ""
 }
 
 // keysView is the view of one watch.
@@ -135,6 +139,7 @@ type keyRead struct {
 
 type keysLook struct {
 	whole   bool
+	beats   bool // of every key that is there
 	epoch   string
 	masters []string
 	reads   []keyRead
@@ -142,7 +147,7 @@ type keysLook struct {
 }
 
 func (v *keysView) look(q request) func(context.Context) (any, error) {
-	l := &keysLook{whole: q.whole || q.some, started: time.Now()}
+	l := &keysLook{whole: q.whole || q.some, beats: q.whole, started: time.Now()}
 	keys := make(map[string]bool, len(q.keys))
 	for _, key := range q.keys {
 		keys[key] = true
@@ -304,7 +309,7 @@ func (v *keysView) apply(result any) (next request, after time.Duration, err err
 			next.keys = append(next.keys, key)
 		}
 	}
-	return next, v.w.absence, nil
+	return next, keyAbsence, nil
 }
 
 func (v *keysView) found(r keyRead, l *keysLook) {
@@ -321,8 +326,10 @@ func (v *keysView) found(r keyRead, l *keysLook) {
 		k.deadline = time.Now().Add(r.ttl)
 	}
 	if !fresh {
-		if l.whole && !k.rejected {
-			// The key exists, so the node lives.
+		if due := time.Since(k.heard) >= k.renew; l.whole && !k.rejected && (due || l.beats) {
+			// The key exists, so the node lives. Who verifies wants to know at
+			// once; else a part of the lease is often enough.
+			k.heard = time.Now()
 			v.w.emit(discovery.Event{Type: discovery.Beat, ID: k.id, Key: r.key, Load: k.load})
 		}
 		return
@@ -339,6 +346,7 @@ func (v *keysView) found(r keyRead, l *keysLook) {
 		v.w.emit(discovery.Event{Type: discovery.Left, ID: k.id, Key: r.key})
 	}
 	k.id, k.load, k.rejected = id, n.Load, err != nil
+	k.heard, k.renew = time.Now(), min(leaseOf(n)/3, maxRenew)
 	if err != nil {
 		v.w.emit(discovery.Event{Type: discovery.Rejected, ID: id, Key: r.key, Err: err})
 		return
@@ -356,7 +364,7 @@ func (v *keysView) lost(key string, started time.Time) bool {
 		if k.missing.IsZero() {
 			k.missing = started
 		}
-		if time.Since(k.missing) < v.w.absence {
+		if time.Since(k.missing) < keyAbsence {
 			return true
 		}
 		// Nobody told: it left if it went before its time.

@@ -401,7 +401,7 @@ func (v *setView) list(ctx context.Context) (discovery.Listing, error) {
 	if v.lacksPrevious() {
 		// A record that is being replaced just now must not count as removed.
 		select {
-		case <-time.After(v.w.absence):
+		case <-time.After(absence):
 		case <-ctx.Done():
 			return discovery.Listing{}, ctx.Err()
 		}
@@ -505,7 +505,7 @@ func (v *setView) apply(result any) (next request, after time.Duration, err erro
 	}
 	for _, n := range v.nodes {
 		if !n.missing.IsZero() {
-			return request{whole: true}, v.w.absence, nil
+			return request{whole: true}, absence, nil
 		}
 	}
 	return request{}, 0, nil
@@ -583,7 +583,7 @@ func (v *setView) absent(n *node) bool {
 		n.missing = time.Now()
 		return false
 	}
-	return time.Since(n.missing) >= v.w.absence
+	return time.Since(n.missing) >= absence
 }
 
 // sweep looks for what a whole look lacks.

@@ -16,9 +16,11 @@ import (
 
 const (
 	// A record must be absent from two looks at least this far apart before its
-	// node counts as gone: the fleets in the wild replace a record by removing
-	// it and then adding a new one.
-	absence = 500 * time.Millisecond
+	// node counts as gone: the fleets in the wild replace a member of the set by
+	// removing it and then adding a new one, in two steps. A key is replaced in
+	// one, if the writer does not delete it first for no reason.
+	absence    = 500 * time.Millisecond
+	keyAbsence = 100 * time.Millisecond
 	// What notifications ask for may use this part of the time at most: after a
 	// look that took d, the next waits 9 d.
 	rest = 9
@@ -33,9 +35,8 @@ const (
 // only one that emits and that touches the view; the goroutines around it only
 // read from the server.
 type watch struct {
-	r       *Registry
-	emit    func(discovery.Event)
-	absence time.Duration
+	r    *Registry
+	emit func(discovery.Event)
 
 	verifications chan *verification
 	looked        chan lookResult
@@ -101,7 +102,7 @@ func (r *Registry) Watch(ctx context.Context, emit func(discovery.Event)) error 
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	w := &watch{
-		r: r, emit: emit, absence: min(absence, r.config.Poll),
+		r: r, emit: emit,
 		verifications: make(chan *verification),
 		looked:        make(chan lookResult, 1),
 		entries:       make(chan []goredis.XMessage),
