@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"net/url"
 	"slices"
 	"strconv"
@@ -16,6 +17,8 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 	"github.com/dustin/go-humanize"
+
+	"github.com/caddy-discovery/caddy-discovery/discovery/redis"
 )
 
 func init() {
@@ -157,6 +160,43 @@ func (n *NATSKV) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	).parse(d)
 }
 
+// UnmarshalCaddyfile sets up the backend from Caddyfile tokens. Syntax:
+//
+//	registry redis [<url>...] {
+//	    mode              single|sentinel|cluster
+//	    key               <key>
+//	    layout            sorted_set|keys
+//	    poll              <duration>
+//	    history           <n>
+//	    username          <name>
+//	    password          <password>
+//	    db                <n>
+//	    sentinel_master   <name>
+//	    sentinel_username <name>
+//	    sentinel_password <password>
+//	    tls_ca            <file>
+//	    tls_client_auth   <certificate> <key>
+//	    tls_server_name   <name>
+//	    ttl               <duration>
+//	}
+func (r *Redis) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+	d.Next() // consume the name
+	r.URLs = d.RemainingArgs()
+	return block{what: "registry redis", options: map[string]option{
+		"mode":              oneOf(&r.Mode, redis.ModeSingle, redis.ModeSentinel, redis.ModeCluster),
+		"key":               text("<key>", &r.Key),
+		"layout":            oneOf(&r.Layout, redis.LayoutSortedSet, redis.LayoutKeys),
+		"poll":              duration(&r.Poll),
+		"history":           number(&r.History, 1, maxRedisHistory),
+		"username":          text("<name>", &r.Username),
+		"password":          text("<password>", &r.Password),
+		"db":                number(&r.DB, 0, math.MaxInt32),
+		"sentinel_master":   text("<name>", &r.SentinelMaster),
+		"sentinel_username": text("<name>", &r.SentinelUsername),
+		"sentinel_password": text("<password>", &r.SentinelPassword),
+	}}.with(r.TLSClient.options(), r.DirectoryOptions.options()).parse(d)
+}
+
 func (c *NATSConnection) options() map[string]option {
 	return map[string]option{
 		"credentials": text("<file>", &c.Credentials),
@@ -180,8 +220,14 @@ func (o *DirectoryOptions) options() map[string]option {
 
 // schemes names the backend of each registry URL.
 var schemes = map[string]string{
-	"nats": "nats_kv",
-	"tls":  "nats_kv",
+	"nats":            "nats_kv",
+	"tls":             "nats_kv",
+	"redis":           "redis",
+	"rediss":          "redis",
+	"redis+sentinel":  "redis",
+	"rediss+sentinel": "redis",
+	"redis+cluster":   "redis",
+	"rediss+cluster":  "redis",
 }
 
 // registryFromArgs builds the registry module from the URLs on the line, nil if
@@ -474,4 +520,5 @@ func checkDuration(name string, d caddy.Duration) error {
 var (
 	_ caddyfile.Unmarshaler = (*Upstreams)(nil)
 	_ caddyfile.Unmarshaler = (*NATSKV)(nil)
+	_ caddyfile.Unmarshaler = (*Redis)(nil)
 )

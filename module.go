@@ -23,6 +23,7 @@ func init() {
 	caddy.RegisterModule(new(Upstreams))
 	caddy.RegisterModule(Registrar{})
 	caddy.RegisterModule(NATSKV{})
+	caddy.RegisterModule(Redis{})
 }
 
 // A Backend is a kind of registry: what the guest modules in the namespace

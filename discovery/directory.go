@@ -638,7 +638,11 @@ func (k *keeper) sync(l Listing) {
 
 	switch {
 	case first:
-		k.log.Info("listed the registry", zap.Int("nodes", len(k.nodes)),
+		log := k.log
+		if p, ok := k.watcher.(Pusher); ok {
+			log = log.With(zap.String("changes_by", p.Push()))
+		}
+		log.Info("listed the registry", zap.Int("nodes", len(k.nodes)),
 			zap.Int("rejected", len(k.rejected)), zap.Duration("took", outage))
 	case wiped:
 		k.log.Warn("the registry is back and has lost data; nodes that it lacks have one lease to be heard again",

@@ -44,6 +44,14 @@ type Verifier interface {
 	Verify(ctx context.Context) error
 }
 
+// A Pusher is a Watcher that learns of changes in one of several ways, by what
+// the server offers.
+type Pusher interface {
+	// Push tells people how the newest Watch learns of changes, such as "stream"
+	// or "poll". It may be called concurrently.
+	Push() string
+}
+
 // An Announcer writes a node's own record.
 type Announcer interface {
 	// Announce puts the node's record and renews its lease. It fails with one

@@ -21,8 +21,10 @@ type registry interface {
 	remove(id string)
 	// record returns what stands there for a node, "" if nothing does.
 	record(id string) string
-	// clients counts the connections on the server, less the test's own.
+	// clients counts the connections on the server, less the test's own, of
+	// which one process and registry may have no more than maxClients.
 	clients() int
+	maxClients() int
 	// accepted counts the connections that the server ever took.
 	accepted() uint64
 	// stop takes the server away, and restart brings it back with its data, at
@@ -37,6 +39,8 @@ var registries = []struct {
 	start func(t *testing.T) registry
 }{
 	{"nats_kv", newKV},
+	{"redis_sorted_set", newSortedSet},
+	{"redis_keys", newKeys},
 }
 
 // onEach runs a scenario on every kind of registry.
@@ -93,6 +97,8 @@ func (k *kv) record(id string) string {
 }
 
 func (k *kv) clients() int { return k.server.NumClients() - 1 }
+
+func (k *kv) maxClients() int { return 1 }
 
 func (k *kv) accepted() uint64 {
 	k.t.Helper()

@@ -1,0 +1,135 @@
+package caddydiscovery
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"go.uber.org/zap"
+
+	"github.com/caddy-discovery/caddy-discovery/discovery"
+	"github.com/caddy-discovery/caddy-discovery/discovery/redis"
+)
+
+// maxRedisHistory bounds what an operator may ask the server to keep.
+const maxRedisHistory = 1000
+
+// Redis is a registry in Redis: a sorted set whose members are the records, or a
+// key for each node. Placeholders such as {env.X} and {file.…} are expanded in
+// every text.
+type Redis struct {
+	// The URLs: redis:// or rediss:// for one server, redis+sentinel:// for
+	// Sentinels, redis+cluster:// for servers of a Cluster. The path is the
+	// number of the database. Default: redis://127.0.0.1:6379
+	URLs []string `json:"urls,omitempty"`
+
+	// How to find the server: "single", "sentinel" or "cluster". Default: by the
+	// scheme of the URLs
+	Mode string `json:"mode,omitempty"`
+
+	// The key of the sorted set; with the layout "keys", what stands before the
+	// id of each node, with a colon. Default: catga:nodes
+	Key string `json:"key,omitempty"`
+
+	// How the records lie there: "sorted_set" or "keys". Default: sorted_set
+	Layout string `json:"layout,omitempty"`
+
+	// How often to look for writers that announce no change. Default: 1s
+	Poll caddy.Duration `json:"poll,omitempty"`
+
+	// How many changes are kept for each node, about. Default: 10
+	History int `json:"history,omitempty"`
+
+	// The user's name. Default: Redis's default user
+	Username string `json:"username,omitempty"`
+
+	// The user's password.
+	Password string `json:"password,omitempty"`
+
+	// The number of the database. Default: 0
+	DB int `json:"db,omitempty"`
+
+	// The name under which the Sentinels know the master. Default: mymaster
+	SentinelMaster string `json:"sentinel_master,omitempty"`
+
+	// The user's name at the Sentinels.
+	SentinelUsername string `json:"sentinel_username,omitempty"`
+
+	// The user's password at the Sentinels.
+	SentinelPassword string `json:"sentinel_password,omitempty"`
+
+	TLSClient
+	DirectoryOptions
+
+	resolved redis.Config
+}
+
+// CaddyModule returns the Caddy module information.
+func (Redis) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{
+		ID:  "discovery.registries.redis",
+		New: func() caddy.Module { return new(Redis) },
+	}
+}
+
+// Provision expands placeholders and completes the options, so that two
+// spellings of one registry become equal.
+func (r *Redis) Provision(caddy.Context) error {
+	if err := r.DirectoryOptions.provision(); err != nil {
+		return err
+	}
+	if err := r.TLSClient.provision(); err != nil {
+		return err
+	}
+	for i := range r.URLs {
+		if err := replaceGlobals(&r.URLs[i]); err != nil {
+			return fmt.Errorf("URL: %w", err)
+		}
+	}
+	if err := replaceGlobals(&r.Key, &r.Username, &r.Password,
+		&r.SentinelMaster, &r.SentinelUsername, &r.SentinelPassword); err != nil {
+		return err
+	}
+	if err := checkDuration("poll", r.Poll); err != nil {
+		return err
+	}
+	resolved, err := redis.Config{
+		URLs:             r.URLs,
+		Mode:             r.Mode,
+		Key:              r.Key,
+		Layout:           r.Layout,
+		Poll:             time.Duration(r.Poll),
+		History:          r.History,
+		Username:         r.Username,
+		Password:         r.Password,
+		DB:               r.DB,
+		SentinelMaster:   r.SentinelMaster,
+		SentinelUsername: r.SentinelUsername,
+		SentinelPassword: r.SentinelPassword,
+		TLSCA:            r.TLSCA,
+		TLSCert:          r.TLSCertificate,
+		TLSKey:           r.TLSKey,
+		TLSServerName:    r.TLSServerName,
+	}.Resolve()
+	if err != nil {
+		return err
+	}
+	r.URLs, r.Mode, r.Key, r.Layout = resolved.URLs, resolved.Mode, resolved.Key, resolved.Layout
+	r.Poll, r.History = caddy.Duration(resolved.Poll), resolved.History
+	r.Username, r.Password, r.DB = resolved.Username, resolved.Password, resolved.DB
+	r.SentinelMaster = resolved.SentinelMaster
+	r.resolved = resolved
+	return nil
+}
+
+// Open returns the registry, without connecting to it.
+func (r *Redis) Open(*zap.Logger) (discovery.Registry, error) { return redis.Open(r.resolved) }
+
+// Addresses returns the servers' host:port.
+func (r *Redis) Addresses() []string { return r.resolved.Addresses() }
+
+// Interface guards
+var (
+	_ caddy.Provisioner = (*Redis)(nil)
+	_ Backend           = (*Redis)(nil)
+)
