@@ -3,6 +3,7 @@ package discovery
 import (
 	"container/heap"
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"math"
@@ -67,6 +68,7 @@ type Directory struct {
 	lastEvent atomic.Int64 // since processStart; 0 before the first
 	revision  atomic.Uint64
 	synced    chan struct{}
+	journal   Journal
 }
 
 // condition is how the registry is, apart from what it lists.
@@ -106,6 +108,10 @@ func (d *Directory) Snapshot() *Snapshot { return d.snapshot.Load() }
 // Synced returns a channel that is closed once the registry has been listed
 // whole for the first time.
 func (d *Directory) Synced() <-chan struct{} { return d.synced }
+
+// Journal returns what became of the nodes. Whoever learns something about a node
+// that the registry does not know, such as that it does not answer, may add to it.
+func (d *Directory) Journal() *Journal { return &d.journal }
 
 // A Rejection is a record that was not accepted.
 type Rejection struct {
@@ -377,6 +383,7 @@ func (k *keeper) lose(err error) {
 		}
 		next.connected, next.since = false, time.Now()
 		next.restarts++
+		k.journal.Add(Change{Type: ChangeDisconnected, Reason: err.Error()})
 		k.log.Warn("lost the registry; the last known nodes stay in use",
 			zap.Int("nodes", len(k.nodes)), zap.Error(err))
 	} else if was.err == nil || was.err.Error() != err.Error() {
@@ -411,14 +418,14 @@ func (k *keeper) apply(e Event) {
 	case Left:
 		k.accept(e)
 		if t := k.named(e); t != nil {
-			k.remove(t, "left", "its record was removed")
+			k.remove(t, ChangeLeft, "its record was removed")
 		}
 	case Expired:
 		k.accept(e)
 		// In a listing the record may have run out because the registry was
 		// away and nobody could renew it: the end of the listing decides.
 		if t := k.named(e); t != nil && k.listed {
-			k.remove(t, "lapsed", "its record ran out in the registry")
+			k.remove(t, ChangeLapsed, "its record ran out in the registry")
 		}
 	case Rejected:
 		k.reject(e)
@@ -457,7 +464,7 @@ func (k *keeper) put(e Event) {
 	heard := now() - max(e.Age, 0)
 	t := k.nodes[e.Node.ID]
 	if other := k.named(e); other != nil && other != t {
-		k.remove(other, "left", "its record was replaced by that of another node")
+		k.remove(other, ChangeLeft, "its record was replaced by that of another node")
 	}
 	lease := e.Node.Lease()
 	if lease == 0 {
@@ -485,17 +492,18 @@ func (k *keeper) put(e Event) {
 		k.nodes[e.Node.ID] = t
 		heap.Push(&k.leases, t)
 		k.change(e.Node.ID, t.entry)
-		k.tell("node joined", t.entry)
+		k.note(ChangeSeen, t.entry, "")
 	case t.listing == k.listing && !k.listed && e.Revision < t.revision:
 		// The node stands under two keys and the newer one was listed first.
 		return
 	default:
 		k.renew(t, e.Node.Load, heard)
 		if !sameRecord(&t.entry.Node, &e.Node) {
+			reason := difference(&t.entry.Node, &e.Node)
 			t.entry = newEntry(e.Node, lease, t.entry.vitals)
 			k.requeue(t)
 			k.change(e.Node.ID, t.entry)
-			k.tell("node changed", t.entry)
+			k.note(ChangeUpdated, t.entry, reason)
 		}
 	}
 	k.name(t, e.Key)
@@ -523,12 +531,12 @@ func (k *keeper) requeue(t *tracked) {
 	heap.Fix(&k.leases, t.index)
 }
 
-func (k *keeper) remove(t *tracked, message, reason string) {
+func (k *keeper) remove(t *tracked, why ChangeType, reason string) {
 	delete(k.nodes, t.entry.Node.ID)
 	k.name(t, "")
 	heap.Remove(&k.leases, t.index)
 	k.change(t.entry.Node.ID, nil)
-	k.tell("node "+message, t.entry, zap.String("reason", reason))
+	k.note(why, t.entry, reason)
 }
 
 func (k *keeper) reject(e Event) {
@@ -540,9 +548,10 @@ func (k *keeper) reject(e Event) {
 	// The same bad record again, as with every heartbeat, is no news.
 	known := stands && was.Err.Error() == e.Err.Error()
 	if t := k.named(e); t != nil {
-		k.remove(t, "rejected", e.Err.Error())
-	} else if k.listed && !known {
-		k.tell("record rejected", nil, zap.String("id", e.ID), zap.String("key", e.Key), zap.Error(e.Err))
+		k.remove(t, ChangeRejected, e.Err.Error())
+	} else if !known && (stands || len(k.rejected) < maxRejections) {
+		// Beyond those that are remembered nobody could tell what is news.
+		k.noteRejection(e)
 	}
 	if known {
 		was.listing = k.listing
@@ -614,7 +623,7 @@ func (k *keeper) sync(l Listing) {
 			unheard := at - time.Duration(t.entry.vitals.heard.Load())
 			if t.listing >= k.complete && !wiped && !l.Partial &&
 				unheard < t.entry.lease && (l.Expiry == 0 || unheard < l.Expiry) {
-				k.remove(t, "left", "it is not listed any more")
+				k.remove(t, ChangeLeft, "it is not listed any more")
 				removed++
 				continue
 			}
@@ -636,6 +645,15 @@ func (k *keeper) sync(l Listing) {
 	next.connected, next.since = true, time.Now()
 	k.condition.Store(&next)
 
+	reason := fmt.Sprintf("listed, %d nodes", len(k.nodes))
+	if !first {
+		reason = fmt.Sprintf("back after %v, %d nodes, %d awaited, %d left",
+			outage.Round(time.Millisecond), len(k.nodes), kept, removed)
+	}
+	k.journal.Add(Change{Type: ChangeConnected, Reason: reason})
+	if first {
+		k.noteListing()
+	}
 	switch {
 	case first:
 		log := k.log
@@ -718,7 +736,7 @@ func (k *keeper) judge(ctx context.Context, v verdict) {
 		}
 		for k.listed && k.overdue(v.began) {
 			t := k.leases[0]
-			k.remove(t, "lapsed", "its lease ran out")
+			k.remove(t, ChangeLapsed, "its lease ran out")
 		}
 	}
 	k.armExpiry()
@@ -752,29 +770,91 @@ func (k *keeper) publish() {
 	close(old.superseded)
 }
 
-// tell logs a line about a node. A storm is counted instead, and so is the
-// first listing.
-func (k *keeper) tell(message string, e *Entry, fields ...zap.Field) {
-	if !k.everyNode || !k.lines.Allow() {
-		if k.everyNode {
-			k.suppressed++
-		}
+// logLines are what a log says of a change.
+var logLines = map[ChangeType]string{
+	ChangeSeen:     "node joined",
+	ChangeUpdated:  "node changed",
+	ChangeLeft:     "node left",
+	ChangeLapsed:   "node lapsed",
+	ChangeHeld:     "node held",
+	ChangeEjected:  "node ejected",
+	ChangeRestored: "node restored",
+	ChangeRejected: "node rejected",
+}
+
+// note is where every change of a node's standing is told: in the journal, which
+// counts it, and in the log. What a first listing shows is told at its end, if it
+// comes to one.
+func (k *keeper) note(why ChangeType, e *Entry, reason string) {
+	if !k.everyNode {
 		return
 	}
-	if e != nil {
-		fields = append(fields, zap.String("node", e.Node.ID), zap.String("endpoint", e.Node.Endpoint.String()))
-		if s := e.Node.Service(); s != "" {
-			fields = append(fields, zap.String("service", s))
-		}
-		if e.state != StateUp {
-			fields = append(fields, zap.String("state", string(e.state)))
-		}
+	rejection := ""
+	if why == ChangeRejected {
+		rejection = RejectionReason(errors.New(reason))
 	}
+	k.journal.add(Change{Type: why, ID: e.Node.ID, Reason: reason, Entry: e}, rejection)
+	if !k.logs() {
+		return
+	}
+	fields := make([]zap.Field, 0, 6)
+	if reason != "" {
+		fields = append(fields, zap.String("reason", reason))
+	}
+	fields = append(fields, zap.String("node", e.Node.ID), zap.String("endpoint", e.Node.Endpoint.String()))
+	if s := e.Node.Service(); s != "" {
+		fields = append(fields, zap.String("service", s))
+	}
+	if e.state != StateUp {
+		fields = append(fields, zap.String("state", string(e.state)))
+	}
+	k.log.Info(logLines[why], k.leftOut(fields)...)
+}
+
+// noteRejection is note for a record that never was a node. Listings repeat what
+// is rejected, and the log need not.
+func (k *keeper) noteRejection(e Event) {
+	if !k.everyNode {
+		return
+	}
+	k.journal.add(Change{Type: ChangeRejected, ID: e.ID, Reason: e.Err.Error()}, RejectionReason(e.Err))
+	if k.listed && k.logs() {
+		k.log.Info("record rejected", k.leftOut([]zap.Field{
+			zap.String("id", e.ID), zap.String("key", e.Key), zap.Error(e.Err),
+		})...)
+	}
+}
+
+// noteListing is note for all that the first listing showed. Its nodes are sorted,
+// and the log gets their number only.
+func (k *keeper) noteListing() {
+	const reason = "it was listed when the registry was first seen"
+	for _, key := range slices.Sorted(maps.Keys(k.rejected)) {
+		r := k.rejected[key]
+		k.journal.add(Change{Type: ChangeRejected, ID: r.ID, Reason: r.Err.Error(), Listed: true}, RejectionReason(r.Err))
+	}
+	for _, id := range slices.Sorted(maps.Keys(k.nodes)) {
+		k.journal.Add(Change{Type: ChangeSeen, ID: id, Reason: reason, Entry: k.nodes[id].entry, Listed: true})
+	}
+}
+
+// logs reports whether a line about a single node may be logged now. Of a storm
+// the lines that may not are counted.
+func (k *keeper) logs() bool {
+	if k.lines.Allow() {
+		return true
+	}
+	k.suppressed++
+	return false
+}
+
+// leftOut completes the fields of a line by how many were left out before it.
+func (k *keeper) leftOut(fields []zap.Field) []zap.Field {
 	if k.suppressed > 0 {
 		fields = append(fields, zap.Int("lines_left_out", k.suppressed))
 		k.suppressed = 0
 	}
-	k.log.Info(message, fields...)
+	return fields
 }
 
 func stoppedTimer() *time.Timer {

@@ -1,0 +1,229 @@
+package discovery_test
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/caddy-discovery/caddy-discovery/discovery"
+	"github.com/caddy-discovery/caddy-discovery/discovery/discoverytest"
+)
+
+// journalOf returns what a journal holds, oldest first, a line each.
+func journalOf(j *discovery.Journal) []string {
+	var lines []string
+	changes := j.Newest(0, nil)
+	for i := len(changes) - 1; i >= 0; i-- {
+		c := changes[i]
+		line := string(c.Type)
+		if c.ID != "" {
+			line += " " + c.ID
+		}
+		if c.Listed {
+			line += " (listed)"
+		}
+		lines = append(lines, line+": "+c.Reason)
+	}
+	return lines
+}
+
+func TestJournalTellsWhatBecameOfNodes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := discoverytest.NewMemory()
+		write(m, newNode("b"), newNode("a"))
+		m.Put("bad", []byte(`{"nodeId":"bad","endpoint":"http://{env.HOME}"}`))
+		d := follow(t, m.Open(), discovery.Options{TTL: 10 * time.Second})
+
+		time.Sleep(time.Second)
+		write(m, newNode("c"))
+		synctest.Wait()
+		write(m, newNode("c")) // a heartbeat is no news
+		synctest.Wait()
+		write(m, newNode("c", "weight", "2", "zone", "x"))
+		synctest.Wait()
+		m.Put("bad", []byte(`{"nodeId":"bad","endpoint":"http://{env.HOME}"}`))
+		m.Put("b", []byte(`nonsense`))
+		synctest.Wait()
+		m.Break()
+		synctest.Wait()
+		m.Restore()
+		reconnect(t, d)
+		time.Sleep(11 * time.Second)
+		synctest.Wait()
+
+		got := strings.Join(journalOf(d.Journal()), "\n")
+		for i, c := range d.Journal().Newest(0, nil) {
+			if c.Time.IsZero() || c.Number != d.Journal().Last()-uint64(i) {
+				t.Errorf("change %d has number %d and time %v", i, c.Number, c.Time)
+			}
+		}
+		want := []string{
+			"connected: listed, 2 nodes",
+			`rejected bad (listed): invalid endpoint "http://{env.HOME}": placeholders are not accepted`,
+			"seen a (listed): it was listed when the registry was first seen",
+			"seen b (listed): it was listed when the registry was first seen",
+			"seen c: ",
+			"updated c: weight 2, zone x",
+			"rejected b: invalid record: want a JSON object",
+			"disconnected: ", // and why
+			"connected: back after ",
+			"lapsed ", // both at the same instant
+			"lapsed ",
+		}
+		lines := strings.Split(got, "\n")
+		if len(lines) != len(want) {
+			t.Fatalf("the journal has %d lines, want %d:\n%s", len(lines), len(want), got)
+		}
+		for i := range want {
+			if !strings.HasPrefix(lines[i], want[i]) {
+				t.Errorf("line %d: %q, want it to begin with %q", i, lines[i], want[i])
+			}
+		}
+		changes, rejected := d.Journal().Counts()
+		if changes[discovery.ChangeSeen] != 3 || changes[discovery.ChangeLapsed] != 2 || changes[discovery.ChangeUpdated] != 1 {
+			t.Errorf("counted %v", changes)
+		}
+		if fmt.Sprint(rejected) != "map[endpoint:1 record:1]" {
+			t.Errorf("counted rejections %v", rejected)
+		}
+		if e := d.Journal().Newest(1, nil)[0].Entry; e == nil || e.Node.ID == "" {
+			t.Error("a node that lapsed is not shown as it was last")
+		}
+	})
+}
+
+// A first listing that breaks is told of when it is repeated, not twice.
+func TestJournalOfABrokenListing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newScripted()
+		d := follow(t, w, discovery.Options{})
+		s := <-w.streams
+		s.put("", 1, newNode("a"))
+		s.emit(discovery.Event{Type: discovery.Rejected, ID: "bad"})
+		s.emit(discovery.Event{Type: discovery.Left, ID: "a"})
+		s.end <- errors.New("cut")
+		s = <-w.streams
+		s.put("", 1, newNode("a"))
+		s.sync(discovery.Listing{})
+		synctest.Wait()
+		got := strings.Join(journalOf(d.Journal()), "\n")
+		if want := "connected: listed, 1 nodes\nseen a (listed): it was listed when the registry was first seen"; got != want {
+			t.Errorf("the journal says\n%s\nwant\n%s", got, want)
+		}
+		s.end <- errors.New("cut")
+		s = <-w.streams // or the directory would wait for it
+		s.sync(discovery.Listing{})
+	})
+}
+
+func TestJournalIsBounded(t *testing.T) {
+	var j discovery.Journal
+	if changes, _ := j.Since(0); changes != nil || j.Newest(0, nil) != nil {
+		t.Error("an empty journal holds something")
+	}
+	const n = 10_000
+	for i := 1; i <= n; i++ {
+		j.Add(discovery.Change{Type: discovery.ChangeSeen, ID: fmt.Sprint(i)})
+	}
+	newest := j.Newest(0, nil)
+	if len(newest) != 4096 || newest[0].ID != fmt.Sprint(n) || newest[4095].ID != fmt.Sprint(n-4095) {
+		t.Errorf("it remembers %d changes, %s to %s", len(newest), newest[len(newest)-1].ID, newest[0].ID)
+	}
+	if one := j.Newest(1, func(c *discovery.Change) bool { return c.ID == "9000" }); len(one) != 1 || one[0].Number != 9000 {
+		t.Errorf("change 9000 was not found: %v", one)
+	}
+	// A follower that was too slow sees that it missed something, and then all.
+	number, seen := uint64(10), 0
+	for {
+		changes, _ := j.Since(number)
+		if changes == nil {
+			break
+		}
+		if seen == 0 && changes[0].Number != n-4095 {
+			t.Errorf("it goes on at %d, want the oldest that is left, %d", changes[0].Number, n-4095)
+		}
+		seen += len(changes)
+		number = changes[len(changes)-1].Number
+	}
+	if seen != 4096 || number != n {
+		t.Errorf("the follower saw %d changes up to %d", seen, number)
+	}
+	if counts, _ := j.Counts(); counts[discovery.ChangeSeen] != n {
+		t.Errorf("it counted %v", counts)
+	}
+}
+
+// Followers are woken, and miss nothing while they keep up.
+func TestJournalFollowers(t *testing.T) {
+	var j discovery.Journal
+	const n = 3000
+	var group sync.WaitGroup
+	for range 3 {
+		group.Go(func() {
+			for number := uint64(0); number < n; {
+				changes, more := j.Since(number)
+				for _, c := range changes {
+					if number++; c.Number != number {
+						t.Errorf("got change %d, want %d", c.Number, number)
+						return
+					}
+				}
+				if changes == nil {
+					<-more
+				}
+			}
+		})
+	}
+	for range n {
+		j.Add(discovery.Change{Type: discovery.ChangeUpdated})
+	}
+	group.Wait()
+}
+
+// Whatever is wrong with a record of the wire samples has a word of its own.
+func TestRejectionReason(t *testing.T) {
+	samples, err := filepath.Glob("testdata/wire/invalid-*.json")
+	if err != nil || len(samples) == 0 {
+		t.Fatal("no samples", err)
+	}
+	records := map[string]string{
+		"load":     `{"nodeId":"a","endpoint":"h:1","load":-1}`,
+		"metadata": `{"nodeId":"a","endpoint":"h:1","metadata":{"":"x"}}`,
+		"id":       `{"nodeId":"","endpoint":"h:1"}`,
+		"endpoint": `{"nodeId":"a","endpoint":"h"}`,
+		"record":   `[]`,
+	}
+	for want, record := range records {
+		_, err := discovery.ParseNode([]byte(record))
+		if got := discovery.RejectionReason(err); got != want {
+			t.Errorf("%s: reason %q of %v, want %q", record, got, err, want)
+		}
+	}
+	for _, sample := range samples {
+		data, err := os.ReadFile(sample)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = discovery.ParseNode(data)
+		if got := discovery.RejectionReason(err); got == "other" {
+			t.Errorf("%s: %v has no word", sample, err)
+		}
+	}
+	if got := discovery.RejectionReason(errors.New("whatever")); got != "other" {
+		t.Errorf("an unknown error has the word %q", got)
+	}
+}
+
+func BenchmarkJournal(b *testing.B) {
+	var j discovery.Journal
+	b.ReportAllocs()
+	for b.Loop() {
+		j.Add(discovery.Change{Type: discovery.ChangeSeen, ID: "orders-1", Reason: "x"})
+	}
+}
