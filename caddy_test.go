@@ -101,7 +101,7 @@ func service(t *testing.T, id string) *httptest.Server {
 }
 
 // list puts a node into a registry in memory, as a writer in the wild would.
-func list(t *testing.T, m *discoverytest.Memory, id, endpoint string, pairs ...string) {
+func list(t testing.TB, m *discoverytest.Memory, id, endpoint string, pairs ...string) {
 	t.Helper()
 	e, err := discovery.ParseEndpoint(endpoint)
 	if err != nil {

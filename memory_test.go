@@ -19,7 +19,7 @@ func init() { caddy.RegisterModule(memoryBackend{}) }
 var memories sync.Map
 
 // newMemory makes a registry in memory that configs can name until the test ends.
-func newMemory(t *testing.T) (string, *discoverytest.Memory) {
+func newMemory(t testing.TB) (string, *discoverytest.Memory) {
 	t.Helper()
 	m := discoverytest.NewMemory()
 	memories.Store(t.Name(), m)

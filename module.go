@@ -24,6 +24,7 @@ func init() {
 	caddy.RegisterModule(Registrar{})
 	caddy.RegisterModule(NATSKV{})
 	caddy.RegisterModule(Redis{})
+	caddy.RegisterModule(Admin{})
 }
 
 // A Backend is a kind of registry: what the guest modules in the namespace
@@ -140,6 +141,7 @@ func (r *sharedRegistry) release() error {
 type sharedDirectory struct {
 	*discovery.Directory
 	registry *sharedRegistry
+	backend  string // the kind of registry
 
 	once   sync.Once
 	opened atomic.Int64 // when it was started, in Unix nanoseconds
@@ -166,6 +168,7 @@ func acquireDirectory(b Backend) (*sharedDirectory, error) {
 		return &sharedDirectory{
 			Directory: discovery.NewDirectory(r.conn, options),
 			registry:  r,
+			backend:   b.CaddyModule().ID.Name(),
 			done:      make(chan struct{}),
 		}, nil
 	})

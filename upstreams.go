@@ -106,7 +106,10 @@ func (u *Upstreams) Provision(ctx caddy.Context) error {
 		return fmt.Errorf("opening the registry: %w", err)
 	}
 	// A config that is only validated gets no further than here.
-	return onEvent(ctx, "started", u.directory.start)
+	return onEvent(ctx, "started", func() {
+		u.directory.start()
+		u.enlist()
+	})
 }
 
 // checkOptions checks and completes what was configured. Global placeholders are
@@ -179,6 +182,7 @@ func (u *Upstreams) Cleanup() error {
 	if u.directory == nil {
 		return nil
 	}
+	u.delist()
 	return u.directory.release()
 }
 

@@ -1,0 +1,98 @@
+package caddydiscovery
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/caddy-discovery/caddy-discovery/discovery"
+)
+
+// sources are those of all running configs, in the order in which they started.
+// During a reload the old ones and the new ones are both there.
+var sources struct {
+	sync.Mutex
+	running []*Upstreams
+}
+
+// enlist makes the source one that people can look at.
+func (u *Upstreams) enlist() {
+	sources.Lock()
+	defer sources.Unlock()
+	if !slices.Contains(sources.running, u) {
+		sources.running = append(sources.running, u)
+	}
+}
+
+func (u *Upstreams) delist() {
+	sources.Lock()
+	defer sources.Unlock()
+	sources.running = slices.DeleteFunc(sources.running, func(r *Upstreams) bool { return r == u })
+}
+
+// namedSource is a source and what to call it.
+type namedSource struct {
+	*Upstreams
+	name string
+	wish wish
+}
+
+// sourcesOf returns the running sources of each directory. Those that ask for the
+// same are told apart by a number.
+func sourcesOf() map[*sharedDirectory][]namedSource {
+	sources.Lock()
+	running := slices.Clone(sources.running)
+	sources.Unlock()
+	byDirectory := make(map[*sharedDirectory][]namedSource)
+	times := make(map[string]int)
+	for _, u := range running {
+		name := u.describe()
+		if times[name]++; times[name] > 1 {
+			name = fmt.Sprintf("%s #%d", name, times[name])
+		}
+		byDirectory[u.directory] = append(byDirectory[u.directory], namedSource{u, name, u.certainWish()})
+	}
+	return byDirectory
+}
+
+// describe says in a few words which nodes the source asks for.
+func (u *Upstreams) describe() string {
+	var parts []string
+	if u.Service != "" {
+		parts = append(parts, "service "+u.Service)
+	}
+	for _, c := range u.Where {
+		parts = append(parts, "where "+c.Key+" "+strings.Join(c.Values, " "))
+	}
+	if u.Scheme != schemeAuto {
+		parts = append(parts, "scheme "+u.Scheme)
+	}
+	if len(parts) == 0 {
+		return "every service"
+	}
+	return strings.Join(parts, ", ")
+}
+
+// certainWish is what every request of the source asks for, whatever its
+// placeholders come to.
+func (u *Upstreams) certainWish() wish {
+	w := wish{service: u.Service}
+	for _, c := range u.Where {
+		if !slices.ContainsFunc(c.Values, varies) {
+			w.where = append(w.where, c)
+		}
+	}
+	return w
+}
+
+func varies(s string) bool { return strings.Contains(s, "{") }
+
+// standing returns why no request gets the node by this source; "" if some
+// requests do.
+func (s namedSource) standing(e *discovery.Entry) string {
+	if s.Service != "" && !varies(s.Service) && e.Node.Service() != s.Service {
+		return "service"
+	}
+	return s.obstacle(e, s.wish)
+}
