@@ -17,7 +17,7 @@ FUZZ_TIME    ?= 30s
 BENCH        ?= .
 PKG          ?= ./...
 
-.PHONY: build demo test lint bench fuzz clean help
+.PHONY: build demo test lint bench bench-backends fuzz clean help
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -54,6 +54,10 @@ lint: ## formatting, vet, and the rules of .golangci.yml
 bench: ## all benchmarks; BENCH=<regexp> and PKG=<package> choose some
 	@scripts/need-redis
 	go test -run '^$$' -bench '$(BENCH)' -benchmem -timeout 60m $(PKG)
+
+bench-backends: ## compare the kinds of registry; writes docs/benchmarks.md
+	@scripts/need-redis
+	go test -run '^$$' -bench '^BenchmarkBackends$$' -benchtime 1x -timeout 30m ./benchmarks -args -report $(CURDIR)/docs
 
 fuzz: ## every fuzz target for FUZZ_TIME (30s) each
 	@scripts/fuzz $(FUZZ_TIME)

@@ -74,6 +74,9 @@ func StartProcess(t testing.TB) *Process {
 // URL returns where the server is.
 func (p *Process) URL() string { return fmt.Sprintf("nats://127.0.0.1:%d", p.Port) }
 
+// PID returns the id of the server's process.
+func (p *Process) PID() int { return p.child.Process.Pid }
+
 // Start starts a server that was stopped, on the same port with the same store.
 func (p *Process) Start() {
 	p.t.Helper()
