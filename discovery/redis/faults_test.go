@@ -545,7 +545,6 @@ func all(servers ...*redistest.Server) (stop, restart func()) {
 }
 
 func TestConformanceSentinel(t *testing.T) {
-	t.Parallel()
 	s := redistest.StartSentinel(t, 1, "sentinel-pw", redistest.Password("pw"))
 	stop, restart := all(append(append([]*redistest.Server(nil), s.Servers...), s.Sentinels...)...)
 	n := 0
@@ -559,10 +558,8 @@ func TestConformanceSentinel(t *testing.T) {
 }
 
 func TestConformanceCluster(t *testing.T) {
-	t.Parallel()
 	for _, layout := range []string{LayoutSortedSet, LayoutKeys} {
 		t.Run(layout, func(t *testing.T) {
-			t.Parallel()
 			cluster := redistest.StartCluster(t, 0, redistest.Notify("KA"))
 			stop, restart := all(cluster.Masters...)
 			n := 0

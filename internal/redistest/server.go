@@ -199,9 +199,14 @@ func (s *Server) await() {
 	s.t.Helper()
 	deadline := time.Now().Add(patience)
 	for {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-		err := s.Client().Ping(ctx).Err()
-		cancel()
+		// The client would log each vain try.
+		conn, err := net.Dial("tcp", s.Addr())
+		if err == nil {
+			_ = conn.Close()
+			ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+			err = s.Client().Ping(ctx).Err()
+			cancel()
+		}
 		if err == nil {
 			return
 		}
