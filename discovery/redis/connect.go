@@ -150,17 +150,30 @@ func (d *connector) commands() goredis.UniversalClient {
 
 // connect opens a connection.
 func (d *connector) connect(ctx context.Context, network, address string) (net.Conn, error) {
-	plain := &net.Dialer{Timeout: dialTimeout, KeepAlive: 15 * time.Second}
-	if d.tls == nil {
-		return plain.DialContext(ctx, network, address)
+	conn, err := (&net.Dialer{KeepAlive: 15 * time.Second}).DialContext(ctx, network, address)
+	if err != nil || d.tls == nil {
+		return conn, err
 	}
-	return (&tls.Dialer{NetDialer: plain, Config: d.tls}).DialContext(ctx, network, address)
+	config := d.tls.Clone()
+	if config.ServerName == "" {
+		config.ServerName, _, _ = net.SplitHostPort(address)
+	}
+	secure := tls.Client(conn, config)
+	if err := secure.HandshakeContext(ctx); err != nil {
+		_ = conn.Close()
+		if errors.Is(err, context.DeadlineExceeded) {
+			// A server that does not speak TLS waits for the rest of a command.
+			err = tls.RecordHeaderError{Msg: "TLS handshake: no answer in time"}
+		}
+		return nil, fmt.Errorf("connecting to %s: %w", address, err)
+	}
+	return secure, nil
 }
 
 func (d *connector) dial(ctx context.Context, network, address string) (net.Conn, error) {
 	conn, err := d.connect(ctx, network, address)
 	if err != nil {
-		return failedConn{err}, nil
+		return failed(err), nil
 	}
 	return conn, nil
 }
@@ -171,11 +184,11 @@ func (d *connector) dial(ctx context.Context, network, address string) (net.Conn
 func (d *connector) dialMaster(ctx context.Context, network, _ string) (net.Conn, error) {
 	address, err := d.askMaster(ctx)
 	if err != nil {
-		return failedConn{err}, nil
+		return failed(err), nil
 	}
 	conn, err := d.connect(ctx, network, address)
 	if err != nil {
-		return failedConn{err}, nil
+		return failed(err), nil
 	}
 	m := &masterConn{Conn: conn, address: address, owner: d}
 	d.mu.Lock()
@@ -278,6 +291,11 @@ func noMaintenance() *maintnotifications.Config {
 
 // failedConn is a connection that could not be made.
 type failedConn struct{ err error }
+
+// failed wraps the reason once more: the client library unwraps the error of a
+// handshake (redis.go, initConn), which would leave of a net.OpError only what
+// the system said.
+func failed(err error) failedConn { return failedConn{fmt.Errorf("%w", err)} }
 
 func (c failedConn) Read([]byte) (int, error)       { return 0, c.err }
 func (c failedConn) Write([]byte) (int, error)      { return 0, c.err }

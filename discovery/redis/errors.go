@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"regexp"
+	"strconv"
 	"strings"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
@@ -35,6 +37,8 @@ var explanations = []struct {
 }{
 	{"WRONGPASS", discovery.ErrCredentials, "check the user name and the password"},
 	{"NOAUTH", discovery.ErrCredentials, "the server asks for a password"},
+	// A command with many arguments before a login.
+	{"unauthenticated", discovery.ErrCredentials, "the server asks for a password"},
 	{"without any password configured", discovery.ErrCredentials, "the server has no password: give none, or a user name too"},
 	{"invalid password", discovery.ErrCredentials, "check the password"},
 	{"NOPERM", discovery.ErrPermission, "give the user the command, key or channel that the server names"},
@@ -114,6 +118,30 @@ func explain(err error) error {
 		return &failure{discovery.ErrUnreachable, "the connection was closed"}
 	}
 	return &failure{discovery.ErrUnreachable, err.Error()}
+}
+
+// scriptLine finds the line of a script in an error of Redis, which before
+// version 7.2 does not name the command that was refused there.
+var scriptLine = regexp.MustCompile(`@user_script:\s*(\d+)`)
+
+// scriptCommand finds the command in a line of a script.
+var scriptCommand = regexp.MustCompile(`redis\.p?call\('(\w+)'`)
+
+// explainScript explains the error of a script.
+func explainScript(err error, source string) error {
+	err = explain(err)
+	if !errors.Is(err, discovery.ErrPermission) {
+		return err
+	}
+	if m := scriptLine.FindStringSubmatch(err.Error()); m != nil {
+		lines := strings.Split(source, "\n")
+		if n, _ := strconv.Atoi(m[1]); n > 0 && n <= len(lines) {
+			if command := scriptCommand.FindStringSubmatch(lines[n-1]); command != nil {
+				return fmt.Errorf("%w: it needs the command %s", err, command[1])
+			}
+		}
+	}
+	return err
 }
 
 // broken says that a watch ended, and why.

@@ -51,7 +51,8 @@ func (l *keysLayout) Announce(ctx context.Context, n discovery.Node) error {
 
 func (l *keysLayout) Withdraw(ctx context.Context, n discovery.Node) error {
 	return l.r.do(ctx, func(ctx context.Context) error {
-		return withdrawKeyScript.Run(ctx, l.r.commands, []string{l.prefix + n.ID}, n.Instance()).Err()
+		_, err := withdrawKeyScript.run(ctx, l.r.commands, []string{l.prefix + n.ID}, n.Instance())
+		return err
 	})
 }
 
@@ -75,8 +76,9 @@ type stringKey struct {
 // keysView is the view of one watch.
 type keysView struct {
 	*keysLayout
-	w       *watch
-	masters []string // addresses of a cluster's masters; else nil
+	w          *watch
+	masters    []string // addresses of a cluster's masters; else nil
+	subscribed bool     // to notifications of all of them
 
 	seed  maphash.Seed
 	keys  map[string]*stringKey
@@ -90,7 +92,14 @@ func (l *keysLayout) watch(ctx context.Context, w *watch) (view, error) {
 	return v, err
 }
 
-func (v *keysView) follow(ctx context.Context) string {
+func (v *keysView) push() string {
+	if v.subscribed {
+		return "notifications"
+	}
+	return "poll"
+}
+
+func (v *keysView) follow(ctx context.Context) {
 	// Notifications are local to each server of a cluster.
 	var options []*goredis.Options
 	if v.masters == nil {
@@ -112,15 +121,15 @@ func (v *keysView) follow(ctx context.Context) string {
 			return nil
 		})
 		if err != nil {
-			return "poll"
+			return
 		}
 	}
 	for _, client := range clients {
 		if v.w.subscribe(ctx, client, true, pattern) != nil {
-			return "poll"
+			return
 		}
 	}
-	return "notifications"
+	v.subscribed = true
 }
 
 // escapeGlob makes a pattern that matches s only.

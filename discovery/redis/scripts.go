@@ -1,6 +1,7 @@
 package redis
 
 import (
+	"context"
 	_ "embed" // for the scripts
 
 	goredis "github.com/redis/go-redis/v9"
@@ -16,8 +17,22 @@ var (
 	//go:embed withdraw_key.lua
 	withdrawKeyLua string
 
-	announceScript    = goredis.NewScript(announceLua)
-	withdrawScript    = goredis.NewScript(withdrawLua)
-	lookScript        = goredis.NewScript(lookLua)
-	withdrawKeyScript = goredis.NewScript(withdrawKeyLua)
+	announceScript    = newScript(announceLua)
+	withdrawScript    = newScript(withdrawLua)
+	lookScript        = newScript(lookLua)
+	withdrawKeyScript = newScript(withdrawKeyLua)
 )
+
+type script struct {
+	source string
+	*goredis.Script
+}
+
+func newScript(source string) script { return script{source, goredis.NewScript(source)} }
+
+// run runs the script by its digest, or in full if the server does not have it
+// yet. It is for use within do.
+func (s script) run(ctx context.Context, c goredis.Scripter, keys []string, args ...any) (any, error) {
+	answer, err := s.Run(ctx, c, keys, args...).Result()
+	return answer, explainScript(err, s.source)
+}

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"hash/fnv"
 	"maps"
@@ -60,8 +61,9 @@ func (l *sortedSet) Announce(ctx context.Context, n discovery.Node) error {
 		return err
 	}
 	return l.r.do(ctx, func(ctx context.Context) error {
-		return announceScript.Run(ctx, l.r.commands, l.keys(),
-			n.ID, digest(n), record, leaseOf(n).Milliseconds(), l.r.config.History, rand.Text()).Err()
+		_, err := announceScript.run(ctx, l.r.commands, l.keys(),
+			n.ID, digest(n), record, leaseOf(n).Milliseconds(), l.r.config.History, rand.Text())
+		return err
 	})
 }
 
@@ -82,7 +84,8 @@ func leaseOf(n discovery.Node) time.Duration {
 
 func (l *sortedSet) Withdraw(ctx context.Context, n discovery.Node) error {
 	return l.r.do(ctx, func(ctx context.Context) error {
-		return withdrawScript.Run(ctx, l.r.commands, l.keys(), n.ID, n.Instance()).Err()
+		_, err := withdrawScript.run(ctx, l.r.commands, l.keys(), n.ID, n.Instance())
+		return err
 	})
 }
 
@@ -227,6 +230,8 @@ type setView struct {
 	nodes   map[string]*node
 	gone    map[string]uint64 // left by this entry of the stream, which a late look may not know
 
+	narrow      bool // only the set may be read
+	subscribed  bool // to notifications
 	epoch       string
 	streams     bool      // the stream is being read
 	streamed    uint64    // the newest entry that was read
@@ -271,8 +276,7 @@ func (v *setView) remember() {
 	v.previous = ids
 }
 
-func (v *setView) follow(ctx context.Context) string {
-	var push []string
+func (v *setView) follow(ctx context.Context) {
 	// Whether XREAD is allowed shows only in trying.
 	err := v.r.do(ctx, func(ctx context.Context) error {
 		err := v.client.XRead(ctx, &goredis.XReadArgs{Streams: []string{v.changes, "$"}, Count: 1, Block: -1}).Err()
@@ -281,9 +285,7 @@ func (v *setView) follow(ctx context.Context) string {
 		}
 		return err
 	})
-	if v.streams = err == nil; v.streams {
-		push = append(push, "stream")
-	}
+	v.streams = err == nil
 	err = v.r.do(ctx, func(ctx context.Context) error {
 		if !notifies(ctx, v.client, "z") {
 			return discovery.ErrUnsupported
@@ -292,14 +294,21 @@ func (v *setView) follow(ctx context.Context) string {
 	})
 	if err == nil {
 		channel := fmt.Sprintf("__keyspace@%d__:%s", v.r.config.DB, v.set)
-		if v.w.subscribe(ctx, v.client, false, channel) == nil {
-			push = append(push, "notifications")
-		}
+		v.subscribed = v.w.subscribe(ctx, v.client, false, channel) == nil
 	}
-	if len(push) == 0 {
+}
+
+func (v *setView) push() string {
+	switch {
+	case v.streams && v.subscribed:
+		return "stream and notifications"
+	case v.streams:
+		return "stream"
+	case v.subscribed:
+		return "notifications"
+	default:
 		return "poll"
 	}
-	return strings.Join(push, " and ")
 }
 
 // setLook is what one look found.
@@ -325,14 +334,17 @@ func (v *setView) look(q request) func(context.Context) (any, error) {
 		since:   v.clock - float64(v.margin.Milliseconds()),
 		started: time.Now(),
 	}
-	lowest := "-inf"
+	lowest, keys := "-inf", []string{v.set, v.changes, v.meta}
+	if v.narrow {
+		keys = keys[:1]
+	}
 	if !l.whole {
 		lowest = strconv.FormatFloat(l.since, 'f', 0, 64)
 	}
 	return func(ctx context.Context) (any, error) {
 		var answer any
 		err := v.r.do(ctx, func(ctx context.Context) (err error) {
-			answer, err = lookScript.Run(ctx, v.r.commands, []string{v.set, v.changes, v.meta}, lowest).Result()
+			answer, err = lookScript.run(ctx, v.r.commands, keys, lowest)
 			return err
 		})
 		if err == nil {
@@ -385,11 +397,20 @@ func (l *setLook) read(answer any) error {
 
 func (v *setView) list(ctx context.Context) (discovery.Listing, error) {
 	first, err := v.look(request{whole: true})(ctx)
+	if errors.Is(err, discovery.ErrPermission) {
+		// A user may be restricted to the set itself.
+		v.narrow = true
+		var again error
+		if first, again = v.look(request{whole: true})(ctx); again == nil {
+			err = nil
+		}
+	}
 	if err != nil {
 		return discovery.Listing{}, err
 	}
 	l := first.(*setLook)
-	if l.epoch == "" {
+	v.streams = v.streams && l.last != ""
+	if l.epoch == "" && !v.narrow {
 		if l.epoch, err = v.r.mark(ctx, v.meta); err != nil {
 			return discovery.Listing{}, err
 		}
@@ -413,7 +434,7 @@ func (v *setView) list(ctx context.Context) (discovery.Listing, error) {
 			return discovery.Listing{}, err
 		}
 	}
-	if v.streams = v.streams && l.last != ""; v.streams {
+	if v.streams {
 		v.w.read(ctx, v.client, v.changes, l.last)
 	}
 	listing := discovery.Listing{Epoch: v.epoch, Revision: v.seq}
@@ -560,8 +581,12 @@ func (v *setView) found(n *node, l *setLook, next *request) {
 			v.put(n, best, 0, 0)
 		}
 	case !l.whole && best.score < was.score:
-		// An older record than the one we know, if that is still there.
-		next.whole = next.whole || n.changed
+		// An older record than the one we know, if that is still there. The
+		// whole look that decides must find it as new as this one did.
+		if n.changed {
+			delete(v.members, best.text)
+			next.whole = true
+		}
 	case n.changed, was.look == v.looks:
 		// Written since the last look: a heartbeat, whatever its score says.
 		if !l.whole {

@@ -50,10 +50,13 @@ type watch struct {
 
 // A view is what a watch knows of the registry: enough to tell what changed.
 type view interface {
+	// follow subscribes to what the server offers to tell of changes.
+	follow(ctx context.Context)
 	// list reads everything and emits it, and returns what Synced will say.
+	// From there on changes are told.
 	list(ctx context.Context) (discovery.Listing, error)
-	// follow starts what tells of changes, and returns what that is.
-	follow(ctx context.Context) string
+	// push names what tells of changes.
+	push() string
 	// look prepares to read what the request asks for. What it returns reads,
 	// and runs beside the loop.
 	look(q request) func(ctx context.Context) (any, error)
@@ -136,12 +139,13 @@ func (w *watch) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	push := v.follow(ctx)
-	r.push.Store(&push)
+	v.follow(ctx)
 	listing, err := v.list(ctx)
 	if err != nil {
 		return err
 	}
+	push := v.push()
+	r.push.Store(&push)
 	r.watching.Store(w)
 	w.emit(discovery.Event{Type: discovery.Synced, Listing: listing})
 

@@ -150,12 +150,12 @@ func (s *Server) run() {
 // it answers. It must not be running.
 func (s *Server) Restart() {
 	s.t.Helper()
-	s.launch()
+	s.Launch()
 	s.await()
 }
 
-// launch starts the process without waiting for it.
-func (s *Server) launch() {
+// Launch starts the server without waiting until it answers.
+func (s *Server) Launch() {
 	s.t.Helper()
 	s.configure()
 	reply := make(chan started)
