@@ -1,15 +1,30 @@
 package caddydiscovery
 
 import (
+	"context"
 	"fmt"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+	goredis "github.com/redis/go-redis/v9"
 	"go.uber.org/zap"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
 	"github.com/caddy-discovery/caddy-discovery/discovery/redis"
 )
+
+func init() {
+	// The client library otherwise writes to standard error, past Caddy's log. It
+	// has one logger for the whole process. What matters comes back as an error
+	// as well, so this is for debugging only.
+	goredis.SetLogger(redisLogger{})
+}
+
+type redisLogger struct{}
+
+func (redisLogger) Printf(_ context.Context, format string, v ...any) {
+	caddy.Log().Named("go-redis").Debug(fmt.Sprintf(format, v...))
+}
 
 // maxRedisHistory bounds what an operator may ask the server to keep.
 const maxRedisHistory = 1000

@@ -115,7 +115,7 @@ func (s *sortedSet) remove(id string) {
 
 func (s *sortedSet) record(id string) string {
 	s.t.Helper()
-	members, err := s.client.ZRevRange(context.Background(), setKey, 0, -1).Result()
+	members, err := s.client.ZRangeArgs(context.Background(), goredis.ZRangeArgs{Key: setKey, Start: 0, Stop: -1, Rev: true}).Result()
 	s.must(err)
 	for _, m := range members {
 		if n, err := discovery.ParseNode([]byte(m)); err == nil && n.ID == id {

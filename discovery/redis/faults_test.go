@@ -476,7 +476,7 @@ func TestSentinelMasterMoved(t *testing.T) {
 	synced(t, d)
 	ctx := context.Background()
 	replica := s.Servers[1]
-	if err := replica.Client().SlaveOf(ctx, "no", "one").Err(); err != nil {
+	if err := replica.Client().ReplicaOf(ctx, "no", "one").Err(); err != nil {
 		t.Fatal(err)
 	}
 	for _, sentinel := range s.Sentinels {

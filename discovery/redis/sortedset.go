@@ -280,7 +280,7 @@ func (v *setView) follow(ctx context.Context) {
 	// Whether XREAD is allowed shows only in trying.
 	err := v.r.do(ctx, func(ctx context.Context) error {
 		err := v.client.XRead(ctx, &goredis.XReadArgs{Streams: []string{v.changes, "$"}, Count: 1, Block: -1}).Err()
-		if err == goredis.Nil { //nolint:errorlint // a bare value
+		if err == goredis.Nil {
 			return nil
 		}
 		return err

@@ -303,7 +303,7 @@ func (w *watch) read(ctx context.Context, client *goredis.Client, key, id string
 			switch {
 			case ctx.Err() != nil:
 				return
-			case err == goredis.Nil: //nolint:errorlint // a bare value
+			case err == goredis.Nil:
 				continue
 			case err != nil:
 				w.fail(fmt.Errorf("reading the stream of changes: %w", explain(err)))
