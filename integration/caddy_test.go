@@ -16,25 +16,34 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/caddy-discovery/caddy-discovery/internal/natstest"
 )
 
 // binary is the Caddy under test, as make build makes it.
 var binary string
 
 func TestMain(m *testing.M) {
+	if natstest.Child() {
+		return
+	}
+	os.Exit(run(m))
+}
+
+func run(m *testing.M) int {
 	// The binary is built the way a user builds it, through xcaddy.
 	build := exec.Command("make", "-C", "..", "build")
 	build.Stdout, build.Stderr = os.Stderr, os.Stderr
 	if err := build.Run(); err != nil {
 		fmt.Fprintln(os.Stderr, "make build:", err)
-		os.Exit(1)
+		return 1
 	}
 	var err error
 	if binary, err = filepath.Abs("../bin/caddy"); err != nil {
 		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
+		return 1
 	}
-	os.Exit(m.Run())
+	return m.Run()
 }
 
 // patience bounds every wait, far beyond what anything needs.

@@ -106,6 +106,17 @@ func (p *Process) Start() {
 	}
 }
 
+// Kill ends the server without giving it a chance, and returns when it is gone.
+func (p *Process) Kill() {
+	p.t.Helper()
+	if err := p.child.Process.Kill(); err != nil {
+		p.t.Fatalf("killing the NATS server: %v", err)
+	}
+	_ = p.child.Wait() // it was killed, and says so
+	p.stdin.Close()
+	p.child = nil
+}
+
 // Stop shuts the server down and returns when it is gone.
 func (p *Process) Stop() {
 	if p.child == nil {
