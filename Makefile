@@ -17,7 +17,7 @@ FUZZ_TIME    ?= 30s
 BENCH        ?= .
 PKG          ?= ./...
 
-.PHONY: build demo test lint bench bench-backends fuzz clean help
+.PHONY: build demo test lint bench bench-backends reliability fuzz clean help
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -58,6 +58,10 @@ bench: ## all benchmarks; BENCH=<regexp> and PKG=<package> choose some
 bench-backends: ## compare the kinds of registry; writes docs/benchmarks.md
 	@scripts/need-redis
 	go test -run '^$$' -bench '^BenchmarkBackends$$' -benchtime 1x -timeout 30m ./benchmarks -args -report $(CURDIR)/docs
+
+reliability: ## hurt every kind of registry under load; writes docs/reliability.md
+	@scripts/need-redis
+	go test -count=1 -run '^TestFaults$$' -timeout 30m ./integration -args -reliability $(CURDIR)/docs/reliability.md
 
 fuzz: ## every fuzz target for FUZZ_TIME (30s) each
 	@scripts/fuzz $(FUZZ_TIME)
