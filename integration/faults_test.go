@@ -268,8 +268,7 @@ type ward struct {
 
 	mu      sync.Mutex
 	away    map[string]bool // nodes that left
-	fleet   context.Context // ends with the heartbeats
-	stop    context.CancelFunc
+	join    func(*service)  // makes a node heartbeat until it leaves
 	beating sync.WaitGroup
 }
 
@@ -329,13 +328,12 @@ func admitWard(t *testing.T, p patient) *ward {
 	for i := range 10 {
 		w.services = append(w.services, newService(t, fmt.Sprintf("orders-%d", i)))
 	}
-	var ctx context.Context
-	ctx, w.stop = context.WithCancel(context.Background())
-	t.Cleanup(func() { w.stop(); w.beating.Wait() })
+	ctx, stop := context.WithCancel(context.Background())
+	t.Cleanup(func() { stop(); w.beating.Wait() })
+	w.join = func(s *service) { w.beating.Go(func() { w.beat(ctx, s) }) }
 	for _, s := range w.services {
-		w.beat(ctx, s)
+		w.join(s)
 	}
-	w.fleet = ctx
 	w.proxy = start(t, "", w.sites())
 	eventually(t, "all serve", func() bool {
 		return fmt.Sprint(round(t, 10, "http://127.0.0.1:"+w.port)) == all(w.services)
@@ -345,15 +343,13 @@ func admitWard(t *testing.T, p patient) *ward {
 
 // beat heartbeats for a node, like a process of its own, until it leaves.
 func (w *ward) beat(ctx context.Context, s *service) {
-	w.beating.Go(func() {
-		for ctx.Err() == nil && !w.gone(s) {
-			_ = w.put(s.id, record(s))
-			select {
-			case <-ctx.Done():
-			case <-time.After(lease / 3):
-			}
+	for ctx.Err() == nil && !w.gone(s) {
+		_ = w.put(s.id, record(s))
+		select {
+		case <-ctx.Done():
+		case <-time.After(lease / 3):
 		}
-	})
+	}
 }
 
 func (w *ward) gone(s *service) bool {
@@ -458,7 +454,7 @@ func (w *ward) treat(f fault) finding {
 	left := w.services[0]
 	w.away[left.id] = true
 	w.mu.Unlock()
-	w.beat(w.fleet, joined)
+	w.join(joined)
 	eventually(t, "the registry takes the goodbye", func() bool { return w.remove(left.id) == nil })
 	want := func() []string {
 		var ids []string
