@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -153,8 +154,9 @@ func eventually(t *testing.T, what string, ok func() bool) {
 }
 
 // source provisions a source by itself, outside of a server, and waits until its
-// directory is synced.
-func source(tb testing.TB, options string) *Upstreams {
+// directory is synced. What else its handler has is given as pairs of a JSON name
+// and a value.
+func source(tb testing.TB, options string, pairs ...any) *Upstreams {
 	tb.Helper()
 	u := new(Upstreams)
 	if err := u.UnmarshalCaddyfile(caddyfile.NewTestDispenser("discovery {\n" + options + "\n}")); err != nil {
@@ -166,10 +168,11 @@ func source(tb testing.TB, options string) *Upstreams {
 	}
 	ctx, cancel := caddy.NewContext(ctx)
 	tb.Cleanup(cancel) // cleans up what is loaded below
-	config := caddyconfig.JSON(map[string]any{
-		"dynamic_upstreams": caddyconfig.JSONModuleObject(u, "source", "discovery", nil),
-	}, nil)
-	handler, err := ctx.LoadModuleByID("http.handlers.reverse_proxy", config)
+	config := map[string]any{"dynamic_upstreams": caddyconfig.JSONModuleObject(u, "source", "discovery", nil)}
+	for i := 0; i < len(pairs); i += 2 {
+		config[pairs[i].(string)] = pairs[i+1]
+	}
+	handler, err := ctx.LoadModuleByID("http.handlers.reverse_proxy", caddyconfig.JSON(config, nil))
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -178,3 +181,14 @@ func source(tb testing.TB, options string) *Upstreams {
 	<-u.directory.Synced()
 	return u
 }
+
+// host does to upstreams what Caddy's handler does with those that a source
+// returns, as far as it can be done from here.
+func host(pool []*reverseproxy.Upstream) {
+	for _, up := range pool {
+		h, _ := hosts.LoadOrStore(up.Dial, new(reverseproxy.Host))
+		up.Host = h.(*reverseproxy.Host)
+	}
+}
+
+var hosts sync.Map // address → *reverseproxy.Host

@@ -18,6 +18,7 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 	"github.com/dustin/go-humanize"
 
+	"github.com/caddy-discovery/caddy-discovery/discovery"
 	"github.com/caddy-discovery/caddy-discovery/discovery/redis"
 )
 
@@ -35,6 +36,10 @@ func init() {
 //	    where        <key> <value...>
 //	    prefer       <key> <value...>
 //	    scheme       auto|http|https
+//	    pick         <n> [hash <placeholder>]
+//	    subset       <n>
+//	    proxy_id     <id>
+//	    slow_start   <duration>
 //	    sync_timeout <duration>
 //	}
 //
@@ -54,6 +59,10 @@ func (u *Upstreams) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 			"where":        criterion(&u.Where),
 			"prefer":       criterion(&u.Prefer),
 			"scheme":       oneOf(&u.Scheme, schemeAuto, "http", "https"),
+			"pick":         pick(&u.Pick),
+			"subset":       number(&u.Subset, 1, discovery.MaxNodes),
+			"proxy_id":     text("<id>", &u.ProxyID),
+			"slow_start":   duration(&u.SlowStart),
 			"sync_timeout": duration(&u.SyncTimeout),
 		},
 	}.parse(d)
@@ -465,6 +474,27 @@ func criterion(to *[]Criterion) option {
 			return errors.New("the key is empty, want <key> <value...>")
 		}
 		*to = append(*to, Criterion{Key: args[0], Values: args[1:]})
+		return nil
+	}}
+}
+
+// pick is the option 'pick <n> [hash <placeholder>]'.
+func pick(to **Pick) option {
+	return option{usage: "<n> [hash <placeholder>]", min: 1, max: 3, set: func(args []string) error {
+		p := new(Pick)
+		if err := number(&p.Count, 1, maxPick).set(args[:1]); err != nil {
+			return err
+		}
+		if len(args) > 1 {
+			if args[1] != "hash" {
+				return fmt.Errorf("invalid word %q, want hash <placeholder> or nothing", args[1])
+			}
+			if len(args) < 3 || args[2] == "" {
+				return errors.New("hash needs a placeholder, such as {client_ip} or {header.X-Tenant}")
+			}
+			p.Hash = args[2]
+		}
+		*to = p
 		return nil
 	}}
 }

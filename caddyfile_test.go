@@ -82,7 +82,7 @@ func TestCaddyfileErrors(t *testing.T) {
 		caddyfile string
 		want      []string
 	}{
-		"unknown option":       {source("servise orders"), []string{`unknown option "servise"`, "want one of", "prefer, registry, scheme, service", "Caddyfile:4"}},
+		"unknown option":       {source("servise orders"), []string{`unknown option "servise"`, "want one of", "registry, scheme, service", "Caddyfile:4"}},
 		"no argument":          {source("service"), []string{"option service", "want: service <name>", "Caddyfile:4"}},
 		"too many arguments":   {source("service a b"), []string{"option service", "want: service <name>", "Caddyfile:4"}},
 		"empty argument":       {source(`service ""`), []string{"option service", "empty", "Caddyfile:4"}},
@@ -93,6 +93,14 @@ func TestCaddyfileErrors(t *testing.T) {
 		"bad scheme":           {source("scheme ftp"), []string{"option scheme", `"ftp"`, "auto|http|https", "Caddyfile:4"}},
 		"bad duration":         {source("sync_timeout soon"), []string{"option sync_timeout", `"soon"`, "such as 500ms", "Caddyfile:4"}},
 		"duration of nothing":  {source("sync_timeout 0s"), []string{"option sync_timeout", `"0s"`, "above 0"}},
+		"pick of nothing":      {source("pick 0"), []string{"option pick", `"0"`, "1 to 1000", "Caddyfile:4"}},
+		"pick without number":  {source("pick"), []string{"option pick", "want: pick <n> [hash <placeholder>]"}},
+		"pick by a wrong word": {source("pick 2 by {client_ip}"), []string{"option pick", `"by"`, "hash <placeholder>"}},
+		"pick hash of nothing": {source("pick 2 hash"), []string{"option pick", "hash needs a placeholder", "Caddyfile:4"}},
+		"pick twice":           {source("pick 2\npick 2 hash {client_ip}"), []string{"option pick is given twice", "Caddyfile:5"}},
+		"bad subset":           {source("subset -1"), []string{"option subset", `"-1"`, "1 to 100000"}},
+		"no proxy_id":          {source("proxy_id"), []string{"option proxy_id", "want: proxy_id <id>"}},
+		"bad slow_start":       {source("pick 2\nslow_start slowly"), []string{"option slow_start", `"slowly"`, "such as 500ms", "Caddyfile:5"}},
 		"no registry":          {bare("{\nservice a\n}"), []string{"the registry is missing", "registry <backend>", "Caddyfile:"}},
 		"two registries":       {source("registry nats_kv"), []string{"option registry", "given twice", "Caddyfile:4"}},
 		"registry of nothing":  {bare("{\nregistry\n}"), []string{"option registry", "want: registry <backend>", "Caddyfile:4"}},
@@ -145,6 +153,16 @@ func TestProvisionErrors(t *testing.T) {
 			proxy("dynamic multi {\ndiscovery nats://127.0.0.1:4222\n}\nlb_policy weighted_round_robin 1 2"),
 			[]string{"weighted_round_robin"},
 		},
+		"pick under ip_hash": {
+			proxy("dynamic discovery nats://127.0.0.1:4222 {\npick 2\n}\nlb_policy ip_hash"),
+			[]string{"lb_policy ip_hash", "'pick 2 hash <placeholder>'", "lb_policy first"},
+		},
+		"pick under cookie": {
+			proxy("dynamic multi {\ndiscovery nats://127.0.0.1:4222 {\npick 3\n}\n}\nlb_policy cookie"),
+			[]string{"lb_policy cookie", "'pick 3 hash <placeholder>'"},
+		},
+		"pick by a constant":  {proxy("dynamic discovery nats://127.0.0.1:4222 {\npick 2 hash tenant\n}"), []string{"pick", `"tenant"`, "placeholder"}},
+		"slow_start alone":    {proxy("dynamic discovery nats://127.0.0.1:4222 {\nslow_start 1m\n}"), []string{"slow_start needs pick", "'pick 2'"}},
 		"two buckets":         {proxy("dynamic discovery {\nregistry nats_kv nats://h/a {\nbucket b\n}\n}"), []string{`"a"`, `"b"`, "bucket"}},
 		"bad bucket":          {proxy("dynamic discovery nats://h/a.b"), []string{`"a.b"`, "bucket", "letters"}},
 		"bad URL":             {proxy("dynamic discovery {\nregistry nats_kv redis://h\n}"), []string{"redis://h", "nats"}},

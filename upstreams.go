@@ -57,14 +57,38 @@ type Upstreams struct {
 	// both. Default: auto
 	Scheme string `json:"scheme,omitempty"`
 
+	// How many of these nodes a request may go to, drawn for each request or
+	// hashed from a value of it. Without it weights have no effect but for weight
+	// 0. Default: all of them
+	Pick *Pick `json:"pick,omitempty"`
+
+	// How many of these nodes this proxy uses at all: always the same ones, chosen
+	// by a hash of proxy_id, so that connections and memory stay bounded in a
+	// large fleet. Other nodes replace those that cannot serve. It comes before
+	// pick, and with prefer counts for each tier. Default: all of them
+	Subset int `json:"subset,omitempty"`
+
+	// What tells this proxy from the others for subset. Default: the host name and
+	// Caddy's instance ID
+	ProxyID string `json:"proxy_id,omitempty"`
+
+	// How long a new node takes to get its full share of the requests, beginning
+	// with a tenth of it. It needs pick. Nodes that were there when this proxy
+	// first saw the registry are not new. Default: no time
+	SlowStart caddy.Duration `json:"slow_start,omitempty"`
+
 	// How long requests wait for the first listing of the registry, counted from
 	// when the directory was opened. Default: 2s
 	SyncTimeout caddy.Duration `json:"sync_timeout,omitempty"`
 
 	directory *sharedDirectory
-	https     bool // the transport speaks TLS
-	fallback  bool // the handler has static upstreams
-	varying   bool // the pool depends on the request
+	https     bool          // the transport speaks TLS
+	fallback  bool          // the handler has static upstreams
+	varying   bool          // the pool depends on the request
+	proxy     uint64        // hash of proxy_id
+	observer  *observer     // nil if nothing needs one
+	limits    limits        // of the handler's passive health checks, where they matter
+	random    func() uint64 // for pick
 	logger    *zap.Logger
 
 	current  atomic.Pointer[view]
@@ -118,9 +142,26 @@ func (u *Upstreams) checkOptions() error {
 	if err := checkDuration("sync_timeout", u.SyncTimeout); err != nil {
 		return err
 	}
+	if err := checkDuration("slow_start", u.SlowStart); err != nil {
+		return err
+	}
+	if u.SlowStart > 0 && u.Pick == nil {
+		return errors.New("slow_start needs pick: without it every node is returned, and Caddy's policies know no shares; want a line such as 'pick 2'")
+	}
 	if u.SyncTimeout == 0 {
 		u.SyncTimeout = defaultSyncTimeout
 	}
+	u.random = randomly
+	if u.Subset < 0 {
+		return fmt.Errorf("subset: invalid number %d, want 1 or more", u.Subset)
+	}
+	if err := replaceGlobals(&u.ProxyID); err != nil {
+		return fmt.Errorf("proxy_id: %w", err)
+	}
+	if u.ProxyID == "" && u.Subset > 0 {
+		u.ProxyID = defaultNodeID()
+	}
+	u.proxy = hash(u.ProxyID)
 	switch u.Scheme {
 	case "":
 		u.Scheme = schemeAuto
@@ -165,16 +206,36 @@ func (u *Upstreams) meetParent(ctx caddy.Context) error {
 		u.https = t.TLSEnabled()
 	}
 	u.fallback = len(handler.Upstreams) > 0
-	if lb := handler.LoadBalancing; lb != nil {
-		if _, ok := lb.SelectionPolicy.(*reverseproxy.WeightedRoundRobinSelection); ok {
-			return errors.New("lb_policy weighted_round_robin gives its weights by position, and a discovered list has no fixed positions; " +
-				"want another policy, such as random, round_robin or least_conn")
+	policy := policyOf(handler)
+	if _, ok := policy.(*reverseproxy.WeightedRoundRobinSelection); ok {
+		return errors.New("lb_policy weighted_round_robin gives its weights by position, and a discovered list has no fixed positions; " +
+			"want another policy, such as random, round_robin or least_conn")
+	}
+	if u.Pick != nil {
+		if err := u.Pick.check(policy); err != nil {
+			return err
 		}
 	}
+	u.watch(handler, policy)
 	if hc := handler.HealthChecks; hc != nil && hc.Active != nil {
 		u.logger.Warn("the handler's active health checks (health_uri and the like) look at static upstreams only, not at discovered nodes; passive health checks look at both")
 	}
 	return nil
+}
+
+// watch has an observer look at the handler's attempts, if there is anything that
+// it should see.
+func (u *Upstreams) watch(handler *reverseproxy.Handler, policy reverseproxy.Selector) {
+	lb := handler.LoadBalancing
+	retries := lb != nil && (lb.Retries > 0 || lb.TryDuration > 0)
+	if hc := handler.HealthChecks; hc != nil && hc.Passive != nil && (u.Pick != nil || u.Subset > 0 || len(u.Prefer) > 0) {
+		u.limits.checks = hc.Passive
+	}
+	if !retries && u.limits.checks == nil {
+		return
+	}
+	u.observer = observe(handler)
+	u.observer.hosts = u.observer.hosts || u.limits.checks != nil
 }
 
 // Cleanup lets go of the directory, which ends if nobody else uses it.
@@ -189,11 +250,34 @@ func (u *Upstreams) Cleanup() error {
 // errNoNode makes Caddy fall back to static upstreams.
 var errNoNode = errors.New("no discovered node can serve")
 
-// GetUpstreams returns the nodes for a request, sorted by id. They are freshly
-// allocated, because Caddy writes to them
+// GetUpstreams returns the nodes for a request: sorted by id, or in the order in
+// which they were picked. They are freshly allocated, because Caddy writes to them
 // (https://github.com/caddyserver/caddy/issues/5736).
 func (u *Upstreams) GetUpstreams(r *http.Request) ([]*reverseproxy.Upstream, error) {
-	nodes := u.pool(u.snapshot(r), r).serving()
+	s := screen{limits: u.limits, ramp: time.Duration(u.SlowStart)}
+	pool := u.pool(u.snapshot(r), r)
+	var c *course
+	if u.observer != nil {
+		c = u.observer.course(r)
+	}
+	if c == nil {
+		var few [4]*discovery.Entry // on the stack
+		return u.upstreams(u.choose(pool, &s, r, few[:0]))
+	}
+	s.tried = c.tried
+	var few []*discovery.Entry
+	if len(c.batches) == 0 {
+		few = c.room.entries[:0]
+	}
+	nodes := u.choose(pool, &s, r, few)
+	upstreams, err := u.upstreams(nodes)
+	if len(upstreams) > 0 {
+		c.batches = append(c.batches, batch{first: upstreams[0], nodes: nodes})
+	}
+	return upstreams, err
+}
+
+func (u *Upstreams) upstreams(nodes []*discovery.Entry) ([]*reverseproxy.Upstream, error) {
 	if len(nodes) == 0 {
 		if u.fallback {
 			return nil, errNoNode
@@ -349,15 +433,7 @@ func (c Criterion) matches(metadata map[string]string) bool {
 
 // A pool is what a source makes of a snapshot for one wish. It never changes.
 type pool struct {
-	tiers [][]*discovery.Entry // by preference; none is empty
-}
-
-// serving returns the nodes to use: the first tier.
-func (p *pool) serving() []*discovery.Entry {
-	if len(p.tiers) == 0 {
-		return nil
-	}
-	return p.tiers[0]
+	tiers []*tier // by preference; none is empty
 }
 
 func (u *Upstreams) newPool(snapshot *discovery.Snapshot, w wish) *pool {
@@ -378,7 +454,9 @@ func (u *Upstreams) newPool(snapshot *discovery.Snapshot, w wish) *pool {
 		if len(nodes) == 0 {
 			return &pool{}
 		}
-		return &pool{tiers: [][]*discovery.Entry{nodes}}
+		t := u.newTier(nodes)
+		t.prepare(u.Pick)
+		return &pool{tiers: []*tier{t}}
 	}
 
 	// A node's tier is the binary number whose digits say which criteria it
@@ -400,7 +478,10 @@ func (u *Upstreams) newPool(snapshot *discovery.Snapshot, w wish) *pool {
 	}
 	p := &pool{}
 	for _, fails := range slices.Sorted(maps.Keys(tiers)) {
-		p.tiers = append(p.tiers, tiers[fails])
+		p.tiers = append(p.tiers, u.newTier(tiers[fails]))
+	}
+	if len(p.tiers) > 0 {
+		p.tiers[0].prepare(u.Pick) // the others when they are needed
 	}
 	return p
 }
@@ -449,7 +530,7 @@ func (u *Upstreams) noteStarvation(snapshot *discovery.Snapshot, p *pool) {
 		return
 	}
 	if !starving {
-		u.logger.Info("nodes can serve again", zap.String("service", u.Service), zap.Int("nodes", len(p.serving())))
+		u.logger.Info("nodes can serve again", zap.String("service", u.Service), zap.Int("nodes", len(p.tiers[0].nodes)))
 		return
 	}
 	reasons := make(map[string]int)

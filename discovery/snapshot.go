@@ -29,6 +29,9 @@ type vitals struct {
 	load    atomic.Uint64 // math.Float64bits
 	heard   atomic.Int64  // when the node was last heard, since the epoch of the process
 	renewed atomic.Int64  // from when its lease counts; later than heard after an outage
+
+	joined   atomic.Int64        // from when the node counts as new; 0 if it does not
+	attached atomic.Pointer[any] // what Attached keeps
 }
 
 // processStart is the epoch of all local times: differences to it are monotonic
@@ -53,6 +56,31 @@ func (e *Entry) Serves() bool { return e.state == StateUp && e.weight > 0 }
 
 // Load returns the load that the node reported last.
 func (e *Entry) Load() float64 { return math.Float64frombits(e.vitals.load.Load()) }
+
+// Joined returns from when the node counts as new, on the local clock: since it
+// was first listed, or since it is up again. It is the zero time for nodes that
+// were there before this directory could know.
+func (e *Entry) Joined() time.Time {
+	if at := e.vitals.joined.Load(); at != 0 {
+		return processStart.Add(time.Duration(at))
+	}
+	return time.Time{}
+}
+
+// Attached returns what the user of the directory keeps about the node beside its
+// record. The first call makes it; later ones return it, also through the entries
+// that succeed this one, until the node is gone. It must be safe for use by many
+// goroutines, and users that share a directory share it.
+func (e *Entry) Attached(create func() any) any {
+	if v := e.vitals.attached.Load(); v != nil {
+		return *v
+	}
+	v := create()
+	if e.vitals.attached.CompareAndSwap(nil, &v) {
+		return v
+	}
+	return *e.vitals.attached.Load()
+}
 
 // LastHeard returns when the node was last heard, on the local clock.
 func (e *Entry) LastHeard() time.Time {

@@ -1,0 +1,65 @@
+package caddydiscovery
+
+import (
+	"sync/atomic"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+
+	"github.com/caddy-discovery/caddy-discovery/discovery"
+)
+
+// peer is what this process knows of a node by its own experience, as opposed to
+// what the node's record says. All sources share it.
+type peer struct {
+	host atomic.Pointer[knownHost]
+}
+
+// knownHost is Caddy's own state of an address: how many requests are under way,
+// and how many failed lately.
+type knownHost struct {
+	address string
+	*reverseproxy.Host
+}
+
+func peerOf(e *discovery.Entry) *peer {
+	return e.Attached(func() any { return new(peer) }).(*peer)
+}
+
+// hostOf returns Caddy's state of the node's address, nil as long as no handler
+// has considered the node. Caddy keeps that state in a private map, and tells
+// only by what it writes into an upstream: see observer.
+func hostOf(e *discovery.Entry) *reverseproxy.Host {
+	if known := peerOf(e).host.Load(); known != nil && known.address == e.Node.Endpoint.Address() {
+		return known.Host
+	}
+	return nil
+}
+
+// noteHost remembers Caddy's state of the node's address. Caddy forgets an
+// address that no handler considered for an hour and makes another state for it
+// then, so that this is called with every upstream.
+func noteHost(e *discovery.Entry, up *reverseproxy.Upstream) {
+	p := peerOf(e)
+	if known := p.host.Load(); known != nil && known.Host == up.Host && known.address == up.Dial {
+		return
+	}
+	p.host.Store(&knownHost{address: up.Dial, Host: up.Host})
+}
+
+// limits are the handler's passive health checks, as far as they take a node out
+// of service for some time.
+type limits struct {
+	checks *reverseproxy.PassiveHealthChecks
+}
+
+// exceeds reports whether Caddy would not send the node a request now.
+func (l limits) exceeds(e *discovery.Entry) bool {
+	host := hostOf(e)
+	if host == nil {
+		return false
+	}
+	// Caddy fills in the default of max_fails only after this source is
+	// provisioned, and never changes it afterwards.
+	return host.Fails() >= max(l.checks.MaxFails, 1) ||
+		l.checks.UnhealthyRequestCount > 0 && host.NumRequests() >= l.checks.UnhealthyRequestCount
+}

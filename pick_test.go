@@ -1,0 +1,293 @@
+package caddydiscovery
+
+import (
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"net/http"
+	"strings"
+	"testing"
+
+	"github.com/caddy-discovery/caddy-discovery/discovery"
+)
+
+// unlikely reports whether the counts differ from what was expected by more than
+// chance explains: Pearson's chi-square, beyond five standard deviations.
+func unlikely(counts map[string]int, expected map[string]float64) (string, bool) {
+	x, degrees := 0.0, float64(len(expected)-1)
+	for k, e := range expected {
+		d := float64(counts[k]) - e
+		x += d * d / e
+	}
+	for k := range counts {
+		if expected[k] == 0 {
+			return fmt.Sprintf("%s came %d times and never should", k, counts[k]), true
+		}
+	}
+	return fmt.Sprintf("chi-square %.1f with %.0f degrees of freedom: %v, want %v", x, degrees, counts, expected),
+		x > degrees+5*math.Sqrt(2*degrees)
+}
+
+// seeded makes the draws of a source repeatable.
+func seeded(u *Upstreams) *Upstreams {
+	u.random = rand.New(rand.NewPCG(1, 2)).Uint64
+	return u
+}
+
+// picked returns the ids of the nodes that a request gets, in order. The last part
+// of a node's address is its id.
+func picked(t *testing.T, u *Upstreams, r *http.Request) []string {
+	t.Helper()
+	upstreams, err := u.GetUpstreams(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ids := make([]string, len(upstreams))
+	for i, up := range upstreams {
+		host, _, _ := strings.Cut(up.Dial, ":")
+		ids[i] = host
+	}
+	return ids
+}
+
+// listHosts lists nodes whose host name is their id.
+func listHosts(t *testing.T, put func(id string, pairs ...string), weights map[string]float64) {
+	t.Helper()
+	for id, w := range weights {
+		put(id, discovery.KeyWeight, fmt.Sprint(w))
+	}
+}
+
+func TestPickDrawsByWeight(t *testing.T) {
+	name, m := newMemory(t)
+	weights := map[string]float64{"a": 1, "b": 2, "c": 0.5, "d": 7, "e": 1}
+	listHosts(t, func(id string, pairs ...string) { list(t, m, id, "http://"+id+":80", pairs...) }, weights)
+	u := seeded(source(t, "registry memory "+name+"\npick 2"))
+
+	sum := 0.0
+	for _, w := range weights {
+		sum += w
+	}
+	const draws = 100_000
+	pairs := make(map[string]float64)
+	for i, w := range weights {
+		for j, v := range weights {
+			if i != j {
+				pairs[i+j] = draws * w / sum * v / (sum - w)
+			}
+		}
+	}
+	r := request()
+	counts := make(map[string]int)
+	for range draws {
+		counts[strings.Join(picked(t, u, r), "")]++
+	}
+	if report, bad := unlikely(counts, pairs); bad {
+		t.Errorf("drawn by the table: %s", report)
+	}
+
+	// What completes a draw must draw by the same odds.
+	tier := &tier{nodes: u.directory.Snapshot().Nodes()}
+	clear(counts)
+	for range draws {
+		drawn := tier.drawRest(2, new(screen), u.random, nil)
+		counts[drawn[0].Node.ID+drawn[1].Node.ID]++
+	}
+	if report, bad := unlikely(counts, pairs); bad {
+		t.Errorf("drawn by a look at all: %s", report)
+	}
+}
+
+func TestPickIsBoundedByTheFleet(t *testing.T) {
+	name, m := newMemory(t)
+	list(t, m, "a", "http://a:80", "weight", "1e9")
+	list(t, m, "b", "http://b:80", "weight", "1e-9")
+	list(t, m, "c", "http://c:80", "weight", "0")
+	u := seeded(source(t, "registry memory "+name+"\npick 5"))
+	for range 100 {
+		if got := fmt.Sprint(picked(t, u, request())); got != "[a b]" {
+			t.Fatalf("picked %s, want both nodes that have a weight", got)
+		}
+	}
+}
+
+func TestPickHash(t *testing.T) {
+	name, m := newMemory(t)
+	const nodes, keys = 100, 20_000
+	for i := range nodes {
+		id := fmt.Sprintf("n%03d", i)
+		list(t, m, id, "http://"+id+":80")
+	}
+	u := seeded(source(t, "registry memory "+name+"\npick 3 hash {test.key}"))
+	r := request()
+	repl := replacerOf(r)
+	owners := func() [][]string {
+		all := make([][]string, keys)
+		for k := range all {
+			repl.Set("test.key", fmt.Sprint("key-", k))
+			all[k] = picked(t, u, r)
+		}
+		return all
+	}
+	settle := func(n int) {
+		t.Helper()
+		eventually(t, "the fleet is known", func() bool { return len(u.directory.Snapshot().Nodes()) == n })
+	}
+	before := owners()
+	share := make(map[string]int)
+	for _, o := range before {
+		if len(o) != 3 || o[0] == o[1] || o[1] == o[2] || o[0] == o[2] {
+			t.Fatalf("a key belongs to %v, want three nodes", o)
+		}
+		share[o[0]]++
+	}
+	for id, n := range share {
+		if n < keys/nodes/2 || n > keys/nodes*2 {
+			t.Errorf("%s owns %d of %d keys, want about %d", id, n, keys, keys/nodes)
+		}
+	}
+
+	m.Expire("n050")
+	settle(nodes - 1)
+	after := owners()
+	moved := 0
+	for k := range after {
+		if before[k][0] == "n050" {
+			moved++
+			if after[k][0] != before[k][1] {
+				t.Fatalf("the owners of a key were %v and are %v without the first, want the second to come first", before[k], after[k])
+			}
+		} else if after[k][0] != before[k][0] {
+			t.Fatalf("the owners of a key were %v and are %v without n050, want the same one", before[k], after[k])
+		}
+	}
+	if moved > 2*keys/nodes {
+		t.Errorf("%d of %d keys moved when 1 of %d nodes left, want about %d", moved, keys, nodes, keys/nodes)
+	}
+
+	list(t, m, "n050", "http://n050:80", "weight", "2")
+	settle(nodes)
+	again := owners()
+	moved = 0
+	for k := range again {
+		if again[k][0] != after[k][0] {
+			moved++
+			if again[k][0] != "n050" {
+				t.Fatalf("the owners of a key were %v and are %v after n050 joined", after[k], again[k])
+			}
+		}
+	}
+	if want := 2 * keys / (nodes + 1); moved < want*2/3 || moved > want*3/2 {
+		t.Errorf("a node of double weight took over %d of %d keys, want about %d", moved, keys, want)
+	}
+
+	// Without a value there is nothing to stick to.
+	repl.Set("test.key", "")
+	seen := make(map[string]bool)
+	for range 1000 {
+		seen[picked(t, u, r)[0]] = true
+	}
+	if len(seen) < nodes*9/10 {
+		t.Errorf("1000 requests without a value went to %d of %d nodes", len(seen), nodes)
+	}
+}
+
+// TestRingIsExact holds the ring against the definition.
+func TestRingIsExact(t *testing.T) {
+	name, m := newMemory(t)
+	for i := range 37 {
+		list(t, m, fmt.Sprint("n", i), fmt.Sprint("http://n", i, ":80"), "weight", fmt.Sprint(i%5+1))
+	}
+	u := source(t, "registry memory "+name)
+	tier := &tier{nodes: u.directory.Snapshot().Nodes()}
+	ring := tier.hashRing()
+	for i := 1; i < len(ring.points); i++ {
+		if ring.points[i-1] > ring.points[i] {
+			t.Fatalf("points %d and %d are out of order", i-1, i)
+		}
+	}
+	for k := range 100_000 {
+		key := hash(fmt.Sprint(k))
+		i := ring.find(key)
+		if i < len(ring.points) && ring.points[i]>>32 < key>>32 || i > 0 && ring.points[i-1]>>32 >= key>>32 {
+			t.Fatalf("key %x is found at %d", key, i)
+		}
+	}
+}
+
+func TestSubset(t *testing.T) {
+	name, m := newMemory(t)
+	const nodes, size = 300, 20
+	for i := range nodes {
+		id := fmt.Sprintf("n%03d", i)
+		list(t, m, id, "http://"+id+":80")
+	}
+	u := source(t, "registry memory "+name+"\nsubset "+fmt.Sprint(size)+"\nproxy_id one")
+	members := func() map[string]bool {
+		set := make(map[string]bool)
+		for _, id := range picked(t, u, request()) {
+			set[id] = true
+		}
+		return set
+	}
+	before := members()
+	if len(before) != size {
+		t.Fatalf("the subset has %d members, want %d", len(before), size)
+	}
+	left := 0
+	for i := range nodes / 2 {
+		m.Expire(fmt.Sprintf("n%03d", i))
+		eventually(t, "the node left", func() bool { return len(u.directory.Snapshot().Nodes()) == nodes-i-1 })
+		after := members()
+		gone := 0
+		for id := range before {
+			if !after[id] {
+				gone++
+			}
+		}
+		if len(after) != size || gone > 1 {
+			t.Fatalf("one node left, %d of the subset's members changed and there are %d", gone, len(after))
+		}
+		left += gone
+		before = after
+	}
+	if left == 0 {
+		t.Error("half of the fleet left and no member of the subset did")
+	}
+
+	// Over many proxies each node is used as often as any other.
+	snapshot := u.directory.Snapshot().Nodes()
+	const proxies = 2000
+	counts, expected := make(map[string]int), make(map[string]float64)
+	for _, e := range snapshot {
+		expected[e.Node.ID] = float64(proxies*size) / float64(len(snapshot))
+	}
+	for p := range proxies {
+		ranked := rank(snapshot, hash(fmt.Sprint("proxy-", p)), 2*size)
+		if len(ranked) != 2*size {
+			t.Fatalf("%d nodes are ranked, want %d", len(ranked), 2*size)
+		}
+		for _, e := range ranked[:size] {
+			counts[e.Node.ID]++
+		}
+	}
+	if report, bad := unlikely(counts, expected); bad {
+		t.Errorf("members over %d proxies: %s", proxies, report)
+	}
+}
+
+// TestRankIsExact holds the shortcut of rank against a ranking of all.
+func TestRankIsExact(t *testing.T) {
+	name, m := newMemory(t)
+	fill(t, m, 1000, nil)
+	u := source(t, "registry memory "+name)
+	nodes := u.directory.Snapshot().Nodes()
+	for p := range uint64(50) {
+		all, first := rank(nodes, mix(p), len(nodes)), rank(nodes, mix(p), 30)
+		for i := range first {
+			if all[i] != first[i] {
+				t.Fatalf("proxy %d: %s has rank %d, want %s", p, first[i].Node.ID, i, all[i].Node.ID)
+			}
+		}
+	}
+}

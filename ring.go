@@ -1,0 +1,154 @@
+package caddydiscovery
+
+import (
+	"cmp"
+	"math"
+	"math/bits"
+	"slices"
+
+	"github.com/caddy-discovery/caddy-discovery/discovery"
+)
+
+// A ring is a consistent hash over the nodes of a tier. Each node has points on
+// it, as many as its weight demands; a key belongs to the node of the next point,
+// and in the second place to the node that comes next. A node that joins takes
+// over only what it owns from then on, and one that leaves gives away only what
+// it owned.
+type ring struct {
+	points []uint64 // sorted: position on the ring, and index of the node in the low half
+	starts []uint32 // by the leading bits of a position, where its points begin
+	shift  int
+}
+
+const (
+	// pointsPerWeight is how many points a node of weight 1 has: enough for the
+	// shares of equal nodes to differ by about a tenth.
+	pointsPerWeight = 100
+	// maxPoints bounds those of a single node.
+	maxPoints = 100 * pointsPerWeight
+	// maxWalk is how many points a lookup passes before it looks at all nodes.
+	maxWalk = 1000
+)
+
+func (t *tier) hashRing() *ring {
+	t.ringOnce.Do(func() { t.ring = newRing(t.nodes) })
+	return t.ring
+}
+
+func newRing(nodes []*discovery.Entry) *ring {
+	sum := 0.0
+	for _, e := range nodes {
+		sum += e.Weight()
+	}
+	// A fleet whose weights are all large, or all small, needs another scale. It
+	// has wide steps, because most keys move when it changes.
+	scale := pointsPerWeight * math.Exp2(-4*math.Round(math.Log2(sum/float64(len(nodes)))/4))
+	total := 0
+	counts := make([]int, len(nodes))
+	for i, e := range nodes {
+		counts[i] = int(max(1, min(maxPoints, math.Round(e.Weight()*scale))))
+		total += counts[i]
+	}
+
+	// Positions are as good as random: sorting them by their leading bits leaves
+	// next to nothing to do.
+	width := bits.Len(uint(total))
+	r := &ring{shift: 32 - width}
+	r.starts = make([]uint32, 1<<width+1)
+	raw := make([]uint64, 0, total)
+	for i, e := range nodes {
+		seed := hash(e.Node.ID)
+		for j := range counts[i] {
+			position := mix(seed+uint64(j)*golden) >> 32
+			raw = append(raw, position<<32|uint64(i))
+			r.starts[position>>r.shift+1]++
+		}
+	}
+	for i := 1; i < len(r.starts); i++ {
+		r.starts[i] += r.starts[i-1]
+	}
+	r.points = make([]uint64, total)
+	next := slices.Clone(r.starts)
+	for _, p := range raw {
+		b := p >> 32 >> r.shift
+		r.points[next[b]] = p
+		next[b]++
+	}
+	for i := range len(r.starts) - 1 {
+		if bucket := r.points[r.starts[i]:r.starts[i+1]]; len(bucket) > 1 {
+			slices.Sort(bucket)
+		}
+	}
+	return r
+}
+
+// find returns the index of the first point at or after the key's position.
+func (r *ring) find(key uint64) int {
+	position := key >> 32
+	i := int(r.starts[position>>r.shift])
+	for i < len(r.points) && r.points[i]>>32 < position {
+		i++
+	}
+	return i
+}
+
+// owners appends the first n owners of the key that can serve, in the order of
+// the ring; fewer if there are not so many.
+func (t *tier) owners(key uint64, n int, s *screen, into []*discovery.Entry) []*discovery.Entry {
+	r := t.hashRing()
+	n = min(n, len(t.nodes))
+	fits := func(e *discovery.Entry) bool {
+		if slices.Contains(into, e) || !s.able(e) {
+			return false
+		}
+		// A new node takes over its keys one by one, and keeps those it has.
+		share := s.share(e)
+		return share >= 1 || unit(mix(key^hash(e.Node.ID))) < share
+	}
+	i := r.find(key)
+	for range min(len(r.points), maxWalk) {
+		if len(into) == n {
+			return into
+		}
+		if i >= len(r.points) {
+			i = 0
+		}
+		if e := t.nodes[uint32(r.points[i])]; fits(e) {
+			into = append(into, e)
+		}
+		i++
+	}
+	if len(into) == n {
+		return into
+	}
+	// Hardly any node can serve. Which of them owns the key then is another
+	// question, with an answer that is as stable.
+	rest := slices.DeleteFunc(slices.Concat(t.nodes, t.reserve), func(e *discovery.Entry) bool {
+		return !s.able(e) || slices.Contains(into, e)
+	})
+	slices.SortFunc(rest, func(a, b *discovery.Entry) int {
+		return cmp.Compare(mix(key^hash(b.Node.ID)), mix(key^hash(a.Node.ID)))
+	})
+	return append(into, rest[:min(len(rest), n-len(into))]...)
+}
+
+// golden spreads successive numbers over 64 bits.
+const golden = 0x9e3779b97f4a7c15
+
+// hash returns a hash of s that is the same in every process and for ever:
+// FNV-1a, whose bits are then mixed.
+func hash(s string) uint64 {
+	h := uint64(0xcbf29ce484222325)
+	for i := range len(s) {
+		h = (h ^ uint64(s[i])) * 0x100000001b3
+	}
+	return mix(h)
+}
+
+// mix is the finalizer of SplitMix64: every bit of x decides about every bit of
+// the result.
+func mix(x uint64) uint64 {
+	x = (x ^ x>>30) * 0xbf58476d1ce4e5b9
+	x = (x ^ x>>27) * 0x94d049bb133111eb
+	return x ^ x>>31
+}
