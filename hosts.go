@@ -11,7 +11,8 @@ import (
 // peer is what this process knows of a node by its own experience, as opposed to
 // what the node's record says. All sources share it.
 type peer struct {
-	host atomic.Pointer[knownHost]
+	host   atomic.Pointer[knownHost]
+	recent window // requests that were sent lately, for least_load
 }
 
 // knownHost is Caddy's own state of an address: how many requests are under way,

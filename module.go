@@ -21,6 +21,7 @@ import (
 
 func init() {
 	caddy.RegisterModule(new(Upstreams))
+	caddy.RegisterModule(new(LeastLoad))
 	caddy.RegisterModule(Registrar{})
 	caddy.RegisterModule(NATSKV{})
 	caddy.RegisterModule(Redis{})

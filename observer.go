@@ -107,7 +107,12 @@ func (o *observer) Select(pool reverseproxy.UpstreamPool, r *http.Request, w htt
 	if o.hosts {
 		c.each(pool, noteHost)
 	}
-	chosen := o.Selector.Select(pool, r, w)
+	var chosen *reverseproxy.Upstream
+	if policy, ok := o.Selector.(*LeastLoad); ok {
+		chosen = policy.choose(pool, c)
+	} else {
+		chosen = o.Selector.Select(pool, r, w)
+	}
 	if chosen != nil {
 		// If the request comes back, it failed there.
 		c.tried = append(c.tried, chosen.Dial)

@@ -231,7 +231,8 @@ func (u *Upstreams) watch(handler *reverseproxy.Handler, policy reverseproxy.Sel
 	if hc := handler.HealthChecks; hc != nil && hc.Passive != nil && (u.Pick != nil || u.Subset > 0 || len(u.Prefer) > 0) {
 		u.limits.checks = hc.Passive
 	}
-	if !retries && u.limits.checks == nil {
+	_, byLoad := policy.(*LeastLoad)
+	if !retries && !byLoad && u.limits.checks == nil {
 		return
 	}
 	u.observer = observe(handler)

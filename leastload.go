@@ -1,0 +1,207 @@
+package caddydiscovery
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"sync/atomic"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+
+	"github.com/caddy-discovery/caddy-discovery/discovery"
+)
+
+// LeastLoad is a policy that selects the available node that reports the least
+// load. Whatever the fleet's measure of load is, a report is seconds old when it
+// is used, and every proxy has the same one: so that they do not all send
+// everything to the one idle node, the load is corrected by what this proxy itself
+// has in flight to a node and has sent to it lately. Among equals one is chosen
+// at random.
+//
+// It needs the upstream source "discovery". Upstreams of another source beside it
+// count as loaded as much as the average.
+type LeastLoad struct {
+	random func() uint64
+}
+
+// CaddyModule returns the Caddy module information.
+func (*LeastLoad) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{
+		ID:  "http.reverse_proxy.selection_policies.least_load",
+		New: func() caddy.Module { return new(LeastLoad) },
+	}
+}
+
+// UnmarshalCaddyfile sets up the policy from Caddyfile tokens. Syntax:
+//
+//	lb_policy least_load
+func (*LeastLoad) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+	d.Next() // consume the name
+	if d.NextArg() {
+		return d.Errf("lb_policy least_load takes no arguments, have %q", d.Val())
+	}
+	return block{what: "lb_policy least_load", options: map[string]option{}}.parse(d)
+}
+
+// Provision refuses a handler without reports.
+func (l *LeastLoad) Provision(ctx caddy.Context) error {
+	l.random = rand.Uint64
+	var handler *reverseproxy.Handler
+	for _, m := range ctx.Modules() {
+		if h, ok := m.(*reverseproxy.Handler); ok {
+			handler = h
+		}
+	}
+	type source struct {
+		Source  string   `json:"source"`
+		Sources []source `json:"sources"`
+	}
+	var reports func(s source) bool
+	reports = func(s source) bool {
+		for _, inner := range s.Sources {
+			if reports(inner) {
+				return true
+			}
+		}
+		return s.Source == "discovery"
+	}
+	var configured source
+	if handler != nil && handler.DynamicUpstreamsRaw != nil {
+		if err := json.Unmarshal(handler.DynamicUpstreamsRaw, &configured); err != nil {
+			return fmt.Errorf("reading the upstream source: %w", err)
+		}
+	}
+	if !reports(configured) {
+		return errors.New("lb_policy least_load needs nodes that report their load; want 'dynamic discovery' in the same reverse_proxy, or another policy such as least_conn")
+	}
+	return nil
+}
+
+// Select knows no loads; see choose.
+func (l *LeastLoad) Select(pool reverseproxy.UpstreamPool, _ *http.Request, _ http.ResponseWriter) *reverseproxy.Upstream {
+	return l.choose(pool, new(course))
+}
+
+// recentPerRequest is how many requests of the last seconds weigh as much as one
+// that is in flight.
+const recentPerRequest = 64
+
+// choose selects among candidates, of which the course knows the nodes.
+func (l *LeastLoad) choose(pool reverseproxy.UpstreamPool, c *course) *reverseproxy.Upstream {
+	sum, known := 0.0, 0
+	c.each(pool, func(e *discovery.Entry, up *reverseproxy.Upstream) {
+		if up.Available() {
+			sum += e.Load()
+			known++
+		}
+	})
+	mean := sum / float64(max(known, 1))
+	now := time.Since(windowsBegan)
+	var best *reverseproxy.Upstream
+	var bestNode *discovery.Entry
+	var least float64
+	ties := uint64(0)
+	consider := func(e *discovery.Entry, up *reverseproxy.Upstream) {
+		if !up.Available() {
+			return
+		}
+		load, recent := mean, 0.0
+		if e != nil {
+			load, recent = e.Load(), peerOf(e).recent.count(now)
+		}
+		score := strain(load, mean, up.Host.NumRequests(), recent)
+		switch {
+		case best == nil || score < least:
+			ties = 1
+		case score > least:
+			return
+		default:
+			if ties++; l.random()%ties != 0 {
+				return
+			}
+		}
+		best, bestNode, least = up, e, score
+	}
+	next := 0
+	c.each(pool, func(e *discovery.Entry, up *reverseproxy.Upstream) {
+		for ; next < len(pool) && pool[next] != up; next++ {
+			consider(nil, pool[next]) // of another source
+		}
+		consider(e, up)
+		next++
+	})
+	for ; next < len(pool); next++ {
+		consider(nil, pool[next])
+	}
+	if bestNode != nil {
+		peerOf(bestNode).recent.add(now)
+	}
+	return best
+}
+
+// strain is by what candidates are compared: the load that a node reports,
+// corrected by what this proxy knows better. The average is added to each load:
+// else an idle node, whose load is 0, could have any number of requests in flight
+// and still be the least loaded.
+func strain(load, mean float64, inFlight int, recent float64) float64 {
+	relative := 1.0
+	if mean > 0 {
+		relative = load / mean
+	}
+	return (1 + relative) * (1 + float64(inFlight) + recent/recentPerRequest)
+}
+
+// window counts what happened in about the last ten seconds: in one step of ten
+// seconds and in the one before it, of which as much counts as is not over yet.
+type window struct {
+	// state holds the number of the step, and the counts of the step before it
+	// and of the step itself, in 24, 20 and 20 bits.
+	state atomic.Uint64
+}
+
+const (
+	windowStep = 10 * time.Second
+	windowMost = 1<<20 - 1
+)
+
+var windowsBegan = time.Now()
+
+// at returns the counts of a state as of a later step.
+func (*window) at(state, step uint64) (before, current uint64) {
+	switch then := state >> 40; {
+	case then == step:
+		return state >> 20 & windowMost, state & windowMost
+	case then+1 == step:
+		return state & windowMost, 0
+	default:
+		return 0, 0
+	}
+}
+
+func (w *window) count(now time.Duration) float64 {
+	before, current := w.at(w.state.Load(), uint64(now/windowStep))
+	return float64(current) + float64(before)*(1-float64(now%windowStep)/float64(windowStep))
+}
+
+func (w *window) add(now time.Duration) {
+	step := uint64(now / windowStep)
+	for {
+		old := w.state.Load()
+		before, current := w.at(old, step)
+		if w.state.CompareAndSwap(old, step<<40|before<<20|min(current+1, windowMost)) {
+			return
+		}
+	}
+}
+
+// Interface guards
+var (
+	_ caddy.Provisioner     = (*LeastLoad)(nil)
+	_ caddyfile.Unmarshaler = (*LeastLoad)(nil)
+	_ reverseproxy.Selector = (*LeastLoad)(nil)
+)
