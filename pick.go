@@ -209,7 +209,7 @@ func (t *tier) draw(n int, s *screen, random func() uint64, into []*discovery.En
 			}
 		}
 		if s.sees() && !s.able(e) {
-			if e = t.standIn(int(i), s, into); e == nil {
+			if e = t.standIn(int(i), s, nil); e == nil || slices.Contains(into, e) {
 				continue
 			}
 		}

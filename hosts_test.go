@@ -1,0 +1,153 @@
+package caddydiscovery
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+)
+
+// TestPreferSpillsOverWhatFails has a near node that refuses connections: after
+// the first request Caddy's passive health checks know it, and the far node serves
+// without a retry.
+func TestPreferSpillsOverWhatFails(t *testing.T) {
+	for _, options := range []string{"", "pick 1", "pick 2", "subset 5", "pick 2 hash {query.key}"} {
+		name, _, _ := strings.Cut("all "+options, " {")
+		t.Run(name, func(t *testing.T) {
+			name, m := newMemory(t)
+			list(t, m, "near", "http://127.0.0.1:"+freePort(t), "zone", "eu")
+			list(t, m, "far", service(t, "far").URL, "zone", "us")
+			port := freePort(t)
+			load(t, `http://127.0.0.1:`+port+` {
+				reverse_proxy {
+					dynamic discovery {
+						registry memory `+name+`
+						prefer zone eu
+						`+options+`
+					}
+					fail_duration 1m
+				}
+			}`)
+			url := "http://127.0.0.1:" + port + "/?key=1"
+			if status, _ := get(t, url); status != 502 {
+				t.Fatalf("status %d, want 502: the near node comes first, and there are no retries", status)
+			}
+			for range 20 {
+				if status, body := get(t, url); body != "far" {
+					t.Fatalf("status %d, answered %q, want the far node", status, body)
+				}
+			}
+		})
+	}
+}
+
+// TestPreferSpillsOverWhatIsFull has a near node that takes one request at a time.
+func TestPreferSpillsOverWhatIsFull(t *testing.T) {
+	name, m := newMemory(t)
+	began, end := make(chan struct{}), make(chan struct{})
+	near := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/slow" {
+			began <- struct{}{}
+			<-end
+		}
+		_, _ = io.WriteString(w, "near")
+	}))
+	defer near.Close()
+	list(t, m, "near", near.URL, "zone", "eu")
+	list(t, m, "far", service(t, "far").URL, "zone", "us")
+	port := freePort(t)
+	load(t, `http://127.0.0.1:`+port+` {
+		reverse_proxy {
+			dynamic discovery {
+				registry memory `+name+`
+				prefer zone eu
+				pick 1
+			}
+			unhealthy_request_count 1
+		}
+	}`)
+	url := "http://127.0.0.1:" + port
+	if _, body := get(t, url); body != "near" {
+		t.Fatalf("answered %q, want the near node", body)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		get(t, url+"/slow")
+	}()
+	<-began
+	for range 20 {
+		if status, body := get(t, url); body != "far" {
+			t.Errorf("status %d, answered %q while the near node is full, want the far one", status, body)
+		}
+	}
+	close(end)
+	<-done
+	eventually(t, "the near node serves again", func() bool { _, body := get(t, url); return body == "near" })
+}
+
+// TestNobodyCanServe holds that a source returns what there is when the request has
+// failed everywhere, rather than nothing: Caddy may wait and try again.
+func TestNobodyCanServe(t *testing.T) {
+	for _, options := range []string{"", "prefer zone eu", "pick 1", "subset 1", "subset 1\npick 1", "pick 1 hash {test.key}"} {
+		name, m := newMemory(t)
+		list(t, m, "a", "http://a:80", "zone", "eu")
+		list(t, m, "b", "http://b:80", "zone", "us")
+		u := source(t, "registry memory "+name+"\n"+options, "load_balancing", map[string]any{"retries": 9})
+		r := request()
+		replacerOf(r).Set("test.key", "x")
+		before := picked(t, u, r)
+		u.observer.course(r).tried = []string{"a:80", "b:80"}
+		if got := picked(t, u, r); len(got) != len(before) {
+			t.Errorf("%q: returned %v when all have failed, before it was %v", options, got, before)
+		}
+	}
+}
+
+// TestSubsetReplacesWhatFails holds that other nodes stand in for members of the
+// subset that fail, evenly, and that no others are used.
+func TestSubsetReplacesWhatFails(t *testing.T) {
+	name, m := newMemory(t)
+	for i := range 60 {
+		list(t, m, fmt.Sprint("n", i), fmt.Sprint("http://n", i, ":80"))
+	}
+	passive := map[string]any{"passive": map[string]any{"fail_duration": "1m"}}
+	retries := map[string]any{"retries": 9}
+	for _, options := range []string{"subset 10", "subset 10\npick 2"} {
+		u := seeded(source(t, "registry memory "+name+"\nproxy_id p\n"+options, "health_checks", passive, "load_balancing", retries))
+		usual := make(map[string]int)
+		for range 500 {
+			for _, id := range picked(t, u, request()) {
+				usual[id]++
+			}
+		}
+		if len(usual) != 10 {
+			t.Fatalf("%q: %d nodes are used, want 10", options, len(usual))
+		}
+		failed := 0
+		var tried []string
+		for id := range usual {
+			if failed++; failed <= 4 {
+				tried = append(tried, id+":80")
+			}
+		}
+		now := make(map[string]int)
+		for range 500 {
+			r := request()
+			u.observer.course(r).tried = tried
+			for _, id := range picked(t, u, r) {
+				now[id]++
+			}
+		}
+		if len(now) != 10 {
+			t.Errorf("%q: %d nodes are used while 4 of the usual 10 fail, want 10", options, len(now))
+		}
+		for _, address := range tried {
+			if id := address[:len(address)-3]; now[id] > 0 {
+				t.Errorf("%q: %s is used although the request failed there", options, id)
+			}
+		}
+	}
+}
