@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"math"
+	"net/http"
 	"net/url"
 	"slices"
 	"strconv"
@@ -40,6 +41,16 @@ func init() {
 //	    subset       <n>
 //	    proxy_id     <id>
 //	    slow_start   <duration>
+//	    health {
+//	        uri      <path>
+//	        interval <duration>
+//	        timeout  <duration>
+//	        passes   <n>
+//	        fails    <n>
+//	        status   <code>|<class>
+//	        port     <port>
+//	        header   <name> <value>
+//	    }
 //	    sync_timeout <duration>
 //	}
 //
@@ -63,6 +74,7 @@ func (u *Upstreams) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 			"subset":       number(&u.Subset, 1, discovery.MaxNodes),
 			"proxy_id":     text("<id>", &u.ProxyID),
 			"slow_start":   duration(&u.SlowStart),
+			"health":       healthOption(&u.Health),
 			"sync_timeout": duration(&u.SyncTimeout),
 		},
 	}.parse(d)
@@ -495,6 +507,47 @@ func pick(to **Pick) option {
 			p.Hash = args[2]
 		}
 		*to = p
+		return nil
+	}}
+}
+
+// healthOption is the option 'health { … }'.
+func healthOption(to **Health) option {
+	return option{usage: "{ <options> }", custom: func(d *caddyfile.Dispenser) error {
+		if d.NextArg() {
+			return errUsage
+		}
+		h := new(Health)
+		*to = h
+		return block{what: "health", options: map[string]option{
+			"uri":      text("<path>", &h.URI),
+			"interval": duration(&h.Interval),
+			"timeout":  duration(&h.Timeout),
+			"passes":   number(&h.Passes, 1, maxChecks),
+			"fails":    number(&h.Fails, 1, maxChecks),
+			"status":   status(&h.Status),
+			"port":     number(&h.Port, 1, 65535),
+			"header":   header(&h.Headers),
+		}}.parse(d)
+	}}
+}
+
+func status(to *string) option {
+	return option{usage: "<code>|<class>", min: 1, max: 1, set: func(args []string) error {
+		*to = args[0]
+		return checkStatus(args[0])
+	}}
+}
+
+func header(to *http.Header) option {
+	return option{usage: "<name> <value>", min: 2, max: 2, repeatable: true, set: func(args []string) error {
+		if args[0] == "" {
+			return errors.New("the name is empty, want <name> <value>")
+		}
+		if *to == nil {
+			*to = make(http.Header)
+		}
+		to.Add(args[0], args[1])
 		return nil
 	}}
 }

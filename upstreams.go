@@ -77,11 +77,17 @@ type Upstreams struct {
 	// first saw the registry are not new. Default: no time
 	SlowStart caddy.Duration `json:"slow_start,omitempty"`
 
+	// Active health checks of the nodes. Default: none
+	Health *Health `json:"health,omitempty"`
+
 	// How long requests wait for the first listing of the registry, counted from
 	// when the directory was opened. Default: 2s
 	SyncTimeout caddy.Duration `json:"sync_timeout,omitempty"`
 
 	directory *sharedDirectory
+	handler   *reverseproxy.Handler
+	health    *checker // nil without health checks
+	checks    sync.Once
 	https     bool          // the transport speaks TLS
 	fallback  bool          // the handler has static upstreams
 	varying   bool          // the pool depends on the request
@@ -129,11 +135,22 @@ func (u *Upstreams) Provision(ctx caddy.Context) error {
 	if u.directory, err = acquireDirectory(backend); err != nil {
 		return fmt.Errorf("opening the registry: %w", err)
 	}
+	if u.Health != nil {
+		if u.health, err = acquireChecker(u, backend, u.handler.Transport); err != nil {
+			return fmt.Errorf("opening the health checks: %w", err)
+		}
+	}
 	// A config that is only validated gets no further than here.
 	return onEvent(ctx, "started", func() {
-		u.directory.start()
+		u.start()
 		u.enlist()
 	})
+}
+
+// start begins to follow the registry and to check the nodes.
+func (u *Upstreams) start() {
+	u.directory.start()
+	u.startChecks()
 }
 
 // checkOptions checks and completes what was configured. Global placeholders are
@@ -154,6 +171,11 @@ func (u *Upstreams) checkOptions() error {
 	u.random = randomly
 	if u.Subset < 0 {
 		return fmt.Errorf("subset: invalid number %d, want 1 or more", u.Subset)
+	}
+	if u.Health != nil {
+		if err := u.Health.check(); err != nil {
+			return err
+		}
 	}
 	if err := replaceGlobals(&u.ProxyID); err != nil {
 		return fmt.Errorf("proxy_id: %w", err)
@@ -202,6 +224,7 @@ func (u *Upstreams) meetParent(ctx caddy.Context) error {
 	if handler == nil {
 		return errors.New("the discovery source works in a reverse_proxy handler only")
 	}
+	u.handler = handler
 	if t, ok := handler.Transport.(reverseproxy.TLSTransport); ok {
 		u.https = t.TLSEnabled()
 	}
@@ -218,7 +241,8 @@ func (u *Upstreams) meetParent(ctx caddy.Context) error {
 	}
 	u.watch(handler, policy)
 	if hc := handler.HealthChecks; hc != nil && hc.Active != nil {
-		u.logger.Warn("the handler's active health checks (health_uri and the like) look at static upstreams only, not at discovered nodes; passive health checks look at both")
+		u.logger.Warn("the handler's active health checks (health_uri and the like) look at static upstreams only, not at discovered nodes; passive health checks look at both; " +
+			"to check discovered nodes, write 'health { uri <path> }' into dynamic discovery")
 	}
 	return nil
 }
@@ -241,11 +265,15 @@ func (u *Upstreams) watch(handler *reverseproxy.Handler, policy reverseproxy.Sel
 
 // Cleanup lets go of the directory, which ends if nobody else uses it.
 func (u *Upstreams) Cleanup() error {
-	if u.directory == nil {
-		return nil
+	var err error
+	if u.health != nil {
+		err = u.health.leave(u)
 	}
 	u.delist()
-	return u.directory.release()
+	if u.directory != nil {
+		err = errors.Join(err, u.directory.release())
+	}
+	return err
 }
 
 // errNoNode makes Caddy fall back to static upstreams.
@@ -257,6 +285,9 @@ var errNoNode = errors.New("no discovered node can serve")
 func (u *Upstreams) GetUpstreams(r *http.Request) ([]*reverseproxy.Upstream, error) {
 	s := screen{limits: u.limits, ramp: time.Duration(u.SlowStart)}
 	pool := u.pool(u.snapshot(r), r)
+	if len(pool.tiers) == 0 && u.health != nil {
+		pool = u.awaitChecks(r)
+	}
 	var c *course
 	if u.observer != nil {
 		c = u.observer.course(r)
@@ -297,7 +328,7 @@ func (u *Upstreams) upstreams(nodes []*discovery.Entry) ([]*reverseproxy.Upstrea
 // snapshot returns the directory's snapshot. Soon after a cold start it waits
 // for the first listing.
 func (u *Upstreams) snapshot(r *http.Request) *discovery.Snapshot {
-	u.directory.start()
+	u.start()
 	snapshot := u.directory.Snapshot()
 	if snapshot.Synced {
 		return snapshot
@@ -319,7 +350,8 @@ func (u *Upstreams) snapshot(r *http.Request) *discovery.Snapshot {
 // A view is what a source made of one snapshot.
 type view struct {
 	snapshot *discovery.Snapshot
-	fixed    *pool // where the pool does not depend on the request
+	health   uint64 // version of the health checks
+	fixed    *pool  // where the pool does not depend on the request
 
 	mu    sync.RWMutex
 	pools map[string]*pool // where it does: by the expanded values
@@ -333,7 +365,7 @@ const maxPools = 1000
 // no request waits for another.
 func (u *Upstreams) pool(snapshot *discovery.Snapshot, r *http.Request) *pool {
 	v := u.current.Load()
-	if v == nil || v.snapshot != snapshot {
+	if v == nil || v.snapshot != snapshot || u.health != nil && v.health != u.health.version.Load() {
 		if v == nil {
 			u.build.Lock()
 		} else if !u.build.TryLock() {
@@ -347,10 +379,15 @@ func (u *Upstreams) pool(snapshot *discovery.Snapshot, r *http.Request) *pool {
 
 // renew makes the view of a snapshot the current one, unless a newer one is.
 func (u *Upstreams) renew(snapshot *discovery.Snapshot) *view {
-	if v := u.current.Load(); v != nil && v.snapshot.Number >= snapshot.Number {
+	var health uint64
+	if u.health != nil {
+		health = u.health.version.Load()
+	}
+	if v := u.current.Load(); v != nil && (v.snapshot.Number > snapshot.Number ||
+		v.snapshot.Number == snapshot.Number && v.health >= health) {
 		return v
 	}
-	v := &view{snapshot: snapshot}
+	v := &view{snapshot: snapshot, health: health}
 	if u.varying {
 		v.pools = make(map[string]*pool)
 	} else {
@@ -490,12 +527,24 @@ func (u *Upstreams) newPool(snapshot *discovery.Snapshot, w wish) *pool {
 // obstacle returns why a node of the wanted service gets no request by this
 // source, "" if nothing is in the way.
 func (u *Upstreams) obstacle(e *discovery.Entry, w wish) string {
-	n := &e.Node
 	switch {
 	case e.State() != discovery.StateUp:
 		return string(e.State())
 	case e.Weight() == 0:
 		return "weight 0"
+	}
+	reason := u.mismatch(e, w)
+	if reason == "" && u.health != nil && u.health.of(e) != healthy {
+		return "unhealthy"
+	}
+	return reason
+}
+
+// mismatch returns why a node does not belong to this source, whatever its state;
+// "" if it does.
+func (u *Upstreams) mismatch(e *discovery.Entry, w wish) string {
+	n := &e.Node
+	switch {
 	case !u.fits(n.Endpoint.Scheme):
 		return "scheme"
 	case announcedHere(n.Instance()):

@@ -1,0 +1,657 @@
+package caddydiscovery
+
+import (
+	"container/heap"
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+	"go.uber.org/zap"
+	"golang.org/x/time/rate"
+
+	"github.com/caddy-discovery/caddy-discovery/discovery"
+)
+
+// Health are active health checks of discovered nodes: Caddy's own look at static
+// upstreams only. A node gets no request before it has passed a check. Sources of
+// one registry with the same settings share the checks and their results, also
+// across reloads.
+//
+// The checks go over the handler's own transport, so that they see the TLS
+// settings that requests will see. Redirects are not followed.
+type Health struct {
+	// The path, and maybe a query, that is asked for by GET. Default: /
+	URI string `json:"uri,omitempty"`
+
+	// The time from one check of a node to the next. Default: 10s
+	Interval caddy.Duration `json:"interval,omitempty"`
+
+	// How long a node may take to answer. Default: 5s
+	Timeout caddy.Duration `json:"timeout,omitempty"`
+
+	// How many checks in a row a node must pass to become healthy. Default: 1
+	Passes int `json:"passes,omitempty"`
+
+	// How many checks in a row a healthy node must fail to become unhealthy.
+	// Default: 2
+	Fails int `json:"fails,omitempty"`
+
+	// The status that passes: a number, or a class such as 2xx. Default: 2xx
+	Status string `json:"status,omitempty"`
+
+	// The port to check. Default: that of the node's endpoint
+	Port int `json:"port,omitempty"`
+
+	// Header fields of the check. Host sets the host that is asked for. Global
+	// placeholders are replaced. Default: none
+	Headers http.Header `json:"headers,omitempty"`
+}
+
+// check completes what was configured, or refuses it.
+func (h *Health) check() error {
+	if h.URI == "" {
+		h.URI = "/"
+	}
+	if uri, err := url.ParseRequestURI(h.URI); err != nil || uri.Host != "" || !strings.HasPrefix(h.URI, "/") {
+		return fmt.Errorf("health: invalid uri %q, want a path such as /healthz", h.URI)
+	}
+	for name, d := range map[string]*caddy.Duration{"interval": &h.Interval, "timeout": &h.Timeout} {
+		if err := checkDuration("health: "+name, *d); err != nil {
+			return err
+		}
+	}
+	if h.Interval == 0 {
+		h.Interval = caddy.Duration(10 * time.Second)
+	}
+	if h.Timeout == 0 {
+		h.Timeout = caddy.Duration(5 * time.Second)
+	}
+	for name, n := range map[string]int{"passes": h.Passes, "fails": h.Fails} {
+		if n < 0 || n > maxChecks {
+			return fmt.Errorf("health: invalid %s %d, want 1 to %d", name, n, maxChecks)
+		}
+	}
+	h.Passes = max(h.Passes, 1)
+	if h.Fails == 0 {
+		h.Fails = 2
+	}
+	if h.Status == "" {
+		h.Status = "2xx"
+	}
+	if err := checkStatus(h.Status); err != nil {
+		return fmt.Errorf("health: status: %w", err)
+	}
+	if h.Port < 0 || h.Port > 65535 {
+		return fmt.Errorf("health: invalid port %d, want 1 to 65535", h.Port)
+	}
+	for name, values := range h.Headers {
+		for i := range values {
+			if err := replaceGlobals(&values[i]); err != nil {
+				return fmt.Errorf("health: header %s: %w", name, err)
+			}
+		}
+	}
+	return nil
+}
+
+const maxChecks = 100
+
+// checkStatus accepts a number or a class.
+func checkStatus(s string) error {
+	if n, err := strconv.Atoi(strings.ReplaceAll(s, "xx", "00")); err != nil || len(s) != 3 || n < 100 || n > 599 {
+		return fmt.Errorf("invalid value %q, want a number such as 200 or a class such as 2xx", s)
+	}
+	return nil
+}
+
+// accepts reports whether the status of an answer passes.
+func (h *Health) accepts(status int) bool {
+	if class, found := strings.CutSuffix(h.Status, "xx"); found {
+		return strconv.Itoa(status/100) == class
+	}
+	return strconv.Itoa(status) == h.Status
+}
+
+const (
+	// checksAtOnce bounds the checks that are under way, and as many again of nodes
+	// whose last one ran into its timeout: they wait for each other and for nobody
+	// else.
+	checksAtOnce = 256
+	// healthQuiet is how long after a change of some node's health another one may
+	// wait, to be taken up together with what follows.
+	healthQuiet = 50 * time.Millisecond
+	// maxCheckBody is how much of an answer is read so that its connection can be
+	// used again.
+	maxCheckBody = 4 << 10
+)
+
+// checkers outlive every config, as the directories do.
+var checkers = caddy.NewUsagePool() // poolKey → *checker
+
+// A checker checks the nodes of a directory that its sources are interested in.
+// One goroutine, run, decides; sources read.
+type checker struct {
+	directory *sharedDirectory
+	options   Health
+	scheme    string
+	key       poolKey
+	log       *zap.Logger
+	lines     *rate.Limiter
+
+	transport atomic.Pointer[http.RoundTripper] // of the newest config
+	version   atomic.Uint64                     // counts the published changes
+	passed    atomic.Uint64
+	failed    atomic.Uint64
+
+	once    sync.Once
+	started atomic.Int64 // Unix nanoseconds
+	cancel  context.CancelFunc
+	done    chan struct{}
+	stirred chan struct{} // the interested have changed; has room for one
+
+	mu         sync.RWMutex // guards what follows; nothing else happens under it
+	nodes      map[string]*patient
+	interested map[*Upstreams]struct{}
+	changed    chan struct{} // closed at the next publication
+}
+
+// health is what the checks have shown of a node.
+type health int32
+
+const (
+	unchecked health = iota
+	healthy
+	unhealthy
+)
+
+// A patient is a node that is checked. Only its health is read by others.
+type patient struct {
+	health atomic.Int32
+
+	id, address, instance string
+	passes, fails         int
+	lane                  int
+	checks                uint64 // how many were made
+	visit                 uint64 // another one if what was checked is another process now
+	due                   time.Time
+	index                 int // in the lane's queue; -1 while it is checked
+}
+
+// result is how one check ended.
+type result struct {
+	patient *patient
+	visit   uint64
+	err     error // nil: passed
+	late    bool  // it ran into the timeout
+	lane    int
+	began   time.Time
+}
+
+// acquireChecker returns the checks of a source with the given settings, not
+// started unless another config did. Each call is matched by one of leave.
+func acquireChecker(u *Upstreams, backend Backend, transport http.RoundTripper) (*checker, error) {
+	registry, err := keyOf(backend)
+	if err != nil {
+		return nil, err
+	}
+	scheme := "http"
+	if u.https {
+		scheme = "https"
+	}
+	settings, err := json.Marshal([]any{u.Health, scheme, transport})
+	if err != nil {
+		return nil, fmt.Errorf("encoding the settings of the health checks: %w", err)
+	}
+	key := sha256.Sum256(slices.Concat(registry[:], settings, trust(transport)))
+	v, _, err := checkers.LoadOrNew(poolKey(key), func() (caddy.Destructor, error) {
+		directory, err := acquireDirectory(backend)
+		if err != nil {
+			return nil, err
+		}
+		return &checker{
+			directory:  directory,
+			options:    *u.Health,
+			scheme:     scheme,
+			key:        key,
+			log:        processLogger("discovery.health").With(zap.String("registry", directory.registry.conn.String())),
+			lines:      rate.NewLimiter(20, 20),
+			done:       make(chan struct{}),
+			stirred:    make(chan struct{}, 1),
+			nodes:      make(map[string]*patient),
+			interested: make(map[*Upstreams]struct{}),
+			changed:    make(chan struct{}),
+		}, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	c := v.(*checker)
+	c.mu.Lock()
+	c.interested[u] = struct{}{}
+	c.mu.Unlock()
+	c.stir()
+	return c, nil
+}
+
+// checkTransport returns the transport for the checks of a handler that is
+// provisioned: its own, unless that does not speak HTTP.
+func checkTransport(handler *reverseproxy.Handler) http.RoundTripper {
+	if _, ok := handler.Transport.(*reverseproxy.HTTPTransport); ok {
+		return handler.Transport
+	}
+	if t, ok := handler.Transport.(reverseproxy.TLSTransport); ok && t.TLSEnabled() {
+		return handler.Transport
+	}
+	return http.DefaultTransport
+}
+
+// trust returns what a transport trusts and how it shows itself, which its JSON
+// does not tell once it is provisioned.
+func trust(transport http.RoundTripper) []byte {
+	t, ok := transport.(*reverseproxy.HTTPTransport)
+	if !ok || t.Transport == nil || t.Transport.TLSClientConfig == nil {
+		return nil
+	}
+	config := t.Transport.TLSClientConfig
+	parts := [][]byte{fmt.Appendf(nil, "%q %v", config.ServerName, config.InsecureSkipVerify)}
+	if config.RootCAs != nil {
+		parts = append(parts, config.RootCAs.Subjects()...) //nolint:staticcheck // it lacks the system's roots, which are always the same
+	}
+	for _, c := range config.Certificates {
+		parts = append(parts, c.Certificate...)
+	}
+	var all []byte
+	for _, p := range parts {
+		sum := sha256.Sum256(p)
+		all = append(all, sum[:]...)
+	}
+	return all
+}
+
+// wants reports whether the source may send requests to the node, as far as that
+// does not depend on the request.
+func (u *Upstreams) wants(e *discovery.Entry) bool {
+	n := &e.Node
+	if !strings.Contains(u.Service, "{") && u.Service != "" && n.Service() != u.Service {
+		return false
+	}
+	w := wish{}
+	for _, c := range u.Where {
+		if !slices.ContainsFunc(c.Values, func(v string) bool { return strings.Contains(v, "{") }) {
+			w.where = append(w.where, c)
+		}
+	}
+	return u.mismatch(e, w) == ""
+}
+
+// startChecks begins the health checks, if there are to be some.
+func (u *Upstreams) startChecks() {
+	if u.health != nil {
+		u.checks.Do(func() { u.health.start(checkTransport(u.handler)) })
+	}
+}
+
+// uncheckedYet reports whether only its first check keeps the node from serving.
+func (u *Upstreams) uncheckedYet(e *discovery.Entry) bool {
+	return e.Serves() && u.wants(e) && u.health.of(e) == unchecked
+}
+
+// awaitChecks returns the pool as soon as one of its nodes has passed a check. When
+// the checks have only just begun, as after a cold start or the first config that
+// has these, nobody has.
+func (u *Upstreams) awaitChecks(r *http.Request) *pool {
+	left := time.Until(time.Unix(0, u.health.started.Load()).Add(time.Duration(u.SyncTimeout)))
+	timer := time.NewTimer(left)
+	defer timer.Stop()
+	for {
+		changed := u.health.next()
+		snapshot := u.directory.Snapshot()
+		p := u.pool(snapshot, r)
+		if len(p.tiers) > 0 || left <= 0 || !slices.ContainsFunc(snapshot.Nodes(), u.uncheckedYet) {
+			return p
+		}
+		select {
+		case <-changed:
+		case <-timer.C:
+			left = 0
+		case <-r.Context().Done():
+			left = 0
+		}
+	}
+}
+
+// leave ends the interest of a source.
+func (c *checker) leave(u *Upstreams) error {
+	c.mu.Lock()
+	delete(c.interested, u)
+	c.mu.Unlock()
+	c.stir()
+	_, err := checkers.Delete(c.key)
+	return err
+}
+
+// Destruct ends the checks when nobody is interested any more.
+func (c *checker) Destruct() error {
+	c.once.Do(func() {}) // from here on they cannot be started
+	if c.cancel != nil {
+		c.cancel()
+		<-c.done
+	}
+	return c.directory.release()
+}
+
+// start begins to check, over the transport of the config that runs now. A config
+// that is only validated never gets here.
+func (c *checker) start(transport http.RoundTripper) {
+	c.transport.Store(&transport)
+	c.once.Do(func() {
+		var ctx context.Context
+		ctx, c.cancel = context.WithCancel(context.Background())
+		c.started.Store(time.Now().UnixNano())
+		go func() {
+			defer close(c.done)
+			c.run(ctx)
+		}()
+	})
+}
+
+func (c *checker) stir() {
+	select {
+	case c.stirred <- struct{}{}:
+	default:
+	}
+}
+
+// of returns what the checks have shown of the node.
+func (c *checker) of(e *discovery.Entry) health {
+	c.mu.RLock()
+	p := c.nodes[e.Node.ID]
+	c.mu.RUnlock()
+	if p == nil || p.address != e.Node.Endpoint.Address() || p.instance != e.Node.Instance() {
+		return unchecked
+	}
+	return health(p.health.Load())
+}
+
+// next returns a channel that is closed when the health of some node changes.
+func (c *checker) next() <-chan struct{} {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	return c.changed
+}
+
+// run checks until ctx ends, and returns when no check is under way any more.
+func (c *checker) run(ctx context.Context) {
+	w := &ward{checker: c, results: make(chan result, 2*checksAtOnce)}
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	var running sync.WaitGroup
+	defer running.Wait()
+	for {
+		snapshot := c.directory.Snapshot()
+		if snapshot != w.snapshot {
+			w.admit(snapshot)
+		}
+		wait := w.dispatch(ctx, &running)
+		wait = min(wait, w.publish())
+		timer.Reset(wait)
+		select {
+		case <-ctx.Done():
+			return
+		case <-snapshot.Superseded():
+		case <-c.stirred:
+			w.admit(snapshot)
+		case r := <-w.results:
+			w.note(r)
+			for range len(w.results) {
+				w.note(<-w.results)
+			}
+		case <-timer.C:
+		}
+	}
+}
+
+// A ward is the state of a checker that only its goroutine touches.
+type ward struct {
+	*checker
+	snapshot  *discovery.Snapshot
+	lanes     [2]lane // those who answer, and those who were late the last time
+	results   chan result
+	dirty     bool
+	published time.Time
+}
+
+type lane struct {
+	queue   patients
+	running int
+}
+
+// admit brings the patients in line with a snapshot and the interested sources.
+func (w *ward) admit(snapshot *discovery.Snapshot) {
+	w.snapshot = snapshot
+	now := time.Now()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	wanted := make(map[string]bool, len(w.nodes))
+	for _, e := range snapshot.Nodes() {
+		interest := false
+		for u := range w.interested {
+			if interest = u.wants(e); interest {
+				break
+			}
+		}
+		if !interest {
+			continue
+		}
+		id := e.Node.ID
+		wanted[id] = true
+		old := w.nodes[id]
+		if old != nil && old.address == e.Node.Endpoint.Address() && old.instance == e.Node.Instance() {
+			continue
+		}
+		// Patients are replaced, not changed, because sources read them.
+		p := &patient{id: id, address: e.Node.Endpoint.Address(), instance: e.Node.Instance(), due: now}
+		if old != nil {
+			w.discharge(old)
+			w.dirty = true
+		}
+		w.nodes[id] = p
+		heap.Push(&w.lanes[p.lane].queue, p)
+	}
+	maps.DeleteFunc(w.nodes, func(id string, p *patient) bool {
+		if !wanted[id] {
+			w.discharge(p)
+		}
+		return !wanted[id]
+	})
+}
+
+// discharge takes a patient out of its queue; the result of a check that is under
+// way will be ignored.
+func (w *ward) discharge(p *patient) {
+	p.visit++
+	if p.index >= 0 {
+		heap.Remove(&w.lanes[p.lane].queue, p.index)
+	}
+}
+
+// dispatch begins the checks that are due, as many as there is room for, and
+// returns when to look again.
+func (w *ward) dispatch(ctx context.Context, running *sync.WaitGroup) time.Duration {
+	now := time.Now()
+	wait := time.Hour
+	for i := range w.lanes {
+		l := &w.lanes[i]
+		for l.running < checksAtOnce && len(l.queue) > 0 && !l.queue[0].due.After(now) {
+			p := heap.Pop(&l.queue).(*patient)
+			l.running++
+			r := result{patient: p, visit: p.visit, lane: i, began: now}
+			running.Go(func() {
+				r.err = w.ask(ctx, p.address)
+				r.late = errors.Is(r.err, context.DeadlineExceeded)
+				w.results <- r // there is room for all that may be under way
+			})
+		}
+		if l.running < checksAtOnce && len(l.queue) > 0 {
+			wait = min(wait, l.queue[0].due.Sub(now))
+		}
+	}
+	return max(wait, 0)
+}
+
+// ask makes one check.
+func (c *checker) ask(ctx context.Context, address string) error {
+	if c.options.Port != 0 {
+		host, _, err := net.SplitHostPort(address)
+		if err != nil {
+			return err
+		}
+		address = net.JoinHostPort(host, strconv.Itoa(c.options.Port))
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Duration(c.options.Timeout))
+	defer cancel()
+	// What Caddy's transports expect to find in the context of a request.
+	ctx = context.WithValue(ctx, caddy.ReplacerCtxKey, caddy.NewReplacer())
+	ctx = context.WithValue(ctx, caddyhttp.VarsCtxKey, map[string]any{
+		"reverse_proxy.proxy_protocol_info": reverseproxy.ProxyProtocolInfo{AddrPort: netip.MustParseAddrPort("127.0.0.1:1")},
+	})
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.scheme+"://"+address+c.options.URI, nil)
+	if err != nil {
+		return err
+	}
+	req.Header.Set("User-Agent", "caddy-discovery")
+	for name, values := range c.options.Headers {
+		if http.CanonicalHeaderKey(name) == "Host" {
+			req.Host = values[0]
+			continue
+		}
+		req.Header[http.CanonicalHeaderKey(name)] = values
+	}
+	resp, err := (*c.transport.Load()).RoundTrip(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if _, err := io.Copy(io.Discard, io.LimitReader(resp.Body, maxCheckBody)); err != nil {
+		return err
+	}
+	if !c.options.accepts(resp.StatusCode) {
+		return fmt.Errorf("status %d, want %s", resp.StatusCode, c.options.Status)
+	}
+	return nil
+}
+
+// note takes up how a check ended.
+func (w *ward) note(r result) {
+	w.lanes[r.lane].running--
+	if r.err == nil {
+		w.passed.Add(1)
+	} else {
+		w.failed.Add(1)
+	}
+	p := r.patient
+	if p.visit != r.visit {
+		return // it is gone, or another process has taken its place
+	}
+	was := health(p.health.Load())
+	now := was
+	if r.err == nil {
+		p.passes, p.fails = p.passes+1, 0
+		if p.passes >= w.options.Passes {
+			now = healthy
+		}
+	} else {
+		p.passes, p.fails = 0, p.fails+1
+		if was == unchecked || p.fails >= w.options.Fails {
+			now = unhealthy
+		}
+	}
+	if now != was {
+		p.health.Store(int32(now))
+		w.dirty = true
+		w.tell(p, was, now, r.err)
+	}
+	interval := time.Duration(w.options.Interval)
+	if p.checks++; p.checks == 1 {
+		// From here on the checks of a fleet that joined at once are spread.
+		interval = time.Duration(rand.Float64() * float64(interval))
+	}
+	p.due = r.began.Add(interval)
+	p.lane = 0
+	if r.late {
+		p.lane = 1
+	}
+	heap.Push(&w.lanes[p.lane].queue, p)
+}
+
+func (w *ward) tell(p *patient, was, now health, err error) {
+	if was == unchecked && now == healthy || !w.lines.Allow() {
+		return
+	}
+	if now == healthy {
+		w.log.Info("node is healthy again", zap.String("node", p.id), zap.String("address", p.address))
+		return
+	}
+	w.log.Warn("node is unhealthy", zap.String("node", p.id), zap.String("address", p.address), zap.Error(err))
+}
+
+// publish makes the sources look again, if something changed, and returns when it
+// must be called next.
+func (w *ward) publish() time.Duration {
+	if !w.dirty {
+		return time.Hour
+	}
+	if wait := healthQuiet - time.Since(w.published); wait > 0 {
+		return wait
+	}
+	w.dirty, w.published = false, time.Now()
+	w.version.Add(1)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	close(w.changed)
+	w.changed = make(chan struct{})
+	return time.Hour
+}
+
+// patients is a heap.Interface ordered by due.
+type patients []*patient
+
+func (q patients) Len() int           { return len(q) }
+func (q patients) Less(i, j int) bool { return q[i].due.Before(q[j].due) }
+func (q patients) Swap(i, j int) {
+	q[i], q[j] = q[j], q[i]
+	q[i].index, q[j].index = i, j
+}
+
+func (q *patients) Push(x any) {
+	p := x.(*patient)
+	p.index = len(*q)
+	*q = append(*q, p)
+}
+
+func (q *patients) Pop() any {
+	old := *q
+	p := old[len(old)-1]
+	old[len(old)-1] = nil
+	*q = old[:len(old)-1]
+	p.index = -1
+	return p
+}

@@ -1,0 +1,228 @@
+package caddydiscovery
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+
+	"github.com/caddy-discovery/caddy-discovery/discovery"
+)
+
+// A checkedService answers health checks at will, and requests with its id.
+type checkedService struct {
+	*httptest.Server
+	status   atomic.Int32 // of /healthz; 0: it hangs
+	checks   atomic.Int32
+	requests atomic.Int32
+	early    atomic.Int32 // requests before the first check
+}
+
+func newChecked(t *testing.T, id string, status int, secure bool) *checkedService {
+	t.Helper()
+	s := new(checkedService)
+	s.status.Store(int32(status))
+	end := make(chan struct{})
+	handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/healthz" {
+			if s.checks.Load() == 0 {
+				s.early.Add(1)
+			}
+			s.requests.Add(1)
+			_, _ = io.WriteString(w, id)
+			return
+		}
+		s.checks.Add(1)
+		switch status := int(s.status.Load()); status {
+		case 0:
+			select {
+			case <-r.Context().Done():
+			case <-end:
+			}
+		default:
+			w.WriteHeader(status)
+		}
+	})
+	if secure {
+		s.Server = httptest.NewTLSServer(handler)
+	} else {
+		s.Server = httptest.NewServer(handler)
+	}
+	t.Cleanup(s.Close)
+	t.Cleanup(func() { close(end) })
+	return s
+}
+
+func TestHealth(t *testing.T) {
+	name, m := newMemory(t)
+	a, b := newChecked(t, "a", 204, false), newChecked(t, "b", 500, false)
+	list(t, m, "a", a.URL)
+	list(t, m, "b", b.URL)
+	port := freePort(t)
+	config := `http://127.0.0.1:` + port + ` {
+		reverse_proxy {
+			dynamic discovery {
+				registry memory ` + name + `
+				health {
+					uri /healthz
+					interval 20ms
+					timeout 5s
+					fails 2
+					header X-Check yes
+				}
+			}
+			lb_policy round_robin
+		}
+	}`
+	load(t, config)
+	url := "http://127.0.0.1:" + port
+	if got := fmt.Sprint(served(t, url)); got != "map[a:6]" {
+		t.Fatalf("served by %s, want the healthy node, from the first request on", got)
+	}
+	steps := []struct {
+		what string
+		do   func()
+		want string
+	}{
+		{"b becomes healthy", func() { b.status.Store(200) }, "map[a:3 b:3]"},
+		{"a becomes unhealthy", func() { a.status.Store(404) }, "map[b:6]"},
+		{"b hangs", func() { a.status.Store(200); b.Close() }, "map[a:6]"},
+		{"c joins", func() { list(t, m, "b", newChecked(t, "c", 200, false).URL) }, "map[a:3 c:3]"},
+	}
+	for _, s := range steps {
+		s.do()
+		eventually(t, s.what, func() bool { return fmt.Sprint(served(t, url)) == s.want })
+	}
+	if n := a.early.Load() + b.early.Load(); n != 0 {
+		t.Errorf("%d requests came before the first check", n)
+	}
+
+	// A reload keeps the results: nobody waits, and nobody is forgotten.
+	a.status.Store(404)
+	eventually(t, "a is unhealthy", func() bool { return fmt.Sprint(served(t, url)) == "map[c:6]" })
+	load(t, config+"\n# changed")
+	if got := fmt.Sprint(served(t, url)); got != "map[c:6]" {
+		t.Errorf("served by %s after the reload, want what the checks had shown before", got)
+	}
+}
+
+func TestHealthOverTheTransport(t *testing.T) {
+	name, m := newMemory(t)
+	a := newChecked(t, "a", 200, true)
+	list(t, m, "a", a.URL)
+	port := freePort(t)
+	load(t, `http://127.0.0.1:`+port+` {
+		reverse_proxy {
+			dynamic discovery {
+				registry memory `+name+`
+				health {
+					uri /healthz
+				}
+			}
+			transport http {
+				tls_insecure_skip_verify
+			}
+		}
+	}`)
+	if status, body := get(t, "http://127.0.0.1:"+port); body != "a" {
+		t.Errorf("status %d, answered %q, want the node, checked over TLS", status, body)
+	}
+	if a.checks.Load() == 0 {
+		t.Error("the node was not checked")
+	}
+}
+
+// TestHealthOfNobody has an empty fleet: there is nothing to wait for.
+func TestHealthOfNobody(t *testing.T) {
+	name, m := newMemory(t)
+	list(t, m, "other", "http://127.0.0.1:1", "service", "other")
+	u := source(t, "registry memory "+name+"\nservice orders\nsync_timeout 1h\nhealth {\n}")
+	if upstreams, err := u.GetUpstreams(request()); err != nil || len(upstreams) != 0 {
+		t.Errorf("returned %v, %v, want nothing at once", upstreams, err)
+	}
+}
+
+// TestHangingChecksHarmNothing has more nodes that hang than checks may be under
+// way: the others are checked in time all the same.
+func TestHangingChecksHarmNothing(t *testing.T) {
+	name, m := newMemory(t)
+	hanging := newChecked(t, "hanging", 0, false)
+	for i := range 2 * checksAtOnce {
+		list(t, m, fmt.Sprintf("hanging-%03d", i), hanging.URL)
+	}
+	good := newChecked(t, "good", 200, false)
+	u := source(t, "registry memory "+name+"\nhealth {\nuri /healthz\ninterval 20ms\ntimeout 300ms\n}")
+	eventually(t, "all have been checked once", func() bool {
+		u.start()
+		return u.health.failed.Load() >= 2*checksAtOnce
+	})
+	list(t, m, "good", good.URL)
+	usable := func() bool {
+		upstreams, _ := u.GetUpstreams(request())
+		return len(upstreams) == 1
+	}
+	began := time.Now()
+	eventually(t, "the good node serves", usable)
+	good.status.Store(500)
+	eventually(t, "the good node is out", func() bool { return !usable() })
+	good.status.Store(200)
+	eventually(t, "the good node serves again", usable)
+	t.Logf("joined, left and came back within %v", time.Since(began))
+	if n := hanging.checks.Load(); n > 0 && u.health.passed.Load() == 0 {
+		t.Error("nothing has passed")
+	}
+}
+
+// TestHealthIsShared holds that equal settings are one checker, and that others,
+// or another transport, are not.
+func TestHealthIsShared(t *testing.T) {
+	name, m := newMemory(t)
+	list(t, m, "a", "http://a:80")
+	options := "registry memory " + name + "\nhealth {\nuri /healthz\n}"
+	a, b := source(t, options), source(t, options+"\nservice orders")
+	c := source(t, "registry memory "+name+"\nhealth {\nuri /\n}")
+	d := source(t, options, "transport", map[string]any{"protocol": "http", "tls": map[string]any{}})
+	e := source(t, options, "transport", map[string]any{"protocol": "http", "tls": map[string]any{"insecure_skip_verify": true}})
+	if a.health != b.health {
+		t.Error("equal settings have two checkers")
+	}
+	for i, other := range []*Upstreams{c, d, e} {
+		if other.health == a.health {
+			t.Errorf("different settings, case %d, share a checker", i)
+		}
+	}
+	if d.health == e.health {
+		t.Error("different transports share a checker")
+	}
+}
+
+// TestHealthConcurrently has many requests see the health change, for the race
+// detector.
+func TestHealthConcurrently(t *testing.T) {
+	name, m := newMemory(t)
+	for i := range 20 {
+		list(t, m, fmt.Sprint("n", i), newChecked(t, "n", 200, false).URL)
+	}
+	u := source(t, "registry memory "+name+"\npick 2\nhealth {\nuri /healthz\ninterval 5ms\n}")
+	u.start()
+	var group sync.WaitGroup
+	for range 4 {
+		group.Go(func() {
+			for range 2000 {
+				var upstreams []*reverseproxy.Upstream
+				upstreams, _ = u.GetUpstreams(request())
+				_ = upstreams
+			}
+		})
+	}
+	for i := range 20 {
+		list(t, m, fmt.Sprint("n", i), "http://127.0.0.1:1", discovery.KeyZone, fmt.Sprint(i))
+	}
+	group.Wait()
+}
