@@ -87,6 +87,7 @@ func (q *request) add(o request) {
 
 type lookResult struct {
 	result any
+	costly bool // more than what was known to have changed
 	took   time.Duration
 	err    error
 }
@@ -188,7 +189,7 @@ func (w *watch) run(ctx context.Context) error {
 			q := pending
 			pending, looking, urgent, due = request{}, true, false, false
 			looks++
-			w.look(ctx, v.look(q))
+			w.look(ctx, v.look(q), q.whole || q.some)
 		}
 		next := at
 		if due && (next.IsZero() || after.Before(next)) {
@@ -218,7 +219,9 @@ func (w *watch) run(ctx context.Context) error {
 			urgent = true
 		case result := <-w.looked:
 			looking = false
-			after = time.Now().Add(min(rest*result.took, r.config.Poll))
+			if result.costly {
+				after = time.Now().Add(min(rest*result.took, r.config.Poll))
+			}
 			if result.err != nil {
 				return broken(result.err)
 			}
@@ -247,11 +250,11 @@ func (w *watch) run(ctx context.Context) error {
 	}
 }
 
-func (w *watch) look(ctx context.Context, read func(context.Context) (any, error)) {
+func (w *watch) look(ctx context.Context, read func(context.Context) (any, error), costly bool) {
 	w.group.Go(func() {
 		began := time.Now()
 		result, err := read(ctx)
-		w.looked <- lookResult{result, time.Since(began), err}
+		w.looked <- lookResult{result, costly, time.Since(began), err}
 	})
 }
 
