@@ -81,7 +81,8 @@ type Config struct {
 
 	// TLSCA is a file with the authorities to trust, in PEM; TLSCert and TLSKey
 	// are files with the client's certificate; TLSServerName is the name that
-	// the servers' certificate must have. Any of them turns TLS on.
+	// the servers' certificate must have. Any of them turns TLS on, to servers
+	// and Sentinels alike.
 	TLSCA, TLSCert, TLSKey, TLSServerName string
 
 	// Name is the name of the connections in CLIENT LIST. Default: none, since

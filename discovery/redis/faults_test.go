@@ -220,20 +220,20 @@ func TestConnectionsKilled(t *testing.T) {
 			s := redistest.Start(t, redistest.Notify("K$gxz"))
 			ctx := context.Background()
 			c := Config{URLs: []string{s.URL()}, Layout: layout}
-			r, writer := open(t, c), open(t, c)
+			writer := open(t, c)
+			c.Name = "watched"
+			r := open(t, c)
 			d := directory(t, r, discovery.Options{})
 			synced(t, d)
+			subscriber := func(line string) bool { return strings.Contains(line, "subscribe") }
+			reader := func(line string) bool { return strings.Contains(line, "cmd=xread") }
 			kill := map[string]func(line string) bool{
-				"subscriber": func(line string) bool {
-					return strings.Contains(line, "cmd=subscribe") || strings.Contains(line, "cmd=psubscribe")
-				},
-				"commands": func(line string) bool {
-					return strings.Contains(line, "cmd=evalsha") || strings.Contains(line, "cmd=pttl")
-				},
+				"subscriber": subscriber,
+				"commands":   func(line string) bool { return !subscriber(line) && !reader(line) },
 			}
 			want := "notifications"
 			if layout == LayoutSortedSet {
-				kill["reader"] = func(line string) bool { return strings.Contains(line, "cmd=xread") }
+				kill["reader"] = reader
 				want = "stream and notifications"
 			}
 			if got := r.Push(); got != want {
@@ -250,7 +250,7 @@ func TestConnectionsKilled(t *testing.T) {
 					}
 					for line := range strings.Lines(list) {
 						id, _, _ := strings.Cut(strings.TrimPrefix(line, "id="), " ")
-						if match(line) {
+						if strings.Contains(line, "name=watched") && match(line) {
 							killed = s.Client().ClientKillByFilter(ctx, "id", id).Err() == nil || killed
 						}
 					}

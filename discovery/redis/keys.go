@@ -99,7 +99,7 @@ func (v *keysView) push() string {
 	return "poll"
 }
 
-func (v *keysView) follow(ctx context.Context) {
+func (v *keysView) follow(ctx context.Context) error {
 	// Notifications are local to each server of a cluster.
 	var options []*goredis.Options
 	if v.masters == nil {
@@ -114,22 +114,17 @@ func (v *keysView) follow(ctx context.Context) {
 		client := goredis.NewClient(o)
 		v.w.closeWith(ctx, client)
 		clients = append(clients, client)
-		err := v.r.do(ctx, func(ctx context.Context) error {
-			if !notifies(ctx, client, "$gx") {
-				return discovery.ErrUnsupported
-			}
-			return nil
-		})
-		if err != nil {
-			return
+		if notified, err := v.r.notifies(ctx, client, "$gx"); err != nil || !notified {
+			return err
 		}
 	}
 	for _, client := range clients {
-		if v.w.subscribe(ctx, client, true, pattern) != nil {
-			return
+		if ok, err := offered(v.w.subscribe(ctx, client, true, pattern)); err != nil || !ok {
+			return err
 		}
 	}
 	v.subscribed = true
+	return nil
 }
 
 // escapeGlob makes a pattern that matches s only.
@@ -324,7 +319,7 @@ func (v *keysView) apply(result any) (next request, after time.Duration, err err
 func (v *keysView) found(r keyRead, l *keysLook) {
 	k := v.keys[r.key]
 	sum := maphash.String(v.seed, r.value)
-	fresh := k == nil || k.sum != sum || (r.err != nil) != k.rejected && r.err != nil
+	fresh := k == nil || k.sum != sum
 	if k == nil {
 		k = &stringKey{}
 		v.keys[r.key] = k

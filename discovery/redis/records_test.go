@@ -142,6 +142,14 @@ func TestHigherScoreWins(t *testing.T) {
 	if n, err := s.Client().ZCard(ctx, DefaultKey).Result(); err != nil || n != 2 {
 		t.Errorf("a foreign record was touched: %d members, %v", n, err)
 	}
+	// A goodbye of ours counts, though an old foreign record stays.
+	add(t, s.Client(), record(1), time.Hour)
+	if err := writer.Withdraw(ctx, newNode("a")); err != nil {
+		t.Fatal(err)
+	}
+	until(t, d, "it leaves", lacks("a"))
+	announce(t, writer, newNode("a"))
+	until(t, d, "ours is back", at(5001))
 	// A heartbeat of ours leaves one of ours.
 	announce(t, writer, newNode("a"), newNode("a", "more", "metadata"))
 	if n, err := s.Client().ZCard(ctx, DefaultKey).Result(); err != nil || n != 2 {

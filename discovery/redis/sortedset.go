@@ -190,6 +190,9 @@ type member struct {
 	node  *discovery.Node
 }
 
+// nameless begins the names that are made up. No id may contain it.
+const nameless = "\x00"
+
 // parse reads the record. It is not kept longer than for one event: it would
 // double what a large fleet takes.
 func (m *member) parse() {
@@ -201,7 +204,7 @@ func (m *member) parse() {
 	if n.ID == "" {
 		h := fnv.New32a()
 		_, _ = h.Write([]byte(m.text))
-		m.id = fmt.Sprintf("#%08x", h.Sum32())
+		m.id = fmt.Sprintf("%s%08x", nameless, h.Sum32())
 	}
 }
 
@@ -210,7 +213,7 @@ type node struct {
 	id      string
 	current *member
 	seq     uint64    // of the newest entry of the stream about it
-	seen    uint64    // the newest look's place in the sequence that found it
+	seen    uint64    // until where in the sequence its record is known to stand
 	missing time.Time // since when looks have not found its record; zero: it is there
 
 	// Of the look that is being applied: the member with the highest score, and
@@ -230,6 +233,7 @@ type setView struct {
 	nodes   map[string]*node
 	gone    map[string]uint64 // left by this entry of the stream, which a late look may not know
 
+	listed      bool // the listing is complete
 	narrow      bool // only the set may be read
 	subscribed  bool // to notifications
 	epoch       string
@@ -262,7 +266,7 @@ func (l *sortedSet) watch(ctx context.Context, w *watch) (view, error) {
 
 // remember keeps what the watch knew at its end for the next one's listing.
 func (v *setView) remember() {
-	if v.looks == 0 {
+	if !v.listed {
 		return
 	}
 	ids := make(map[string]bool, len(v.nodes))
@@ -276,26 +280,24 @@ func (v *setView) remember() {
 	v.previous = ids
 }
 
-func (v *setView) follow(ctx context.Context) {
+func (v *setView) follow(ctx context.Context) (err error) {
 	// Whether XREAD is allowed shows only in trying.
-	err := v.r.do(ctx, func(ctx context.Context) error {
+	err = v.r.do(ctx, func(ctx context.Context) error {
 		err := v.client.XRead(ctx, &goredis.XReadArgs{Streams: []string{v.changes, "$"}, Count: 1, Block: -1}).Err()
 		if err == goredis.Nil {
 			return nil
 		}
 		return err
 	})
-	v.streams = err == nil
-	err = v.r.do(ctx, func(ctx context.Context) error {
-		if !notifies(ctx, v.client, "z") {
-			return discovery.ErrUnsupported
-		}
-		return nil
-	})
-	if err == nil {
-		channel := fmt.Sprintf("__keyspace@%d__:%s", v.r.config.DB, v.set)
-		v.subscribed = v.w.subscribe(ctx, v.client, false, channel) == nil
+	if v.streams, err = offered(err); err != nil {
+		return fmt.Errorf("trying to read the stream of changes: %w", err)
 	}
+	notified, err := v.r.notifies(ctx, v.client, "z")
+	if err != nil || !notified {
+		return err
+	}
+	v.subscribed, err = offered(v.w.subscribe(ctx, v.client, false, fmt.Sprintf("__keyspace@%d__:%s", v.r.config.DB, v.set)))
+	return err
 }
 
 func (v *setView) push() string {
@@ -434,6 +436,7 @@ func (v *setView) list(ctx context.Context) (discovery.Listing, error) {
 			return discovery.Listing{}, err
 		}
 	}
+	v.listed = true
 	if v.streams {
 		v.w.read(ctx, v.client, v.changes, l.last)
 	}
@@ -569,14 +572,13 @@ func (v *setView) found(n *node, l *setLook, next *request) {
 		}
 		return
 	}
-	n.seen = l.seq
 	was, best := n.current, n.best
 	age := time.Duration(max(l.clock-best.score, 0) * float64(time.Millisecond))
 	switch {
 	case was == nil:
 		v.put(n, best, age, 0)
 	case best == was:
-		n.missing = time.Time{}
+		n.missing, n.seen = time.Time{}, l.seq
 		if n.changed {
 			v.put(n, best, 0, 0)
 		}
@@ -629,7 +631,7 @@ func (v *setView) sweep(l *setLook) {
 
 // put emits a node's record, which from now on is the current one.
 func (v *setView) put(n *node, m *member, age time.Duration, revision uint64) {
-	n.current, n.missing = m, time.Time{}
+	n.current, n.missing, n.seen = m, time.Time{}, max(v.seq, revision)
 	if m.node == nil && m.err == nil {
 		m.parse()
 	}
@@ -660,8 +662,8 @@ func (v *setView) forget(n *node) {
 // event returns an event that names the member's node. A record without an id
 // has a made-up key, to be told from others.
 func (m *member) event() discovery.Event {
-	if m.err != nil && strings.HasPrefix(m.id, "#") {
-		return discovery.Event{Key: m.id}
+	if made, ok := strings.CutPrefix(m.id, nameless); ok {
+		return discovery.Event{Key: "#" + made}
 	}
 	return discovery.Event{ID: m.id}
 }
@@ -683,7 +685,7 @@ func (v *setView) stream(entries []goredis.XMessage) error {
 			v.streamPut(n, e)
 		case entryLeft, entryExpired:
 			if n != nil && e.seq <= n.seen {
-				// A look that was taken later has found it: it is back.
+				// A look that was taken later has found a record: it is back.
 				continue
 			}
 			if e.seq > v.seq {

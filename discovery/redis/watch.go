@@ -51,7 +51,7 @@ type watch struct {
 // A view is what a watch knows of the registry: enough to tell what changed.
 type view interface {
 	// follow subscribes to what the server offers to tell of changes.
-	follow(ctx context.Context)
+	follow(ctx context.Context) error
 	// list reads everything and emits it, and returns what Synced will say.
 	// From there on changes are told.
 	list(ctx context.Context) (discovery.Listing, error)
@@ -140,7 +140,9 @@ func (w *watch) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	v.follow(ctx)
+	if err := v.follow(ctx); err != nil {
+		return err
+	}
 	listing, err := v.list(ctx)
 	if err != nil {
 		return err
@@ -323,23 +325,36 @@ func (w *watch) read(ctx context.Context, client *goredis.Client, key, id string
 	})
 }
 
+// offered tells a server that does not offer something from one that is ill: a
+// watch must not do without for ever because of a moment.
+func offered(err error) (bool, error) {
+	if errors.Is(err, discovery.ErrPermission) || errors.Is(err, discovery.ErrUnsupported) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
 // notifies reports whether the server publishes keyspace notifications of the
 // given classes. Where CONFIG is forbidden it cannot be known, so no.
-func notifies(ctx context.Context, client *goredis.Client, classes string) bool {
-	answer, err := client.ConfigGet(ctx, "notify-keyspace-events").Result()
-	if err != nil {
-		return false
+func (r *Registry) notifies(ctx context.Context, client *goredis.Client, classes string) (bool, error) {
+	var flags string
+	err := r.do(ctx, func(ctx context.Context) error {
+		answer, err := client.ConfigGet(ctx, "notify-keyspace-events").Result()
+		flags = answer["notify-keyspace-events"]
+		return err
+	})
+	if ok, err := offered(err); !ok {
+		return false, err
 	}
-	flags := answer["notify-keyspace-events"]
 	if !strings.Contains(flags, "K") {
-		return false
+		return false, nil
 	}
 	for _, class := range classes {
 		if !strings.ContainsRune(flags, class) && !strings.Contains(flags, "A") {
-			return false
+			return false, nil
 		}
 	}
-	return true
+	return true, nil
 }
 
 // closeWith closes what may block when the watch ends, and does not wait for
