@@ -572,3 +572,29 @@ func TestConformanceCluster(t *testing.T) {
 		})
 	}
 }
+
+// TestWithoutHello talks to a server, or a proxy, that knows RESP2 only.
+func TestWithoutHello(t *testing.T) {
+	t.Parallel()
+	for _, layout := range []string{LayoutSortedSet, LayoutKeys} {
+		t.Run(layout, func(t *testing.T) {
+			t.Parallel()
+			s := redistest.Start(t, redistest.Config("rename-command", `HELLO ""`), redistest.Password("pw"), redistest.Notify("KA"))
+			r := open(t, Config{URLs: []string{s.URL()}, Layout: layout})
+			d := directory(t, r, discovery.Options{})
+			synced(t, d)
+			if !strings.HasSuffix(r.Push(), "notifications") {
+				t.Errorf("pushed by %q", r.Push())
+			}
+			announce(t, r, newNode("a"))
+			until(t, d, "a joins", has("a"))
+			if err := r.Withdraw(context.Background(), newNode("a")); err != nil {
+				t.Fatal(err)
+			}
+			until(t, d, "a leaves", lacks("a"))
+			if status := d.Status(); status.Restarts != 0 {
+				t.Errorf("the watch broke: %v", status.LastError)
+			}
+		})
+	}
+}
