@@ -445,6 +445,86 @@ func TestAnswersDenied(t *testing.T) {
 	wantError(t, link.Err(), discovery.ErrPermission, "subscribe", "_INBOX")
 }
 
+// An answer that may not be sent, and an inbox of somebody's own, are no reason
+// to give up the connection.
+func TestOneInboxDenied(t *testing.T) {
+	t.Parallel()
+	s := natstest.Start(t, natstest.Users(natstest.User{
+		Name: "u", Password: secret, Publish: natstest.Deny("_INBOX.>"), Subscribe: natstest.Deny("_INBOX.>"),
+	}))
+	link := mustGet(t, open(t, natsconn.Config{URLs: []string{s.URL()}, User: "u", Password: secret}))
+	inbox := link.NewInbox()
+	for _, operation := range []natsconn.Operation{natsconn.Publish, natsconn.Subscribe} {
+		concerned := func(want natsconn.Operation) func(natsconn.Operation, string) bool {
+			return func(o natsconn.Operation, subject string) bool { return o == want && subject == inbox }
+		}
+		guarded, release := link.GuardOperation(t.Context(), concerned(operation))
+		other, releaseOther := link.GuardOperation(t.Context(), concerned("neither"))
+		if operation == natsconn.Publish {
+			if err := link.Publish(inbox, nil); err != nil {
+				t.Fatal(err)
+			}
+		} else if _, err := link.SubscribeSync(inbox); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		if err := link.Confirm(ctx); err != nil {
+			t.Fatal(err)
+		}
+		cancel()
+		wantError(t, context.Cause(guarded), discovery.ErrPermission, string(operation), inbox)
+		if err := context.Cause(other); err != nil {
+			t.Errorf("an operation that was not concerned ended with %v", err)
+		}
+		release()
+		releaseOther()
+	}
+	if err := link.Err(); err != nil {
+		t.Errorf("the connection ended with %v", err)
+	}
+}
+
+// Whoever confirms knows of every refusal that came before, also where others
+// are refused something at the same time.
+func TestConfirmWaitsForRefusals(t *testing.T) {
+	t.Parallel()
+	s := natstest.Start(t, natstest.Users(natstest.User{Name: "u", Password: secret, Publish: natstest.Deny("orders.>")}))
+	link := mustGet(t, open(t, natsconn.Config{URLs: []string{s.URL()}, User: "u", Password: secret}))
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	var group sync.WaitGroup
+	for i := range 8 {
+		group.Go(func() {
+			subject := fmt.Sprintf("orders.%d", i)
+			for range 100 {
+				guarded, release := link.Guard(ctx, func(s string) bool { return s == subject })
+				if err := link.Publish(subject, nil); err != nil {
+					t.Error(err)
+				}
+				if err := link.Confirm(ctx); err != nil {
+					t.Error(err)
+				}
+				if err := context.Cause(guarded); !errors.Is(err, discovery.ErrPermission) {
+					t.Errorf("after Confirm the guard of %s says %v", subject, err)
+				}
+				release()
+			}
+		})
+	}
+	group.Wait()
+	if err := link.Confirm(ctx); err != nil {
+		t.Errorf("with nothing new: %v", err)
+	}
+	ended, cancel := context.WithTimeout(t.Context(), 0)
+	defer cancel()
+	if err := link.Confirm(ended); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("with an ended context: %v", err)
+	}
+	if link.Err() != nil {
+		t.Errorf("Confirm dropped the link: %v", link.Err())
+	}
+}
+
 func TestCredentialsExpire(t *testing.T) {
 	t.Parallel()
 	s := natstest.Start(t, natstest.OperatorUntil(time.Now().Add(3*time.Second)))

@@ -21,20 +21,34 @@ type Link struct {
 	address address
 	lost    chan struct{}
 
-	mu     sync.Mutex // guards what follows; no callback runs under it
-	why    error      // why it was, or is about to be, lost
-	denied error      // the last permission that was refused
-	guards map[*guard]struct{}
+	mu      sync.Mutex // guards what follows; no callback runs under it
+	why     error      // why it was, or is about to be, lost
+	denied  error      // the last permission that was refused
+	guards  map[*guard]struct{}
+	handled error         // the last error that onError has done with
+	news    chan struct{} // closed when it is done with the next one
 }
+
+// An Operation is what a server may refuse.
+type Operation string
+
+// The operations, as a message spells them before the subject.
+const (
+	Publish   Operation = "publish to"
+	Subscribe Operation = "subscribe to"
+)
 
 // A guard ends an operation that the connection will not let succeed.
 type guard struct {
-	concerns func(subject string) bool
+	concerns func(operation Operation, subject string) bool
 	cancel   context.CancelCauseFunc
 }
 
 func newLink(owner *Conn, a address) *Link {
-	return &Link{owner: owner, address: a, lost: make(chan struct{}), guards: make(map[*guard]struct{})}
+	return &Link{
+		owner: owner, address: a, lost: make(chan struct{}),
+		guards: make(map[*guard]struct{}), news: make(chan struct{}),
+	}
 }
 
 // attach completes the link. Handlers of the client may run before it.
@@ -77,6 +91,12 @@ func (l *Link) Denied() error {
 // itself: without a guard every such request waits for its deadline, and then
 // cannot say why. cancel releases the guard.
 func (l *Link) Guard(ctx context.Context, concerns func(subject string) bool) (guarded context.Context, cancel context.CancelFunc) {
+	return l.GuardOperation(ctx, func(_ Operation, subject string) bool { return concerns(subject) })
+}
+
+// GuardOperation is [Link.Guard] for callers that use one subject in both ways,
+// and whom only one of them concerns.
+func (l *Link) GuardOperation(ctx context.Context, concerns func(operation Operation, subject string) bool) (guarded context.Context, cancel context.CancelFunc) {
 	guarded, cancelCause := context.WithCancelCause(ctx)
 	g := &guard{concerns: concerns, cancel: cancelCause}
 	l.mu.Lock()
@@ -111,6 +131,37 @@ func (l *Link) Probe(ctx context.Context) error {
 		l.drop(why)
 	}
 	return why
+}
+
+// Confirm makes a round trip and returns when the server has done what was asked
+// of it before, and when every guard that it refused something has ended: the
+// client hands refusals on in the background, so that a flush alone may return
+// before them. It fails when ctx ends, which needs a deadline, or when the link
+// is lost. It says nothing of what was refused; see [Link.Guard].
+func (l *Link) Confirm(ctx context.Context) error {
+	if err := l.Conn.FlushWithContext(ctx); err != nil {
+		return err
+	}
+	for {
+		l.mu.Lock()
+		handled, news := l.handled, l.news
+		l.mu.Unlock()
+		// What the server refused came before its answer, and stands here.
+		// Refusals are handled in order, so the last one is enough. It is read
+		// second: what differs from the one that was handled is then newer than
+		// that, and there will be news.
+		last := l.Conn.LastError()
+		if !errors.Is(last, nats.ErrPermissionViolation) || last == handled { //nolint:errorlint // this very one
+			return nil
+		}
+		select {
+		case <-news:
+		case <-l.lost:
+			return l.Err()
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 }
 
 // drop closes the connection and gives the reason, unless it has one already.
@@ -148,6 +199,13 @@ func (l *Link) onClosed(nc *nats.Conn) {
 
 // onError takes what the server says outside of any answer.
 func (l *Link) onError(nc *nats.Conn, _ *nats.Subscription, err error) {
+	defer func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.handled = err
+		close(l.news)
+		l.news = make(chan struct{})
+	}()
 	if isAuth(err) {
 		// The server closes the connection next, without repeating the reason.
 		l.fail(fmt.Errorf("%w: %s: %s", discovery.ErrCredentials, l.Address(), describe(err).text))
@@ -156,21 +214,22 @@ func (l *Link) onError(nc *nats.Conn, _ *nats.Subscription, err error) {
 	if !errors.Is(err, nats.ErrPermissionViolation) {
 		return
 	}
-	kind, subject := violation(err)
-	denied := fmt.Errorf("%w to %s %q", discovery.ErrPermission, kind, subject)
+	operation, subject := violation(err)
+	denied := fmt.Errorf("%w to %s %q", discovery.ErrPermission, operation, subject)
 	var affected []*guard
 	l.mu.Lock()
 	l.denied = denied
 	for g := range l.guards {
-		if g.concerns(subject) {
+		if g.concerns(operation, subject) {
 			affected = append(affected, g)
 		}
 	}
 	l.mu.Unlock()
-	if strings.HasPrefix(subject, nats.InboxPrefix) {
-		// All answers come through one subscription that is made once, so that
-		// nothing works on this connection, nor ever will: the next one may have
-		// been given the right meanwhile.
+	if operation == Subscribe && strings.HasPrefix(subject, nats.InboxPrefix) && strings.HasSuffix(subject, ".*") {
+		// All answers to requests come through one subscription that is made
+		// once, so that no request works on this connection, nor ever will: the
+		// next one may have been given the right meanwhile. (An inbox of its own
+		// has no wildcard, and concerns only whoever made it.)
 		l.fail(denied)
 		nc.Close()
 		return
@@ -182,14 +241,14 @@ func (l *Link) onError(nc *nats.Conn, _ *nats.Subscription, err error) {
 
 // violation takes the subject out of a message like
 // Permissions Violation for Publish to "orders.>".
-func violation(err error) (kind, subject string) {
+func violation(err error) (operation Operation, subject string) {
 	text := err.Error()
-	kind = "publish to"
+	operation = Publish
 	if strings.Contains(text, "Subscription") {
-		kind = "subscribe to"
+		operation = Subscribe
 	}
 	if _, after, found := strings.Cut(text, `"`); found {
 		subject, _, _ = strings.Cut(after, `"`)
 	}
-	return kind, subject
+	return operation, subject
 }
