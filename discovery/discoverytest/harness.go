@@ -20,3 +20,12 @@ type Harness interface {
 	// Restore brings it back, at the same address.
 	Restore(t *testing.T)
 }
+
+// A Forgetful harness is one of a registry that keeps nothing and hands each
+// message to whoever listens just then. A goodbye that is said while a watcher
+// is away is never heard, so the node goes when its lease runs out: the suite
+// gives such a node a short one. Nothing else differs.
+type Forgetful interface {
+	Harness
+	Forgetful() bool
+}

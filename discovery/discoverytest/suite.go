@@ -481,7 +481,11 @@ func survivesBreak(s *suite) {
 func resync(s *suite) {
 	writer, d := s.open(), s.directory()
 	s.synced(d)
-	s.announce(writer, s.node("stays"), s.node("leaves"), s.node("moves"))
+	leaves := s.node("leaves")
+	if f, ok := s.h.(Forgetful); ok && f.Forgetful() {
+		leaves = s.node("leaves", discovery.KeyLease, "2s")
+	}
+	s.announce(writer, s.node("stays"), leaves, s.node("moves"))
 	s.until(d, "three join", func(snap *discovery.Snapshot) bool { return len(snap.Nodes()) == 3 })
 	s.h.Break(s.T)
 	s.eventually("the break is noticed", func() bool { return !d.Status().Connected })
@@ -497,7 +501,7 @@ func resync(s *suite) {
 		return writer.Announce(ctx, moved) == nil
 	})
 	s.announce(writer, s.node("joins"), s.node("stays"))
-	s.withdraw(writer, s.node("leaves"))
+	s.withdraw(writer, leaves)
 	s.until(d, "the view equals the registry", func(snap *discovery.Snapshot) bool {
 		return fmt.Sprint(ids(snap)) == "[joins moves stays]" && snap.Node("moves").Node.Endpoint == moved.Endpoint
 	})
