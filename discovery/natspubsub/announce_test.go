@@ -1,0 +1,284 @@
+package natspubsub_test
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+
+	"github.com/caddy-discovery/caddy-discovery/discovery"
+	"github.com/caddy-discovery/caddy-discovery/discovery/natspubsub"
+	"github.com/caddy-discovery/caddy-discovery/internal/natstest"
+)
+
+// announceMany announces n nodes, some at a time.
+func announceMany(t testing.TB, r *natspubsub.Registry, n int) {
+	t.Helper()
+	const workers = 16
+	var group sync.WaitGroup
+	for w := range workers {
+		group.Go(func() {
+			for i := w; i < n; i += workers {
+				if err := r.Announce(t.Context(), node(t, fmt.Sprintf("orders-%05d", i), "service", "orders", "zone", "eu-1")); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	group.Wait()
+	if t.Failed() {
+		t.FailNow()
+	}
+}
+
+func TestAnnounceAndWithdraw(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	said := listen(t, s.Conn(), "catga.nodes.*")
+	r := open(t, config(s))
+	n := node(t, "a", "service", "orders", "instance", "1")
+	n.Load = 0.5
+	for i, subject := range []string{"join", "heartbeat", "heartbeat", "leave", "join"} {
+		if subject == "leave" {
+			withdraw(t, r, n)
+		} else {
+			announce(t, r, n)
+		}
+		m := next(t, said)
+		if m.Subject != "catga.nodes."+subject {
+			t.Fatalf("message %d is %s, want %s", i, m.Subject, subject)
+		}
+		if subject == "leave" {
+			if got, want := string(m.Data), `{"NodeId":"a","instance":"1"}`; got != want {
+				t.Errorf("the goodbye is %s, want %s", got, want)
+			}
+			continue
+		}
+		got, err := discovery.ParseNode(m.Data)
+		if err != nil || got.ID != "a" || got.Load != 0.5 || got.Service() != "orders" || got.Endpoint != n.Endpoint {
+			t.Errorf("the %s is %s: %v", subject, m.Data, err)
+		}
+		// Readers of lean heartbeats find in ours what they look for.
+		var lean struct {
+			NodeID    string    `json:"nodeId"`
+			Load      float64   `json:"load"`
+			Timestamp time.Time `json:"timestamp"`
+		}
+		if err := json.Unmarshal(m.Data, &lean); err != nil || lean.NodeID != "a" || lean.Load != 0.5 ||
+			lean.Timestamp.IsZero() != (subject == "join") {
+			t.Errorf("the %s is %s: %v", subject, m.Data, err)
+		}
+	}
+	// Who leaves without having come says so: it may have come through another
+	// connection.
+	withdraw(t, r, node(t, "never"))
+	if m := next(t, said); string(m.Data) != `{"NodeId":"never"}` {
+		t.Errorf("the goodbye is %s", m.Data)
+	}
+}
+
+// After a reload the new registrar has announced before the old one leaves.
+func TestWithdrawAfterReload(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	r := open(t, config(s))
+	announce(t, r, node(t, "a", "instance", "1"), node(t, "a", "instance", "2"))
+	said := listen(t, s.Conn(), "catga.nodes.*")
+	withdraw(t, r, node(t, "a", "instance", "1"))
+	announce(t, r, node(t, "a", "instance", "2"))
+	if m := next(t, said); m.Subject != "catga.nodes.heartbeat" {
+		t.Errorf("%s was said of a record of another instance", m.Subject)
+	}
+	if listed, _ := watch(t, open(t, config(s))).listing(); len(listed) != 1 || listed[0].Node.Instance() != "2" {
+		t.Errorf("listed %v", listed)
+	}
+}
+
+func TestLongestRecord(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	r := open(t, config(s))
+	n := node(t, "a", "x", "")
+	empty, err := discovery.AppendRecord(nil, n, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.Metadata["x"] = strings.Repeat("x", discovery.MaxRecord-len(empty))
+	w := watch(t, r)
+	w.listing()
+	for range 2 { // the join, and a heartbeat
+		announce(t, r, n)
+		w.want(discovery.Put, "a")
+	}
+	n.Metadata["x"] += "x"
+	wantError(t, r.Announce(t.Context(), n), discovery.ErrInvalid)
+}
+
+func TestInvalidNodes(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	r := open(t, config(s))
+	for _, id := range []string{"", "a\nb", strings.Repeat("x", discovery.MaxID+1)} {
+		n := node(t, id)
+		if err := r.Announce(t.Context(), n); !errors.Is(err, discovery.ErrInvalid) {
+			t.Errorf("Announce of %q: %v", id, err)
+		}
+		if err := r.Withdraw(t.Context(), n); !errors.Is(err, discovery.ErrInvalid) {
+			t.Errorf("Withdraw of %q: %v", id, err)
+		}
+	}
+	if n := s.NumClients(); n != 0 {
+		t.Errorf("%d connections for nothing", n)
+	}
+}
+
+// A record that nobody renews does not stand for its process any more.
+func TestAnswersEndWithLease(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	r := open(t, config(s))
+	announce(t, r, node(t, "long"), node(t, "short", "lease", discovery.MinLease.String()))
+	listed, _ := watch(t, open(t, config(s))).listing()
+	if len(listed) == 0 || listed[0].ID != "long" {
+		t.Fatalf("listed %v", listed)
+	}
+	deadline := time.Now().Add(patience)
+	for len(listed) != 1 {
+		if time.Now().After(deadline) {
+			t.Fatalf("still listed %v", listed)
+		}
+		w := watch(t, open(t, config(s)))
+		listed, _ = w.listing()
+		w.stop()
+	}
+}
+
+// Whoever may ask cannot make us publish to any subject he likes.
+func TestAnswersGoToInboxesOnly(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	r := open(t, config(s))
+	announce(t, r, node(t, "a"))
+	nc := s.Conn()
+	said := listen(t, nc, ">")
+	for _, reply := range []string{"catga.nodes.leave", "$JS.API.STREAM.PURGE.orders", "orders.new", "_INBOXES.x", ""} {
+		if reply == "" {
+			publish(t, nc, "catga.nodes.query", "")
+		} else if err := nc.PublishRequest("catga.nodes.query", reply, nil); err != nil {
+			t.Fatal(err)
+		}
+		if m := next(t, said); m.Subject != "catga.nodes.query" {
+			t.Errorf("%s got %s", m.Subject, m.Data)
+		}
+	}
+	if err := nc.PublishRequest("catga.nodes.query", "_INBOX.x", []byte("whatever")); err != nil {
+		t.Fatal(err)
+	}
+	next(t, said)
+	m := next(t, said)
+	if got, err := discovery.ParseNode(m.Data); m.Subject != "_INBOX.x" || err != nil || got.ID != "a" {
+		t.Errorf("%s got %s: %v", m.Subject, m.Data, err)
+	}
+}
+
+// Who asks from another account has his inbox renamed by the server.
+func TestAnswerToAnotherAccount(t *testing.T) {
+	t.Parallel()
+	fleet, edge := server.NewAccount("fleet"), server.NewAccount("edge")
+	s := start(t, natstest.Configure(func(o *server.Options) {
+		o.Accounts = []*server.Account{fleet, edge}
+		o.Users = []*server.User{
+			{Username: "fleet", Password: secret, Account: fleet},
+			{Username: "edge", Password: secret, Account: edge},
+		}
+	}))
+	// The server has accounts of its own by these names.
+	exporter, err := s.Server().LookupAccount("fleet")
+	if err != nil {
+		t.Fatal(err)
+	}
+	importer, err := s.Server().LookupAccount("edge")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := exporter.AddServiceExportWithResponse("catga.nodes.query", server.Streamed, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := importer.AddServiceImport(exporter, "catga.nodes.query", "catga.nodes.query"); err != nil {
+		t.Fatal(err)
+	}
+	c := config(s)
+	c.User, c.Password = "fleet", secret
+	r := open(t, c)
+	announce(t, r, node(t, "a"))
+	c.User = "edge"
+	watch(t, open(t, c)).want(discovery.Put, "a")
+}
+
+// No answer follows the goodbye of its node, however they are timed.
+func TestNoAnswerAfterGoodbye(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	r := open(t, config(s))
+	nc := s.Conn()
+	heard := listen(t, nc, ">")
+	if err := heard.SetPendingLimits(-1, -1); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	var group sync.WaitGroup
+	group.Go(func() {
+		for {
+			select {
+			case <-done:
+				return
+			default:
+				if err := nc.PublishRequest("catga.nodes.query", "_INBOX.x", nil); err != nil {
+					t.Error(err)
+				}
+				_ = nc.Flush()
+			}
+		}
+	})
+	for i := range 200 {
+		n := node(t, fmt.Sprint("n", i))
+		announce(t, r, n)
+		withdraw(t, r, n)
+	}
+	close(done)
+	group.Wait()
+	if err := nc.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	gone, answers := make(map[string]bool), 0
+	for {
+		pending, _, err := heard.Pending()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if pending == 0 {
+			break
+		}
+		m := next(t, heard)
+		var said struct {
+			NodeID string `json:"nodeId"`
+		}
+		_ = json.Unmarshal(m.Data, &said) // queries, and answers with nothing
+		switch {
+		case m.Subject == "catga.nodes.leave":
+			gone[said.NodeID] = true
+		case m.Subject == "_INBOX.x" && said.NodeID != "":
+			answers++
+			if gone[said.NodeID] {
+				t.Errorf("%s was answered for after it had left", said.NodeID)
+			}
+		}
+	}
+	t.Logf("%d answers", answers)
+}

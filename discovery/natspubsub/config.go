@@ -1,0 +1,134 @@
+package natspubsub
+
+import (
+	"fmt"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/caddy-discovery/caddy-discovery/discovery"
+	"github.com/caddy-discovery/caddy-discovery/discovery/natsconn"
+)
+
+// What a Config stands for where it says nothing.
+const (
+	DefaultSubjectPrefix = "catga.nodes"
+	DefaultListen        = discovery.DefaultHeartbeat
+)
+
+// Scheme is that of URLs that mean this kind of registry, and no other on the
+// same servers. Those of package natsconn are accepted as well.
+const Scheme = "nats+pubsub"
+
+// A Config names one subject prefix.
+type Config struct {
+	// Config says where the servers are and how to be let in. The path of a
+	// URL names the prefix: nats+pubsub://127.0.0.1:4222/catga.nodes.
+	natsconn.Config
+
+	// SubjectPrefix goes before ".join", ".heartbeat", ".leave" and ".query".
+	// It is one or more tokens of a subject, without wildcards.
+	// Default: DefaultSubjectPrefix.
+	SubjectPrefix string
+
+	// Listen is how long a listing lasts at most: a heartbeat of the fleet, in
+	// which every node that lives has been heard once. Default: DefaultListen.
+	Listen time.Duration
+}
+
+const maxSubjectPrefix = 200
+
+// Resolve returns the configuration as it is meant: the prefix taken out of the
+// URLs' paths, the scheme as package natsconn has it, and every default filled
+// in. Two configurations that mean the same fleet resolve to equal ones. The
+// error wraps [discovery.ErrInvalid] and names what is wrong and what is
+// accepted.
+func (c Config) Resolve() (Config, error) {
+	urls := make([]string, 0, len(c.URLs))
+	for _, raw := range c.URLs {
+		if scheme, rest, found := strings.Cut(raw, "://"); found && strings.EqualFold(scheme, Scheme) {
+			raw = "nats://" + rest
+		}
+		u, err := natsconn.ParseURL(raw)
+		if err != nil {
+			return Config{}, err
+		}
+		if prefix := strings.TrimPrefix(u.Path, "/"); prefix != "" {
+			if c.SubjectPrefix != "" && c.SubjectPrefix != prefix {
+				return Config{}, fmt.Errorf("%w NATS subject prefix: both %q and, in the path of %s://%s, %q are named; name one",
+					discovery.ErrInvalid, c.SubjectPrefix, u.Scheme, u.Host, prefix)
+			}
+			c.SubjectPrefix = prefix
+		}
+		u.Path, u.RawPath = "", ""
+		urls = append(urls, u.String())
+	}
+	if len(urls) == 0 {
+		urls = append(urls, natsconn.DefaultURL)
+	}
+	c.URLs = urls
+
+	c = c.withDefaults()
+	if err := c.Config.Validate(); err != nil {
+		return Config{}, err
+	}
+	switch {
+	case !validPrefix(c.SubjectPrefix):
+		return Config{}, fmt.Errorf(`%w NATS subject prefix %q: want at most %d bytes, words with "." between them, without spaces, * and >, and not those of the server ($…, _INBOX)`,
+			discovery.ErrInvalid, clip(c.SubjectPrefix), maxSubjectPrefix)
+	case c.Listen < stall:
+		return Config{}, fmt.Errorf("%w NATS listen %q: want at least %v", discovery.ErrInvalid, c.Listen, stall)
+	}
+	return c, nil
+}
+
+// Validate returns the error of [Config.Resolve].
+func (c Config) Validate() error {
+	_, err := c.Resolve()
+	return err
+}
+
+// String names the prefix and the servers, and no secret:
+// "nats+pubsub://10.0.0.5:4222/catga.nodes".
+func (c Config) String() string {
+	if resolved, err := c.Resolve(); err == nil {
+		c = resolved
+	}
+	return Scheme + "://" + c.Config.String() + "/" + c.SubjectPrefix
+}
+
+// GoString is String, so that no way of printing shows a secret.
+func (c Config) GoString() string { return c.String() }
+
+func (c Config) withDefaults() Config {
+	if c.SubjectPrefix == "" {
+		c.SubjectPrefix = DefaultSubjectPrefix
+	}
+	if c.Listen == 0 {
+		c.Listen = DefaultListen
+	}
+	return c
+}
+
+// validPrefix reports whether messages can be published under the prefix.
+func validPrefix(prefix string) bool {
+	if len(prefix) > maxSubjectPrefix || !utf8.ValidString(prefix) || prefix[0] == '$' {
+		return false
+	}
+	for i, token := range strings.Split(prefix, ".") {
+		if token == "" || i == 0 && (token == "_INBOX" || token == "_R_" || token == "_GR_") ||
+			strings.ContainsFunc(token, func(c rune) bool {
+				return c == '*' || c == '>' || unicode.IsSpace(c) || unicode.IsControl(c)
+			}) {
+			return false
+		}
+	}
+	return true
+}
+
+// The subjects of a fleet.
+func (c *Config) join() string      { return c.SubjectPrefix + ".join" }
+func (c *Config) heartbeat() string { return c.SubjectPrefix + ".heartbeat" }
+func (c *Config) leave() string     { return c.SubjectPrefix + ".leave" }
+func (c *Config) query() string     { return c.SubjectPrefix + ".query" }

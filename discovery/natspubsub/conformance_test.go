@@ -1,0 +1,33 @@
+package natspubsub_test
+
+import (
+	"testing"
+
+	"github.com/caddy-discovery/caddy-discovery/discovery"
+	"github.com/caddy-discovery/caddy-discovery/discovery/discoverytest"
+	"github.com/caddy-discovery/caddy-discovery/discovery/natspubsub"
+	"github.com/caddy-discovery/caddy-discovery/internal/natstest"
+)
+
+// It is not parallel: the suite counts the goroutines of the whole process.
+func TestConformance(t *testing.T) {
+	discoverytest.Run(t, func(t *testing.T) discoverytest.Harness {
+		return harness{natstest.StartProcess(t)}
+	})
+}
+
+// A harness gives the suite the default prefix on a server in a process of its
+// own, whose goroutines the suite does not take for ours.
+type harness struct{ server *natstest.Process }
+
+func (h harness) Open(t *testing.T) discovery.Registry {
+	return open(t, natspubsub.Config{Config: urls(h.server.URL()), Listen: 2 * patience})
+}
+
+func (h harness) Break(*testing.T) { h.server.Stop() }
+
+func (h harness) Restore(*testing.T) { h.server.Start() }
+
+func (harness) Forgetful() bool { return true }
+
+var _ discoverytest.Forgetful = harness{}

@@ -1,0 +1,230 @@
+package natspubsub_test
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/nats-io/nats-server/v2/server"
+
+	"github.com/caddy-discovery/caddy-discovery/discovery"
+	"github.com/caddy-discovery/caddy-discovery/discovery/natsconn"
+	"github.com/caddy-discovery/caddy-discovery/discovery/natspubsub"
+	"github.com/caddy-discovery/caddy-discovery/internal/natstest"
+)
+
+// wantAll fails the test unless nothing works.
+func wantAll(t *testing.T, config natspubsub.Config, sentinel error, words ...string) {
+	t.Helper()
+	r := open(t, config)
+	wantError(t, r.Announce(t.Context(), node(t, "a")), sentinel, words...)
+	wantError(t, r.Withdraw(t.Context(), node(t, "a")), sentinel, words...)
+	wantError(t, watch(t, r).broken(), sentinel, words...)
+}
+
+func TestNobodyThere(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	s.Stop()
+	wantAll(t, natspubsub.Config{Config: urls("nats+pubsub://u:" + secret + "@" + s.Addr())}, discovery.ErrUnreachable, s.Addr())
+}
+
+func TestWrongCredentials(t *testing.T) {
+	t.Parallel()
+	s := start(t, natstest.Token(secret))
+	wantAll(t, natspubsub.Config{Config: natsconn.Config{URLs: []string{s.URL()}, Token: secret + "x"}},
+		discovery.ErrCredentials, s.Addr())
+}
+
+func TestEveryLogin(t *testing.T) {
+	t.Parallel()
+	dead := start(t)
+	dead.Stop()
+	for name, test := range map[string]struct {
+		options []natstest.Option
+		config  func(s *natstest.Server) natsconn.Config
+	}{
+		"first URL dead": {nil, func(s *natstest.Server) natsconn.Config { return urls(dead.URL(), s.URL()) }},
+		"token": {[]natstest.Option{natstest.Token(secret)}, func(*natstest.Server) natsconn.Config {
+			return natsconn.Config{Token: secret}
+		}},
+		"user": {[]natstest.Option{natstest.Users(natstest.User{Name: "u", Password: secret})}, func(*natstest.Server) natsconn.Config {
+			return natsconn.Config{User: "u", Password: secret}
+		}},
+		"nkey": {[]natstest.Option{natstest.NKey()}, func(s *natstest.Server) natsconn.Config {
+			return natsconn.Config{NKey: s.Seed}
+		}},
+		"credentials": {[]natstest.Option{natstest.Operator()}, func(s *natstest.Server) natsconn.Config {
+			return natsconn.Config{Credentials: s.Creds}
+		}},
+		"TLS": {[]natstest.Option{natstest.TLS()}, func(s *natstest.Server) natsconn.Config {
+			return natsconn.Config{TLSCA: s.TLS.CA}
+		}},
+		"mutual TLS": {[]natstest.Option{natstest.MutualTLS()}, func(s *natstest.Server) natsconn.Config {
+			return natsconn.Config{TLSCA: s.TLS.CA, TLSCert: s.TLS.ClientCert, TLSKey: s.TLS.ClientKey}
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := start(t, test.options...)
+			c := config(s)
+			c.Config = test.config(s)
+			if c.URLs == nil {
+				c.URLs = []string{s.URL()}
+			}
+			r := open(t, c)
+			w := watch(t, r)
+			w.listing()
+			announce(t, r, node(t, "a"))
+			w.want(discovery.Put, "a")
+			if err := r.Verify(t.Context()); err != nil {
+				t.Error(err)
+			}
+			withdraw(t, r, node(t, "a"))
+			w.want(discovery.Left, "a")
+		})
+	}
+}
+
+func TestPermissions(t *testing.T) {
+	t.Parallel()
+	const publish, subscribe = "publish to", "subscribe to"
+	for name, test := range map[string]struct {
+		operation, subject               string // what is denied
+		announce, renew, withdraw, watch bool   // what is meant to fail
+	}{
+		"join":             {publish, "catga.nodes.join", true, false, false, false},
+		"renew":            {publish, "catga.nodes.heartbeat", false, true, false, false},
+		"leave":            {publish, "catga.nodes.leave", false, false, true, false},
+		"ask":              {publish, "catga.nodes.query", false, false, false, true},
+		"publish":          {publish, ">", true, true, true, true},
+		"hear joins":       {subscribe, "catga.nodes.join", false, false, false, true},
+		"hear heartbeats":  {subscribe, "catga.nodes.heartbeat", false, false, false, true},
+		"hear goodbyes":    {subscribe, "catga.nodes.leave", false, false, false, true},
+		"hear answers":     {subscribe, "_INBOX.>", false, false, false, true},
+		"subscribe":        {subscribe, ">", false, false, false, true},
+		"be asked":         {subscribe, "catga.nodes.query", false, false, false, false},
+		"answer":           {publish, "_INBOX.>", false, false, false, false},
+		"others' subjects": {publish, "catga.other.>", false, false, false, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			user := natstest.User{Name: "u", Password: secret}
+			if test.operation == publish {
+				user.Publish = natstest.Deny(test.subject)
+			} else {
+				user.Subscribe = natstest.Deny(test.subject)
+			}
+			s := start(t, natstest.Users(natstest.User{Name: "admin", Password: secret}, user))
+			c := config(s)
+			c.User, c.Password = "u", secret
+			r := open(t, c)
+			words := []string{test.operation}
+			if test.subject != ">" {
+				words = append(words, strings.TrimSuffix(test.subject, ">"))
+			}
+			check := func(what string, fails bool, err error) {
+				t.Helper()
+				if fails {
+					wantError(t, err, discovery.ErrPermission, words...)
+				} else if err != nil {
+					t.Errorf("%s: %v", what, err)
+				}
+			}
+			// The watch comes first, so that everything else shares a connection
+			// on which something was denied, and comes between what is meant to
+			// succeed.
+			w := watch(t, r)
+			if test.watch {
+				check("Watch", true, w.broken())
+			} else {
+				w.listing()
+			}
+			n := node(t, "a")
+			check("Announce", test.announce, r.Announce(t.Context(), n))
+			check("Announce again", test.announce || test.renew, r.Announce(t.Context(), n))
+			if test.watch {
+				check("Watch", true, watch(t, r).broken())
+			}
+			check("Withdraw", test.withdraw, r.Withdraw(t.Context(), n))
+			if !test.watch && !test.announce {
+				w.want(discovery.Put, "a")
+				w.stop()
+			}
+			if n := s.NumClients(); n != 1 {
+				t.Errorf("%d connections, want the one that stood all the time", n)
+			}
+		})
+	}
+}
+
+// What was refused is not answered with.
+func TestRefusedRecordDoesNotStand(t *testing.T) {
+	t.Parallel()
+	user := natstest.User{Name: "u", Password: secret, Publish: natstest.Deny("catga.nodes.join", "catga.nodes.heartbeat")}
+	s := start(t, natstest.Users(natstest.User{Name: "admin", Password: secret}, user))
+	c := config(s)
+	c.User, c.Password = "u", secret
+	r := open(t, c)
+	wantError(t, r.Announce(t.Context(), node(t, "a")), discovery.ErrPermission, "catga.nodes.join")
+	if listed, _ := watch(t, r).listing(); len(listed) != 0 {
+		t.Errorf("listed %v", listed)
+	}
+}
+
+// Who may neither be asked nor answer is learnt of by his next heartbeat.
+func TestAnswerDenied(t *testing.T) {
+	t.Parallel()
+	user := natstest.User{Name: "u", Password: secret, Publish: natstest.Deny("_INBOX.>")}
+	s := start(t, natstest.Users(natstest.User{Name: "admin", Password: secret}, user))
+	mute, listener := config(s), config(s)
+	mute.User, mute.Password = "u", secret
+	listener.User, listener.Password = "admin", secret
+	r, answers := open(t, mute), open(t, listener)
+	announce(t, r, node(t, "a"))
+	announce(t, answers, node(t, "b"))
+	w := watch(t, open(t, listener))
+	w.want(discovery.Put, "b")
+	w.want(discovery.Synced, "")
+	announce(t, r, node(t, "a"))
+	w.want(discovery.Put, "a")
+	if n := s.NumClients(); n != 3 {
+		t.Errorf("%d connections, want 3", n)
+	}
+}
+
+// Both use the same subjects of one connection, and neither minds what the other
+// may not do.
+func TestPermissionOfOneOperation(t *testing.T) {
+	t.Parallel()
+	user := natstest.User{
+		Name: "u", Password: secret,
+		Publish: natstest.Deny("catga.nodes.leave"), Subscribe: natstest.Deny("catga.nodes.join"),
+	}
+	s := start(t, natstest.Users(user))
+	c := config(s)
+	c.User, c.Password = "u", secret
+	r := open(t, c)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for range 50 {
+			err := r.Watch(t.Context(), func(discovery.Event) {})
+			if err == nil || !strings.Contains(err.Error(), `subscribe to "catga.nodes.join"`) {
+				t.Errorf("Watch: %v", err)
+			}
+		}
+	}()
+	for range 50 {
+		announce(t, r, node(t, "a")) // a join each time, since the goodbye forgets it
+		wantError(t, r.Withdraw(t.Context(), node(t, "a")), discovery.ErrPermission, `publish to "catga.nodes.leave"`)
+	}
+	<-done
+}
+
+// The server's own limit, set by its operator.
+func TestRecordTooLarge(t *testing.T) {
+	t.Parallel()
+	s := start(t, natstest.Configure(func(o *server.Options) { o.MaxPayload = 1024 }))
+	r := open(t, config(s))
+	wantError(t, r.Announce(t.Context(), node(t, "a", "service", strings.Repeat("x", 1024))), discovery.ErrInvalid, "larger")
+}

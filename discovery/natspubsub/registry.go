@@ -1,0 +1,424 @@
+// Package natspubsub keeps a registry on subjects of core NATS: nodes say that
+// they join, that they live and that they leave, and whoever listens then knows.
+// The servers keep nothing.
+//
+//	<prefix>.join       a record
+//	<prefix>.heartbeat  {"nodeId","load","timestamp"}, or a record
+//	<prefix>.leave      {"NodeId"}; ours name the instance as well
+//	<prefix>.query      a request; each node answers with its record
+//
+// Our own heartbeats carry the record, and our own nodes answer queries, so that
+// whoever starts late learns of them within milliseconds. Writers that do
+// neither are learnt of when they join; see [Registry.Watch].
+//
+// To watch takes the right to subscribe to join, heartbeat, leave and
+// _INBOX.>, and to publish to query; to announce, that to publish to join,
+// heartbeat and leave. To answer queries takes the right to subscribe to query
+// and to publish to _INBOX.>; without it a node is listed all the same, and
+// late listeners learn of it by its next heartbeat.
+package natspubsub
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/caddy-discovery/caddy-discovery/discovery"
+	"github.com/caddy-discovery/caddy-discovery/discovery/natsconn"
+)
+
+const (
+	// operationTimeout bounds one call, the dialling included.
+	operationTimeout = 5 * time.Second
+	// roundTrip is how long a server may take to answer a ping, and lastRoundTrip
+	// how long a second one, before the connection counts as dead.
+	roundTrip     = 2 * time.Second
+	lastRoundTrip = time.Second
+	// maxQueries is how many queries may wait to be answered. Who asks in vain
+	// listens instead.
+	maxQueries = 1024
+	// answerChunk is how many records of ours answer a query before the server
+	// has to have taken them, so that announcing never waits behind thousands.
+	answerChunk = 256
+)
+
+// A Registry is one subject prefix behind one connection. It implements
+// [discovery.Registry] and [discovery.Verifier]. It is no [discovery.Historian]:
+// nobody keeps the past.
+type Registry struct {
+	config Config // resolved
+	conn   *natsconn.Conn
+
+	// turn is held while our own records change and while they are published, so
+	// that no answer to a query follows the goodbye of its node. It is a channel
+	// and not a mutex, so that nobody waits longer than his context.
+	turn    chan struct{}
+	answers sync.WaitGroup
+
+	mu      sync.Mutex // guards what follows; no I/O happens under it
+	closed  bool
+	session *session // of the last connection
+	watch   *watch   // the one that is synced
+	records map[string]*record
+}
+
+// A session is what stands on one connection.
+type session struct {
+	link *natsconn.Link
+
+	// Guarded by the Registry's mu.
+	joined  map[string]bool // the ids that were announced here
+	answers bool            // queries are answered
+}
+
+// A record is one of our own, as it was announced last.
+type record struct {
+	instance string
+	data     []byte
+	until    time.Time // when its lease runs out
+}
+
+// Open returns the registry that config names. It does not connect: the first
+// call that needs the connection does. The error is that of [Config.Resolve].
+func Open(config Config) (*Registry, error) {
+	config, err := config.Resolve()
+	if err != nil {
+		return nil, err
+	}
+	conn, err := natsconn.New(config.Config)
+	if err != nil {
+		return nil, err
+	}
+	return &Registry{
+		config:  config,
+		conn:    conn,
+		turn:    make(chan struct{}, 1),
+		records: make(map[string]*record),
+	}, nil
+}
+
+// String names the prefix and the servers, and no secret.
+func (r *Registry) String() string { return r.config.String() }
+
+// Close closes the connection, which ends every call that is under way, and
+// stops answering.
+func (r *Registry) Close() error {
+	r.mu.Lock()
+	r.closed = true
+	r.mu.Unlock()
+	err := r.conn.Close()
+	r.answers.Wait()
+	return err
+}
+
+// Announce says that the node has joined, the first time on a connection, and
+// then that it lives, with its record each time. It returns when the server has
+// taken the message; whether anybody hears it, nobody knows. From then on the
+// Registry answers queries with the record until the node is withdrawn or its
+// lease runs out, also on later connections. It fails with ErrInvalid,
+// ErrUnreachable, ErrCredentials or ErrPermission of package discovery.
+func (r *Registry) Announce(ctx context.Context, n discovery.Node) error {
+	what := fmt.Sprintf("announcing node %q", n.ID)
+	now := time.Now()
+	data, err := discovery.AppendRecord(nil, n, now)
+	if err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	// Who does not renew a record does not stand for it any more.
+	announced := &record{instance: n.Instance(), data: data, until: now.Add(lease(&n))}
+	return r.do(ctx, what, func(ctx context.Context, s *session) error {
+		subject, message := r.config.join(), data
+		if r.hasJoined(s, n.ID) {
+			subject, message = r.config.heartbeat(), appendHeartbeat(nil, data, now)
+		}
+		var before *record
+		err := s.ask(ctx, publishing(subject), func(ctx context.Context) error {
+			release, err := r.take(ctx)
+			if err != nil {
+				return err
+			}
+			defer release()
+			before = r.remember(n.ID, announced)
+			// First, so that whoever asks too early for this is told by the join.
+			if err := r.answer(s); err != nil {
+				return err
+			}
+			return s.link.Publish(subject, message)
+		})
+		r.settle(s, n.ID, announced, before, err)
+		return err
+	})
+}
+
+// Withdraw says that the node leaves. The message names the instance, and
+// listeners of our kind let it count only if the record that they saw last is
+// that instance's; others know no instances. Where this very Registry announces
+// the id for another instance, nothing is sent. It fails as Announce does.
+func (r *Registry) Withdraw(ctx context.Context, n discovery.Node) error {
+	what := fmt.Sprintf("withdrawing node %q", n.ID)
+	if err := discovery.ValidateID(n.ID); err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	// Whether or not anybody can be told: nobody is to be told otherwise.
+	if !r.forget(n.ID, n.Instance()) {
+		return nil
+	}
+	message, err := json.Marshal(farewell{NodeID: n.ID, Instance: n.Instance()})
+	if err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	return r.do(ctx, what, func(ctx context.Context, s *session) error {
+		return s.ask(ctx, publishing(r.config.leave()), func(ctx context.Context) error {
+			release, err := r.take(ctx)
+			if err != nil {
+				return err
+			}
+			defer release()
+			return s.link.Publish(r.config.leave(), message)
+		})
+	})
+}
+
+// lease returns how long a record counts unless it is renewed.
+func lease(n *discovery.Node) time.Duration {
+	if d := n.Lease(); d > 0 {
+		return d
+	}
+	return discovery.DefaultTTL
+}
+
+// publishing is what a guard of one message is concerned with.
+func publishing(subject string) func(natsconn.Operation, string) bool {
+	return func(operation natsconn.Operation, refused string) bool {
+		return operation == natsconn.Publish && refused == subject
+	}
+}
+
+// do runs f on the connection, for five seconds at most.
+func (r *Registry) do(ctx context.Context, what string, f func(context.Context, *session) error) error {
+	bounded, cancel := context.WithTimeout(ctx, operationTimeout)
+	defer cancel()
+	s, err := r.connect(bounded)
+	if err == nil {
+		err = f(bounded, s)
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	return nil
+}
+
+// connect returns the session of the connection that stands.
+func (r *Registry) connect(ctx context.Context) (*session, error) {
+	if ctx.Err() != nil {
+		return nil, ctx.Err()
+	}
+	link, err := r.conn.Get(ctx)
+	if err != nil {
+		return nil, err
+	}
+	r.mu.Lock()
+	if r.session == nil || r.session.link != link {
+		r.session = &session{link: link, joined: make(map[string]bool)}
+	}
+	s, records := r.session, len(r.records)
+	r.mu.Unlock()
+	if records == 0 {
+		return s, nil
+	}
+	// What was announced on the connection before still stands.
+	if err := r.answer(s); err != nil {
+		return nil, explain(ctx, ctx, link, err)
+	}
+	return s, nil
+}
+
+// ask runs f, which publishes and subscribes, and returns when the server has
+// taken it, or why it refused what the caller is concerned with.
+func (s *session) ask(ctx context.Context, concerns func(natsconn.Operation, string) bool, f func(context.Context) error) error {
+	guarded, release := s.link.GuardOperation(ctx, concerns)
+	defer release()
+	err := f(guarded)
+	if err == nil {
+		err = confirm(guarded, s.link)
+	}
+	if err == nil && guarded.Err() != nil {
+		err = context.Cause(guarded)
+	}
+	if err != nil {
+		return explain(ctx, guarded, s.link, err)
+	}
+	return nil
+}
+
+// confirm makes a round trip. A connection on which nothing comes back is
+// dropped, so that the next call dials instead of waiting as well.
+func confirm(ctx context.Context, link *natsconn.Link) error {
+	first, cancel := context.WithTimeout(ctx, roundTrip)
+	defer cancel()
+	err := link.Confirm(first)
+	if !errors.Is(err, context.DeadlineExceeded) || ctx.Err() != nil {
+		return err
+	}
+	second, cancel := context.WithTimeout(ctx, lastRoundTrip)
+	defer cancel()
+	if err := link.Probe(second); err != nil {
+		return err
+	}
+	return link.Confirm(ctx)
+}
+
+// take waits for the turn.
+func (r *Registry) take(ctx context.Context) (release func(), err error) {
+	select {
+	case r.turn <- struct{}{}:
+		return func() { <-r.turn }, nil
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+func (r *Registry) hasJoined(s *session, id string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return s.joined[id]
+}
+
+// remember puts a record and returns the one before it, nil if there was none.
+func (r *Registry) remember(id string, announced *record) (before *record) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	before = r.records[id]
+	r.records[id] = announced
+	return before
+}
+
+// settle notes how announcing went. What was refused does not stand; what stood
+// before it does.
+func (r *Registry) settle(s *session, id string, announced, before *record, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch {
+	case r.records[id] != announced: // withdrawn, or announced again, meanwhile
+	case err == nil:
+		s.joined[id] = true
+	case before != nil:
+		r.records[id] = before
+	default:
+		delete(r.records, id)
+	}
+}
+
+// forget drops our record of the id, and reports false if it is another
+// instance's.
+func (r *Registry) forget(id, instance string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if own := r.records[id]; own != nil && own.instance != instance && time.Now().Before(own.until) {
+		return false
+	}
+	delete(r.records, id)
+	if r.session != nil {
+		delete(r.session.joined, id)
+	}
+	return true
+}
+
+// answer sees to it that queries on the session's connection are answered, until
+// it is lost. It is called before anything else is published there.
+func (r *Registry) answer(s *session) error {
+	r.mu.Lock()
+	if r.closed || s.answers {
+		r.mu.Unlock()
+		return nil
+	}
+	s.answers = true
+	r.answers.Add(1) // under the lock, so that Close waits for it
+	r.mu.Unlock()
+
+	queries := make(chan *nats.Msg, maxQueries)
+	if _, err := s.link.ChanSubscribe(r.config.query(), queries); err != nil {
+		r.answers.Done()
+		return err
+	}
+	go func() {
+		defer r.answers.Done()
+		for {
+			select {
+			case <-s.link.Lost():
+				return
+			case m := <-queries:
+				r.reply(s, m.Reply)
+			}
+		}
+	}()
+	return nil
+}
+
+// reply answers one query with every record of ours that stands, a message each.
+// Who has none, any more, answers with nothing, so that nobody waits for him.
+func (r *Registry) reply(s *session, to string) {
+	if !isInbox(to) {
+		return
+	}
+	sent := 0
+	for ids := range slices.Chunk(r.standing(), answerChunk) {
+		select {
+		case r.turn <- struct{}{}:
+		case <-s.link.Lost():
+			return
+		}
+		for _, id := range ids {
+			// It may have been withdrawn since.
+			if data := r.data(id); data != nil && s.link.Publish(to, data) == nil {
+				sent++
+			}
+		}
+		<-r.turn
+		if s.link.FlushTimeout(roundTrip) != nil {
+			return
+		}
+	}
+	if sent == 0 {
+		_ = s.link.Publish(to, nil) // a lost connection ends the loop above
+	}
+}
+
+// isInbox reports whether a subject is one of those that NATS makes for answers,
+// here or in another account. Whoever may ask could otherwise make us publish,
+// with our own rights, to whatever he likes.
+func isInbox(subject string) bool {
+	return strings.HasPrefix(subject, nats.InboxPrefix) || strings.HasPrefix(subject, "_R_.")
+}
+
+// standing returns the ids of our records that stand, sorted, and drops those
+// whose lease ran out.
+func (r *Registry) standing() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	now := time.Now()
+	maps.DeleteFunc(r.records, func(_ string, own *record) bool { return !now.Before(own.until) })
+	return slices.Sorted(maps.Keys(r.records))
+}
+
+func (r *Registry) data(id string) []byte {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if own := r.records[id]; own != nil {
+		return own.data
+	}
+	return nil
+}
+
+var (
+	_ discovery.Registry = (*Registry)(nil)
+	_ discovery.Verifier = (*Registry)(nil)
+)

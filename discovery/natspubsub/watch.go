@@ -1,0 +1,373 @@
+package natspubsub
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/caddy-discovery/caddy-discovery/discovery"
+	"github.com/caddy-discovery/caddy-discovery/discovery/natsconn"
+)
+
+const (
+	// stall is how long no further answer may come before the answers to a query
+	// count as complete: 200 nodes take 5 to 17 ms.
+	stall = 100 * time.Millisecond
+	// maxPending is how many messages may wait to be emitted: more than the
+	// answers of the largest fleet that a directory holds.
+	maxPending = 1 << 17
+	// maxAside is how many nodes may be heard of whose endpoint nobody has told.
+	maxAside = 10_000
+	// settle is how long what has arrived may take to be emitted.
+	settle = time.Second
+)
+
+// statusNoResponders is what the server itself answers to a request that nobody
+// subscribes to.
+const statusNoResponders = "503"
+
+// Watch subscribes to what nodes say, asks all of them for their records, and
+// emits what comes, until ctx ends or anything at all goes wrong. Then it returns
+// an error that wraps [discovery.ErrBroken], or, if it could not begin, one that
+// says why. The next Watch asks again.
+//
+// The listing is over, and Synced emitted,
+//
+//   - once answers have come and no further one for 100 ms, or for twice as long
+//     as the first one took;
+//   - or at once when the server says that nobody is there to answer;
+//   - or when [Config].Listen has passed, in which every node has told that it
+//     lives.
+//
+// Its [discovery.Listing] is always Partial: writers that do not answer are not
+// in it, and their heartbeats do not tell where they serve. Waiting longer for
+// them would be of no use: what names their endpoint is their next join, which
+// comes whenever they start again, and is emitted whenever it comes. Where
+// nobody answers the listing is empty, therefore, and says so right away.
+//
+// A heartbeat without a record is a Beat, whether or not the node is known here:
+// a Directory may know it from before the connection broke. Its load is also kept
+// aside until a join or a record names the endpoint, and then follows as a Beat,
+// if it is not older than the record's lease.
+//
+// A node that says goodbye is Left, unless the goodbye names another instance
+// than the record that was seen last. Messages that were dropped because emit
+// blocked for too long break the watch.
+func (r *Registry) Watch(ctx context.Context, emit func(discovery.Event)) error {
+	w, err := r.begin(ctx)
+	if err != nil {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		return err
+	}
+	err = r.run(ctx, w, emit)
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	if !errors.Is(err, discovery.ErrBroken) {
+		err = fmt.Errorf("%w: %w", discovery.ErrBroken, err)
+	}
+	return fmt.Errorf("watching %q: %w", r.config.SubjectPrefix, err)
+}
+
+// A watch is one call of Watch that has begun.
+type watch struct {
+	session *session
+	// messages takes what all subscriptions bring, in the order in which the
+	// server sent it: a goodbye must not overtake the answer before it.
+	messages chan *nats.Msg
+	// Three subscriptions and not one to <prefix>.*, which takes fewer rights,
+	// and leaves query to those who answer: the server can then tell that there
+	// are none.
+	joins, heartbeats, leaves, answers *nats.Subscription
+
+	asked time.Time
+	ended chan struct{} // closed when Watch is about to return
+
+	mu    sync.Mutex // guards marks
+	marks map[*nats.Msg]chan struct{}
+}
+
+// begin subscribes and asks.
+func (r *Registry) begin(ctx context.Context) (*watch, error) {
+	w := &watch{ended: make(chan struct{}), marks: make(map[*nats.Msg]chan struct{})}
+	what := fmt.Sprintf("watching %q", r.config.SubjectPrefix)
+	err := r.do(ctx, what, func(ctx context.Context, s *session) error {
+		w.session = s
+		w.messages = make(chan *nats.Msg, maxPending)
+		inbox := s.link.NewInbox()
+		return s.ask(ctx, r.watching(inbox), func(context.Context) error {
+			for _, subscribe := range []struct {
+				subject string
+				to      **nats.Subscription
+			}{
+				{r.config.join(), &w.joins},
+				{r.config.heartbeat(), &w.heartbeats},
+				{r.config.leave(), &w.leaves},
+				{inbox, &w.answers},
+			} {
+				subscription, err := s.link.ChanSubscribe(subscribe.subject, w.messages)
+				if err != nil {
+					return err
+				}
+				*subscribe.to = subscription
+			}
+			w.asked = time.Now()
+			return s.link.PublishRequest(r.config.query(), inbox, nil)
+		})
+	})
+	if err != nil {
+		w.close()
+		return nil, err
+	}
+	return w, nil
+}
+
+// watching is what the guard of a watch is concerned with.
+func (r *Registry) watching(inbox string) func(natsconn.Operation, string) bool {
+	return func(operation natsconn.Operation, subject string) bool {
+		switch subject {
+		case r.config.join(), r.config.heartbeat(), r.config.leave(), inbox:
+			return operation == natsconn.Subscribe
+		case r.config.query():
+			return operation == natsconn.Publish
+		default:
+			return false
+		}
+	}
+}
+
+func (w *watch) subscriptions() []*nats.Subscription {
+	return []*nats.Subscription{w.joins, w.heartbeats, w.leaves, w.answers}
+}
+
+func (w *watch) close() {
+	close(w.ended)
+	for _, s := range w.subscriptions() {
+		if s != nil {
+			_ = s.Unsubscribe() // it may have gone with its connection
+		}
+	}
+}
+
+// run emits what comes until the watch breaks.
+func (r *Registry) run(parent context.Context, w *watch, emit func(discovery.Event)) error {
+	ctx, release := w.session.link.GuardOperation(parent, r.watching(w.answers.Subject))
+	defer release()
+	defer func() {
+		r.mu.Lock()
+		if r.watch == w {
+			r.watch = nil
+		}
+		r.mu.Unlock()
+		w.close()
+	}()
+
+	var (
+		t        = newTranslator(emit)
+		synced   bool
+		patience time.Duration // how long the next answer may take; 0 until the first
+		deadline = w.asked.Add(r.config.Listen)
+		pause    = time.NewTimer(r.config.Listen)
+	)
+	defer pause.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-pause.C:
+			if len(w.messages) > 0 && time.Now().Before(deadline) {
+				// It is we who are slow.
+				pause.Reset(min(stall, time.Until(deadline)))
+				continue
+			}
+			if err := w.dropped(); err != nil {
+				return err
+			}
+			synced = true
+			// Before Synced is emitted: whoever hears that may verify.
+			r.mu.Lock()
+			r.watch = w
+			r.mu.Unlock()
+			emit(discovery.Event{Type: discovery.Synced, Listing: discovery.Listing{Partial: true}})
+		case m := <-w.messages:
+			switch {
+			case m.Sub == nil:
+				w.reach(m)
+			case m.Sub == w.leaves:
+				t.leave(m.Data)
+			case m.Sub == w.heartbeats:
+				t.take(parseHeartbeat(m.Data))
+			case m.Sub == w.joins:
+				t.take(parseRecord(m.Data))
+			case len(m.Data) == 0 && m.Header.Get("Status") == statusNoResponders:
+				if !synced {
+					pause.Reset(0)
+				}
+			default:
+				if len(m.Data) > 0 {
+					t.take(parseRecord(m.Data))
+				}
+				if !synced {
+					if patience == 0 {
+						// Who is far away answers late.
+						patience = max(stall, 2*time.Since(w.asked))
+					}
+					pause.Reset(min(patience, time.Until(deadline)))
+				}
+			}
+			// What was dropped was dropped behind something that was still
+			// waiting, so it is enough to look when nothing waits any more.
+			if len(w.messages) == 0 {
+				if err := w.dropped(); err != nil {
+					return err
+				}
+			}
+		}
+	}
+}
+
+// dropped reports whether a message was lost because too many were waiting.
+func (w *watch) dropped() error {
+	for _, s := range w.subscriptions() {
+		// An error says that the subscription is closed, and so is the link.
+		if n, err := s.Dropped(); err == nil && n > 0 {
+			return fmt.Errorf("%w: %d messages on %q were dropped, because %d were waiting",
+				discovery.ErrBroken, n, s.Subject, maxPending)
+		}
+	}
+	return nil
+}
+
+// A translator emits what messages mean. It is used by one goroutine.
+type translator struct {
+	emit func(discovery.Event)
+	// instances are those of the records that were seen last, by id.
+	instances *memory[string]
+	// aside are heartbeats of nodes that no record has named yet, by id.
+	aside *memory[heartbeat]
+}
+
+type heartbeat struct {
+	load  float64
+	heard time.Time
+}
+
+func newTranslator(emit func(discovery.Event)) *translator {
+	return &translator{
+		emit:      emit,
+		instances: newMemory[string](discovery.MaxNodes),
+		aside:     newMemory[heartbeat](maxAside),
+	}
+}
+
+// take emits what a record or a heartbeat says.
+func (t *translator) take(e discovery.Event) {
+	t.emit(e)
+	switch e.Type {
+	case discovery.Put:
+		t.instances.note(e.ID, e.Node.Instance())
+		if h, found := t.aside.recall(e.ID); found {
+			t.aside.forget(e.ID)
+			if time.Since(h.heard) < lease(&e.Node) {
+				t.emit(discovery.Event{Type: discovery.Beat, ID: e.ID, Load: h.load})
+			}
+		}
+	case discovery.Beat:
+		if _, known := t.instances.recall(e.ID); !known {
+			t.aside.note(e.ID, heartbeat{e.Load, time.Now()})
+		}
+	case discovery.Rejected:
+		// Whoever says goodbye next: it is not the one whose record stood there.
+		t.instances.forget(e.ID)
+	}
+}
+
+// leave emits what a goodbye says.
+func (t *translator) leave(data []byte) {
+	f, err := parseFarewell(data)
+	if err != nil {
+		// Without an id: a goodbye that cannot be read is nobody's.
+		t.emit(discovery.Event{Type: discovery.Rejected, Err: err})
+		return
+	}
+	if instance, known := t.instances.recall(f.NodeID); known && f.Instance != "" && f.Instance != instance {
+		return // somebody else has taken the id
+	}
+	t.instances.forget(f.NodeID)
+	t.aside.forget(f.NodeID)
+	t.emit(discovery.Event{Type: discovery.Left, ID: f.NodeID})
+}
+
+// Verify makes a round trip to the server, which sends what it has for us before
+// it answers, and waits up to a second until the watch has emitted that. It fails
+// with [discovery.ErrBroken] if there is no watch, its listing is not over, or it
+// lags, and otherwise as every call does.
+//
+// In a cluster of servers it proves the connection to one of them.
+func (r *Registry) Verify(ctx context.Context) error {
+	r.mu.Lock()
+	w := r.watch
+	r.mu.Unlock()
+	what := fmt.Sprintf("verifying the watch of %q", r.config.SubjectPrefix)
+	if w == nil {
+		return fmt.Errorf("%s: %w: there is none", what, discovery.ErrBroken)
+	}
+	bounded, cancel := context.WithTimeout(ctx, operationTimeout)
+	defer cancel()
+	nothing := func(natsconn.Operation, string) bool { return false }
+	if err := w.session.ask(bounded, nothing, func(context.Context) error { return nil }); err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	if err := w.emitted(bounded); err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	return nil
+}
+
+// emitted waits until everything that has arrived is emitted: it puts a mark
+// behind that.
+func (w *watch) emitted(ctx context.Context) error {
+	patience, cancel := context.WithTimeout(ctx, settle)
+	defer cancel()
+	mark, reached := new(nats.Msg), make(chan struct{})
+	w.mu.Lock()
+	w.marks[mark] = reached
+	w.mu.Unlock()
+	defer func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		delete(w.marks, mark)
+	}()
+	waiting := w.messages
+	for {
+		select {
+		case waiting <- mark:
+			waiting = nil
+		case <-reached:
+			return w.dropped()
+		case <-w.ended:
+			return fmt.Errorf("%w: the watch has ended", discovery.ErrBroken)
+		case <-patience.Done():
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			return fmt.Errorf("%w: the watch has not got to what was written", discovery.ErrBroken)
+		}
+	}
+}
+
+// reach tells who put the mark that everything before it is emitted.
+func (w *watch) reach(mark *nats.Msg) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if reached := w.marks[mark]; reached != nil {
+		close(reached)
+		delete(w.marks, mark)
+	}
+}
