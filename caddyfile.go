@@ -183,6 +183,27 @@ func (n *NATSKV) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 
 // UnmarshalCaddyfile sets up the backend from Caddyfile tokens. Syntax:
 //
+//	registry nats [<url>...] {
+//	    subject_prefix  <prefix>
+//	    credentials     <file>
+//	    nkey            <seed-file>
+//	    token           <token>
+//	    user            <name> <password>
+//	    tls_ca          <file>
+//	    tls_client_auth <certificate> <key>
+//	    tls_server_name <name>
+//	    ttl             <duration>
+//	}
+func (n *NATS) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+	d.Next() // consume the name
+	n.URLs = d.RemainingArgs()
+	return block{what: "registry nats", options: map[string]option{
+		"subject_prefix": text("<prefix>", &n.SubjectPrefix),
+	}}.with(n.NATSConnection.options(), n.TLSClient.options(), n.DirectoryOptions.options()).parse(d)
+}
+
+// UnmarshalCaddyfile sets up the backend from Caddyfile tokens. Syntax:
+//
 //	registry redis [<url>...] {
 //	    mode              single|sentinel|cluster
 //	    key               <key>
@@ -243,6 +264,7 @@ func (o *DirectoryOptions) options() map[string]option {
 var schemes = map[string]string{
 	"nats":            "nats_kv",
 	"tls":             "nats_kv",
+	"nats+pubsub":     "nats",
 	"redis":           "redis",
 	"rediss":          "redis",
 	"redis+sentinel":  "redis",
@@ -603,5 +625,6 @@ func checkDuration(name string, d caddy.Duration) error {
 var (
 	_ caddyfile.Unmarshaler = (*Upstreams)(nil)
 	_ caddyfile.Unmarshaler = (*NATSKV)(nil)
+	_ caddyfile.Unmarshaler = (*NATS)(nil)
 	_ caddyfile.Unmarshaler = (*Redis)(nil)
 )

@@ -24,6 +24,7 @@ func init() {
 	caddy.RegisterModule(new(LeastLoad))
 	caddy.RegisterModule(Registrar{})
 	caddy.RegisterModule(NATSKV{})
+	caddy.RegisterModule(NATS{})
 	caddy.RegisterModule(Redis{})
 	caddy.RegisterModule(Admin{})
 }
