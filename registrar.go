@@ -107,6 +107,11 @@ func (app *Registrar) Provision(ctx caddy.Context) error {
 		}
 		ids[key]++
 	}
+	// A config that fails to start, say because a port is taken, must not have
+	// been announced: nobody could reach it.
+	if err := onEvent(ctx, "started", app.announceAll); err != nil {
+		return err
+	}
 	// On exit Caddy stops its apps in no particular order, so that the listeners
 	// might close first. Its own event comes before all of them.
 	return onEvent(ctx, "stopping", func() {
@@ -333,10 +338,11 @@ func localAddress(ctx context.Context, registry []string) string {
 	return "127.0.0.1"
 }
 
-// Start announces the nodes. It does not wait for a registry.
+// Start takes hold of the nodes, so that those which the config before announced
+// stay listed. What is new is announced when every app has started.
 func (app *Registrar) Start() error {
 	for _, n := range app.Nodes {
-		a, err := announce(n)
+		a, err := hold(n)
 		if err != nil {
 			_ = app.Stop()
 			return err
@@ -354,6 +360,18 @@ func (app *Registrar) Stop() error {
 	}
 	app.held = nil
 	return nil
+}
+
+// Cleanup lets go of the nodes where Stop was not called: Caddy drops a config
+// whose remote admin endpoint or config loader fails, after its apps have
+// started, without stopping them.
+func (app *Registrar) Cleanup() error { return app.Stop() }
+
+// announceAll makes this config the one that says how its nodes are announced.
+func (app *Registrar) announceAll() {
+	for _, a := range app.held {
+		a.poke()
+	}
 }
 
 // leaveAll takes all nodes of an exiting Caddy out of service, and returns when
@@ -408,7 +426,8 @@ type announcement struct {
 	registry *sharedRegistry
 	cancel   context.CancelFunc
 	done     chan struct{}
-	changed  chan struct{} // holds at most one token
+	// changed holds at most one token. The first one starts the announcing.
+	changed chan struct{}
 
 	// wanted are the configs that want the node, newest last: the newest one
 	// says how. Should it fail to start, the one before says so again. Guarded
@@ -416,8 +435,9 @@ type announcement struct {
 	wanted []*ProxyNode
 }
 
-// announce makes a config's node be announced. It is matched by one of release.
-func announce(n *ProxyNode) (*announcement, error) {
+// hold notes that a config wants a node to be announced, and how; poke puts that
+// into force. It is matched by one of release.
+func hold(n *ProxyNode) (*announcement, error) {
 	key, err := n.key()
 	if err != nil {
 		return nil, err
@@ -439,7 +459,6 @@ func announce(n *ProxyNode) (*announcement, error) {
 		return a, nil
 	}
 	a.wanted = append(a.wanted, n)
-	a.poke()
 	return a, registry.release() // a holds the registry already
 }
 
@@ -499,6 +518,11 @@ func (a *announcement) run(ctx context.Context) {
 		}
 	}()
 	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-a.changed:
+		}
 		if n := a.current(); n != nil && n.settings != settings {
 			endpoint, err := n.resolve(ctx)
 			options := n.options()
@@ -526,16 +550,12 @@ func (a *announcement) run(ctx context.Context) {
 			}
 			settings = n.settings
 		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-a.changed:
-		}
 	}
 }
 
 // Interface guards
 var (
-	_ caddy.App         = (*Registrar)(nil)
-	_ caddy.Provisioner = (*Registrar)(nil)
+	_ caddy.App          = (*Registrar)(nil)
+	_ caddy.Provisioner  = (*Registrar)(nil)
+	_ caddy.CleanerUpper = (*Registrar)(nil)
 )

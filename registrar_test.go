@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"sync/atomic"
 	"testing"
 
@@ -117,12 +118,37 @@ func TestRegistrarAcrossReloads(t *testing.T) {
 	// A config that fails to start gives way to the one that runs.
 	busy := httptest.NewServer(http.NotFoundHandler())
 	defer busy.Close()
+	writes = m.Writes()
 	broken := registrarConfig(name, port, options+"metadata version 3\n") +
 		"\nhttp://" + busy.Listener.Addr().String() + " {\n}\n"
 	if err := tryLoad(broken); err == nil {
 		t.Fatal("a config with a taken port was loaded")
 	}
-	eventually(t, "the old config is in force again", func() bool { return record(t, m, "me").Metadata["version"] == "2" })
+	if got := m.Writes() - writes; got != 0 || record(t, m, "me").Metadata["version"] != "2" {
+		t.Errorf("a config that failed to start wrote %d records, and the node is %v", got, record(t, m, "me"))
+	}
+	// Nor does one whose config loader fails when all apps have started, which
+	// Caddy then does not stop.
+	unfinished, err := tryAdapt(registrarConfig(name, freePort(t), "node_id other\nendpoint http://10.0.0.1:80\ndrain 0s\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	unfinished = []byte(strings.Replace(string(unfinished), "{",
+		`{"admin":{"disabled":true,"config":{"persist":false,"load":{"module":"http","url":"http://127.0.0.1:1/"}}},`, 1))
+	if err := caddy.Load(unfinished, true); err == nil {
+		t.Fatal("a config whose loader fails was loaded")
+	}
+	announcements.leaving.Wait()
+	if n := record(t, m, "other"); n != nil {
+		t.Errorf("a config that is not in force lists %v", n)
+	}
+
+	writes = m.Writes()
+	load(t, registrarConfig(name, port, options+"metadata version 4\n"))
+	eventually(t, "the next config is in force", func() bool { return record(t, m, "me").Metadata["version"] == "4" })
+	if got := m.Writes() - writes; got != 1 {
+		t.Errorf("a changed node took %d writes, want 1", got)
+	}
 
 	load(t, `http://127.0.0.1:`+port+` {
 		respond ok
