@@ -56,6 +56,14 @@ func (b *memoryBackend) Open(*zap.Logger) (discovery.Registry, error) {
 	return m.(*discoverytest.Memory).Open(), nil
 }
 
-func (b *memoryBackend) Addresses() []string { return []string{"127.0.0.1:4222"} }
+// offline are the registries in memory whose addresses do not resolve.
+var offline sync.Map
+
+func (b *memoryBackend) Addresses() []string {
+	if _, ok := offline.Load(b.Name); ok {
+		return []string{"127.0.0.1:no-such-port"}
+	}
+	return []string{"127.0.0.1:4222"}
+}
 
 var _ Backend = (*memoryBackend)(nil)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/url"
@@ -316,26 +317,40 @@ func (n *ProxyNode) resolve(ctx context.Context) (discovery.Endpoint, error) {
 	first := n.servers[0]
 	host := first.host
 	if ip := net.ParseIP(host); host == "" || (ip != nil && ip.IsUnspecified()) {
-		host = localAddress(ctx, n.backend.Addresses())
+		var err error
+		if host, err = localAddress(ctx, n.backend.Addresses()); err != nil {
+			return discovery.Endpoint{}, err
+		}
 	}
 	return discovery.ParseEndpoint(first.scheme + "://" + net.JoinHostPort(host, strconv.FormatUint(uint64(first.port), 10)))
 }
 
+// resolveRetry is how long to wait before an endpoint is looked for again, up to
+// twice as long.
+const resolveRetry = 500 * time.Millisecond
+
 // localAddress returns the local address from which the registry is reached. No
-// packet is sent: connecting a UDP socket only asks the routing table.
-func localAddress(ctx context.Context, registry []string) string {
+// packet is sent: connecting a UDP socket only asks the routing table. While that
+// knows no way, or the registry's name does not resolve, there is no answer: a
+// guess would be listed for the whole fleet.
+func localAddress(ctx context.Context, registry []string) (string, error) {
+	if len(registry) == 0 {
+		return "127.0.0.1", nil // it is reached by other means than a network
+	}
+	var err error
 	for _, address := range registry {
-		conn, err := new(net.Dialer).DialContext(ctx, "udp", address)
-		if err != nil {
+		var conn net.Conn
+		if conn, err = new(net.Dialer).DialContext(ctx, "udp", address); err != nil {
 			continue
 		}
-		host, _, err := net.SplitHostPort(conn.LocalAddr().String())
+		var host string
+		host, _, err = net.SplitHostPort(conn.LocalAddr().String())
 		_ = conn.Close()
 		if err == nil {
-			return host
+			return host, nil
 		}
 	}
-	return "127.0.0.1"
+	return "", fmt.Errorf("finding the local address that reaches the registry: %w; the option endpoint <url> makes that unnecessary", err)
 }
 
 // Start takes hold of the nodes, so that those which the config before announced
@@ -507,9 +522,10 @@ func (a *announcement) run(ctx context.Context) {
 	log := processLogger("registrar").With(zap.String("registry", a.registry.conn.String()))
 
 	var (
-		registrar *discovery.Registrar
-		running   sync.WaitGroup
-		settings  string
+		registrar  *discovery.Registrar
+		running    sync.WaitGroup
+		settings   string
+		unresolved string // why there is no endpoint, as it was told last
 	)
 	defer func() {
 		running.Wait()
@@ -517,20 +533,33 @@ func (a *announcement) run(ctx context.Context) {
 			instances.Delete(registrar.Instance())
 		}
 	}()
+	retry := time.NewTimer(0)
+	retry.Stop()
+	defer retry.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-a.changed:
+		case <-retry.C:
 		}
 		if n := a.current(); n != nil && n.settings != settings {
 			endpoint, err := n.resolve(ctx)
+			if err != nil && ctx.Err() == nil {
+				// At the start of a machine the network may come up after us.
+				if err.Error() != unresolved {
+					log.Warn("cannot announce; retrying", zap.String("node", n.NodeID), zap.Error(err))
+				}
+				unresolved = err.Error()
+				retry.Reset(resolveRetry + rand.N(resolveRetry))
+				continue
+			}
+			unresolved = ""
 			options := n.options()
 			options.Logger = log
 			switch {
 			case ctx.Err() != nil:
 				return
-			case err != nil:
 			case registrar != nil:
 				err = registrar.Update(n.node(endpoint), options)
 			default:

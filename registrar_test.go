@@ -94,6 +94,25 @@ func TestRegistrarDefaults(t *testing.T) {
 	}
 }
 
+// TestRegistrarWaitsForItsAddress has the machine's network come up after Caddy.
+func TestRegistrarWaitsForItsAddress(t *testing.T) {
+	name, m := newMemory(t)
+	offline.Store(name, nil)
+	defer offline.Delete(name)
+	_, err := localAddress(t.Context(), (&memoryBackend{Name: name}).Addresses())
+	wantError(t, "an address that does not resolve", err, "endpoint <url>")
+	port := freePort(t)
+	load(t, registrarConfig(name, port, "node_id me\ndrain 0s"))
+	if n := record(t, m, "me"); n != nil {
+		t.Errorf("announced a guess: %v", n)
+	}
+	offline.Delete(name)
+	eventually(t, "the node is listed where it can be reached", func() bool {
+		n := record(t, m, "me")
+		return n != nil && n.Endpoint.String() == "http://127.0.0.1:"+port
+	})
+}
+
 func TestRegistrarAcrossReloads(t *testing.T) {
 	name, m := newMemory(t)
 	port := freePort(t)
