@@ -353,12 +353,40 @@ type view struct {
 	health   uint64 // version of the health checks
 	fixed    *pool  // where the pool does not depend on the request
 
-	mu    sync.RWMutex
-	pools map[string]*pool // where it does: by the expanded values
+	mu     sync.RWMutex
+	pools  map[string]*pool // where it does: by the expanded values
+	pooled int              // bytes of all of them, about
 }
 
-// maxPools bounds the pools of one view, because clients may choose the values.
-const maxPools = 1000
+// Bounds of what one view keeps, because clients may choose the values: pools,
+// and bytes of all of them. With consistent hashing a pool of 10,000 nodes takes
+// more than ten megabytes.
+const (
+	maxPools  = 1000
+	maxPooled = 128 << 20
+)
+
+// keep keeps a pool for later requests with the same values. Where there is no
+// room it takes that of others, so that made-up values do not shut out those that
+// are asked for often. The newest pool is always kept, however large it is: to
+// build it anew for each request would cost more.
+func (v *view) keep(key string, p *pool, pick *Pick) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.pools[key] != nil {
+		return
+	}
+	size := len(key) + p.size(pick)
+	for other, old := range v.pools {
+		if len(v.pools) < maxPools && v.pooled+size <= maxPooled {
+			break
+		}
+		delete(v.pools, other)
+		v.pooled -= len(other) + old.size(pick)
+	}
+	v.pools[key] = p
+	v.pooled += size
+}
 
 // pool returns the source's pool of a snapshot. The first request that sees a
 // new snapshot builds it; those that come meanwhile get the one before, so that
@@ -412,11 +440,7 @@ func (u *Upstreams) poolOf(v *view, r *http.Request) *pool {
 		return p
 	}
 	p = u.newPool(v.snapshot, w)
-	v.mu.Lock()
-	if len(v.pools) < maxPools {
-		v.pools[key] = p
-	}
-	v.mu.Unlock()
+	v.keep(key, p, u.Pick)
 	return p
 }
 
@@ -472,6 +496,24 @@ func (c Criterion) matches(metadata map[string]string) bool {
 // A pool is what a source makes of a snapshot for one wish. It never changes.
 type pool struct {
 	tiers []*tier // by preference; none is empty
+}
+
+// size returns about how many bytes the pool takes once all of it is in use.
+func (p *pool) size(pick *Pick) int {
+	const slot = 8 // a pointer, a point of a ring, or a slot of an alias table
+	perNode := slot
+	switch {
+	case pick == nil:
+	case pick.Hash != "":
+		perNode += 3 * slot / 2 * pointsPerWeight // the points, and where they begin
+	default:
+		perNode += slot
+	}
+	size := 0
+	for _, t := range p.tiers {
+		size += len(t.nodes)*perNode + len(t.reserve)*slot
+	}
+	return size
 }
 
 func (u *Upstreams) newPool(snapshot *discovery.Snapshot, w wish) *pool {

@@ -1,12 +1,14 @@
 package caddydiscovery
 
 import (
+	"context"
 	"fmt"
 	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery/discoverytest"
@@ -326,5 +328,44 @@ func TestLookupAllocations(t *testing.T) {
 	}
 	if allocations > 2 {
 		t.Errorf("a lookup takes %v allocations, want at most 2", allocations)
+	}
+}
+
+// TestPoolsAreBounded has clients make up values, each of which makes a pool of
+// its own out of a large fleet.
+func TestPoolsAreBounded(t *testing.T) {
+	name, m := newMemory(t)
+	const fleet = 1000
+	for i := range fleet {
+		list(t, m, fmt.Sprint("n", i), fmt.Sprint("http://10.0.0.1:", 1000+i), "service", "orders")
+	}
+	u := source(t, "registry memory "+name+"\nservice orders\nprefer zone {made.up}\npick 2 hash {made.up}")
+	look := func(zone string) {
+		repl := caddy.NewReplacer()
+		repl.Set("made.up", zone)
+		r := httptest.NewRequest("GET", "/", nil)
+		r = r.WithContext(context.WithValue(r.Context(), caddy.ReplacerCtxKey, repl))
+		if got, err := u.GetUpstreams(r); err != nil || len(got) != 2 {
+			t.Fatalf("zone %s: %d nodes, %v", zone, len(got), err)
+		}
+	}
+	look("zone")
+	v := u.current.Load()
+	for i := range maxPooled/v.pooled + 5 {
+		look(fmt.Sprint("zone", i))
+	}
+	if len(v.pools) > maxPools || v.pooled > maxPooled || v.pooled < maxPooled/2 {
+		t.Errorf("%d pools of %d bytes are kept; want at most %d of %d", len(v.pools), v.pooled, maxPools, maxPooled)
+	}
+	counted := 0
+	for key, p := range v.pools {
+		counted += len(key) + p.size(u.Pick)
+	}
+	if counted != v.pooled {
+		t.Errorf("the pools take %d bytes, and %d are counted", counted, v.pooled)
+	}
+	look("asked for often")
+	if w := (wish{service: "orders", prefer: []Criterion{{Key: "zone", Values: []string{"asked for often"}}}}); v.pools[w.key()] == nil {
+		t.Error("made-up values shut out the next one")
 	}
 }
