@@ -28,8 +28,9 @@ const (
 	// inactiveThreshold is after how long the server drops a consumer whose
 	// reader went away without a word.
 	inactiveThreshold = 10 * time.Second
-	// deleteTimeout bounds the farewell to the consumer.
-	deleteTimeout = 500 * time.Millisecond
+	// deleteTimeout bounds the wait for the answer to the farewell. It is part of
+	// every exit of a proxy, and the request is under way in any case.
+	deleteTimeout = 100 * time.Millisecond
 )
 
 // A message is one revision of one key.

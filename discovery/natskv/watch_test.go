@@ -437,6 +437,23 @@ func TestSilence(t *testing.T) {
 	watch(t, r).want(discovery.Put, "a")
 }
 
+// Ending a watch is part of every exit of a proxy, which may take no more than a
+// second beyond the drain, and most of that is the registrar's.
+func TestSilenceDoesNotHoldUpTheEnd(t *testing.T) {
+	t.Parallel()
+	s := natstest.Start(t)
+	proxy := natstest.NewProxy(t, s.Addr())
+	w := watch(t, open(t, natskv.Config{Config: urls("nats://" + proxy.Addr())}))
+	w.listing()
+	proxy.Freeze()
+	defer proxy.Thaw()
+	began := time.Now()
+	w.stop()
+	if took := time.Since(began); took > 450*time.Millisecond {
+		t.Errorf("a watch of a registry that is silent took %v to end, want hardly more than 100ms", took)
+	}
+}
+
 // The server that has the consumer dies, and it is not the one that we are
 // connected to: nothing tells us but the missing heartbeats.
 func TestServerOfConsumerDies(t *testing.T) {
