@@ -39,6 +39,7 @@ var registries = []struct {
 	start func(t *testing.T) registry
 }{
 	{"nats_kv", newKV},
+	{"nats", newBroadcast},
 	{"redis_sorted_set", newSortedSet},
 	{"redis_keys", newKeys},
 }
