@@ -16,6 +16,7 @@ import (
 	"github.com/caddy-discovery/caddy-discovery/discovery"
 	"github.com/caddy-discovery/caddy-discovery/discovery/natsconn"
 	"github.com/caddy-discovery/caddy-discovery/discovery/natskv"
+	"github.com/caddy-discovery/caddy-discovery/discovery/natspubsub"
 	"github.com/caddy-discovery/caddy-discovery/discovery/redis"
 	"github.com/caddy-discovery/caddy-discovery/internal/natstest"
 	"github.com/caddy-discovery/caddy-discovery/internal/redistest"
@@ -57,6 +58,8 @@ func contenders(b *testing.B) []contender {
 	}
 	kv := natstest.StartProcess(b)
 	kvAddress := strings.TrimPrefix(kv.URL(), "nats://")
+	core := natstest.StartProcess(b)
+	coreAddress := strings.TrimPrefix(core.URL(), "nats://")
 	set := redistest.Start(b)
 	keys := redistest.Start(b, redistest.Notify("K$gx"))
 	redisAt := func(server *redistest.Server, layout string) func(string) discovery.Registry {
@@ -71,6 +74,9 @@ func contenders(b *testing.B) []contender {
 				MaxBytes: 256 << 20,
 			}))
 		}, kvAddress},
+		{"nats", "NATS, core pub/sub", core.PID(), func(address string) discovery.Registry {
+			return open(natspubsub.Open(natspubsub.Config{Config: natsconn.Config{URLs: []string{"nats://" + or(address, coreAddress)}}}))
+		}, coreAddress},
 		{"redis sorted_set", "Redis, changes by stream", set.PID(), redisAt(set, redis.LayoutSortedSet), set.Addr()},
 		{"redis keys", "Redis, keyspace notifications", keys.PID(), redisAt(keys, redis.LayoutKeys), keys.Addr()},
 	}
@@ -240,8 +246,8 @@ func timeSync(b *testing.B, results []*result, n int) {
 		var group sync.WaitGroup
 		for w := range 8 {
 			group.Go(func() {
+				// Whoever announced stays: on pub/sub the nodes answer for themselves.
 				writer := r.open("")
-				defer writer.Close()
 				for i := w; i < n; i += 8 {
 					announce(b, writer, node(b, i, 0))
 				}

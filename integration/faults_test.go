@@ -57,6 +57,7 @@ var patients = []struct {
 	admit func(t *testing.T) patient
 }{
 	{"nats_kv", admitKV},
+	{"nats", admitBroadcast},
 	{"redis_sorted_set", func(t *testing.T) patient { return admitRedis(t, "sorted_set") }},
 	{"redis_keys", func(t *testing.T) patient { return admitRedis(t, "keys") }},
 }
@@ -153,6 +154,82 @@ func (p *kvPatient) resume()  { _ = syscall.Kill(p.server.PID(), syscall.SIGCONT
 
 // clients counts what the server has open, by the kernel's own table.
 func (p *kvPatient) clients() int { return connectionsTo(p.server.Port) - 1 }
+
+// broadcastPatient keeps nothing, so that there is nothing to wipe: what is listed
+// is what the fleet says of itself.
+type broadcastPatient struct {
+	server *natstest.Process
+	conn   *nats.Conn
+
+	mu    sync.Mutex
+	fleet map[string]string
+}
+
+func admitBroadcast(t *testing.T) patient {
+	p := &broadcastPatient{server: natstest.StartProcess(t), fleet: make(map[string]string)}
+	var err error
+	p.conn, err = nats.Connect(p.server.URL(), nats.MaxReconnects(-1), nats.ReconnectWait(50*time.Millisecond),
+		nats.ReconnectBufSize(-1), nats.PingInterval(time.Second))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(p.conn.Close)
+	if _, err := p.conn.Subscribe(prefix+".query", func(m *nats.Msg) {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		for _, record := range p.fleet {
+			_ = m.Respond([]byte(record))
+		}
+	}); err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+func (p *broadcastPatient) say(subject, message string) error {
+	if err := p.conn.Publish(prefix+"."+subject, []byte(message)); err != nil {
+		return err
+	}
+	return p.conn.FlushTimeout(lease)
+}
+
+func (p *broadcastPatient) put(id, record string) error {
+	p.mu.Lock()
+	known := p.fleet[id] == record
+	p.fleet[id] = record
+	p.mu.Unlock()
+	if known {
+		return p.say("heartbeat", fmt.Sprintf(`{"nodeId":%q,"load":0.42,"timestamp":"2025-10-10T12:00:10.7654321Z"}`, id))
+	}
+	return p.say("join", record)
+}
+
+func (p *broadcastPatient) remove(id string) error {
+	p.mu.Lock()
+	delete(p.fleet, id)
+	p.mu.Unlock()
+	return p.say("leave", fmt.Sprintf(`{"NodeId":%q}`, id))
+}
+
+func (p *broadcastPatient) list() (ids []string, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for id := range p.fleet {
+		ids = append(ids, id)
+	}
+	return ids, nil
+}
+
+func (p *broadcastPatient) address() string { return strings.TrimPrefix(p.server.URL(), "nats://") }
+
+func (p *broadcastPatient) block(address string) string { return "registry nats nats://" + address }
+
+func (p *broadcastPatient) wipe() error  { return nil }
+func (p *broadcastPatient) kill()        { p.server.Kill() }
+func (p *broadcastPatient) restart()     { p.server.Start() }
+func (p *broadcastPatient) pause()       { _ = syscall.Kill(p.server.PID(), syscall.SIGSTOP) }
+func (p *broadcastPatient) resume()      { _ = syscall.Kill(p.server.PID(), syscall.SIGCONT) }
+func (p *broadcastPatient) clients() int { return connectionsTo(p.server.Port) - 1 }
 
 type redisPatient struct {
 	server  *redistest.Server
