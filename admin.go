@@ -163,37 +163,40 @@ func viewNode(registry string, e *discovery.Entry, sources []namedSource) nodeVi
 		Metadata:  n.Metadata,
 		LastHeard: e.LastHeard(),
 		LeaseLeft: max(seconds(time.Until(e.LeaseEnd())), 0),
-		State:     string(e.State()),
 		Sources:   make([]standingView, len(sources)),
 	}
+	v.State, v.Reason = stateOf(e, sources)
 	if v.Metadata == nil {
 		v.Metadata = map[string]string{}
 	}
 	for i, s := range sources {
 		reason := s.standing(e)
 		v.Sources[i] = standingView{Source: s.name, Eligible: reason == "", Reason: reason}
-		if strings.HasPrefix(reason, stateUnhealthy) && e.State() == discovery.StateUp {
-			v.State, v.Reason = stateUnhealthy, reason
-		}
-	}
-	if v.Reason == "" {
-		v.Reason = reasonOf(e)
 	}
 	return v
 }
 
-// reasonOf says in words why a node is in its state, where there is more to say
-// than the state does.
-func reasonOf(e *discovery.Entry) string {
-	switch {
-	case string(e.State()) == stateHeld:
-		return "its lease ran out with that of many others, and it still accepts connections"
-	case string(e.State()) == stateRestored:
-		return "it is known from before the start, and has not been heard since"
-	case e.State() == discovery.StateUp && e.Weight() == 0:
-		return "weight 0"
+// stateOf returns a node's state, and in words why it is in it, where there is
+// more to say than the state does. Whether a node is healthy is a matter of each
+// source: it is unhealthy if it is to any of them.
+func stateOf(e *discovery.Entry, sources []namedSource) (state, reason string) {
+	switch state := e.State(); {
+	case state == stateHeld:
+		return stateHeld, "its lease ran out with that of many others, and it still accepts connections"
+	case state == stateRestored:
+		return stateRestored, "it is known from before the start, and has not been heard since"
+	case state != discovery.StateUp:
+		return string(state), ""
 	}
-	return ""
+	for _, s := range sources {
+		if reason := s.standing(e); strings.HasPrefix(reason, stateUnhealthy) {
+			return stateUnhealthy, reason
+		}
+	}
+	if e.Weight() == 0 {
+		reason = "weight 0"
+	}
+	return string(discovery.StateUp), reason
 }
 
 // viewRejection returns a rejected record as the admin API shows it, among the

@@ -144,6 +144,7 @@ type sharedDirectory struct {
 	*discovery.Directory
 	registry *sharedRegistry
 	backend  string // the kind of registry
+	stats    *stats
 
 	once   sync.Once
 	opened atomic.Int64 // when it was started, in Unix nanoseconds
@@ -167,12 +168,14 @@ func acquireDirectory(b Backend) (*sharedDirectory, error) {
 			TTL:    time.Duration(b.Directory().TTL),
 			Logger: processLogger("discovery").With(zap.String("registry", r.conn.String())),
 		}
-		return &sharedDirectory{
+		d := &sharedDirectory{
 			Directory: discovery.NewDirectory(r.conn, options),
 			registry:  r,
 			backend:   b.CaddyModule().ID.Name(),
 			done:      make(chan struct{}),
-		}, nil
+		}
+		d.stats = acquireStats(d.name(), d)
+		return d, nil
 	})
 	if err != nil {
 		return nil, err
@@ -206,6 +209,7 @@ func (d *sharedDirectory) Destruct() error {
 		d.cancel()
 		<-d.done
 	}
+	d.stats.release(d)
 	return d.registry.release()
 }
 

@@ -94,6 +94,9 @@ func (Registrar) CaddyModule() caddy.ModuleInfo {
 
 // Provision checks the configuration. It needs no registry to be there.
 func (app *Registrar) Provision(ctx caddy.Context) error {
+	if err := exposeMetrics(ctx); err != nil {
+		return fmt.Errorf("registrar: %w", err)
+	}
 	ids := make(map[announcementKey]int)
 	for i, n := range app.Nodes {
 		if err := n.provision(ctx); err != nil {
@@ -520,6 +523,8 @@ func (a *announcement) run(ctx context.Context) {
 	defer close(a.done)
 	defer a.registry.release() //nolint:errcheck // closing has nobody to tell
 	log := processLogger("registrar").With(zap.String("registry", a.registry.conn.String()))
+	stats := acquireStats(a.registry.conn.String(), nil)
+	defer stats.release(nil)
 
 	var (
 		registrar  *discovery.Registrar
@@ -557,6 +562,7 @@ func (a *announcement) run(ctx context.Context) {
 			unresolved = ""
 			options := n.options()
 			options.Logger = log
+			options.Beaten = stats.heartbeat
 			switch {
 			case ctx.Err() != nil:
 				return

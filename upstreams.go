@@ -128,6 +128,9 @@ func (u *Upstreams) Provision(ctx caddy.Context) error {
 	if err := u.meetParent(ctx); err != nil {
 		return err
 	}
+	if err := exposeMetrics(ctx); err != nil {
+		return err
+	}
 	backend, err := loadBackend(ctx, u, "RegistryRaw", u.RegistryRaw)
 	if err != nil {
 		return err
@@ -310,6 +313,7 @@ func (u *Upstreams) GetUpstreams(r *http.Request) ([]*reverseproxy.Upstream, err
 }
 
 func (u *Upstreams) upstreams(nodes []*discovery.Entry) ([]*reverseproxy.Upstream, error) {
+	u.directory.stats.lookup(len(nodes) > 0)
 	if len(nodes) == 0 {
 		if u.fallback {
 			return nil, errNoNode

@@ -69,6 +69,8 @@ type Directory struct {
 	revision  atomic.Uint64
 	synced    chan struct{}
 	journal   Journal
+
+	propagation propagation
 }
 
 // condition is how the registry is, apart from what it lists.
@@ -405,6 +407,9 @@ func (k *keeper) apply(e Event) {
 	}
 	switch e.Type {
 	case Put:
+		if e.Delay > 0 {
+			k.propagation.observe(e.Delay)
+		}
 		k.put(e)
 	case Beat:
 		if t := k.nodes[e.ID]; t != nil {

@@ -197,6 +197,16 @@ var rejectionReasons = []struct{ word, reason string }{
 	{"record", "record"},
 }
 
+// RejectionReasons returns all that [RejectionReason] may return, sorted.
+func RejectionReasons() []string {
+	reasons := []string{"other"}
+	for _, r := range rejectionReasons {
+		reasons = append(reasons, r.reason)
+	}
+	slices.Sort(reasons)
+	return reasons
+}
+
 // RejectionReason sorts the reason of a rejection into one of a few words, fit for
 // a metric: endpoint, id, load, metadata, full, key, record, or other.
 func RejectionReason(err error) string {

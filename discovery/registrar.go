@@ -49,6 +49,8 @@ type RegistrarOptions struct {
 	// Ready, where given, is asked before each heartbeat; while it returns an
 	// error the node is not listed.
 	Ready func(context.Context) error
+	// Beaten, where given, is told how each heartbeat went. It must not block.
+	Beaten func(error)
 	// Logger is told what a reader of a log would want to know. Default: none.
 	Logger *zap.Logger
 }
@@ -173,6 +175,9 @@ func (r *Registrar) Run(ctx context.Context) error {
 		node, options := r.current()
 		log := options.Logger
 		err := r.beat(ctx, node, options, listed || doubt)
+		if options.Beaten != nil && ctx.Err() == nil {
+			options.Beaten(err)
+		}
 		switch {
 		case err == nil:
 			switch {

@@ -145,6 +145,11 @@ type Event struct {
 	// is part of a listing; 0 where the registry does not know.
 	Age time.Duration
 
+	// Delay is how long the record was on its way from the registry's storage, for
+	// a Put that is not part of a listing; 0 where the registry's clock does not
+	// show it.
+	Delay time.Duration
+
 	// Revision is the registry's sequence number of the change, or 0.
 	Revision uint64
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -66,6 +67,7 @@ type watch struct {
 	info    *jetstream.StreamInfo // from before the feed was opened
 	ended   chan struct{}         // closed when Watch is about to return
 	fail    context.CancelCauseFunc
+	clock   atomic.Pointer[time.Duration] // how far the server's is ahead, once known
 
 	mu     sync.Mutex // guards what follows
 	synced bool
@@ -172,6 +174,9 @@ func (r *Registry) run(parent context.Context, w *watch, emit func(discovery.Eve
 			if !synced && !w.info.TimeStamp.IsZero() {
 				event.Age = max(w.info.TimeStamp.Sub(m.time), 0)
 			}
+			if ahead := w.clock.Load(); synced && ahead != nil {
+				event.Delay = max(time.Since(m.time.Add(-*ahead)), 1)
+			}
 		case foreign[event.Key] != "":
 			event.ID = foreign[event.Key]
 			delete(foreign, event.Key)
@@ -273,6 +278,7 @@ var (
 // by now. It fails the watch if it is proven that it never will.
 func (r *Registry) compare(ctx context.Context, w *watch) error {
 	before := w.progress()
+	asked := time.Now()
 	stream, err := w.session.js.Stream(ctx, w.feed.stream)
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
 		err = fmt.Errorf("%w: the bucket was deleted", discovery.ErrBroken)
@@ -282,6 +288,12 @@ func (r *Registry) compare(ctx context.Context, w *watch) error {
 		return err
 	}
 	info := stream.CachedInfo()
+	if !info.TimeStamp.IsZero() {
+		// The server looked at its clock somewhere on the round trip.
+		took := time.Since(asked)
+		ahead := info.TimeStamp.Sub(asked.Add(took / 2))
+		w.clock.Store(&ahead)
+	}
 	switch {
 	case !info.Created.Equal(w.info.Created):
 		err = fmt.Errorf("%w: the bucket was recreated", discovery.ErrBroken)

@@ -167,6 +167,28 @@ func TestAge(t *testing.T) {
 }
 
 // Every sample of a record in the wild, under both forms of key.
+// How long a record took to come shows once the server's clock is known, and in
+// what is not part of a listing.
+func TestDelay(t *testing.T) {
+	t.Parallel()
+	s := natstest.Start(t)
+	r := open(t, natskv.Config{Config: urls(s.URL())})
+	announce(t, r, node(t, "a"))
+	w := watch(t, r)
+	if listed, _ := w.listing(); listed[0].Delay != 0 {
+		t.Errorf("a listed record has the delay %v", listed[0].Delay)
+	}
+	if err := r.Verify(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	announce(t, r, node(t, "b"))
+	e := w.want(discovery.Put, "b")
+	if took := time.Since(began) + 100*time.Millisecond; e.Delay <= 0 || e.Delay > took {
+		t.Errorf("delay %v, want one above 0 and up to %v", e.Delay, took)
+	}
+}
+
 func TestWire(t *testing.T) {
 	t.Parallel()
 	files, err := filepath.Glob("../testdata/wire/*.json")
