@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"slices"
 	"strconv"
@@ -328,8 +329,10 @@ type array struct {
 	err     error
 }
 
-func newArray(w http.ResponseWriter) *array {
-	w.Header().Set("Content-Type", "application/json")
+func newArray(w io.Writer) *array {
+	if w, ok := w.(http.ResponseWriter); ok {
+		w.Header().Set("Content-Type", "application/json")
+	}
 	b := bufio.NewWriterSize(w, 64<<10)
 	return &array{w: b, encoder: json.NewEncoder(b)}
 }

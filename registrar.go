@@ -10,7 +10,6 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
-	"net/url"
 	"os"
 	"slices"
 	"strconv"
@@ -163,9 +162,8 @@ func (n *ProxyNode) provision(ctx caddy.Context) error {
 		return fmt.Errorf("load: invalid value %q, want system or a placeholder that gives a number", n.Load)
 	}
 	if n.HealthURL != "" {
-		u, err := url.Parse(n.HealthURL)
-		if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" {
-			return fmt.Errorf("health_url: invalid URL %q, want http://host[:port][/path] or https://…", redactURL(n.HealthURL))
+		if err := checkHealthURL("health_url", n.HealthURL); err != nil {
+			return err
 		}
 	}
 	if n.Endpoint == "" {
