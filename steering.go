@@ -121,10 +121,31 @@ again with its next heartbeat: to take it out of service, drain it.`,
 			if err := registry.Withdraw(ctx, e.Node); err != nil {
 				return err
 			}
+			if !awaitGone(ctx, d, args[0], min(flags.timeout, 3*time.Second)) {
+				return fmt.Errorf("%s still lists %q: it stands under a key that is not the id's own, or listed itself again at once", registry, args[0])
+			}
 			fmt.Fprintf(cmd.OutOrStdout(), "%s left %s\n", printableLine(args[0]), registry)
 			return nil
 		})
 	})
+}
+
+// awaitGone waits until the directory has no such node, and reports whether that
+// came true.
+func awaitGone(ctx context.Context, d *discovery.Directory, id string, patience time.Duration) bool {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	for {
+		s := d.Snapshot()
+		if s.Node(id) == nil {
+			return true
+		}
+		select {
+		case <-s.Superseded():
+		case <-ctx.Done():
+			return false
+		}
+	}
 }
 
 func findNode(registry discovery.Registry, d *discovery.Directory, id string) (*discovery.Entry, error) {

@@ -96,6 +96,10 @@ func (s *sortedSet) block(options string) string {
 	return "registry redis " + s.server.URL() + " {\npoll 50ms\n" + options + "\n}"
 }
 
+func (s *sortedSet) flags() []string {
+	return []string{"--registry", s.server.URL(), "--option", "poll 50ms"}
+}
+
 func (s *sortedSet) put(id, record string) {
 	s.t.Helper()
 	ctx := context.Background()
@@ -136,6 +140,10 @@ func (k *keys) block(options string) string {
 		ttl = ""
 	}
 	return "registry redis " + k.server.URL() + " {\nlayout keys\npoll 50ms\n" + options + "\n" + ttl + "\n}"
+}
+
+func (k *keys) flags() []string {
+	return []string{"--registry", k.server.URL(), "--option", "layout keys", "--option", "poll 50ms"}
 }
 
 func (k *keys) put(id, record string) {

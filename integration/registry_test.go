@@ -15,8 +15,8 @@ type registry interface {
 	// block is the Caddyfile line that names it; more options may go into its
 	// block.
 	block(options string) string
-	// url is the URL that names it.
-	url() string
+	// flags are those of caddy discovery that name it.
+	flags() []string
 	// put writes a record, as a join and as a heartbeat.
 	put(id, record string)
 	// remove deletes a record as a node that says goodbye does.
@@ -73,7 +73,7 @@ func (k *kv) block(options string) string {
 	return "registry nats_kv " + k.server.URL() + " {\n" + options + "\n}"
 }
 
-func (k *kv) url() string { return k.server.URL() }
+func (k *kv) flags() []string { return []string{"--registry", k.server.URL()} }
 
 func (k *kv) put(id, record string) {
 	k.t.Helper()
