@@ -562,6 +562,7 @@ func (c *checker) ask(ctx context.Context, address string) error {
 // note takes up how a check ended.
 func (w *ward) note(r result) {
 	w.lanes[r.lane].running--
+	w.directory.stats.checks.count(r.err == nil)
 	if r.err == nil {
 		w.passed.Add(1)
 	} else {
@@ -603,7 +604,15 @@ func (w *ward) note(r result) {
 }
 
 func (w *ward) tell(p *patient, was, now health, err error) {
-	if was == unchecked && now == healthy || !w.lines.Allow() {
+	if was == unchecked && now == healthy {
+		return
+	}
+	change := discovery.Change{Type: discovery.ChangeRestored, ID: p.id, Reason: "it passes its health checks again", Entry: w.directory.Snapshot().Node(p.id)}
+	if now != healthy {
+		change.Type, change.Reason = discovery.ChangeEjected, "it fails its health checks: "+err.Error()
+	}
+	w.directory.Journal().Add(change)
+	if !w.lines.Allow() {
 		return
 	}
 	if now == healthy {

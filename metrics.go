@@ -39,7 +39,7 @@ func exposeMetrics(ctx caddy.Context) error {
 type stats struct {
 	name string
 
-	heartbeats, checks, lookups result
+	heartbeats, checks, lookups tally
 
 	// Guarded by allStats.
 	users       int
@@ -47,10 +47,10 @@ type stats struct {
 	retired     totals // of directories that ended
 }
 
-// result counts how something went.
-type result struct{ good, bad atomic.Uint64 }
+// tally counts how something went.
+type tally struct{ good, bad atomic.Uint64 }
 
-func (r *result) count(good bool) {
+func (r *tally) count(good bool) {
 	if good {
 		r.good.Add(1)
 	} else {

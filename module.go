@@ -145,6 +145,7 @@ type sharedDirectory struct {
 	registry *sharedRegistry
 	backend  string // the kind of registry
 	stats    *stats
+	emission emission
 
 	once   sync.Once
 	opened atomic.Int64 // when it was started, in Unix nanoseconds

@@ -96,6 +96,7 @@ type Upstreams struct {
 	limits    limits        // of the handler's passive health checks, where they matter
 	random    func() uint64 // for pick
 	logger    *zap.Logger
+	emitter   *emitter // nil where another source of the config emits the events
 
 	current  atomic.Pointer[view]
 	build    sync.Mutex // held while a view is built; the old one serves meanwhile
@@ -147,6 +148,9 @@ func (u *Upstreams) Provision(ctx caddy.Context) error {
 	return onEvent(ctx, "started", func() {
 		u.start()
 		u.enlist()
+		if u.emitter, err = emitEvents(ctx, u.directory, u.logger); err != nil {
+			u.logger.Error("no events will be emitted", zap.Error(err))
+		}
 	})
 }
 
@@ -273,6 +277,9 @@ func (u *Upstreams) Cleanup() error {
 		err = u.health.leave(u)
 	}
 	u.delist()
+	if u.emitter != nil {
+		u.emitter.stop()
+	}
 	if u.directory != nil {
 		err = errors.Join(err, u.directory.release())
 	}
