@@ -151,7 +151,7 @@ func (l *Link) Confirm(ctx context.Context) error {
 		// second: what differs from the one that was handled is then newer than
 		// that, and there will be news.
 		last := l.Conn.LastError()
-		if !errors.Is(last, nats.ErrPermissionViolation) || last == handled { //nolint:errorlint // this very one
+		if !errors.Is(last, nats.ErrPermissionViolation) || last == handled {
 			return nil
 		}
 		select {

@@ -207,6 +207,24 @@ func (w *watcher) listing() ([]discovery.Event, discovery.Event) {
 	}
 }
 
+// puts returns the next n records. Whether the listing ends before the last of
+// them depends on how busy the machine is.
+func (w *watcher) puts(n int) map[string]discovery.Node {
+	w.t.Helper()
+	nodes := make(map[string]discovery.Node)
+	for range n {
+		e := w.next()
+		for e.Type == discovery.Synced {
+			e = w.next()
+		}
+		if e.Type != discovery.Put {
+			w.t.Fatalf("got %s of %q (%v), want a put", e.Type, e.ID, e.Err)
+		}
+		nodes[e.ID] = e.Node
+	}
+	return nodes
+}
+
 // broken waits for the end of the watch, whatever is emitted until then.
 func (w *watcher) broken() error {
 	w.t.Helper()
