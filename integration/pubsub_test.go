@@ -65,6 +65,7 @@ func (b *broadcast) connect() {
 		if json.Unmarshal(m.Data, &leave) == nil {
 			b.mu.Lock()
 			delete(b.others, leave.NodeID)
+			delete(b.fleet, leave.NodeID) // somebody said goodbye for it
 			b.mu.Unlock()
 		}
 	}))
@@ -75,6 +76,10 @@ func (b *broadcast) connect() {
 
 func (b *broadcast) block(options string) string {
 	return "registry nats " + b.server.URL() + " {\n" + options + "\n}"
+}
+
+func (b *broadcast) flags() []string {
+	return []string{"--registry", strings.Replace(b.server.URL(), "nats://", "nats+pubsub://", 1)}
 }
 
 func (b *broadcast) say(subject, message string) {
