@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
 )
@@ -288,6 +289,102 @@ func TestRankIsExact(t *testing.T) {
 			if all[i] != first[i] {
 				t.Fatalf("proxy %d: %s has rank %d, want %s", p, first[i].Node.ID, i, all[i].Node.ID)
 			}
+		}
+	}
+}
+
+// TestSlowStart holds the share of a new node at several points of its ramp against
+// what it should be.
+func TestSlowStart(t *testing.T) {
+	for _, hashed := range []bool{false, true} {
+		name, m := newMemory(t)
+		list(t, m, "a", "http://a:80")
+		list(t, m, "b", "http://b:80")
+		options := "pick 1"
+		if hashed {
+			options = "pick 1 hash {test.key}"
+		}
+		u := seeded(source(t, "registry memory "+name+"\n"+options+"\nslow_start 1h"))
+		r := request()
+		const draws = 20_000
+		share := func(i int) string {
+			replacerOf(r).Set("test.key", fmt.Sprint(i))
+			return picked(t, u, r)[0]
+		}
+		counts := make(map[string]int)
+		for i := range draws {
+			counts[share(i)]++
+		}
+		if report, bad := unlikely(counts, map[string]float64{"a": draws / 2, "b": draws / 2}); bad && !hashed {
+			t.Errorf("nodes of the first listing: %s", report)
+		}
+
+		list(t, m, "new", "http://new:80", "weight", "2")
+		eventually(t, "the node joined", func() bool { return u.directory.Snapshot().Node("new") != nil })
+		joined := u.directory.Snapshot().Node("new").Joined()
+		previous := 0
+		for _, part := range []float64{0, 0.25, 0.5, 0.75, 1} {
+			// As if so much of the ramp were over, give or take what a test takes.
+			ramp := max(time.Hour, time.Since(joined))
+			if part > 0 {
+				ramp = time.Duration(float64(time.Since(joined)) / part)
+			}
+			weight := 2 * (rampStart + (1-rampStart)*part)
+			clear(counts)
+			s := &screen{ramp: ramp}
+			tier := u.pool(u.directory.Snapshot(), r).tiers[0]
+			for i := range draws {
+				s.ramp = ramp
+				if part > 0 {
+					s.ramp = time.Duration(float64(time.Since(joined)) / part)
+				}
+				replacerOf(r).Set("test.key", fmt.Sprint(i))
+				counts[u.chooseFrom(tier, s, r, nil)[0].Node.ID]++
+			}
+			if !hashed {
+				expected := map[string]float64{
+					"a": draws / (2 + weight), "b": draws / (2 + weight), "new": draws * weight / (2 + weight),
+				}
+				if report, bad := unlikely(counts, expected); bad {
+					t.Errorf("after %v of the ramp: %s", part, report)
+				}
+			}
+			if counts["new"] <= previous {
+				t.Errorf("hashed %v: the new node gets %d of %d after %v of the ramp, and got %d before", hashed, counts["new"], draws, part, previous)
+			}
+			previous = counts["new"]
+		}
+	}
+}
+
+// TestOverrides holds that what an operator says reaches the requests.
+func TestOverrides(t *testing.T) {
+	name, m := newMemory(t)
+	list(t, m, "a", "http://a:80")
+	list(t, m, "b", "http://b:80", "weight", "2")
+	u := seeded(source(t, "registry memory "+name+"\npick 1"))
+	operator := m.Open().(discovery.Overrider)
+	tenth := 0.1
+	for _, step := range []struct {
+		override discovery.Override
+		want     map[string]float64
+	}{
+		{discovery.Override{State: discovery.StateDraining}, map[string]float64{"a": 11_000}},
+		{discovery.Override{Weight: &tenth}, map[string]float64{"a": 10_000 / 1.2 * 1.1, "b": 2_000 / 1.2 * 1.1}},
+		{discovery.Override{Weight: new(float64)}, map[string]float64{"a": 11_000}},
+	} {
+		if err := operator.SetOverride(t.Context(), "b", step.override); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, step.override.String(), func() bool {
+			return u.directory.Snapshot().Node("b").Override().String() == step.override.String()
+		})
+		counts := make(map[string]int)
+		for range 11_000 {
+			counts[picked(t, u, request())[0]]++
+		}
+		if report, bad := unlikely(counts, step.want); bad {
+			t.Errorf("%v: %s", step.override, report)
 		}
 	}
 }

@@ -190,6 +190,7 @@ func (d *Directory) Run(ctx context.Context) error {
 		lines:        rate.NewLimiter(logRate, logRate),
 		retry:        stoppedTimer(),
 		expiry:       stoppedTimer(),
+		overrideEnd:  stoppedTimer(),
 		publication:  stoppedTimer(),
 	}
 	k.backoff.Reset()
@@ -227,6 +228,14 @@ type keeper struct {
 	verifies bool // a verification is under way
 	rejected map[string]rejection
 	amended  bool // rejected differs from what Status shows
+
+	// What operators have decided, by the node's id.
+	overrides   map[string]Override
+	overrideEnd *time.Timer
+
+	// Nodes that are heard again are not new: see join.
+	relearns  bool
+	relearned time.Duration
 
 	// What the next snapshot changes.
 	changed      map[string]*Entry
@@ -278,6 +287,9 @@ func (k *keeper) run(ctx context.Context) error {
 			k.publish()
 		case <-k.retry.C:
 			k.watch(ctx)
+		case <-k.overrideEnd.C:
+			k.applyOverrides()
+			k.publish()
 		case <-k.expiry.C:
 			k.checkLeases(ctx)
 			k.publish()
@@ -325,7 +337,7 @@ func (k *keeper) watch(ctx context.Context) {
 
 // stop ends the goroutines that run started, and waits for them.
 func (k *keeper) stop() {
-	for _, t := range []*time.Timer{k.retry, k.expiry, k.publication} {
+	for _, t := range []*time.Timer{k.retry, k.expiry, k.publication, k.overrideEnd} {
 		t.Stop()
 	}
 	if k.cancelWatch != nil {
@@ -436,6 +448,8 @@ func (k *keeper) apply(e Event) {
 		k.reject(e)
 	case Synced:
 		k.sync(e.Listing)
+	case Overridden:
+		k.setOverrides(e.Overrides)
 	}
 }
 
@@ -492,7 +506,8 @@ func (k *keeper) put(e Event) {
 		v.load.Store(math.Float64bits(e.Node.Load))
 		v.heard.Store(int64(heard))
 		v.renewed.Store(int64(heard))
-		t = &tracked{entry: newEntry(e.Node, lease, v)}
+		t = &tracked{entry: newEntry(e.Node, lease, v).under(k.overrideOf(e.Node.ID))}
+		k.join(t.entry)
 		t.due = t.entry.due()
 		k.nodes[e.Node.ID] = t
 		heap.Push(&k.leases, t)
@@ -505,7 +520,7 @@ func (k *keeper) put(e Event) {
 		k.renew(t, e.Node.Load, heard)
 		if !sameRecord(&t.entry.Node, &e.Node) {
 			reason := difference(&t.entry.Node, &e.Node)
-			t.entry = newEntry(e.Node, lease, t.entry.vitals)
+			k.replace(t, newEntry(e.Node, lease, t.entry.vitals).under(k.overrideOf(e.Node.ID)))
 			k.requeue(t)
 			k.change(e.Node.ID, t.entry)
 			k.note(ChangeUpdated, t.entry, reason)
@@ -641,6 +656,9 @@ func (k *keeper) sync(l Listing) {
 	}
 	maps.DeleteFunc(k.rejected, func(_ string, r rejection) bool { return r.listing != k.listing })
 	k.amended = true
+	if wiped || l.Partial {
+		k.relearn(at)
+	}
 	k.last, k.everyNode, k.listed, k.complete = l, true, true, k.listing
 	k.seen = max(k.seen, l.Revision)
 	k.revision.Store(k.seen)

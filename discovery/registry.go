@@ -102,6 +102,10 @@ const (
 	Rejected
 	// Synced: everything that was listed has been emitted.
 	Synced
+	// Overridden: the operator's overrides, all of them, in place of what was
+	// emitted before, also by an earlier Watch. A backend that cannot read them
+	// emits nothing.
+	Overridden
 )
 
 func (t EventType) String() string {
@@ -118,6 +122,8 @@ func (t EventType) String() string {
 		return "rejected"
 	case Synced:
 		return "synced"
+	case Overridden:
+		return "overridden"
 	default:
 		return fmt.Sprintf("EventType(%d)", uint8(t))
 	}
@@ -158,6 +164,9 @@ type Event struct {
 
 	// Listing describes the listing that just ended, for Synced.
 	Listing Listing
+
+	// Overrides are by the node's id, for Overridden. They belong to the receiver.
+	Overrides map[string]Override
 }
 
 // A Listing tells how much a complete listing proves.

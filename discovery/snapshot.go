@@ -17,10 +17,11 @@ type Entry struct {
 	// Node is the record. Read it only.
 	Node Node
 
-	weight float64
-	state  State
-	lease  time.Duration
-	vitals *vitals
+	weight   float64
+	state    State
+	override Override
+	lease    time.Duration
+	vitals   *vitals
 }
 
 // vitals is what a heartbeat changes. Successive entries of one node share it,
@@ -44,10 +45,11 @@ func newEntry(n Node, lease time.Duration, v *vitals) *Entry {
 	return &Entry{Node: n, weight: n.Weight(), state: n.State(), lease: lease, vitals: v}
 }
 
-// State returns the node's state.
+// State returns the node's state: what an operator says, or else its record.
 func (e *Entry) State() State { return e.state }
 
-// Weight returns the node's weight.
+// Weight returns the node's weight: that of its record, times what an operator
+// says.
 func (e *Entry) Weight() float64 { return e.weight }
 
 // Serves reports whether the node takes new traffic: it is up and its weight is

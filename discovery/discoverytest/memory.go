@@ -28,6 +28,8 @@ type Memory struct {
 	watches int
 	writes  int
 
+	overrides map[string]discovery.Override // they survive a Wipe, as in a bucket of their own
+
 	// Expiry and Partial are reported in every listing. Set them before use.
 	Expiry  time.Duration
 	Partial bool
@@ -251,6 +253,9 @@ func (c *memoryConn) Watch(ctx context.Context, emit func(discovery.Event)) erro
 		e.Age = time.Since(m.records[id].written)
 		listed = append(listed, e)
 	}
+	if m.overrides != nil {
+		listed = append(listed, discovery.Event{Type: discovery.Overridden, Overrides: maps.Clone(m.overrides)})
+	}
 	epoch, seq, next, broken := m.epoch, m.seq, len(m.log), m.broken
 	m.mu.Unlock()
 
@@ -272,7 +277,9 @@ func (c *memoryConn) Watch(ctx context.Context, emit func(discovery.Event)) erro
 		m.mu.Unlock()
 		for _, e := range news {
 			emit(e)
-			c.note(epoch, e.Revision)
+			if e.Type != discovery.Overridden {
+				c.note(epoch, e.Revision)
+			}
 		}
 		select {
 		case <-ctx.Done():
@@ -348,6 +355,34 @@ func (c *memoryConn) Withdraw(ctx context.Context, n discovery.Node) error {
 			return nil //nolint:nilerr // somebody else's record, readable or not
 		}
 		m.delete(n.ID, discovery.Left)
+		return nil
+	})
+}
+
+func (c *memoryConn) Overrides(context.Context) (map[string]discovery.Override, error) {
+	c.m.mu.Lock()
+	defer c.m.mu.Unlock()
+	return maps.Clone(c.m.overrides), c.m.down()
+}
+
+func (c *memoryConn) SetOverride(ctx context.Context, id string, o discovery.Override) error {
+	return c.override(ctx, func(all map[string]discovery.Override) { all[id] = o })
+}
+
+func (c *memoryConn) ClearOverride(ctx context.Context, id string) error {
+	return c.override(ctx, func(all map[string]discovery.Override) { delete(all, id) })
+}
+
+func (c *memoryConn) override(ctx context.Context, change func(map[string]discovery.Override)) error {
+	return c.write(ctx, func(m *Memory) error {
+		if m.overrides == nil {
+			m.overrides = make(map[string]discovery.Override)
+		}
+		change(m.overrides)
+		m.log = append(m.log, discovery.Event{Type: discovery.Overridden, Overrides: maps.Clone(m.overrides)})
+		if !m.silent {
+			m.wake()
+		}
 		return nil
 	})
 }

@@ -1,0 +1,234 @@
+package discovery
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"math"
+	"strings"
+	"time"
+)
+
+// An Override is what an operator has decided about a node. It stands beside the
+// node's record, is never written by a node, and outlives it. The zero value
+// decides nothing.
+type Override struct {
+	// State replaces that of the record, unless it is "".
+	State State
+	// Weight multiplies that of the record, unless it is nil.
+	Weight *float64
+	// Until is when the override ends by itself, by the clock of whoever reads it;
+	// never if it is zero.
+	Until time.Time
+}
+
+// An Overrider is a Registry that keeps overrides. Its Watch emits [Overridden]
+// before Synced if there are any, and whenever they change.
+type Overrider interface {
+	// Overrides returns all of them, also those that have ended, by the node's id.
+	Overrides(ctx context.Context) (map[string]Override, error)
+	// SetOverride replaces the node's override; the node need not be listed.
+	SetOverride(ctx context.Context, id string, o Override) error
+	// ClearOverride removes it. One that is not there is no error.
+	ClearOverride(ctx context.Context, id string) error
+}
+
+// IsZero reports whether the override decides nothing.
+func (o Override) IsZero() bool { return o.State == "" && o.Weight == nil }
+
+// Ended reports whether the override has ended by itself.
+func (o Override) Ended(now time.Time) bool { return !o.Until.IsZero() && !now.Before(o.Until) }
+
+func (o Override) equal(other Override) bool {
+	if (o.Weight == nil) != (other.Weight == nil) || o.Weight != nil && *o.Weight != *other.Weight {
+		return false
+	}
+	return o.State == other.State && o.Until.Equal(other.Until)
+}
+
+// String says what was decided, for people.
+func (o Override) String() string {
+	var parts []string
+	if o.State != "" {
+		parts = append(parts, "state "+string(o.State))
+	}
+	if o.Weight != nil {
+		parts = append(parts, fmt.Sprintf("weight × %v", *o.Weight))
+	}
+	if len(parts) == 0 {
+		return "none"
+	}
+	if !o.Until.IsZero() {
+		parts = append(parts, "until "+o.Until.UTC().Format(time.RFC3339))
+	}
+	return strings.Join(parts, ", ")
+}
+
+// Validate reports, as an error that wraps [ErrInvalid], why the override cannot
+// be kept.
+func (o Override) Validate() error {
+	switch o.State {
+	case "", StateUp, StateDraining, StateMaintenance:
+	default:
+		return fmt.Errorf("%w state %q of an override, want up, draining or maintenance", ErrInvalid, clip(string(o.State)))
+	}
+	if o.Weight != nil && !(*o.Weight >= 0 && *o.Weight <= MaxWeight) {
+		return fmt.Errorf("%w weight %v of an override, want a number from 0 to %v", ErrInvalid, *o.Weight, MaxWeight)
+	}
+	return nil
+}
+
+// overrideRecord is the wire form.
+type overrideRecord struct {
+	State  string   `json:"state,omitempty"`
+	Weight *float64 `json:"weight,omitempty"`
+	Until  string   `json:"until,omitempty"`
+}
+
+// maxOverride bounds the record of an override.
+const maxOverride = 4 << 10
+
+// ParseOverride reads the record of an override. The error wraps [ErrInvalid].
+func ParseOverride(data []byte) (Override, error) {
+	if len(data) > maxOverride {
+		return Override{}, fmt.Errorf("%w override: %d bytes, want at most %d", ErrInvalid, len(data), maxOverride)
+	}
+	if trimmed := bytes.TrimLeft(data, " \t\r\n"); len(trimmed) == 0 || trimmed[0] != '{' {
+		return Override{}, fmt.Errorf("%w override: want a JSON object", ErrInvalid)
+	}
+	var r overrideRecord
+	if err := json.Unmarshal(data, &r); err != nil {
+		return Override{}, fmt.Errorf("%w override: %w", ErrInvalid, err)
+	}
+	o := Override{State: State(strings.ToLower(r.State)), Weight: r.Weight}
+	if r.Until != "" {
+		if o.Until = parseTime(r.Until); o.Until.IsZero() {
+			return Override{}, fmt.Errorf("%w time %q of an override, want one such as 2025-10-10T12:00:00Z", ErrInvalid, clip(r.Until))
+		}
+	}
+	return o, o.Validate()
+}
+
+// AppendOverride appends the record of an override to b.
+func AppendOverride(b []byte, o Override) ([]byte, error) {
+	if err := o.Validate(); err != nil {
+		return b, err
+	}
+	r := overrideRecord{State: string(o.State), Weight: o.Weight}
+	if !o.Until.IsZero() {
+		r.Until = o.Until.UTC().Format(time.RFC3339Nano)
+	}
+	data, err := json.Marshal(r)
+	if err != nil {
+		return b, fmt.Errorf("encoding an override: %w", err)
+	}
+	return append(b, data...), nil
+}
+
+// under returns the entry of the same node under an override.
+func (e *Entry) under(o Override) *Entry {
+	if o.equal(e.override) {
+		return e
+	}
+	next := *e
+	next.override = o
+	next.state, next.weight = next.ownState(), e.Node.Weight()
+	if o.Weight != nil {
+		next.weight = min(next.weight*max(*o.Weight, 0), MaxWeight)
+	}
+	return &next
+}
+
+// ownState is what the operator says of the node, or else its record.
+func (e *Entry) ownState() State {
+	if e.override.State != "" {
+		return e.override.State
+	}
+	return e.Node.State()
+}
+
+// Override returns what an operator has decided about the node; it is zero if
+// nothing was.
+func (e *Entry) Override() Override { return e.override }
+
+// overrideOf returns the override of a node that is in force.
+func (k *keeper) overrideOf(id string) Override {
+	if o := k.overrides[id]; !o.Ended(time.Now()) {
+		return o
+	}
+	return Override{}
+}
+
+// setOverrides takes up all the overrides there are.
+func (k *keeper) setOverrides(all map[string]Override) {
+	old := k.overrides
+	k.overrides = all
+	for id := range old {
+		if _, stands := all[id]; !stands {
+			k.applyOverride(id)
+		}
+	}
+	k.applyOverrides()
+}
+
+// applyOverrides brings the nodes in line with the overrides, and comes back when
+// the next one ends.
+func (k *keeper) applyOverrides() {
+	now, next := time.Now(), time.Duration(math.MaxInt64)
+	for id, o := range k.overrides {
+		k.applyOverride(id)
+		if !o.Until.IsZero() && !o.Ended(now) {
+			next = min(next, o.Until.Sub(now))
+		}
+	}
+	k.overrideEnd.Stop()
+	if next != math.MaxInt64 {
+		// By the wall clock, which may be set meanwhile: look again in time.
+		k.overrideEnd.Reset(min(next, time.Minute))
+	}
+}
+
+func (k *keeper) applyOverride(id string) {
+	t := k.nodes[id]
+	if t == nil {
+		return
+	}
+	if next := t.entry.under(k.overrideOf(id)); next != t.entry {
+		k.replace(t, next)
+		k.change(id, next)
+		k.note(ChangeUpdated, next, "operator: "+next.override.String())
+	}
+}
+
+// replace gives a node another entry. A node that takes traffic again, or that is
+// another process now, counts as new.
+func (k *keeper) replace(t *tracked, next *Entry) {
+	was := t.entry
+	t.entry = next
+	if !was.Serves() && next.Serves() || was.Node.Endpoint != next.Node.Endpoint || was.Node.Instance() != next.Node.Instance() {
+		k.join(next)
+	}
+}
+
+// join notes that the node is new, unless it is only new to this directory: in a
+// first listing, or after a registry had lost its data or cannot list, in the time
+// within which all its nodes are heard again.
+func (k *keeper) join(e *Entry) {
+	at := now()
+	if !k.everyNode || k.relearns && at-k.relearned < e.lease {
+		return
+	}
+	e.vitals.joined.Store(int64(at))
+}
+
+// relearn notes that the registry has lost what it knew, or does not keep it: what
+// it lists from now on, or has just listed, may well be old.
+func (k *keeper) relearn(at time.Duration) {
+	k.relearns, k.relearned = true, at
+	for _, t := range k.nodes {
+		if v := t.entry.vitals; time.Duration(v.joined.Load()) >= k.lostAt {
+			v.joined.Store(0)
+		}
+	}
+}
