@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -33,6 +34,8 @@ const (
 type Registry struct {
 	config Config // resolved
 	conn   *natsconn.Conn
+	// overridden says that the last overrides that were emitted are some.
+	overridden atomic.Bool
 
 	mu      sync.Mutex // guards what follows; no I/O happens under it
 	session *session   // of the last connection
@@ -46,6 +49,9 @@ type session struct {
 	link *natsconn.Link
 	js   jetstream.JetStream
 	api  string // prefix of the subjects of the JetStream API
+	// overrides is the name of the stream of the overrides. What is denied there
+	// is of no concern to those who do not ask for it.
+	overrides string
 
 	mu sync.Mutex
 	kv jetstream.KeyValue // once the bucket was found
@@ -206,6 +212,9 @@ func (r *Registry) do(ctx context.Context, what string, needs []string, f func(c
 func (s *session) concerns(needs []string) func(subject string) bool {
 	return func(subject string) bool {
 		for _, need := range needs {
+			if strings.Contains(subject, s.overrides) != strings.Contains(need, s.overrides) {
+				continue
+			}
 			if strings.HasPrefix(subject, s.api+need) || need[0] == '$' && strings.HasPrefix(subject, need) {
 				return true
 			}
@@ -225,7 +234,7 @@ func (r *Registry) connect(ctx context.Context) (*session, error) {
 	if r.session != nil && r.session.link == link {
 		return r.session, nil
 	}
-	s := &session{link: link, api: jetstream.DefaultAPIPrefix}
+	s := &session{link: link, api: jetstream.DefaultAPIPrefix, overrides: streamPrefix + r.config.Bucket + overridesSuffix}
 	if r.config.Domain == "" {
 		s.js, err = jetstream.New(link.Conn)
 	} else {

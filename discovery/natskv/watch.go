@@ -111,8 +111,17 @@ func (r *Registry) run(parent context.Context, w *watch, emit func(discovery.Eve
 	r.mu.Lock()
 	r.watch = w
 	r.mu.Unlock()
+	var emitting sync.Mutex
+	unlocked := emit
+	emit = func(e discovery.Event) {
+		emitting.Lock()
+		defer emitting.Unlock()
+		unlocked(e)
+	}
 	var patrol sync.WaitGroup
 	patrol.Go(func() { r.patrol(ctx, w) })
+	overseer := &overseer{registry: r, session: w.session, emit: emit, ready: make(chan struct{})}
+	patrol.Go(func() { overseer.follow(ctx) })
 	defer func() {
 		r.mu.Lock()
 		if r.watch == w {
@@ -130,6 +139,10 @@ func (r *Registry) run(parent context.Context, w *watch, emit func(discovery.Eve
 			Epoch:    w.info.Created.UTC().Format(time.RFC3339Nano),
 			Revision: w.info.State.LastSeq,
 			Expiry:   w.info.Config.MaxAge,
+		}
+		select {
+		case <-overseer.ready:
+		case <-time.After(overridesWait):
 		}
 		emit(discovery.Event{Type: discovery.Synced, Revision: listing.Revision, Listing: listing})
 		w.sync(w.info.State.LastSeq)
