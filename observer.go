@@ -64,9 +64,9 @@ type course struct {
 	// request is the handler's copy of the request: the same one in all
 	// attempts, and another one if the request comes to the handler again.
 	request *http.Request
-	tried   []string         // where it was sent so far, all in vain
-	batches []batch          // what the sources returned for the present attempt
-	chosen  *discovery.Entry // nil if it is none of the nodes
+	tried   []string // where it was sent so far, all in vain
+	batches []batch  // what the sources returned for the present attempt
+	choice  *choice  // nil if nobody asks for it
 
 	room struct { // for the usual case, to save allocations
 		tried   [2]string
@@ -95,6 +95,9 @@ func (o *observer) course(r *http.Request) *course {
 	c = &course{request: r}
 	c.tried, c.batches = c.room.tried[:0], c.room.batches[:0]
 	vars[o.key] = c
+	if o.nodes {
+		c.choice = choiceOf(vars, r)
+	}
 	return c
 }
 
@@ -116,11 +119,11 @@ func (o *observer) Select(pool reverseproxy.UpstreamPool, r *http.Request, w htt
 	if chosen != nil {
 		// If the request comes back, it failed there.
 		c.tried = append(c.tried, chosen.Dial)
-		if o.nodes {
-			c.chosen = nil
+		if c.choice != nil {
+			c.choice.node = nil // it may be none of the nodes
 			c.each(pool, func(e *discovery.Entry, up *reverseproxy.Upstream) {
 				if up == chosen {
-					c.chosen = e
+					c.choice.node = e
 				}
 			})
 		}

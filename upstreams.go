@@ -34,6 +34,15 @@ const (
 // Nodes with the role "proxy" are left out unless service or where asks for
 // something, and this very process is always left out, so that proxies that list
 // themselves do not proxy to each other in a circle.
+//
+// Once a node is chosen there are placeholders for it, for headers that go to the
+// node and for whatever comes after the handler, such as the directive log_append:
+//
+// Placeholder | Description
+// ------------|-------------
+// `{http.reverse_proxy.upstream.node.id}` | The node's id
+// `{http.reverse_proxy.upstream.node.load}` | The load that it reported last
+// `{http.reverse_proxy.upstream.node.metadata.*}` | A value of its metadata
 type Upstreams struct {
 	// The registry to watch.
 	RegistryRaw json.RawMessage `json:"registry,omitempty" caddy:"namespace=discovery.registries inline_key=backend"`
@@ -246,7 +255,7 @@ func (u *Upstreams) meetParent(ctx caddy.Context) error {
 			return err
 		}
 	}
-	u.watch(handler, policy)
+	u.watch(ctx, handler, policy)
 	if hc := handler.HealthChecks; hc != nil && hc.Active != nil {
 		u.logger.Warn("the handler's active health checks (health_uri and the like) look at static upstreams only, not at discovered nodes; passive health checks look at both; " +
 			"to check discovered nodes, write 'health { uri <path> }' into dynamic discovery")
@@ -256,18 +265,20 @@ func (u *Upstreams) meetParent(ctx caddy.Context) error {
 
 // watch has an observer look at the handler's attempts, if there is anything that
 // it should see.
-func (u *Upstreams) watch(handler *reverseproxy.Handler, policy reverseproxy.Selector) {
+func (u *Upstreams) watch(ctx caddy.Context, handler *reverseproxy.Handler, policy reverseproxy.Selector) {
 	lb := handler.LoadBalancing
 	retries := lb != nil && (lb.Retries > 0 || lb.TryDuration > 0)
 	if hc := handler.HealthChecks; hc != nil && hc.Passive != nil && (u.Pick != nil || u.Subset > 0 || len(u.Prefer) > 0) {
 		u.limits.checks = hc.Passive
 	}
 	_, byLoad := policy.(*LeastLoad)
-	if !retries && !byLoad && u.limits.checks == nil {
+	nodes := mentionsNodes(ctx, handler)
+	if !retries && !byLoad && !nodes && u.limits.checks == nil {
 		return
 	}
 	u.observer = observe(handler)
 	u.observer.hosts = u.observer.hosts || u.limits.checks != nil
+	u.observer.nodes = u.observer.nodes || nodes
 }
 
 // Cleanup lets go of the directory, which ends if nobody else uses it.

@@ -1,0 +1,96 @@
+package caddydiscovery
+
+import (
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strconv"
+	"testing"
+)
+
+// echo answers with a header field of the request.
+func echo(t *testing.T, field string) *httptest.Server {
+	t.Helper()
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.WriteString(w, r.Header.Get(field))
+	}))
+	t.Cleanup(s.Close)
+	return s
+}
+
+func TestNodePlaceholders(t *testing.T) {
+	const placeholders = "{rp.upstream.node.id}|{rp.upstream.node.metadata.zone}|{rp.upstream.node.metadata.none}|{rp.upstream.node.load}"
+	const want = "a|eu-1||0"
+	for name, lines := range map[string]string{
+		"to the node":   "header_up X-Node \"" + placeholders + "\"",
+		"to the client": "header_down X-Node \"" + placeholders + "\"",
+		"around":        "}\nheader >X-Node \"" + placeholders + "\"\nhandle_errors {\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			registry, m := newMemory(t)
+			list(t, m, "a", echo(t, "X-Node").URL, "zone", "eu-1")
+			port := freePort(t)
+			load(t, `http://127.0.0.1:`+port+` {
+				reverse_proxy {
+					dynamic discovery {
+						registry memory `+strconv.Quote(registry)+`
+						pick 2
+					}
+					`+lines+`
+				}
+			}`)
+			resp, err := http.Get("http://127.0.0.1:" + port)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer resp.Body.Close()
+			body, err := io.ReadAll(resp.Body)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := resp.Header.Get("X-Node") + string(body); got != want {
+				t.Errorf("status %d, got %q, want %q", resp.StatusCode, got, want)
+			}
+		})
+	}
+}
+
+// TestNodePlaceholdersFollowTheRequest has a first node that refuses connections,
+// and a static upstream after it.
+func TestNodePlaceholdersFollowTheRequest(t *testing.T) {
+	registry, m := newMemory(t)
+	list(t, m, "dead", "http://127.0.0.1:"+freePort(t))
+	list(t, m, "live", echo(t, "X-Node").URL)
+	port := freePort(t)
+	load(t, `http://127.0.0.1:`+port+` {
+		reverse_proxy `+echo(t, "X-Node").URL+` {
+			dynamic discovery {
+				registry memory `+registry+`
+			}
+			lb_policy first
+			lb_retries 2
+			header_up X-Node "<{rp.upstream.node.id}>"
+		}
+	}`)
+	url := "http://127.0.0.1:" + port
+	if _, body := get(t, url); body != "<live>" {
+		t.Errorf("the node was told %q, want its own id after the retry", body)
+	}
+	m.Expire("dead")
+	m.Expire("live")
+	eventually(t, "the static upstream is no node", func() bool { _, body := get(t, url); return body == "<>" })
+}
+
+// TestPlaceholdersCostNothingUnused holds that a source of which nobody wants to
+// know more leaves the handler's policy alone.
+func TestPlaceholdersCostNothingUnused(t *testing.T) {
+	name, m := newMemory(t)
+	list(t, m, "a", "http://a:80")
+	if u := source(t, "registry memory "+name+"\npick 2"); u.observer != nil {
+		t.Error("the source has an observer")
+	}
+	headers := map[string]any{"request": map[string]any{"set": map[string]any{"X-Node": []string{"{" + nodePlaceholder + "id}"}}}}
+	if u := source(t, "registry memory "+name+"\npick 2", "headers", headers); u.observer == nil || !u.observer.nodes {
+		t.Error("the source has no observer although a header asks for the node")
+	}
+}
