@@ -161,6 +161,7 @@ func parseRegistrar(d *caddyfile.Dispenser, existing any) (any, error) {
 //	    tls_client_auth <certificate> <key>
 //	    tls_server_name <name>
 //	    ttl             <duration>
+//	    loss_guard      <percent>|off
 //	}
 func (n *NATSKV) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // consume the name
@@ -257,7 +258,10 @@ func (t *TLSClient) options() map[string]option {
 }
 
 func (o *DirectoryOptions) options() map[string]option {
-	return map[string]option{"ttl": duration(&o.TTL)}
+	return map[string]option{
+		"ttl":        duration(&o.TTL),
+		"loss_guard": percentOrOff(&o.LossGuard),
+	}
 }
 
 // schemes names the backend of each registry URL.
@@ -487,6 +491,22 @@ func number(to *int, least, most int) option {
 			return fmt.Errorf("invalid number %q, want %d to %d", args[0], least, most)
 		}
 		*to = v
+		return nil
+	}}
+}
+
+// percentOrOff is a percentage for which 0 means off.
+func percentOrOff(to **int) option {
+	return option{usage: "<percent>|off", min: 1, max: 1, set: func(args []string) error {
+		v := 0
+		if args[0] != "off" {
+			var err error
+			v, err = strconv.Atoi(strings.TrimSuffix(args[0], "%"))
+			if err != nil || v < 1 || v > 100 {
+				return fmt.Errorf("invalid percentage %q, want 1 to 100, or off", args[0])
+			}
+		}
+		*to = &v
 		return nil
 	}}
 }

@@ -52,6 +52,12 @@ type DirectoryOptions struct {
 	// How long a node counts as live after it was last heard, unless its record
 	// names a lease of its own. Default: 30s
 	TTL caddy.Duration `json:"ttl,omitempty"`
+
+	// When more than this share of the nodes, in percent, and at least three of
+	// them, lapse within one lease, the heartbeats are doubted rather than the
+	// nodes: each is dialled, and stays for as long as it accepts connections. 0
+	// turns this off. Default: 50
+	LossGuard *int `json:"loss_guard,omitempty"`
 }
 
 // Directory returns the options themselves, for Backend.
@@ -64,7 +70,27 @@ func (o *DirectoryOptions) provision() error {
 	if o.TTL == 0 {
 		o.TTL = caddy.Duration(discovery.DefaultTTL)
 	}
+	if o.LossGuard == nil {
+		share := discovery.DefaultLossGuard
+		o.LossGuard = &share
+	}
+	if *o.LossGuard < 0 || *o.LossGuard > 100 {
+		return fmt.Errorf("loss_guard: invalid percentage %d, want 1 to 100, or 0 for none", *o.LossGuard)
+	}
 	return nil
+}
+
+// core returns the options as the core takes them. They have been provisioned,
+// unless somebody else's backend forgot to.
+func (o DirectoryOptions) core() discovery.Options {
+	options := discovery.Options{TTL: time.Duration(o.TTL)}
+	if o.LossGuard != nil {
+		options.LossGuard = *o.LossGuard
+		if *o.LossGuard == 0 {
+			options.LossGuard = -1
+		}
+	}
+	return options
 }
 
 // loadBackend loads the guest module of a registry.
@@ -165,10 +191,8 @@ func acquireDirectory(b Backend) (*sharedDirectory, error) {
 		if err != nil {
 			return nil, err
 		}
-		options := discovery.Options{
-			TTL:    time.Duration(b.Directory().TTL),
-			Logger: processLogger("discovery").With(zap.String("registry", r.conn.String())),
-		}
+		options := b.Directory().core()
+		options.Logger = processLogger("discovery").With(zap.String("registry", r.conn.String()))
 		d := &sharedDirectory{
 			Directory: discovery.NewDirectory(r.conn, options),
 			registry:  r,

@@ -160,8 +160,13 @@ func TestStatusPage(t *testing.T) {
 			t.Errorf("the page contains %q", part)
 		}
 	}
-	if resp, err := http.Post(url, "text/plain", nil); err != nil || resp.StatusCode != http.StatusMethodNotAllowed {
-		t.Errorf("POST: %v %v", resp, err)
+	resp, err = http.Post(url, "text/plain", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = resp.Body.Close()
+	if resp.StatusCode != http.StatusMethodNotAllowed {
+		t.Errorf("POST: %s", resp.Status)
 	}
 
 	s := openStream(t, url+"?stream")
@@ -201,8 +206,12 @@ func TestStatusPage(t *testing.T) {
 
 	// No more than two, and a reload ends them all instead of waiting.
 	second := openStream(t, url+"?stream")
-	if resp, err := http.Get(url + "?stream"); err != nil || resp.StatusCode != http.StatusServiceUnavailable || resp.Header.Get("Retry-After") == "" {
-		t.Errorf("the third stream: %v %v", resp, err)
+	if resp, err = http.Get(url + "?stream"); err != nil {
+		t.Fatal(err)
+	}
+	_ = resp.Body.Close()
+	if resp.StatusCode != http.StatusServiceUnavailable || resp.Header.Get("Retry-After") == "" {
+		t.Errorf("the third stream: %s, headers %v", resp.Status, resp.Header)
 	}
 	load(t, config+"# again")
 	for _, s := range []*sse{s, second} {

@@ -592,10 +592,10 @@ func (u *Upstreams) newPool(snapshot *discovery.Snapshot, w wish) *pool {
 // source, "" if nothing is in the way.
 func (u *Upstreams) obstacle(e *discovery.Entry, w wish) string {
 	switch {
-	case e.State() != discovery.StateUp:
-		return string(e.State())
-	case e.Weight() == 0:
+	case e.Weight() == 0 && e.Node.State() == discovery.StateUp:
 		return "weight 0"
+	case !e.Serves():
+		return string(e.State())
 	}
 	reason := u.mismatch(e, w)
 	if reason == "" && u.health != nil && u.health.of(e) != healthy {

@@ -112,7 +112,9 @@ func TestPrefer(t *testing.T) {
 	load(t, `http://127.0.0.1:`+port+` {
 		reverse_proxy {
 			dynamic discovery {
-				registry memory `+name+`
+				registry memory `+name+` {
+					loss_guard off
+				}
 				prefer zone eu-1 eu-2
 				prefer version 2
 			}

@@ -50,6 +50,14 @@ const (
 type Options struct {
 	// TTL is the lease of nodes whose record names none. Default: DefaultTTL.
 	TTL time.Duration
+	// LossGuard is the share of the nodes, in percent, beyond which their lapse
+	// within one lease is doubted: each is dialled then, and stays for as long as
+	// it accepts connections. Default: DefaultLossGuard; negative: off.
+	LossGuard int
+	// Probe dials the address of a node, host:port, and returns nil if a
+	// connection is accepted. It is called from many goroutines at once and ends
+	// with ctx. Default: a TCP connection, closed at once.
+	Probe func(ctx context.Context, address string) error
 	// Logger is told of nodes that come and go, and of a registry that is lost
 	// and found. Default: none.
 	Logger *zap.Logger
@@ -58,10 +66,12 @@ type Options struct {
 // A Directory is this process's live view of one registry. One goroutine, Run,
 // owns its state; everything else reads the snapshot that Run published last.
 type Directory struct {
-	watcher  Watcher
-	verifier Verifier // nil if the watcher is none
-	ttl      time.Duration
-	log      *zap.Logger
+	watcher   Watcher
+	verifier  Verifier // nil if the watcher is none
+	ttl       time.Duration
+	lossGuard int // 0: off
+	probe     func(ctx context.Context, address string) error
+	log       *zap.Logger
 
 	snapshot  atomic.Pointer[Snapshot]
 	condition atomic.Pointer[condition]
@@ -86,14 +96,22 @@ type condition struct {
 // is empty until Run.
 func NewDirectory(w Watcher, o Options) *Directory {
 	d := &Directory{
-		watcher: w,
-		ttl:     o.TTL,
-		log:     o.Logger,
-		synced:  make(chan struct{}),
+		watcher:   w,
+		ttl:       o.TTL,
+		lossGuard: max(o.LossGuard, 0),
+		probe:     o.Probe,
+		log:       o.Logger,
+		synced:    make(chan struct{}),
 	}
 	d.verifier, _ = w.(Verifier)
 	if d.ttl <= 0 {
 		d.ttl = DefaultTTL
+	}
+	if o.LossGuard == 0 {
+		d.lossGuard = DefaultLossGuard
+	}
+	if d.probe == nil {
+		d.probe = dialTCP
 	}
 	if d.log == nil {
 		d.log = zap.NewNop()
@@ -136,6 +154,9 @@ type Status struct {
 	Synced bool
 	// Nodes is how many nodes the newest snapshot holds.
 	Nodes int
+	// Held is how many of them lapsed with many others and are kept for as long
+	// as they accept connections.
+	Held int
 	// Revision is the registry's newest sequence number that was seen.
 	Revision uint64
 	// LastEvent is when the registry last reported something.
@@ -165,6 +186,11 @@ func (d *Directory) Status() Status {
 	if at := d.lastEvent.Load(); at != 0 {
 		status.LastEvent = processStart.Add(time.Duration(at))
 	}
+	for _, e := range s.nodes {
+		if e.doubt == held {
+			status.Held++
+		}
+	}
 	return status
 }
 
@@ -181,6 +207,7 @@ func (d *Directory) Run(ctx context.Context) error {
 		keys:      make(map[string]*tracked),
 		changed:   make(map[string]*Entry),
 		rejected:  make(map[string]rejection),
+		guard:     newGuard(),
 		lostAt:    now(),
 		backoff: &backoff.ExponentialBackOff{
 			InitialInterval: firstRetry, MaxInterval: lastRetry,
@@ -237,6 +264,8 @@ type keeper struct {
 	relearns  bool
 	relearned time.Duration
 
+	guard
+
 	// What the next snapshot changes.
 	changed      map[string]*Entry
 	publication  *time.Timer
@@ -269,7 +298,15 @@ type tracked struct {
 
 	due   time.Duration // the queue's order; the real end may be later, never earlier
 	index int
+
+	doubt   doubt
+	probe   uint64 // the question that waits for an answer, 0 if none does
+	refused bool   // it did not answer since it lapsed
+	expired bool   // its record ran out in the batch of events under way
 }
+
+// record names the node's record, by its id only where it has no key.
+func (t *tracked) record() string { return recordName(t.key, t.entry.Node.ID) }
 
 func (k *keeper) run(ctx context.Context) error {
 	k.watch(ctx)
@@ -284,22 +321,25 @@ func (k *keeper) run(ctx context.Context) error {
 			for range len(k.messages) {
 				k.receive(ctx, <-k.messages)
 			}
-			k.publish()
+		case a := <-k.answers:
+			k.hear(ctx, a)
+			for range len(k.answers) {
+				k.hear(ctx, <-k.answers)
+			}
 		case <-k.retry.C:
 			k.watch(ctx)
 		case <-k.overrideEnd.C:
 			k.applyOverrides()
-			k.publish()
 		case <-k.expiry.C:
 			k.checkLeases(ctx)
-			k.publish()
 		case v := <-k.verified:
 			k.judge(ctx, v)
-			k.publish()
 		case <-k.publication.C:
 			k.awaited = false
-			k.publish()
 		}
+		k.settle()
+		k.dial(ctx)
+		k.publish()
 	}
 }
 
@@ -316,6 +356,7 @@ func (k *keeper) watch(ctx context.Context) {
 		clear(k.keys)
 		clear(k.changed)
 		clear(k.rejected)
+		clear(k.overdue)
 		k.leases = nil
 	}
 	go func() {
@@ -351,6 +392,7 @@ func (k *keeper) stop() {
 	if k.verifies {
 		<-k.verified
 	}
+	k.stopDialling()
 }
 
 // giveUp ends a watch that is worthless although it does not know.
@@ -426,6 +468,7 @@ func (k *keeper) apply(e Event) {
 	case Beat:
 		if t := k.nodes[e.ID]; t != nil {
 			t.listing = k.listing
+			k.trust(t)
 			load := e.Load
 			if math.IsNaN(load) || math.IsInf(load, 0) || load < 0 {
 				load = t.entry.Load() // the node lives, whatever it says of its load
@@ -434,6 +477,7 @@ func (k *keeper) apply(e Event) {
 		}
 	case Left:
 		k.accept(e)
+		k.forget(e)
 		if t := k.named(e); t != nil {
 			k.remove(t, ChangeLeft, "its record was removed")
 		}
@@ -442,7 +486,8 @@ func (k *keeper) apply(e Event) {
 		// In a listing the record may have run out because the registry was
 		// away and nobody could renew it: the end of the listing decides.
 		if t := k.named(e); t != nil && k.listed {
-			k.remove(t, ChangeLapsed, "its record ran out in the registry")
+			t.expired = true
+			k.expired = append(k.expired, t)
 		}
 	case Rejected:
 		k.reject(e)
@@ -479,6 +524,7 @@ func (k *keeper) name(t *tracked, key string) {
 
 func (k *keeper) put(e Event) {
 	k.accept(e)
+	k.forget(e)
 	// A writer's clock that runs ahead must not lengthen its lease.
 	heard := now() - max(e.Age, 0)
 	t := k.nodes[e.Node.ID]
@@ -493,7 +539,10 @@ func (k *keeper) put(e Event) {
 	case t == nil:
 		if e.Age >= lease {
 			// Overdue by the registry's own clock. It comes back the moment it
-			// is heard.
+			// is heard. Of a first listing all such records are looked at together.
+			if !k.everyNode && e.Age <= MaxLease && len(k.overdue) < MaxNodes {
+				k.overdue[e.Node.ID] = k.track(e, lease, heard)
+			}
 			return
 		}
 		if len(k.nodes) >= MaxNodes {
@@ -502,13 +551,12 @@ func (k *keeper) put(e Event) {
 			k.reject(e)
 			return
 		}
-		v := new(vitals)
-		v.load.Store(math.Float64bits(e.Node.Load))
-		v.heard.Store(int64(heard))
-		v.renewed.Store(int64(heard))
-		t = &tracked{entry: newEntry(e.Node, lease, v).under(k.overrideOf(e.Node.ID))}
+		if old := k.gone.byID[e.Node.ID]; old != nil {
+			k.gone.drop(old)
+		}
+		t = k.track(e, lease, heard)
+		t.key = "" // it is named below
 		k.join(t.entry)
-		t.due = t.entry.due()
 		k.nodes[e.Node.ID] = t
 		heap.Push(&k.leases, t)
 		k.change(e.Node.ID, t.entry)
@@ -518,9 +566,12 @@ func (k *keeper) put(e Event) {
 		return
 	default:
 		k.renew(t, e.Node.Load, heard)
+		if now()-heard < lease {
+			k.trust(t) // not so if a listing repeats what had run out
+		}
 		if !sameRecord(&t.entry.Node, &e.Node) {
 			reason := difference(&t.entry.Node, &e.Node)
-			k.replace(t, newEntry(e.Node, lease, t.entry.vitals).under(k.overrideOf(e.Node.ID)))
+			k.replace(t, newEntry(e.Node, lease, t.entry.vitals).under(k.overrideOf(e.Node.ID)).in(t.doubt))
 			k.requeue(t)
 			k.change(e.Node.ID, t.entry)
 			k.note(ChangeUpdated, t.entry, reason)
@@ -529,6 +580,17 @@ func (k *keeper) put(e Event) {
 	k.name(t, e.Key)
 	t.revision, t.listing = e.Revision, k.listing
 	k.armExpiry()
+}
+
+// track returns the node of a record, not in use.
+func (k *keeper) track(e Event, lease, heard time.Duration) *tracked {
+	v := new(vitals)
+	v.load.Store(math.Float64bits(e.Node.Load))
+	v.heard.Store(int64(heard))
+	v.renewed.Store(int64(heard))
+	t := &tracked{entry: newEntry(e.Node, lease, v).under(k.overrideOf(e.Node.ID)), key: e.Key, revision: e.Revision, listing: k.listing}
+	t.due = t.entry.due()
+	return t
 }
 
 // sameRecord reports whether a route would do the same with either.
@@ -554,6 +616,7 @@ func (k *keeper) requeue(t *tracked) {
 func (k *keeper) remove(t *tracked, why ChangeType, reason string) {
 	delete(k.nodes, t.entry.Node.ID)
 	k.name(t, "")
+	k.calm(t)
 	heap.Remove(&k.leases, t.index)
 	k.change(t.entry.Node.ID, nil)
 	k.note(why, t.entry, reason)
@@ -567,6 +630,7 @@ func (k *keeper) reject(e Event) {
 	was, stands := k.rejected[key]
 	// The same bad record again, as with every heartbeat, is no news.
 	known := stands && was.Err.Error() == e.Err.Error()
+	k.forget(e)
 	if t := k.named(e); t != nil {
 		k.remove(t, ChangeRejected, e.Err.Error())
 	} else if !known && (stands || len(k.rejected) < maxRejections) {
@@ -601,11 +665,13 @@ type rejection struct {
 }
 
 // rejectionKey names a record, by its id only where it has no key.
-func rejectionKey(e Event) string {
-	if e.Key != "" {
-		return e.Key
+func rejectionKey(e Event) string { return recordName(e.Key, e.ID) }
+
+func recordName(key, id string) string {
+	if key != "" {
+		return key
 	}
-	return "\x00" + e.ID
+	return "\x00" + id
 }
 
 // showRejections makes the rejected records visible. While a listing is under
@@ -663,6 +729,9 @@ func (k *keeper) sync(l Listing) {
 	k.seen = max(k.seen, l.Revision)
 	k.revision.Store(k.seen)
 	k.listedAt = at
+	if first {
+		k.judgeOverdue()
+	}
 
 	next := *k.condition.Load()
 	next.connected, next.since = true, time.Now()
@@ -710,7 +779,7 @@ func (k *keeper) checkLeases(ctx context.Context) {
 	if !k.listed || k.verifies {
 		return
 	}
-	if !k.overdue(now()) {
+	if !k.overdueBy(now()) {
 		k.armExpiry()
 		return
 	}
@@ -728,9 +797,9 @@ func (k *keeper) checkLeases(ctx context.Context) {
 	}()
 }
 
-// overdue brings the queue in order up to a time, and reports whether the lease
+// overdueBy brings the queue in order up to a time, and reports whether the lease
 // of its head ran out by then.
-func (k *keeper) overdue(at time.Duration) bool {
+func (k *keeper) overdueBy(at time.Duration) bool {
 	for len(k.leases) > 0 && k.leases[0].due <= at {
 		t := k.leases[0]
 		if t.entry.due() <= at {
@@ -757,10 +826,13 @@ func (k *keeper) judge(ctx context.Context, v verdict) {
 		for range len(k.messages) {
 			k.receive(ctx, <-k.messages)
 		}
-		for k.listed && k.overdue(v.began) {
+		var lapsing []*tracked
+		for k.listed && k.overdueBy(v.began) {
 			t := k.leases[0]
-			k.remove(t, ChangeLapsed, "its lease ran out")
+			k.extend(t) // for as long as it takes to decide
+			lapsing = append(lapsing, t)
 		}
+		k.lapse(lapsing, "its lease ran out")
 	}
 	k.armExpiry()
 }
@@ -828,7 +900,7 @@ func (k *keeper) note(why ChangeType, e *Entry, reason string) {
 	if s := e.Node.Service(); s != "" {
 		fields = append(fields, zap.String("service", s))
 	}
-	if e.state != StateUp {
+	if e.state != StateUp && e.doubt == trusted {
 		fields = append(fields, zap.String("state", string(e.state)))
 	}
 	k.log.Info(logLines[why], k.leftOut(fields)...)

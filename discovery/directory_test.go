@@ -25,6 +25,9 @@ import (
 // testing/synctest, where a sleep costs nothing and times are exact.
 func follow(t *testing.T, w discovery.Watcher, o discovery.Options) *discovery.Directory {
 	t.Helper()
+	if o.Probe == nil {
+		o.Probe = nobodyThere // in a bubble, a real network would stop the clock
+	}
 	d := discovery.NewDirectory(w, o)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
@@ -42,6 +45,8 @@ func follow(t *testing.T, w discovery.Watcher, o discovery.Options) *discovery.D
 	synctest.Wait()
 	return d
 }
+
+func nobodyThere(context.Context, string) error { return errors.New("connection refused") }
 
 func newNode(id string, pairs ...string) discovery.Node {
 	endpoint, err := discovery.ParseEndpoint("http://10.0.0.7:5001")
@@ -1161,7 +1166,7 @@ func TestRunEndsWhileEmitBlocks(t *testing.T) {
 				emit(discovery.Event{Type: discovery.Put, ID: fmt.Sprint(i), Node: newNode(fmt.Sprint(i))})
 			}
 			return ctx.Err()
-		}), discovery.Options{Logger: slow})
+		}), discovery.Options{Logger: slow, Probe: nobodyThere})
 		ctx, cancel := context.WithCancel(context.Background())
 		done := make(chan error, 1)
 		go func() { done <- d.Run(ctx) }()

@@ -62,6 +62,17 @@ const (
 	StateMaintenance State = "maintenance" // it is not to be used
 )
 
+// The states in which a directory may see a node that is up by its record. Such a
+// node is in use.
+const (
+	// StateHeld: its lease ran out with those of many others, and it accepts
+	// connections.
+	StateHeld State = "held"
+	// StateRestored: it was remembered from before the start, the registry could
+	// not be listed yet, and it accepts connections.
+	StateRestored State = "restored"
+)
+
 // A Node is one member of a fleet, as its record tells. Its metadata is shared
 // and must not be changed.
 type Node struct {

@@ -126,14 +126,15 @@ func AppendOverride(b []byte, o Override) ([]byte, error) {
 	return append(b, data...), nil
 }
 
-// under returns the entry of the same node under an override.
+// under returns the entry of the same node under an override, out of doubt if that
+// is another one.
 func (e *Entry) under(o Override) *Entry {
 	if o.equal(e.override) {
 		return e
 	}
 	next := *e
 	next.override = o
-	next.state, next.weight = next.ownState(), e.Node.Weight()
+	next.state, next.doubt, next.weight = next.ownState(), trusted, e.Node.Weight()
 	if o.Weight != nil {
 		next.weight = min(next.weight*max(*o.Weight, 0), MaxWeight)
 	}
@@ -195,6 +196,7 @@ func (k *keeper) applyOverride(id string) {
 		return
 	}
 	if next := t.entry.under(k.overrideOf(id)); next != t.entry {
+		next = next.in(t.doubt)
 		k.replace(t, next)
 		k.change(id, next)
 		k.note(ChangeUpdated, next, "operator: "+next.override.String())

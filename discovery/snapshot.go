@@ -19,6 +19,7 @@ type Entry struct {
 
 	weight   float64
 	state    State
+	doubt    doubt // where it makes the state another than that of the record
 	override Override
 	lease    time.Duration
 	vitals   *vitals
@@ -45,16 +46,30 @@ func newEntry(n Node, lease time.Duration, v *vitals) *Entry {
 	return &Entry{Node: n, weight: n.Weight(), state: n.State(), lease: lease, vitals: v}
 }
 
-// State returns the node's state: what an operator says, or else its record.
+// in returns the entry of the same node in doubt, or out of it. Only a node that
+// is up otherwise is shown as held or restored: one that drains goes on draining.
+func (e *Entry) in(d doubt) *Entry {
+	next := *e
+	next.state, next.doubt = e.ownState(), trusted
+	if s := d.state(); s != "" && next.state == StateUp {
+		next.state, next.doubt = s, d
+	}
+	return &next
+}
+
+// State returns the node's state: what an operator says, or else its record; or
+// [StateHeld] or [StateRestored].
 func (e *Entry) State() State { return e.state }
 
 // Weight returns the node's weight: that of its record, times what an operator
 // says.
 func (e *Entry) Weight() float64 { return e.weight }
 
-// Serves reports whether the node takes new traffic: it is up and its weight is
-// not 0.
-func (e *Entry) Serves() bool { return e.state == StateUp && e.weight > 0 }
+// Serves reports whether the node takes new traffic: it is up, or held or
+// restored, and its weight is not 0.
+func (e *Entry) Serves() bool {
+	return (e.state == StateUp || e.state == StateHeld || e.state == StateRestored) && e.weight > 0
+}
 
 // Load returns the load that the node reported last.
 func (e *Entry) Load() float64 { return math.Float64frombits(e.vitals.load.Load()) }

@@ -1,0 +1,401 @@
+package discovery
+
+import (
+	"container/heap"
+	"context"
+	"errors"
+	"net"
+	"syscall"
+	"time"
+
+	"go.uber.org/zap"
+)
+
+// DefaultLossGuard is the share of a directory's nodes, in percent, beyond which
+// their lapse is doubted.
+const DefaultLossGuard = 50
+
+const (
+	// Fewer nodes than this may lapse together in any small fleet.
+	guardFloor = 3
+
+	// What a mass lapse may cost: so many sockets at once, and so long each.
+	maxProbes    = 128
+	probeTimeout = 2 * time.Second
+)
+
+// The loss guard (guarantee 3 of the design) stands between a lease that ran out
+// and the end of its node. When one node lapses, it is dead. When most of a fleet
+// lapses within one lease, it is more likely that something is wrong with what
+// carries the heartbeats, and the nodes themselves are asked: each is dialled, and
+// stays for as long as it accepts connections.
+
+// doubt is what the guard thinks of a node in use.
+type doubt uint8
+
+const (
+	trusted  doubt = iota
+	doubted        // its lease ran out, and it has not been dialled yet
+	held           // its lease ran out, and it accepts connections
+	restored       // it was remembered, and it accepts connections
+)
+
+// state is what a node in doubt is shown as, "" for what its record says.
+func (d doubt) state() State {
+	switch d {
+	case held:
+		return StateHeld
+	case restored:
+		return StateRestored
+	default:
+		return ""
+	}
+}
+
+// guard is the part of a keeper that doubts.
+type guard struct {
+	// What ran out in the registry, in this batch of events.
+	expired []*tracked
+	// The nodes that lapsed and are gone, for one lease: part of the same event
+	// as what lapses then, and dialled with it.
+	gone shelf
+	// What a first listing showed that had run out before.
+	overdue map[string]*tracked
+	// How many nodes in use are doubted or held.
+	inDoubt int
+
+	probes  uint64     // counts them, to tell an answer that nobody waits for
+	waiting []*tracked // to be dialled
+	dialled int        // being dialled
+	answers chan answer
+}
+
+// answer is how a probe of a node went.
+type answer struct {
+	t     *tracked
+	probe uint64
+	err   error
+}
+
+func newGuard() guard {
+	return guard{
+		gone:    newShelf(),
+		overdue: make(map[string]*tracked),
+		answers: make(chan answer, maxProbes), // a probe that ends never waits
+	}
+}
+
+// massive reports whether so many of all nodes are too many to lapse at once.
+func (k *keeper) massive(lost, all int) bool {
+	return k.lossGuard > 0 && lost >= guardFloor && lost*100 > k.lossGuard*all
+}
+
+// settle decides about the records that ran out in the registry in one batch of
+// events, so that a mass lapse is seen as one.
+func (k *keeper) settle() {
+	if len(k.expired) == 0 {
+		return
+	}
+	var lapsing []*tracked
+	for _, t := range k.expired {
+		if t.expired && k.nodes[t.entry.Node.ID] == t {
+			t.expired = false
+			lapsing = append(lapsing, t)
+		}
+	}
+	k.expired = nil
+	k.lapse(lapsing, "its record ran out in the registry")
+	k.armExpiry()
+}
+
+// lapse ends nodes whose lease ran out, or has them dialled first if there are too
+// many of them.
+func (k *keeper) lapse(lapsing []*tracked, reason string) {
+	if len(lapsing) == 0 {
+		return
+	}
+	at := now()
+	k.gone.expire(at)
+	lost := k.inDoubt + k.gone.len()
+	for _, t := range lapsing {
+		if t.doubt != doubted && t.doubt != held {
+			lost++
+		}
+	}
+	if !k.massive(lost, len(k.nodes)+k.gone.len()) {
+		for _, t := range lapsing {
+			if t.doubt == doubted || t.doubt == held {
+				// It was part of a mass lapse, and that it is alone now does not
+				// make it any deader.
+				k.doubtful(t)
+				continue
+			}
+			k.depart(t, reason)
+		}
+		return
+	}
+	if k.inDoubt == 0 {
+		k.log.Warn("most nodes lapsed at once; those that accept connections stay",
+			zap.Int("lapsed", lost), zap.Int("nodes", len(k.nodes)+k.gone.len()))
+	}
+	for _, t := range lapsing {
+		k.doubtful(t)
+	}
+	for _, t := range k.gone.byID {
+		if !t.refused && t.probe == 0 {
+			k.ask(t)
+		}
+	}
+}
+
+// doubtful has a node dialled before its fate is decided. It stays meanwhile.
+func (k *keeper) doubtful(t *tracked) {
+	if t.doubt == trusted || t.doubt == restored {
+		t.doubt = doubted
+		k.inDoubt++
+	}
+	k.extend(t)
+	if t.probe == 0 {
+		k.ask(t)
+	}
+}
+
+// extend gives a node one lease more.
+func (k *keeper) extend(t *tracked) {
+	t.entry.vitals.renewed.Store(int64(now()))
+	k.requeue(t)
+}
+
+// depart removes a node that lapsed, and remembers it for one lease more.
+func (k *keeper) depart(t *tracked, reason string) {
+	key := t.key
+	k.remove(t, ChangeLapsed, reason)
+	if k.lossGuard <= 0 {
+		return
+	}
+	t.key = key
+	k.gone.add(t, now()+t.entry.lease)
+}
+
+// hold keeps a node in use that accepts connections.
+func (k *keeper) hold(t *tracked) {
+	k.extend(t)
+	if t.doubt != held {
+		t.doubt = held
+		k.mark(t)
+		k.note(ChangeHeld, t.entry, "its lease ran out with those of many others, and it accepts connections")
+	}
+}
+
+// mark makes the doubt about a node, or its end, visible.
+func (k *keeper) mark(t *tracked) {
+	t.entry = t.entry.in(t.doubt)
+	k.change(t.entry.Node.ID, t.entry)
+}
+
+// readmit brings a node back that lapsed and accepts connections after all.
+func (k *keeper) readmit(t *tracked) {
+	id := t.entry.Node.ID
+	k.gone.drop(t)
+	if k.nodes[id] != nil || len(k.nodes) >= MaxNodes || (t.key != "" && k.keys[t.key] != nil) {
+		return
+	}
+	k.nodes[id] = t
+	if t.key != "" {
+		k.keys[t.key] = t
+	}
+	t.entry.vitals.renewed.Store(int64(now()))
+	t.due = t.entry.due()
+	heap.Push(&k.leases, t)
+	k.inDoubt++
+	k.hold(t)
+	k.armExpiry()
+}
+
+// trust ends the doubt about a node in use: it was heard.
+func (k *keeper) trust(t *tracked) {
+	t.expired = false
+	t.probe = 0
+	if t.doubt == trusted {
+		return
+	}
+	shown := t.doubt.state() != ""
+	k.calm(t)
+	if shown {
+		k.mark(t)
+		k.note(ChangeUpdated, t.entry, "it was heard again")
+	}
+}
+
+// calm forgets that a node was doubted.
+func (k *keeper) calm(t *tracked) {
+	if t.doubt == doubted || t.doubt == held {
+		k.inDoubt--
+	}
+	t.doubt, t.probe = trusted, 0
+}
+
+// forget makes sure that a record does not come back of which the registry said
+// something since it lapsed.
+func (k *keeper) forget(e Event) {
+	if t := k.gone.byRecord[rejectionKey(e)]; t != nil {
+		k.gone.drop(t)
+	}
+}
+
+// judgeOverdue decides about what the first listing showed that had run out by the
+// registry's own clock.
+func (k *keeper) judgeOverdue() {
+	at := now()
+	var candidates []*tracked
+	for id, t := range k.overdue {
+		if k.nodes[id] == nil {
+			candidates = append(candidates, t)
+		}
+	}
+	k.overdue = nil
+	massive := k.massive(len(candidates), len(k.nodes)+len(candidates))
+	if massive {
+		k.log.Warn("most records of the registry are overdue; nodes that accept connections are used",
+			zap.Int("overdue", len(candidates)), zap.Int("nodes", len(k.nodes)))
+	}
+	for _, t := range candidates {
+		switch lapsed := t.entry.due(); {
+		case massive:
+			k.gone.add(t, at+t.entry.lease)
+			k.ask(t)
+		case k.lossGuard > 0 && lapsed+t.entry.lease > at:
+			k.gone.add(t, lapsed+t.entry.lease)
+		}
+	}
+}
+
+// ask has a node dialled, as soon as there is room for it.
+func (k *keeper) ask(t *tracked) {
+	k.probes++
+	t.probe = k.probes
+	k.waiting = append(k.waiting, t)
+}
+
+// dial dials the nodes that wait for it, a bounded number at once.
+func (k *keeper) dial(ctx context.Context) {
+	for len(k.waiting) > 0 && k.dialled < maxProbes {
+		t := k.waiting[0]
+		k.waiting[0] = nil
+		k.waiting = k.waiting[1:]
+		if t.probe == 0 {
+			continue // the question has answered itself
+		}
+		k.dialled++
+		a, entry := answer{t: t, probe: t.probe}, t.entry
+		go func() {
+			ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+			defer cancel()
+			a.err = k.probe(ctx, entry.Node.Endpoint.Address())
+			k.answers <- a
+		}()
+	}
+}
+
+// hear decides about a node that was dialled.
+func (k *keeper) hear(ctx context.Context, a answer) {
+	k.dialled--
+	t := a.t
+	if ctx.Err() != nil || t.probe != a.probe {
+		return // all ends, or the node was heard meanwhile, or is gone
+	}
+	t.probe = 0
+	inUse := k.nodes[t.entry.Node.ID] == t
+	switch {
+	case a.err != nil && inconclusive(a.err):
+		if inUse {
+			k.hold(t)
+		}
+	case a.err == nil && inUse:
+		k.hold(t)
+	case a.err == nil:
+		if k.gone.byID[t.entry.Node.ID] == t {
+			k.readmit(t)
+		}
+	case inUse && !k.listed:
+		// The registry was lost meanwhile, maybe because this machine's network
+		// was: leases are suspended.
+	case inUse:
+		t.refused = true
+		k.depart(t, "its lease ran out and it does not accept connections")
+	default:
+		t.refused = true
+	}
+}
+
+// stopDialling waits for the probes that are under way. Their context has ended.
+func (k *keeper) stopDialling() {
+	for ; k.dialled > 0; k.dialled-- {
+		<-k.answers
+	}
+}
+
+// inconclusive reports whether a probe failed for a reason of this machine's own,
+// which says nothing about the node.
+func inconclusive(err error) bool {
+	for _, local := range []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.EADDRNOTAVAIL, syscall.EACCES, syscall.EPERM} {
+		if errors.Is(err, local) {
+			return true
+		}
+	}
+	return false
+}
+
+// dialTCP is the default probe: does something accept a connection?
+func dialTCP(ctx context.Context, address string) error {
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, "tcp", address)
+	if err != nil {
+		return err
+	}
+	return conn.Close()
+}
+
+// shelf holds nodes that are not in use, each for a time.
+type shelf struct {
+	queue    leaseQueue
+	byID     map[string]*tracked
+	byRecord map[string]*tracked
+}
+
+func newShelf() shelf {
+	return shelf{byID: make(map[string]*tracked), byRecord: make(map[string]*tracked)}
+}
+
+func (s *shelf) len() int { return len(s.queue) }
+
+// add puts a node on the shelf until a time, in place of what was there of it.
+func (s *shelf) add(t *tracked, until time.Duration) {
+	for _, old := range []*tracked{s.byID[t.entry.Node.ID], s.byRecord[t.record()]} {
+		if old != nil {
+			s.drop(old)
+		}
+	}
+	t.due = until
+	heap.Push(&s.queue, t)
+	s.byID[t.entry.Node.ID] = t
+	s.byRecord[t.record()] = t
+}
+
+// drop takes a node off, if it is there.
+func (s *shelf) drop(t *tracked) {
+	if s.byID[t.entry.Node.ID] != t {
+		return
+	}
+	heap.Remove(&s.queue, t.index)
+	delete(s.byID, t.entry.Node.ID)
+	delete(s.byRecord, t.record())
+	t.probe = 0
+}
+
+// expire takes those off whose time was over at a time.
+func (s *shelf) expire(at time.Duration) {
+	for len(s.queue) > 0 && s.queue[0].due <= at {
+		s.drop(s.queue[0])
+	}
+}

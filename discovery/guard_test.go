@@ -1,0 +1,598 @@
+package discovery_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"go.uber.org/zap/zaptest/observer"
+
+	"github.com/caddy-discovery/caddy-discovery/discovery"
+	"github.com/caddy-discovery/caddy-discovery/discovery/discoverytest"
+)
+
+// network is where probes go in tests: addresses accept connections or refuse
+// them.
+type network struct {
+	mu     sync.Mutex
+	up     map[string]bool
+	err    error         // what a refusal says; default: refused
+	delay  time.Duration // of every answer
+	dials  map[string]int
+	now    int // dials under way
+	most   int
+	answer func(address string) // called before an answer, where given
+}
+
+func newNetwork(nodes ...discovery.Node) *network {
+	n := &network{up: make(map[string]bool), dials: make(map[string]int)}
+	n.set(true, nodes...)
+	return n
+}
+
+func (n *network) set(up bool, nodes ...discovery.Node) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, node := range nodes {
+		n.up[node.Endpoint.Address()] = up
+	}
+}
+
+// count returns how often a node was dialled.
+func (n *network) count(node discovery.Node) int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.dials[node.Endpoint.Address()]
+}
+
+func (n *network) total() (total int) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, times := range n.dials {
+		total += times
+	}
+	return total
+}
+
+func (n *network) probe(ctx context.Context, address string) error {
+	n.mu.Lock()
+	n.dials[address]++
+	n.now++
+	n.most = max(n.most, n.now)
+	up, delay, err, answer := n.up[address], n.delay, n.err, n.answer
+	n.mu.Unlock()
+	defer func() {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		n.now--
+	}()
+	if delay > 0 {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(delay):
+		}
+	}
+	if answer != nil {
+		answer(address)
+	}
+	switch {
+	case up:
+		return nil
+	case err != nil:
+		return err
+	default:
+		return fmt.Errorf("dialling %s: %w", address, syscall.ECONNREFUSED)
+	}
+}
+
+// fleet returns nodes n0, n1, … with an address each.
+func fleet(size int, pairs ...string) []discovery.Node {
+	nodes := make([]discovery.Node, size)
+	for i := range nodes {
+		nodes[i] = newNode(fmt.Sprintf("n%d", i), pairs...)
+		var err error
+		if nodes[i].Endpoint, err = discovery.ParseEndpoint(fmt.Sprintf("http://10.1.%d.%d:5001", i/250, i%250)); err != nil {
+			panic(err)
+		}
+	}
+	return nodes
+}
+
+// states returns the nodes in use, each with its state unless it is up.
+func states(d *discovery.Directory) string {
+	var words []string
+	for _, e := range d.Snapshot().Nodes() {
+		word := e.Node.ID
+		if e.State() != discovery.StateUp {
+			word += ":" + string(e.State())
+		}
+		words = append(words, word)
+	}
+	return strings.Join(words, " ")
+}
+
+func expectStates(t *testing.T, d *discovery.Directory, want, when string) {
+	t.Helper()
+	synctest.Wait()
+	if got := states(d); got != want {
+		t.Fatalf("%s: nodes [%s], want [%s]", when, got, want)
+	}
+}
+
+func TestLossGuard(t *testing.T) {
+	for _, test := range []struct {
+		name         string
+		nodes, lapse int // so many nodes, of which the last so many fall silent
+		guard        int
+		accept       int // of which the last so many accept connections
+		want         string
+	}{
+		{"a few", 10, 5, 0, 5, "n0 n1 n2 n3 n4"},
+		{"too many", 10, 6, 0, 6, "n0 n1 n2 n3 n4:held n5:held n6:held n7:held n8:held n9:held"},
+		{"too many, some dead", 10, 6, 0, 2, "n0 n1 n2 n3 n8:held n9:held"},
+		{"all", 4, 4, 0, 4, "n0:held n1:held n2:held n3:held"},
+		{"all, all dead", 4, 4, 0, 0, ""},
+		{"a small fleet", 2, 2, 0, 2, ""},
+		{"a strict guard", 10, 3, 20, 3, "n0 n1 n2 n3 n4 n5 n6 n7:held n8:held n9:held"},
+		{"a strict guard, its floor", 10, 2, 1, 2, "n0 n1 n2 n3 n4 n5 n6 n7"},
+		{"no guard", 4, 4, -1, 4, ""},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				nodes := fleet(test.nodes)
+				n := newNetwork(nodes[test.nodes-test.accept:]...)
+				m := discoverytest.NewMemory()
+				write(m, nodes...)
+				d := follow(t, m.Open(), discovery.Options{LossGuard: test.guard, Probe: n.probe})
+				time.Sleep(20 * time.Second)
+				write(m, nodes[:test.nodes-test.lapse]...)
+				time.Sleep(10 * time.Second)
+				expectStates(t, d, test.want, "a lease after they fell silent")
+				if got := d.Status().Held; got != strings.Count(test.want, "held") {
+					t.Errorf("the status says that %d are held", got)
+				}
+			})
+		})
+	}
+}
+
+// A fleet does not lapse in one instant: its heartbeats are spread. Those that went
+// before there were too many come back.
+func TestLossGuardBringsBack(t *testing.T) {
+	for _, marker := range []bool{false, true} {
+		t.Run(fmt.Sprint("by expiry markers ", marker), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				nodes := fleet(10)
+				n := newNetwork(nodes...)
+				n.set(false, nodes[1])
+				m := discoverytest.NewMemory()
+				d := follow(t, m.Open(), discovery.Options{Probe: n.probe})
+				for _, node := range nodes {
+					write(m, node)
+					time.Sleep(time.Second)
+				}
+				start := time.Now()
+				// lapse lets the node lapse that was heard longest ago.
+				lapse := func(i int) {
+					if marker {
+						m.Expire(nodes[i].ID)
+					}
+					time.Sleep(time.Until(start.Add(20*time.Second + time.Duration(i)*time.Second)))
+				}
+				for i := range 5 {
+					lapse(i)
+				}
+				expectStates(t, d, "n5 n6 n7 n8 n9", "half of them lapsed")
+				if n.total() != 0 {
+					t.Errorf("%d probes before there was a mass lapse", n.total())
+				}
+				lapse(5)
+				expectStates(t, d, "n0:held n2:held n3:held n4:held n5:held n6 n7 n8 n9", "most of them lapsed")
+				for i := 6; i < 10; i++ {
+					lapse(i)
+				}
+				expectStates(t, d, "n0:held n2:held n3:held n4:held n5:held n6:held n7:held n8:held n9:held", "all of them lapsed")
+				if n.total() != 10 {
+					t.Errorf("%d probes of 10 nodes", n.total())
+				}
+			})
+		})
+	}
+}
+
+// Records that run out in the registry in one burst are one mass lapse, of which
+// no part is believed.
+func TestLossGuardExpiryBurst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		nodes := fleet(100)
+		n := newNetwork(nodes...)
+		n.delay = time.Second
+		w := newScripted()
+		d := follow(t, w, discovery.Options{Probe: n.probe})
+		s := <-w.streams
+		for _, node := range nodes {
+			s.put("node."+node.ID, 0, node)
+		}
+		s.sync(discovery.Listing{})
+		synctest.Wait()
+		for _, node := range nodes {
+			s.emit(discovery.Event{Type: discovery.Expired, ID: node.ID, Key: "node." + node.ID})
+		}
+		// What of the burst is taken in before most of the fleet has expired may
+		// be gone for as long as it takes to ask, and is back then.
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		if s := d.Status(); s.Held != 100 || s.Nodes != 100 {
+			t.Errorf("%d nodes, %d held", s.Nodes, s.Held)
+		}
+	})
+}
+
+func TestHeld(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		nodes := fleet(4)
+		n := newNetwork(nodes...)
+		m := discoverytest.NewMemory()
+		conn := m.Open()
+		write(m, nodes...)
+		d := follow(t, conn, discovery.Options{Probe: n.probe})
+		time.Sleep(discovery.DefaultTTL)
+		expectStates(t, d, "n0:held n1:held n2:held n3:held", "all lapsed")
+		for _, e := range d.Snapshot().Nodes() {
+			if !e.Serves() || time.Until(e.LeaseEnd()) != discovery.DefaultTTL {
+				t.Errorf("%s serves: %v, its lease ends in %v", e.Node.ID, e.Serves(), time.Until(e.LeaseEnd()))
+			}
+		}
+
+		time.Sleep(10 * time.Second)
+		write(m, nodes[0])
+		expectStates(t, d, "n0 n1:held n2:held n3:held", "one is heard")
+		n.set(false, nodes[1])
+		if err := conn.Withdraw(context.Background(), nodes[2]); err != nil {
+			t.Fatal(err)
+		}
+		expectStates(t, d, "n0 n1:held n3:held", "one left by its own word")
+
+		time.Sleep(20*time.Second - time.Nanosecond)
+		expectStates(t, d, "n0 n1:held n3:held", "just before they are asked again")
+		time.Sleep(time.Nanosecond)
+		expectStates(t, d, "n0 n3:held", "one of them refuses")
+		if got := n.count(nodes[3]); got != 2 {
+			t.Errorf("a held node was dialled %d times in a lease, want once more", got)
+		}
+		// It stays for as long as it accepts.
+		for range 100 {
+			write(m, nodes[0])
+			time.Sleep(10 * time.Second)
+		}
+		expectStates(t, d, "n0 n3:held", "a thousand seconds later")
+		n.set(false, nodes[3])
+		for range 3 {
+			write(m, nodes[0])
+			time.Sleep(10 * time.Second)
+		}
+		expectStates(t, d, "n0", "the last one refuses")
+		write(m, nodes...)
+		expectStates(t, d, "n0 n1 n2 n3", "all are heard")
+	})
+}
+
+// That a node's old record is listed again after an outage is no heartbeat.
+func TestHeldThroughOutage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		nodes := fleet(3)
+		n := newNetwork(nodes...)
+		m := discoverytest.NewMemory()
+		write(m, nodes...)
+		d := follow(t, m.Open(), discovery.Options{Probe: n.probe})
+		time.Sleep(35 * time.Second)
+		expectStates(t, d, "n0:held n1:held n2:held", "all lapsed")
+		m.Break()
+		time.Sleep(time.Hour)
+		expectStates(t, d, "n0:held n1:held n2:held", "the registry is away")
+		if n.total() != 3 {
+			t.Errorf("%d probes while leases were suspended", n.total())
+		}
+		m.Restore()
+		reconnect(t, d)
+		expectStates(t, d, "n0:held n1:held n2:held", "the registry is back")
+		write(m, nodes[0])
+		expectStates(t, d, "n0 n1:held n2:held", "one is heard")
+		n.set(false, nodes[1])
+		time.Sleep(40 * time.Second)
+		expectStates(t, d, "n0:held n2:held", "a lease later")
+	})
+}
+
+// What the registry says of a node while it is being asked, or since it lapsed,
+// outweighs that it answers.
+func TestLossGuardHearsTheRegistry(t *testing.T) {
+	for _, test := range []struct {
+		name string
+		say  func(s *stream, nodes []discovery.Node)
+		want string
+	}{
+		{"nothing", func(*stream, []discovery.Node) {}, "n0:held n1:held n2:held n3:held n4:held"},
+		{"heard", func(s *stream, nodes []discovery.Node) {
+			s.put("k0", 9, nodes[0])
+			s.put("k4", 9, nodes[4])
+			s.emit(discovery.Event{Type: discovery.Beat, ID: "n3", Key: "k3"})
+		}, "n0 n1:held n2:held n3 n4"},
+		{"left", func(s *stream, nodes []discovery.Node) {
+			s.emit(discovery.Event{Type: discovery.Left, ID: "n0", Key: "k0"})
+			s.emit(discovery.Event{Type: discovery.Left, ID: "n4", Key: "k4"})
+		}, "n1:held n2:held n3:held"},
+		{"rejected", func(s *stream, nodes []discovery.Node) {
+			s.emit(discovery.Event{Type: discovery.Rejected, Key: "k0", Err: discovery.ErrInvalid})
+			s.emit(discovery.Event{Type: discovery.Rejected, Key: "k4", Err: discovery.ErrInvalid})
+		}, "n1:held n2:held n3:held"},
+		{"replaced", func(s *stream, nodes []discovery.Node) {
+			s.put("k0", 9, newNode("other-0"))
+			s.put("k4", 9, newNode("other-4"))
+		}, "n1:held n2:held n3:held other-0 other-4"},
+		{"under another key", func(s *stream, nodes []discovery.Node) {
+			s.emit(discovery.Event{Type: discovery.Left, ID: "n0", Key: "another"})
+			s.put("another", 9, nodes[4])
+		}, "n0:held n1:held n2:held n3:held n4"},
+		{"lost", func(s *stream, nodes []discovery.Node) { s.end <- discovery.ErrBroken }, "n0:held n1:held n2:held n3:held n4:held"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				nodes := fleet(5)
+				n := newNetwork(nodes...)
+				n.delay = time.Second
+				w := newScripted()
+				d := follow(t, w, discovery.Options{Probe: n.probe})
+				s := <-w.streams
+				for i, node := range nodes {
+					s.put(fmt.Sprint("k", i), uint64(i), node)
+				}
+				s.sync(discovery.Listing{})
+				s.emit(discovery.Event{Type: discovery.Expired, ID: "n0", Key: "k0"})
+				s.emit(discovery.Event{Type: discovery.Expired, ID: "n1", Key: "k1"})
+				expectStates(t, d, "n2 n3 n4", "two expired")
+				time.Sleep(discovery.DefaultTTL - time.Millisecond)
+				for i := 2; i < 5; i++ {
+					s.emit(discovery.Event{Type: discovery.Expired, ID: nodes[i].ID, Key: fmt.Sprint("k", i)})
+				}
+				synctest.Wait() // they are being asked
+				test.say(s, nodes)
+				time.Sleep(1500 * time.Millisecond)
+				expectStates(t, d, test.want, "asked")
+			})
+		})
+	}
+}
+
+// Where the registry is lost while nodes are asked, this machine's network may be
+// what is wrong: that they do not answer proves nothing.
+func TestLossGuardWithoutNetwork(t *testing.T) {
+	for _, test := range []struct {
+		name  string
+		err   error
+		lost  bool
+		stays bool
+	}{
+		{"refused", syscall.ECONNREFUSED, false, false},
+		{"no route", syscall.EHOSTUNREACH, false, false},
+		{"refused and the registry lost", syscall.ECONNREFUSED, true, true},
+		{"no sockets left", &net.OpError{Op: "dial", Err: syscall.EMFILE}, false, true},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				nodes := fleet(3)
+				n := newNetwork()
+				n.err, n.delay = test.err, time.Second
+				w := newScripted()
+				d := follow(t, w, discovery.Options{Probe: n.probe})
+				s := <-w.streams
+				for _, node := range nodes {
+					s.put("", 0, node)
+				}
+				s.sync(discovery.Listing{})
+				time.Sleep(discovery.DefaultTTL)
+				synctest.Wait()
+				if test.lost {
+					s.end <- discovery.ErrBroken
+				}
+				time.Sleep(2 * time.Second)
+				if want := map[bool]string{true: "n0 n1 n2"}[test.stays]; want != "" {
+					expect(t, d, want, "asked")
+				} else {
+					expect(t, d, "", "asked")
+				}
+			})
+		})
+	}
+}
+
+// A proxy may start in the middle of a mass lapse, or after it.
+func TestFirstListingMostlyOverdue(t *testing.T) {
+	for _, test := range []struct {
+		name    string
+		nodes   int
+		overdue int // of which so many are overdue
+		by      time.Duration
+		want    string
+	}{
+		{"half", 6, 3, time.Second, "n3 n4 n5"},
+		{"most", 6, 4, time.Second, "n0:held n1:held n3:held n4 n5"},
+		{"all", 3, 3, 10 * time.Minute, "n0:held n1:held"},
+		{"two of two", 2, 2, time.Second, ""},
+		{"since the day before yesterday", 6, 4, 48 * time.Hour, "n4 n5"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				nodes := fleet(test.nodes)
+				n := newNetwork(nodes...)
+				n.set(false, nodes[min(2, len(nodes)-1)])
+				m := discoverytest.NewMemory()
+				write(m, nodes...)
+				for _, node := range nodes[:test.overdue] {
+					m.Age(node.ID, discovery.DefaultTTL+test.by)
+				}
+				d := follow(t, m.Open(), discovery.Options{Probe: n.probe})
+				time.Sleep(100 * time.Millisecond)
+				expectStates(t, d, test.want, "listed")
+				write(m, nodes...)
+				time.Sleep(time.Second)
+				if got := d.Status(); got.Nodes != test.nodes || got.Held != 0 {
+					t.Errorf("after all were heard: %d nodes, %d held", got.Nodes, got.Held)
+				}
+			})
+		})
+	}
+}
+
+// What was overdue in the first listing, but not for long, is part of the mass
+// lapse that goes on after it.
+func TestFirstListingInMassLapse(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		nodes := fleet(8)
+		n := newNetwork(nodes...)
+		m := discoverytest.NewMemory()
+		write(m, nodes...)
+		for i := range nodes {
+			m.Age(nodes[i].ID, discovery.DefaultTTL+time.Duration(3-i)*time.Second)
+		}
+		d := follow(t, m.Open(), discovery.Options{Probe: n.probe})
+		expectStates(t, d, "n4 n5 n6 n7", "listed")
+		time.Sleep(1500 * time.Millisecond)
+		expectStates(t, d, "n0:held n1:held n2:held n3:held n4:held n5 n6 n7", "one more lapsed")
+	})
+}
+
+func TestProbesAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		nodes := fleet(1000)
+		n := newNetwork()
+		n.delay = time.Hour // nothing comes back at all
+		m := discoverytest.NewMemory()
+		write(m, nodes...)
+		d := follow(t, m.Open(), discovery.Options{Probe: n.probe})
+		time.Sleep(discovery.DefaultTTL)
+		synctest.Wait()
+		if got := len(d.Snapshot().Nodes()); got != 1000 {
+			t.Errorf("%d nodes left while they are asked", got)
+		}
+		time.Sleep(30 * time.Second)
+		synctest.Wait()
+		if got := len(d.Snapshot().Nodes()); got != 0 {
+			t.Errorf("%d nodes left", got)
+		}
+		if n.most > 128 || n.total() != 1000 {
+			t.Errorf("%d probes at once, %d in all", n.most, n.total())
+		}
+	})
+}
+
+func TestRunEndsWhileProbing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		nodes := fleet(500)
+		n := newNetwork()
+		n.delay = time.Hour
+		m := discoverytest.NewMemory()
+		write(m, nodes...)
+		follow(t, m.Open(), discovery.Options{Probe: n.probe})
+		time.Sleep(discovery.DefaultTTL + time.Second)
+	})
+}
+
+// A node that takes no new requests takes none for being held either.
+func TestHeldKeepsItsOwnState(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		nodes := fleet(3)
+		nodes[1].Metadata[discovery.KeyState] = "draining"
+		nodes[2].Metadata[discovery.KeyWeight] = "0"
+		n := newNetwork(nodes...)
+		m := discoverytest.NewMemory()
+		write(m, nodes...)
+		d := follow(t, m.Open(), discovery.Options{Probe: n.probe})
+		time.Sleep(discovery.DefaultTTL)
+		expectStates(t, d, "n0:held n1:draining n2:held", "held")
+		for i, want := range []bool{true, false, false} {
+			if e := d.Snapshot().Node(nodes[i].ID); e.Serves() != want {
+				t.Errorf("%s serves: %v", e.Node.ID, e.Serves())
+			}
+		}
+	})
+}
+
+// A mass lapse is one line, not one for each node of a large fleet.
+func TestLossGuardLogs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		core, logs := observer.New(zapcore.InfoLevel)
+		nodes := fleet(1000)
+		n := newNetwork(nodes...)
+		m := discoverytest.NewMemory()
+		write(m, nodes...)
+		follow(t, m.Open(), discovery.Options{Probe: n.probe, Logger: zap.New(core)})
+		time.Sleep(10 * discovery.DefaultTTL)
+		if got := logs.FilterMessageSnippet("most nodes lapsed at once").Len(); got != 1 {
+			t.Errorf("%d lines about one mass lapse", got)
+		}
+		if logs.Len() > 30 {
+			t.Errorf("%d lines", logs.Len())
+		}
+	})
+}
+
+// TestProbeDials holds the default probe against real sockets.
+func TestProbeDials(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	gone, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	gone.Close()
+
+	endpoint := func(address string) discovery.Endpoint {
+		e, err := discovery.ParseEndpoint(address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return e
+	}
+	w := newScripted()
+	d := discovery.NewDirectory(w, discovery.Options{})
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- d.Run(ctx) }()
+	s := <-w.streams
+	for i, address := range []string{l.Addr().String(), l.Addr().String(), gone.Addr().String()} {
+		node := newNode(fmt.Sprint("n", i))
+		node.Endpoint = endpoint(address)
+		s.put("", 0, node)
+	}
+	s.sync(discovery.Listing{})
+	for i := range 3 {
+		s.emit(discovery.Event{Type: discovery.Expired, ID: fmt.Sprint("n", i)})
+	}
+	for deadline := time.Now().Add(20 * time.Second); states(d) != "n0:held n1:held"; {
+		if time.Now().After(deadline) {
+			t.Fatalf("the nodes are [%s]", states(d))
+		}
+		select {
+		case <-d.Snapshot().Superseded():
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+	cancel()
+	if err := <-done; !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+}
