@@ -158,7 +158,7 @@ func viewNode(registry string, e *discovery.Entry, sources []namedSource) nodeVi
 		Registry:  registry,
 		ID:        n.ID,
 		Endpoint:  n.Endpoint.String(),
-		Address:   n.Endpoint.Address(),
+		Address:   e.Address(),
 		Service:   n.Service(),
 		Load:      e.Load(),
 		Metadata:  n.Metadata,

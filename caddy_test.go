@@ -1,7 +1,9 @@
 package caddydiscovery
 
 import (
+	"crypto/sha256"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -108,6 +110,17 @@ func service(t *testing.T, id string) *httptest.Server {
 	t.Cleanup(s.Close)
 	return s
 }
+
+// at is an address for a node at which nobody listens, always the same one. nodeAt
+// has the node of each.
+func at(id string) string {
+	sum := sha256.Sum256([]byte(id))
+	address := fmt.Sprintf("10.%d.%d.%d:80", sum[0], sum[1], sum[2])
+	nodeAt.Store(address, id)
+	return address
+}
+
+var nodeAt sync.Map
 
 // list puts a node into a registry in memory, as a writer in the wild would.
 func list(t testing.TB, m *discoverytest.Memory, id, endpoint string, pairs ...string) {

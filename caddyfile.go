@@ -51,6 +51,8 @@ func init() {
 //	        port     <port>
 //	        header   <name> <value>
 //	    }
+//	    allow        <cidr|private_ranges|host-glob...>
+//	    deny         <cidr|private_ranges|host-glob...>
 //	    sync_timeout <duration>
 //	}
 //
@@ -75,6 +77,8 @@ func (u *Upstreams) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 			"proxy_id":     text("<id>", &u.ProxyID),
 			"slow_start":   duration(&u.SlowStart),
 			"health":       healthOption(&u.Health),
+			"allow":        access(&u.Allow),
+			"deny":         access(&u.Deny),
 			"sync_timeout": duration(&u.SyncTimeout),
 		},
 	}.parse(d)
@@ -590,6 +594,18 @@ func header(to *http.Header) option {
 			*to = make(http.Header)
 		}
 		to.Add(args[0], args[1])
+		return nil
+	}}
+}
+
+// access is a list of what allow and deny take.
+func access(to *[]string) option {
+	return option{usage: "<cidr|private_ranges|host-glob...>", min: 1, max: -1, repeatable: true, set: func(args []string) error {
+		if _, err := discovery.NewRules(discovery.Access{Allow: args}); err != nil {
+			// The option's name is said already.
+			return errors.New(strings.TrimPrefix(err.Error(), "allow: "))
+		}
+		*to = append(*to, args...)
 		return nil
 	}}
 }

@@ -187,6 +187,7 @@ type patient struct {
 	health atomic.Int32
 
 	id, address, instance string
+	host                  string // what the endpoint calls it
 	passes, fails         int
 	lane                  int
 	checks                uint64 // how many were made
@@ -385,7 +386,7 @@ func (c *checker) of(e *discovery.Entry) health {
 	c.mu.RLock()
 	p := c.nodes[e.Node.ID]
 	c.mu.RUnlock()
-	if p == nil || p.address != e.Node.Endpoint.Address() || p.instance != e.Node.Instance() {
+	if p == nil || p.address != c.dial(e) || p.instance != e.Node.Instance() {
 		return unchecked
 	}
 	return health(p.health.Load())
@@ -464,11 +465,11 @@ func (w *ward) admit(snapshot *discovery.Snapshot) {
 		id := e.Node.ID
 		wanted[id] = true
 		old := w.nodes[id]
-		if old != nil && old.address == e.Node.Endpoint.Address() && old.instance == e.Node.Instance() {
+		if old != nil && old.address == w.dial(e) && old.instance == e.Node.Instance() {
 			continue
 		}
 		// Patients are replaced, not changed, because sources read them.
-		p := &patient{id: id, address: e.Node.Endpoint.Address(), instance: e.Node.Instance(), due: now}
+		p := &patient{id: id, address: w.dial(e), host: e.Node.Endpoint.Address(), instance: e.Node.Instance(), due: now}
 		if old != nil {
 			w.discharge(old)
 			w.dirty = true
@@ -505,7 +506,7 @@ func (w *ward) dispatch(ctx context.Context, running *sync.WaitGroup) time.Durat
 			l.running++
 			r := result{patient: p, visit: p.visit, lane: i, began: now}
 			running.Go(func() {
-				r.err = w.ask(ctx, p.address)
+				r.err = w.ask(ctx, p.address, p.host)
 				r.late = errors.Is(r.err, context.DeadlineExceeded)
 				w.results <- r // there is room for all that may be under way
 			})
@@ -517,8 +518,11 @@ func (w *ward) dispatch(ctx context.Context, running *sync.WaitGroup) time.Durat
 	return max(wait, 0)
 }
 
-// ask makes one check.
-func (c *checker) ask(ctx context.Context, address string) error {
+// dial returns the address at which a node is dialled; see Upstreams.dial.
+func (c *checker) dial(e *discovery.Entry) string { return dialAddress(e, c.scheme == "https") }
+
+// ask makes one check. The host is what the endpoint says, which may be a name.
+func (c *checker) ask(ctx context.Context, address, host string) error {
 	if c.options.Port != 0 {
 		host, _, err := net.SplitHostPort(address)
 		if err != nil {
@@ -536,6 +540,9 @@ func (c *checker) ask(ctx context.Context, address string) error {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.scheme+"://"+address+c.options.URI, nil)
 	if err != nil {
 		return err
+	}
+	if address != host && c.options.Port == 0 {
+		req.Host = host
 	}
 	req.Header.Set("User-Agent", "caddy-discovery")
 	for name, values := range c.options.Headers {

@@ -183,7 +183,7 @@ func TestHangingChecksHarmNothing(t *testing.T) {
 // or another transport, are not.
 func TestHealthIsShared(t *testing.T) {
 	name, m := newMemory(t)
-	list(t, m, "a", "http://a:80")
+	list(t, m, "a", "http://"+at("a"))
 	options := "registry memory " + name + "\nhealth {\nuri /healthz\n}"
 	a, b := source(t, options), source(t, options+"\nservice orders")
 	c := source(t, "registry memory "+name+"\nhealth {\nuri /\n}")

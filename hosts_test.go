@@ -93,13 +93,13 @@ func TestPreferSpillsOverWhatIsFull(t *testing.T) {
 func TestNobodyCanServe(t *testing.T) {
 	for _, options := range []string{"", "prefer zone eu", "pick 1", "subset 1", "subset 1\npick 1", "pick 1 hash {test.key}"} {
 		name, m := newMemory(t)
-		list(t, m, "a", "http://a:80", "zone", "eu")
-		list(t, m, "b", "http://b:80", "zone", "us")
+		list(t, m, "a", "http://"+at("a"), "zone", "eu")
+		list(t, m, "b", "http://"+at("b"), "zone", "us")
 		u := source(t, "registry memory "+name+"\n"+options, "load_balancing", map[string]any{"retries": 9})
 		r := request()
 		replacerOf(r).Set("test.key", "x")
 		before := picked(t, u, r)
-		u.observer.course(r).tried = []string{"a:80", "b:80"}
+		u.observer.course(r).tried = []string{at("a"), at("b")}
 		if got := picked(t, u, r); len(got) != len(before) {
 			t.Errorf("%q: returned %v when all have failed, before it was %v", options, got, before)
 		}
@@ -111,7 +111,7 @@ func TestNobodyCanServe(t *testing.T) {
 func TestSubsetReplacesWhatFails(t *testing.T) {
 	name, m := newMemory(t)
 	for i := range 60 {
-		list(t, m, fmt.Sprint("n", i), fmt.Sprint("http://n", i, ":80"))
+		list(t, m, fmt.Sprint("n", i), "http://"+at(fmt.Sprint("n", i)))
 	}
 	passive := map[string]any{"passive": map[string]any{"fail_duration": "1m"}}
 	retries := map[string]any{"retries": 9}
@@ -130,7 +130,7 @@ func TestSubsetReplacesWhatFails(t *testing.T) {
 		var tried []string
 		for id := range usual {
 			if failed++; failed <= 4 {
-				tried = append(tried, id+":80")
+				tried = append(tried, at(id))
 			}
 		}
 		now := make(map[string]int)

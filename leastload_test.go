@@ -17,7 +17,7 @@ import (
 // report lists a node with a load.
 func report(t *testing.T, m *discoverytest.Memory, id string, load float64) {
 	t.Helper()
-	e, err := discovery.ParseEndpoint("http://" + id + ":80")
+	e, err := discovery.ParseEndpoint("http://" + at(id))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -48,7 +48,7 @@ func TestLeastLoad(t *testing.T) {
 	report(t, m, "normal", 0.5)
 	u := source(t, "registry memory "+name, "load_balancing", leastLoad)
 	for range 20 {
-		if got := selected(t, u, request()).Dial; got != "idle:80" {
+		if got := selected(t, u, request()).Dial; got != at("idle") {
 			t.Fatalf("selected %s, want the idle node", got)
 		}
 	}
@@ -56,7 +56,7 @@ func TestLeastLoad(t *testing.T) {
 	snapshot := u.directory.Snapshot()
 	report(t, m, "idle", 5)
 	eventually(t, "the load is known", func() bool { return snapshot.Node("idle").Load() == 5 })
-	if got := selected(t, u, request()).Dial; got != "normal:80" {
+	if got := selected(t, u, request()).Dial; got != at("normal") {
 		t.Errorf("selected %s, want the node that now reports the least", got)
 	}
 	if u.directory.Snapshot() != snapshot {
@@ -70,7 +70,7 @@ func TestLeastLoadDrawsAmongEquals(t *testing.T) {
 	const draws = 8000
 	for i := range 8 {
 		report(t, m, fmt.Sprint("n", i), 0)
-		expected[fmt.Sprint("n", i, ":80")] = draws / 8
+		expected[at(fmt.Sprint("n", i))] = draws / 8
 	}
 	u := source(t, "registry memory "+name, "load_balancing", leastLoad)
 	policy := u.observer.Selector.(*LeastLoad)
@@ -100,7 +100,7 @@ func TestLeastLoadUnderMulti(t *testing.T) {
 		{foreign[0], foreign[1], pool[0], pool[1]}, {foreign[0], pool[0], pool[1], foreign[1]}, {pool[0], pool[1], foreign[0], foreign[1]},
 	} {
 		host(all)
-		if got := policy.choose(all, c).Dial; got != "idle:80" {
+		if got := policy.choose(all, c).Dial; got != at("idle") {
 			t.Errorf("selected %s of %v, want the idle node", got, all)
 		}
 	}

@@ -31,7 +31,8 @@ func newMemory(t testing.TB) (string, *discoverytest.Memory) {
 // modules do without a server.
 type memoryBackend struct {
 	DirectoryOptions
-	Name string `json:"name,omitempty"`
+	Name    string `json:"name,omitempty"`
+	Address string `json:"address,omitempty"`
 }
 
 func (memoryBackend) CaddyModule() caddy.ModuleInfo {
@@ -45,7 +46,9 @@ func (b *memoryBackend) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	if !d.Args(&b.Name) {
 		return d.ArgErr()
 	}
-	return block{what: "registry memory", options: b.DirectoryOptions.options()}.parse(d)
+	options := b.DirectoryOptions.options()
+	options["address"] = text("<host:port>", &b.Address)
+	return block{what: "registry memory", options: options}.parse(d)
 }
 
 func (b *memoryBackend) Open(*zap.Logger) (discovery.Registry, error) {
@@ -62,6 +65,9 @@ var offline sync.Map
 func (b *memoryBackend) Addresses() []string {
 	if _, ok := offline.Load(b.Name); ok {
 		return []string{"127.0.0.1:no-such-port"}
+	}
+	if b.Address != "" {
+		return []string{b.Address}
 	}
 	return []string{"127.0.0.1:4222"}
 }

@@ -193,12 +193,10 @@ func acquireDirectory(b Backend) (*sharedDirectory, error) {
 		}
 		options := b.Directory().core()
 		options.Logger = processLogger("discovery").With(zap.String("registry", r.conn.String()))
-		d := &sharedDirectory{
-			Directory: discovery.NewDirectory(r.conn, options),
-			registry:  r,
-			backend:   b.CaddyModule().ID.Name(),
-			done:      make(chan struct{}),
-		}
+		options.Addresses = b.Addresses()
+		d := &sharedDirectory{registry: r, backend: b.CaddyModule().ID.Name(), done: make(chan struct{})}
+		options.Permit = d.permits
+		d.Directory = discovery.NewDirectory(r.conn, options)
 		d.stats = acquireStats(d.name(), d)
 		return d, nil
 	})

@@ -90,7 +90,7 @@ func (s *screen) sees() bool { return !s.blind && (len(s.tried) > 0 || s.limits.
 
 // failed reports whether this request has failed at the node.
 func (s *screen) failed(e *discovery.Entry) bool {
-	return len(s.tried) > 0 && !s.blind && slices.Contains(s.tried, e.Node.Endpoint.Address())
+	return len(s.tried) > 0 && !s.blind && slices.ContainsFunc(s.tried, func(address string) bool { return dialledAt(e, address) })
 }
 
 // able reports whether the node can serve. That it is up and healthy goes without

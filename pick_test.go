@@ -35,8 +35,8 @@ func seeded(u *Upstreams) *Upstreams {
 	return u
 }
 
-// picked returns the ids of the nodes that a request gets, in order. The last part
-// of a node's address is its id.
+// picked returns the ids of the nodes that a request gets, in order. Their
+// addresses come from at.
 func picked(t *testing.T, u *Upstreams, r *http.Request) []string {
 	t.Helper()
 	upstreams, err := u.GetUpstreams(r)
@@ -45,13 +45,16 @@ func picked(t *testing.T, u *Upstreams, r *http.Request) []string {
 	}
 	ids := make([]string, len(upstreams))
 	for i, up := range upstreams {
-		host, _, _ := strings.Cut(up.Dial, ":")
-		ids[i] = host
+		id, ok := nodeAt.Load(up.Dial)
+		if !ok {
+			t.Fatalf("picked %s, where no node is", up.Dial)
+		}
+		ids[i] = id.(string)
 	}
 	return ids
 }
 
-// listHosts lists nodes whose host name is their id.
+// listHosts lists nodes with weights.
 func listHosts(t *testing.T, put func(id string, pairs ...string), weights map[string]float64) {
 	t.Helper()
 	for id, w := range weights {
@@ -62,7 +65,7 @@ func listHosts(t *testing.T, put func(id string, pairs ...string), weights map[s
 func TestPickDrawsByWeight(t *testing.T) {
 	name, m := newMemory(t)
 	weights := map[string]float64{"a": 1, "b": 2, "c": 0.5, "d": 7, "e": 1}
-	listHosts(t, func(id string, pairs ...string) { list(t, m, id, "http://"+id+":80", pairs...) }, weights)
+	listHosts(t, func(id string, pairs ...string) { list(t, m, id, "http://"+at(id), pairs...) }, weights)
 	u := seeded(source(t, "registry memory "+name+"\npick 2"))
 
 	sum := 0.0
@@ -101,9 +104,9 @@ func TestPickDrawsByWeight(t *testing.T) {
 
 func TestPickIsBoundedByTheFleet(t *testing.T) {
 	name, m := newMemory(t)
-	list(t, m, "a", "http://a:80", "weight", "1e9")
-	list(t, m, "b", "http://b:80", "weight", "1e-9")
-	list(t, m, "c", "http://c:80", "weight", "0")
+	list(t, m, "a", "http://"+at("a"), "weight", "1e9")
+	list(t, m, "b", "http://"+at("b"), "weight", "1e-9")
+	list(t, m, "c", "http://"+at("c"), "weight", "0")
 	u := seeded(source(t, "registry memory "+name+"\npick 5"))
 	for range 100 {
 		if got := fmt.Sprint(picked(t, u, request())); got != "[a b]" {
@@ -117,7 +120,7 @@ func TestPickHash(t *testing.T) {
 	const nodes, keys = 100, 20_000
 	for i := range nodes {
 		id := fmt.Sprintf("n%03d", i)
-		list(t, m, id, "http://"+id+":80")
+		list(t, m, id, "http://"+at(id))
 	}
 	u := seeded(source(t, "registry memory "+name+"\npick 3 hash {test.key}"))
 	r := request()
@@ -166,7 +169,7 @@ func TestPickHash(t *testing.T) {
 		t.Errorf("%d of %d keys moved when 1 of %d nodes left, want about %d", moved, keys, nodes, keys/nodes)
 	}
 
-	list(t, m, "n050", "http://n050:80", "weight", "2")
+	list(t, m, "n050", "http://"+at("n050"), "weight", "2")
 	settle(nodes)
 	again := owners()
 	moved = 0
@@ -197,7 +200,7 @@ func TestPickHash(t *testing.T) {
 func TestRingIsExact(t *testing.T) {
 	name, m := newMemory(t)
 	for i := range 37 {
-		list(t, m, fmt.Sprint("n", i), fmt.Sprint("http://n", i, ":80"), "weight", fmt.Sprint(i%5+1))
+		list(t, m, fmt.Sprint("n", i), "http://"+at(fmt.Sprint("n", i)), "weight", fmt.Sprint(i%5+1))
 	}
 	u := source(t, "registry memory "+name)
 	tier := &tier{nodes: u.directory.Snapshot().Nodes()}
@@ -221,7 +224,7 @@ func TestSubset(t *testing.T) {
 	const nodes, size = 300, 20
 	for i := range nodes {
 		id := fmt.Sprintf("n%03d", i)
-		list(t, m, id, "http://"+id+":80")
+		list(t, m, id, "http://"+at(id))
 	}
 	u := source(t, "registry memory "+name+"\nsubset "+fmt.Sprint(size)+"\nproxy_id one")
 	members := func() map[string]bool {
@@ -298,8 +301,8 @@ func TestRankIsExact(t *testing.T) {
 func TestSlowStart(t *testing.T) {
 	for _, hashed := range []bool{false, true} {
 		name, m := newMemory(t)
-		list(t, m, "a", "http://a:80")
-		list(t, m, "b", "http://b:80")
+		list(t, m, "a", at("a"))
+		list(t, m, "b", at("b"))
 		options := "pick 1"
 		if hashed {
 			options = "pick 1 hash {test.key}"
@@ -319,7 +322,7 @@ func TestSlowStart(t *testing.T) {
 			t.Errorf("nodes of the first listing: %s", report)
 		}
 
-		list(t, m, "new", "http://new:80", "weight", "2")
+		list(t, m, "new", at("new"), "weight", "2")
 		eventually(t, "the node joined", func() bool { return u.directory.Snapshot().Node("new") != nil })
 		joined := u.directory.Snapshot().Node("new").Joined()
 		previous := 0
@@ -360,8 +363,8 @@ func TestSlowStart(t *testing.T) {
 // TestOverrides holds that what an operator says reaches the requests.
 func TestOverrides(t *testing.T) {
 	name, m := newMemory(t)
-	list(t, m, "a", "http://a:80")
-	list(t, m, "b", "http://b:80", "weight", "2")
+	list(t, m, "a", at("a"))
+	list(t, m, "b", at("b"), "weight", "2")
 	u := seeded(source(t, "registry memory "+name+"\npick 1"))
 	operator := m.Open().(discovery.Overrider)
 	tenth := 0.1

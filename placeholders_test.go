@@ -85,7 +85,7 @@ func TestNodePlaceholdersFollowTheRequest(t *testing.T) {
 // know more leaves the handler's policy alone.
 func TestPlaceholdersCostNothingUnused(t *testing.T) {
 	name, m := newMemory(t)
-	list(t, m, "a", "http://a:80")
+	list(t, m, "a", "http://10.0.0.1:80")
 	if u := source(t, "registry memory "+name+"\npick 2"); u.observer != nil {
 		t.Error("the source has an observer")
 	}

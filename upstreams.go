@@ -66,6 +66,21 @@ type Upstreams struct {
 	// both. Default: auto
 	Scheme string `json:"scheme,omitempty"`
 
+	// Where the nodes' endpoints may point: if anything is given, only there. Each
+	// is an IP address, a CIDR range, "private_ranges" for all private and loopback
+	// ranges, or a pattern of host names such as "*.example.com", in which * stands
+	// for any characters. Where a host name is allowed by a range, all its addresses
+	// must be. Loopback (unless the registry is reached by loopback only),
+	// link-local, unspecified, broadcast and multicast addresses and those of cloud
+	// metadata are denied unless a range that lies inside of theirs is allowed;
+	// Caddy's admin port on this machine and the registry itself are denied unless
+	// their single address is. Default: everywhere else
+	Allow []string `json:"allow,omitempty"`
+
+	// Where the nodes' endpoints may not point, in the form of allow. It wins over
+	// allow. A host name is denied if any of its addresses is. Default: nothing
+	// more than what is said there
+	Deny []string `json:"deny,omitempty"`
 	// How many of these nodes a request may go to, drawn for each request or
 	// hashed from a value of it. Without it weights have no effect but for weight
 	// 0. Default: all of them
@@ -97,7 +112,9 @@ type Upstreams struct {
 	handler   *reverseproxy.Handler
 	health    *checker // nil without health checks
 	checks    sync.Once
+	rules     *discovery.Rules
 	https     bool          // the transport speaks TLS
+	insecure  bool          // and takes any certificate
 	fallback  bool          // the handler has static upstreams
 	varying   bool          // the pool depends on the request
 	proxy     uint64        // hash of proxy_id
@@ -143,6 +160,9 @@ func (u *Upstreams) Provision(ctx caddy.Context) error {
 	}
 	backend, err := loadBackend(ctx, u, "RegistryRaw", u.RegistryRaw)
 	if err != nil {
+		return err
+	}
+	if err := u.provisionAccess(ctx, backend); err != nil {
 		return err
 	}
 	if u.directory, err = acquireDirectory(backend); err != nil {
@@ -241,9 +261,7 @@ func (u *Upstreams) meetParent(ctx caddy.Context) error {
 		return errors.New("the discovery source works in a reverse_proxy handler only")
 	}
 	u.handler = handler
-	if t, ok := handler.Transport.(reverseproxy.TLSTransport); ok {
-		u.https = t.TLSEnabled()
-	}
+	u.meetTransport(handler.Transport)
 	u.fallback = len(handler.Upstreams) > 0
 	policy := policyOf(handler)
 	if _, ok := policy.(*reverseproxy.WeightedRoundRobinSelection); ok {
@@ -341,7 +359,7 @@ func (u *Upstreams) upstreams(nodes []*discovery.Entry) ([]*reverseproxy.Upstrea
 	block := make([]reverseproxy.Upstream, len(nodes))
 	upstreams := make([]*reverseproxy.Upstream, len(nodes))
 	for i, e := range nodes {
-		block[i].Dial = e.Node.Endpoint.Address()
+		block[i].Dial = u.dial(e)
 		upstreams[i] = &block[i]
 	}
 	return upstreams, nil
@@ -621,7 +639,7 @@ func (u *Upstreams) mismatch(e *discovery.Entry, w wish) string {
 			return "where " + c.Key
 		}
 	}
-	return ""
+	return u.denied(e)
 }
 
 // fits reports whether nodes of the scheme can be reached by the transport.

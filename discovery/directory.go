@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"math"
+	"net/netip"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -54,10 +55,20 @@ type Options struct {
 	// within one lease is doubted: each is dialled then, and stays for as long as
 	// it accepts connections. Default: DefaultLossGuard; negative: off.
 	LossGuard int
-	// Probe dials the address of a node, host:port, and returns nil if a
-	// connection is accepted. It is called from many goroutines at once and ends
-	// with ctx. Default: a TCP connection, closed at once.
+	// Probe dials the address of a node, IP:port, and returns nil if a connection
+	// is accepted. It is called from many goroutines at once and ends with ctx.
+	// Default: a TCP connection, closed at once.
 	Probe func(ctx context.Context, address string) error
+	// Permit is asked before a node is dialled: a probe must not reach what no
+	// request would. It is called from many goroutines at once. Default: everything
+	// may be dialled.
+	Permit func(*Entry) bool
+	// Lookup returns the addresses behind a host name. It is called from many
+	// goroutines at once and ends with ctx. Default: the system's resolver.
+	Lookup func(ctx context.Context, host string) ([]netip.Addr, error)
+	// Addresses are where the registry itself is, as host:port. Host names among
+	// them are resolved like those of nodes.
+	Addresses []string
 	// Logger is told of nodes that come and go, and of a registry that is lost
 	// and found. Default: none.
 	Logger *zap.Logger
@@ -71,8 +82,12 @@ type Directory struct {
 	ttl       time.Duration
 	lossGuard int // 0: off
 	probe     func(ctx context.Context, address string) error
+	permit    func(*Entry) bool
+	lookup    func(ctx context.Context, host string) ([]netip.Addr, error)
+	addresses []string
 	log       *zap.Logger
 
+	registry  atomic.Pointer[[]netip.AddrPort]
 	snapshot  atomic.Pointer[Snapshot]
 	condition atomic.Pointer[condition]
 	lastEvent atomic.Int64 // since processStart; 0 before the first
@@ -100,6 +115,9 @@ func NewDirectory(w Watcher, o Options) *Directory {
 		ttl:       o.TTL,
 		lossGuard: max(o.LossGuard, 0),
 		probe:     o.Probe,
+		permit:    o.Permit,
+		lookup:    o.Lookup,
+		addresses: o.Addresses,
 		log:       o.Logger,
 		synced:    make(chan struct{}),
 	}
@@ -112,6 +130,12 @@ func NewDirectory(w Watcher, o Options) *Directory {
 	}
 	if d.probe == nil {
 		d.probe = dialTCP
+	}
+	if d.permit == nil {
+		d.permit = func(*Entry) bool { return true }
+	}
+	if d.lookup == nil {
+		d.lookup = lookupHost
 	}
 	if d.log == nil {
 		d.log = zap.NewNop()
@@ -132,6 +156,16 @@ func (d *Directory) Synced() <-chan struct{} { return d.synced }
 // Journal returns what became of the nodes. Whoever learns something about a node
 // that the registry does not know, such as that it does not answer, may add to it.
 func (d *Directory) Journal() *Journal { return &d.journal }
+
+// Registry returns where the registry itself is, as far as it is known: a node that
+// points there is none. What is returned is shared: read it only. When it changes
+// there is a new snapshot.
+func (d *Directory) Registry() []netip.AddrPort {
+	if sockets := d.registry.Load(); sockets != nil {
+		return *sockets
+	}
+	return nil
+}
 
 // A Rejection is a record that was not accepted.
 type Rejection struct {
@@ -208,6 +242,8 @@ func (d *Directory) Run(ctx context.Context) error {
 		changed:   make(map[string]*Entry),
 		rejected:  make(map[string]rejection),
 		guard:     newGuard(),
+		names:     d.newNames(),
+		settled:   stoppedTimer(),
 		lostAt:    now(),
 		backoff: &backoff.ExponentialBackOff{
 			InitialInterval: firstRetry, MaxInterval: lastRetry,
@@ -221,6 +257,7 @@ func (d *Directory) Run(ctx context.Context) error {
 		publication:  stoppedTimer(),
 	}
 	k.backoff.Reset()
+	k.locateRegistry()
 	return k.run(ctx)
 }
 
@@ -265,6 +302,11 @@ type keeper struct {
 	relearned time.Duration
 
 	guard
+	names
+
+	// The first listing is kept back for a moment, until what it shows is known.
+	settled   *time.Timer
+	impatient bool
 
 	// What the next snapshot changes.
 	changed      map[string]*Entry
@@ -326,6 +368,15 @@ func (k *keeper) run(ctx context.Context) error {
 			for range len(k.answers) {
 				k.hear(ctx, <-k.answers)
 			}
+		case l := <-k.found:
+			k.learn(ctx, l)
+			for range len(k.found) {
+				k.learn(ctx, <-k.found)
+			}
+		case <-k.tick.C:
+			k.refresh()
+		case <-k.settled.C:
+			k.impatient = true
 		case <-k.retry.C:
 			k.watch(ctx)
 		case <-k.overrideEnd.C:
@@ -339,6 +390,7 @@ func (k *keeper) run(ctx context.Context) error {
 		}
 		k.settle()
 		k.dial(ctx)
+		k.resolve(ctx)
 		k.publish()
 	}
 }
@@ -357,6 +409,7 @@ func (k *keeper) watch(ctx context.Context) {
 		clear(k.changed)
 		clear(k.rejected)
 		clear(k.overdue)
+		k.vacateAll()
 		k.leases = nil
 	}
 	go func() {
@@ -378,7 +431,7 @@ func (k *keeper) watch(ctx context.Context) {
 
 // stop ends the goroutines that run started, and waits for them.
 func (k *keeper) stop() {
-	for _, t := range []*time.Timer{k.retry, k.expiry, k.publication, k.overrideEnd} {
+	for _, t := range []*time.Timer{k.retry, k.expiry, k.publication, k.overrideEnd, k.settled} {
 		t.Stop()
 	}
 	if k.cancelWatch != nil {
@@ -393,6 +446,7 @@ func (k *keeper) stop() {
 		<-k.verified
 	}
 	k.stopDialling()
+	k.stopResolving()
 }
 
 // giveUp ends a watch that is worthless although it does not know.
@@ -558,6 +612,7 @@ func (k *keeper) put(e Event) {
 		t.key = "" // it is named below
 		k.join(t.entry)
 		k.nodes[e.Node.ID] = t
+		k.occupy(t)
 		heap.Push(&k.leases, t)
 		k.change(e.Node.ID, t.entry)
 		k.note(ChangeSeen, t.entry, "")
@@ -571,7 +626,9 @@ func (k *keeper) put(e Event) {
 		}
 		if !sameRecord(&t.entry.Node, &e.Node) {
 			reason := difference(&t.entry.Node, &e.Node)
+			k.vacate(t)
 			k.replace(t, newEntry(e.Node, lease, t.entry.vitals).under(k.overrideOf(e.Node.ID)).in(t.doubt))
+			k.occupy(t)
 			k.requeue(t)
 			k.change(e.Node.ID, t.entry)
 			k.note(ChangeUpdated, t.entry, reason)
@@ -616,6 +673,7 @@ func (k *keeper) requeue(t *tracked) {
 func (k *keeper) remove(t *tracked, why ChangeType, reason string) {
 	delete(k.nodes, t.entry.Node.ID)
 	k.name(t, "")
+	k.vacate(t)
 	k.calm(t)
 	heap.Remove(&k.leases, t.index)
 	k.change(t.entry.Node.ID, nil)
@@ -731,6 +789,7 @@ func (k *keeper) sync(l Listing) {
 	k.listedAt = at
 	if first {
 		k.judgeOverdue()
+		k.settled.Reset(settleTime)
 	}
 
 	next := *k.condition.Load()
@@ -847,7 +906,10 @@ func (k *keeper) publish() {
 		return
 	}
 	old := k.snapshot.Load()
-	if len(k.changed) == 0 && old.Synced {
+	if len(k.changed) == 0 && !k.moved && old.Synced {
+		return
+	}
+	if !old.Synced && !k.impatient && (k.untried > 0 || len(k.waiting) > 0 || k.dialled > 0) {
 		return
 	}
 	if r := k.publications.Reserve(); r.Delay() > 0 && old.Synced {
@@ -858,6 +920,7 @@ func (k *keeper) publish() {
 	}
 	next := old.succeed(k.changed)
 	clear(k.changed)
+	k.moved = false
 	k.snapshot.Store(next)
 	if !old.Synced {
 		close(k.synced)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"net/netip"
 	"syscall"
 	"time"
 
@@ -72,9 +73,10 @@ type guard struct {
 
 // answer is how a probe of a node went.
 type answer struct {
-	t     *tracked
-	probe uint64
-	err   error
+	t         *tracked
+	probe     uint64
+	addresses []netip.Addr // of its host name, where they had to be looked up
+	err       error
 }
 
 func newGuard() guard {
@@ -201,6 +203,7 @@ func (k *keeper) readmit(t *tracked) {
 		return
 	}
 	k.nodes[id] = t
+	k.occupy(t)
 	if t.key != "" {
 		k.keys[t.key] = t
 	}
@@ -291,10 +294,27 @@ func (k *keeper) dial(ctx context.Context) {
 		go func() {
 			ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 			defer cancel()
-			a.err = k.probe(ctx, entry.Node.Endpoint.Address())
+			a.addresses, a.err = k.try(ctx, entry)
 			k.answers <- a
 		}()
 	}
+}
+
+// errNotPermitted is why a node is not dialled that no request would reach.
+var errNotPermitted = errors.New("it may not be dialled")
+
+// try dials a node, and looks up its host name before that if nobody did.
+func (d *Directory) try(ctx context.Context, e *Entry) (addresses []netip.Addr, err error) {
+	if e.Address() == "" {
+		if addresses, err = d.lookUp(ctx, e.Node.Endpoint.Host()); err != nil {
+			return nil, err
+		}
+		e = e.at(addresses)
+	}
+	if !d.permit(e) {
+		return addresses, errNotPermitted
+	}
+	return addresses, d.probe(ctx, e.Address())
 }
 
 // hear decides about a node that was dialled.
@@ -315,6 +335,10 @@ func (k *keeper) hear(ctx context.Context, a answer) {
 		k.hold(t)
 	case a.err == nil:
 		if k.gone.byID[t.entry.Node.ID] == t {
+			if len(a.addresses) > 0 {
+				name := t.entry.Node.Endpoint.Host()
+				k.see(name, k.host(name), a.addresses)
+			}
 			k.readmit(t)
 		}
 	case inUse && !k.listed:

@@ -129,6 +129,9 @@ func expectStates(t *testing.T, d *discovery.Directory, want, when string) {
 	}
 }
 
+// coalesced is longer than any change waits to be published.
+const coalesced = 200 * time.Millisecond
+
 func TestLossGuard(t *testing.T) {
 	for _, test := range []struct {
 		name         string
@@ -156,7 +159,7 @@ func TestLossGuard(t *testing.T) {
 				d := follow(t, m.Open(), discovery.Options{LossGuard: test.guard, Probe: n.probe})
 				time.Sleep(20 * time.Second)
 				write(m, nodes[:test.nodes-test.lapse]...)
-				time.Sleep(10 * time.Second)
+				time.Sleep(10*time.Second + coalesced)
 				expectStates(t, d, test.want, "a lease after they fell silent")
 				if got := d.Status().Held; got != strings.Count(test.want, "held") {
 					t.Errorf("the status says that %d are held", got)
@@ -197,10 +200,12 @@ func TestLossGuardBringsBack(t *testing.T) {
 					t.Errorf("%d probes before there was a mass lapse", n.total())
 				}
 				lapse(5)
+				time.Sleep(coalesced)
 				expectStates(t, d, "n0:held n2:held n3:held n4:held n5:held n6 n7 n8 n9", "most of them lapsed")
 				for i := 6; i < 10; i++ {
 					lapse(i)
 				}
+				time.Sleep(coalesced)
 				expectStates(t, d, "n0:held n2:held n3:held n4:held n5:held n6:held n7:held n8:held n9:held", "all of them lapsed")
 				if n.total() != 10 {
 					t.Errorf("%d probes of 10 nodes", n.total())
@@ -246,10 +251,11 @@ func TestHeld(t *testing.T) {
 		conn := m.Open()
 		write(m, nodes...)
 		d := follow(t, conn, discovery.Options{Probe: n.probe})
-		time.Sleep(discovery.DefaultTTL)
+		start := time.Now()
+		time.Sleep(discovery.DefaultTTL + coalesced)
 		expectStates(t, d, "n0:held n1:held n2:held n3:held", "all lapsed")
 		for _, e := range d.Snapshot().Nodes() {
-			if !e.Serves() || time.Until(e.LeaseEnd()) != discovery.DefaultTTL {
+			if !e.Serves() || e.LeaseEnd().Sub(start) != 2*discovery.DefaultTTL {
 				t.Errorf("%s serves: %v, its lease ends in %v", e.Node.ID, e.Serves(), time.Until(e.LeaseEnd()))
 			}
 		}
@@ -263,7 +269,7 @@ func TestHeld(t *testing.T) {
 		}
 		expectStates(t, d, "n0 n1:held n3:held", "one left by its own word")
 
-		time.Sleep(20*time.Second - time.Nanosecond)
+		time.Sleep(time.Until(start.Add(2*discovery.DefaultTTL)) - time.Nanosecond)
 		expectStates(t, d, "n0 n1:held n3:held", "just before they are asked again")
 		time.Sleep(time.Nanosecond)
 		expectStates(t, d, "n0 n3:held", "one of them refuses")
@@ -283,6 +289,7 @@ func TestHeld(t *testing.T) {
 		}
 		expectStates(t, d, "n0", "the last one refuses")
 		write(m, nodes...)
+		time.Sleep(coalesced)
 		expectStates(t, d, "n0 n1 n2 n3", "all are heard")
 	})
 }
@@ -367,7 +374,7 @@ func TestLossGuardHearsTheRegistry(t *testing.T) {
 				}
 				synctest.Wait() // they are being asked
 				test.say(s, nodes)
-				time.Sleep(1500 * time.Millisecond)
+				time.Sleep(time.Second + coalesced)
 				expectStates(t, d, test.want, "asked")
 			})
 		})
@@ -442,7 +449,7 @@ func TestFirstListingMostlyOverdue(t *testing.T) {
 					m.Age(node.ID, discovery.DefaultTTL+test.by)
 				}
 				d := follow(t, m.Open(), discovery.Options{Probe: n.probe})
-				time.Sleep(100 * time.Millisecond)
+				time.Sleep(coalesced)
 				expectStates(t, d, test.want, "listed")
 				write(m, nodes...)
 				time.Sleep(time.Second)
@@ -518,7 +525,7 @@ func TestHeldKeepsItsOwnState(t *testing.T) {
 		m := discoverytest.NewMemory()
 		write(m, nodes...)
 		d := follow(t, m.Open(), discovery.Options{Probe: n.probe})
-		time.Sleep(discovery.DefaultTTL)
+		time.Sleep(discovery.DefaultTTL + coalesced)
 		expectStates(t, d, "n0:held n1:draining n2:held", "held")
 		for i, want := range []bool{true, false, false} {
 			if e := d.Snapshot().Node(nodes[i].ID); e.Serves() != want {

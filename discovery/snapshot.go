@@ -3,8 +3,11 @@ package discovery
 import (
 	"maps"
 	"math"
+	"net"
+	"net/netip"
 	"slices"
 	"sort"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -16,6 +19,12 @@ import (
 type Entry struct {
 	// Node is the record. Read it only.
 	Node Node
+
+	addresses []netip.Addr
+	address   string // the one to dial, with the port; "" while there is none
+	port      uint16
+	named     bool // the endpoint has a host name
+	usual     bool // see usual
 
 	weight   float64
 	state    State
@@ -43,8 +52,40 @@ var processStart = time.Now()
 func now() time.Duration { return time.Since(processStart) }
 
 func newEntry(n Node, lease time.Duration, v *vitals) *Entry {
-	return &Entry{Node: n, weight: n.Weight(), state: n.State(), lease: lease, vitals: v}
+	e := &Entry{
+		Node: n, port: uint16(n.Endpoint.Port()),
+		weight: n.Weight(), state: n.State(), lease: lease, vitals: v,
+	}
+	if addr, err := netip.ParseAddr(n.Endpoint.Host()); err == nil {
+		e.addresses, e.address = []netip.Addr{addr}, n.Endpoint.Address()
+		e.usual = usual(e.addresses)
+	} else {
+		e.named = true
+	}
+	return e
 }
+
+// at returns the entry of the same node with the addresses behind its host name.
+func (e *Entry) at(addresses []netip.Addr) *Entry {
+	next := *e
+	next.addresses, next.address, next.usual = addresses, "", usual(addresses)
+	if len(addresses) > 0 {
+		next.address = net.JoinHostPort(addresses[0].String(), strconv.Itoa(e.Node.Endpoint.Port()))
+	}
+	return &next
+}
+
+// Addresses returns the addresses that the endpoint stands for, sorted: the one
+// that it names, or all that its host name was resolved to last; none while it
+// could not be resolved. Read it only.
+func (e *Entry) Addresses() []netip.Addr { return e.addresses }
+
+// Address returns the first of Addresses with the endpoint's port, ready to be
+// dialled; "" while there is none.
+func (e *Entry) Address() string { return e.address }
+
+// Named reports whether the endpoint has a host name.
+func (e *Entry) Named() bool { return e.named }
 
 // in returns the entry of the same node in doubt, or out of it. Only a node that
 // is up otherwise is shown as held or restored: one that drains goes on draining.

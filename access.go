@@ -1,0 +1,152 @@
+package caddydiscovery
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"reflect"
+	"slices"
+	"strings"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+
+	"github.com/caddy-discovery/caddy-discovery/discovery"
+)
+
+// provisionAccess makes the rules by which the source decides where an endpoint
+// may point.
+func (u *Upstreams) provisionAccess(ctx caddy.Context, backend Backend) error {
+	loopback, err := onlyOnLoopback(ctx, backend.Addresses())
+	if err != nil {
+		return err
+	}
+	u.rules, err = discovery.NewRules(discovery.Access{
+		Allow:      u.Allow,
+		Deny:       u.Deny,
+		Loopback:   loopback,
+		LocalPorts: adminPorts(ctx),
+	})
+	return err
+}
+
+// meetTransport learns how far the transport verifies whom it reaches.
+func (u *Upstreams) meetTransport(transport any) {
+	if t, ok := transport.(reverseproxy.TLSTransport); ok {
+		u.https = t.TLSEnabled()
+	}
+	if t, ok := transport.(*reverseproxy.HTTPTransport); ok && t.TLS != nil {
+		u.insecure = t.TLS.InsecureSkipVerify
+	}
+}
+
+// denied returns why the node's endpoint may not be used, "" if it may.
+func (u *Upstreams) denied(e *discovery.Entry) string {
+	if reason := u.rules.Obstacle(e, u.directory.Registry()); reason != "" {
+		return reason
+	}
+	// A name over TLS is resolved again when it is dialled. It is the certificate
+	// that says who is there then, or nothing does.
+	if u.https && u.insecure && e.Named() && !u.rules.AllowsName(e.Node.Endpoint.Host()) {
+		return "denied: name without verification of its certificate"
+	}
+	return ""
+}
+
+// dial returns the address at which a node is dialled. Over plain HTTP that is the
+// address that was checked; over TLS the name is kept, for its certificate.
+func (u *Upstreams) dial(e *discovery.Entry) string { return dialAddress(e, u.https) }
+
+func dialAddress(e *discovery.Entry, https bool) string {
+	if https {
+		return e.Node.Endpoint.Address()
+	}
+	return e.Address()
+}
+
+// dialledAt reports whether an address is one at which the node is dialled.
+func dialledAt(e *discovery.Entry, address string) bool {
+	return address == e.Address() || e.Named() && address == e.Node.Endpoint.Address()
+}
+
+// permits reports whether a request through any of the sources of the directory
+// could reach the node: what none of them may reach is not probed either.
+func (d *sharedDirectory) permits(e *discovery.Entry) bool {
+	sources.Lock()
+	running := slices.Clone(sources.running)
+	sources.Unlock()
+	return slices.ContainsFunc(running, func(u *Upstreams) bool { return u.directory == d && u.denied(e) == "" })
+}
+
+// onlyOnLoopback reports whether nobody but this machine's own processes can write
+// to the registry, as far as the configuration shows: all its addresses are
+// loopback, and so is that of the server in the box, if there is one.
+func onlyOnLoopback(ctx caddy.Context, addresses []string) (bool, error) {
+	for _, address := range addresses {
+		host, _, err := net.SplitHostPort(address)
+		if err != nil || !isLoopback(host) {
+			return false, nil //nolint:nilerr // what cannot be read is not known to be loopback
+		}
+	}
+	if len(addresses) == 0 {
+		return false, nil
+	}
+	// The package of the app is not linked into every build; what it can tell is.
+	app, err := ctx.AppIfConfigured("nats_server")
+	switch server, ok := app.(interface{ LoopbackOnly() bool }); {
+	case errors.Is(err, caddy.ErrNotConfigured):
+		return true, nil
+	case err != nil:
+		return false, fmt.Errorf("asking the app nats_server where it listens: %w", err)
+	default:
+		return ok && server.LoopbackOnly(), nil
+	}
+}
+
+func isLoopback(host string) bool {
+	host = strings.ToLower(strings.TrimSuffix(host, "."))
+	if host == "localhost" || strings.HasSuffix(host, ".localhost") {
+		return true
+	}
+	addr, err := netip.ParseAddr(host)
+	return err == nil && addr.Unmap().IsLoopback()
+}
+
+// adminPorts returns the ports of Caddy's admin endpoints. Caddy does not let
+// modules see them, so they are read by reflection; where a version of Caddy does
+// not have them there, the default has to do.
+func adminPorts(ctx caddy.Context) []uint16 {
+	listen, remote := caddy.DefaultAdminListen, ""
+	if config := reflect.ValueOf(ctx).FieldByName("cfg"); config.IsValid() && config.Kind() == reflect.Pointer && !config.IsNil() {
+		if admin := config.Elem().FieldByName("Admin"); admin.IsValid() && admin.Kind() == reflect.Pointer && !admin.IsNil() {
+			if off := admin.Elem().FieldByName("Disabled"); off.IsValid() && off.Kind() == reflect.Bool && off.Bool() {
+				listen = ""
+			} else if l := admin.Elem().FieldByName("Listen"); l.IsValid() && l.Kind() == reflect.String && l.String() != "" {
+				listen = l.String()
+			}
+			if r := admin.Elem().FieldByName("Remote"); r.IsValid() && r.Kind() == reflect.Pointer && !r.IsNil() {
+				remote = caddy.DefaultRemoteAdminListen
+				if l := r.Elem().FieldByName("Listen"); l.IsValid() && l.Kind() == reflect.String && l.String() != "" {
+					remote = l.String()
+				}
+			}
+		}
+	}
+	// An address in the environment overrides nothing, but a server that is about
+	// to be replaced may still listen there.
+	var ports []uint16
+	for _, address := range []string{listen, remote, os.Getenv("CADDY_ADMIN")} {
+		address, err := caddy.NewReplacer().ReplaceOrErr(address, true, true)
+		if err != nil || address == "" {
+			continue
+		}
+		if parsed, err := caddy.ParseNetworkAddress(address); err == nil && !parsed.IsUnixNetwork() && !parsed.IsFdNetwork() {
+			for port := parsed.StartPort; port <= parsed.EndPort; port++ {
+				ports = append(ports, uint16(port))
+			}
+		}
+	}
+	return ports
+}

@@ -1,0 +1,192 @@
+package caddydiscovery
+
+import (
+	"fmt"
+	"net/http/httptest"
+	"strings"
+	"testing"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+
+	"github.com/caddy-discovery/caddy-discovery/discovery"
+)
+
+// obstacles returns what is in the way of each listed node.
+func obstacles(u *Upstreams) map[string]string {
+	found := make(map[string]string)
+	for _, e := range u.directory.Snapshot().Nodes() {
+		found[e.Node.ID] = u.obstacle(e, u.wish(nil))
+	}
+	return found
+}
+
+func TestAccess(t *testing.T) {
+	for name, c := range map[string]struct {
+		registry, options string
+		endpoint, want    string
+	}{
+		"usual":                     {"10.0.0.1:4222", "", "http://10.0.0.7:80", ""},
+		"loopback registry":         {"127.0.0.1:4222", "", "http://127.0.0.1:80", ""},
+		"loopback registry by name": {"localhost:4222", "", "http://127.0.0.1:80", ""},
+		"remote registry":           {"10.0.0.1:4222", "", "http://127.0.0.1:80", "denied: loopback"},
+		"remote registry, lifted":   {"10.0.0.1:4222", "allow 127.0.0.0/8", "http://127.0.0.1:80", ""},
+		"remote registry, a glob":   {"10.0.0.1:4222", "allow *", "http://localhost:80", "denied: loopback"},
+		"allow":                     {"10.0.0.1:4222", "allow 10.0.0.0/8", "http://11.0.0.1:80", "denied: not in allow"},
+		"allow in two lines":        {"10.0.0.1:4222", "allow 10.0.0.0/8\nallow 11.0.0.0/8", "http://11.0.0.1:80", ""},
+		"deny":                      {"10.0.0.1:4222", "deny private_ranges", "http://10.0.0.1:80", "denied: by deny private_ranges"},
+		"metadata":                  {"10.0.0.1:4222", "", "http://169.254.169.254", "denied: link-local"},
+		"the registry":              {"10.0.0.1:4222", "", "http://10.0.0.1:4222", "denied: the registry itself"},
+		"the registry by name":      {"localhost:4222", "", "http://127.0.0.1:4222", "denied: the registry itself"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			registry, m := newMemory(t)
+			list(t, m, "a", c.endpoint)
+			u := source(t, "registry memory "+registry+" {\naddress "+c.registry+"\n}\n"+c.options)
+			eventually(t, "the verdict is "+c.want, func() bool { return obstacles(u)["a"] == c.want })
+			upstreams, err := u.GetUpstreams(httptest.NewRequest("GET", "/", nil))
+			if err != nil || (len(upstreams) == 1) != (c.want == "") {
+				t.Errorf("%d upstreams, %v", len(upstreams), err)
+			}
+		})
+	}
+}
+
+func TestAdminPortIsDenied(t *testing.T) {
+	for name, c := range map[string]struct {
+		admin *caddy.AdminConfig
+		want  string
+	}{
+		"default":  {nil, "[2019]"},
+		"set":      {&caddy.AdminConfig{Listen: "127.0.0.1:3456"}, "[3456]"},
+		"remote":   {&caddy.AdminConfig{Listen: ":1", Remote: &caddy.RemoteAdmin{}}, "[1 2021]"},
+		"remote 2": {&caddy.AdminConfig{Remote: &caddy.RemoteAdmin{Listen: ":5"}}, "[2019 5]"},
+		"unix":     {&caddy.AdminConfig{Listen: "unix//run/caddy.sock"}, "[]"},
+		"off":      {&caddy.AdminConfig{Disabled: true}, "[]"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			ctx, err := caddy.ProvisionContext(&caddy.Config{Admin: c.admin})
+			if err != nil {
+				t.Fatal(err)
+			}
+			ctx, cancel := caddy.NewContext(ctx)
+			defer cancel()
+			if got := fmt.Sprint(adminPorts(ctx)); got != c.want {
+				t.Errorf("ports %s, want %s", got, c.want)
+			}
+		})
+	}
+}
+
+// boxedServer stands for the server in the box, which the plugin does not import.
+type boxedServer struct {
+	Loopback bool `json:"loopback,omitempty"`
+}
+
+func init() { caddy.RegisterModule(boxedServer{}) }
+
+func (boxedServer) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{ID: "nats_server", New: func() caddy.Module { return new(boxedServer) }}
+}
+func (boxedServer) Start() error         { return nil }
+func (boxedServer) Stop() error          { return nil }
+func (s boxedServer) LoopbackOnly() bool { return s.Loopback }
+
+func TestLoopbackOnly(t *testing.T) {
+	for name, c := range map[string]struct {
+		apps      string
+		addresses []string
+		want      bool
+	}{
+		"loopback":                {"", []string{"127.0.0.1:1", "[::1]:1", "localhost:1", "LOCALHOST.:1", "[::ffff:127.0.0.1]:1"}, true},
+		"one elsewhere":           {"", []string{"127.0.0.1:1", "10.0.0.1:1"}, false},
+		"a name":                  {"", []string{"nats:1"}, false},
+		"nothing known":           {"", nil, false},
+		"unreadable":              {"", []string{"127.0.0.1"}, false},
+		"server on loopback":      {`{"loopback": true}`, []string{"127.0.0.1:1"}, true},
+		"server everywhere":       {`{}`, []string{"127.0.0.1:1"}, false},
+		"server, registry remote": {`{"loopback": true}`, []string{"10.0.0.1:1"}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			config := &caddy.Config{Admin: &caddy.AdminConfig{Disabled: true}}
+			if c.apps != "" {
+				config.AppsRaw = caddy.ModuleMap{"nats_server": []byte(c.apps)}
+			}
+			ctx, err := caddy.ProvisionContext(config)
+			if err != nil {
+				t.Fatal(err)
+			}
+			ctx, cancel := caddy.NewContext(ctx)
+			defer cancel()
+			if got, err := onlyOnLoopback(ctx, c.addresses); got != c.want || err != nil {
+				t.Errorf("%v, %v, want %v", got, err, c.want)
+			}
+		})
+	}
+}
+
+// Over plain HTTP a host name is dialled by the address that was checked, over TLS
+// by the name that its certificate must have.
+func TestNamesAreDialledAsChecked(t *testing.T) {
+	name, m := newMemory(t)
+	port := freePort(t)
+	load(t, `http://127.0.0.1:`+port+` {
+		reverse_proxy {
+			dynamic discovery {
+				registry memory `+name+`
+			}
+		}
+	}`)
+	s := service(t, "a")
+	list(t, m, "a", strings.Replace(s.URL, "127.0.0.1", "localhost", 1))
+	eventually(t, "the name serves", func() bool { return fmt.Sprint(served(t, "http://127.0.0.1:"+port)) == "map[a:6]" })
+
+	u := source(t, "registry memory "+name)
+	dialled := func() string {
+		upstreams, _ := u.GetUpstreams(httptest.NewRequest("GET", "/", nil))
+		if len(upstreams) != 1 {
+			return fmt.Sprint(obstacles(u))
+		}
+		return upstreams[0].Dial
+	}
+	nodePort := s.URL[strings.LastIndex(s.URL, ":"):]
+	eventually(t, "the name is resolved", func() bool { return dialled() == "127.0.0.1"+nodePort })
+	again := func(do func()) string {
+		do()
+		u.current.Store(nil) // what a source reads of its config never changes else
+		return dialled()
+	}
+	list(t, m, "a", "localhost"+nodePort)
+	eventually(t, "the record names no scheme", func() bool { return u.directory.Snapshot().Node("a").Node.Endpoint.Scheme == "" })
+	if got := again(func() { u.https = true }); got != "localhost"+nodePort {
+		t.Errorf("over TLS: %s", got)
+	}
+	if got := again(func() { u.insecure = true }); got != "map[a:denied: name without verification of its certificate]" {
+		t.Errorf("over TLS without verification: %s", got)
+	}
+	var err error
+	if u.rules, err = discovery.NewRules(discovery.Access{Allow: []string{"localhost"}, Loopback: true}); err != nil {
+		t.Fatal(err)
+	}
+	if got := again(func() {}); got != "localhost"+nodePort {
+		t.Errorf("over TLS without verification, allowed: %s", got)
+	}
+}
+
+func TestTransportIsMet(t *testing.T) {
+	for _, c := range []struct {
+		transport         any
+		https, unverified bool
+	}{
+		{nil, false, false},
+		{&reverseproxy.HTTPTransport{}, false, false},
+		{&reverseproxy.HTTPTransport{TLS: &reverseproxy.TLSConfig{}}, true, false},
+		{&reverseproxy.HTTPTransport{TLS: &reverseproxy.TLSConfig{InsecureSkipVerify: true}}, true, true},
+	} {
+		var u Upstreams
+		u.meetTransport(c.transport)
+		if u.https != c.https || u.insecure != c.unverified {
+			t.Errorf("%+v: TLS %v, unverified %v", c.transport, u.https, u.insecure)
+		}
+	}
+}

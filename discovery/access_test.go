@@ -1,0 +1,246 @@
+package discovery
+
+import (
+	"errors"
+	"net"
+	"net/netip"
+	"strings"
+	"testing"
+)
+
+func words(s string) []string { return strings.Fields(s) }
+
+// obstacle is what the rules say of an endpoint; host names stand for the
+// addresses behind them.
+func obstacle(t *testing.T, r *Rules, endpoint, resolved string, registry ...netip.AddrPort) string {
+	t.Helper()
+	parsed, err := ParseEndpoint(endpoint)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := newEntry(Node{ID: "a", Endpoint: parsed}, DefaultTTL, new(vitals))
+	if resolved != "" {
+		var addresses []netip.Addr
+		for _, a := range words(resolved) {
+			addresses = append(addresses, netip.MustParseAddr(a))
+		}
+		e = e.at(addresses)
+	}
+	return r.Obstacle(e, registry)
+}
+
+func TestRules(t *testing.T) {
+	registry := []netip.AddrPort{
+		netip.MustParseAddrPort("10.0.0.5:4222"), netip.MustParseAddrPort("127.0.0.1:6379"),
+	}
+	own := ""
+	if interfaces, err := net.InterfaceAddrs(); err == nil {
+		for _, i := range interfaces {
+			if n, ok := i.(*net.IPNet); ok && n.IP.To4() != nil && !n.IP.IsLoopback() {
+				own = n.IP.String()
+			}
+		}
+	}
+	tests := []struct {
+		name        string
+		allow, deny string
+		loopback    bool
+		endpoint    string
+		resolved    string // the addresses of a host name
+		want        string
+	}{
+		{name: "anything usual", endpoint: "10.0.0.7:5001"},
+		{name: "a public one", endpoint: "http://93.184.216.34"},
+		{name: "usual IPv6", endpoint: "[2001:db8::7]:5001"},
+		{name: "unique local", endpoint: "[fd12:3456::7]:5001"},
+
+		{name: "allowed", allow: "10.0.0.0/8", endpoint: "10.0.0.7:5001"},
+		{name: "not allowed", allow: "10.0.0.0/8", endpoint: "11.0.0.7:5001", want: "denied: not in allow"},
+		{name: "one of two ranges", allow: "10.0.0.0/8 11.0.0.0/8", endpoint: "11.0.0.7:5001"},
+		{name: "a single address", allow: "10.0.0.7", endpoint: "10.0.0.7:5001"},
+		{name: "another one", allow: "10.0.0.7", endpoint: "10.0.0.8:5001", want: "denied: not in allow"},
+		{name: "a range with host bits", allow: "10.1.2.3/8", endpoint: "10.0.0.8:5001"},
+		{name: "a mapped range", allow: "::ffff:10.0.0.0/104", endpoint: "10.0.0.8:5001"},
+		{name: "a mapped endpoint", allow: "10.0.0.0/8", endpoint: "[::ffff:10.0.0.8]:5001"},
+		{name: "private", allow: "private_ranges", endpoint: "192.168.3.4:80"},
+		{name: "not private", allow: "private_ranges", endpoint: "9.9.9.9:80", want: "denied: not in allow"},
+		{name: "denied", deny: "10.0.0.0/8", endpoint: "10.0.0.7:5001", want: "denied: by deny 10.0.0.0/8"},
+		{name: "deny wins", allow: "10.0.0.7", deny: "10.0.0.0/8", endpoint: "10.0.0.7:5001", want: "denied: by deny 10.0.0.0/8"},
+		{name: "deny private", deny: "private_ranges", endpoint: "172.16.0.1:80", want: "denied: by deny private_ranges"},
+		{name: "deny through NAT64", deny: "10.0.0.0/8", endpoint: "[64:ff9b::10.0.0.7]:80", want: "denied: by deny 10.0.0.0/8"},
+		{name: "deny through 6to4", deny: "10.0.0.0/8", endpoint: "[2002:a00:7::1]:80", want: "denied: by deny 10.0.0.0/8"},
+		{name: "allow is no NAT64", allow: "10.0.0.0/8", endpoint: "[64:ff9b::10.0.0.7]:80", want: "denied: not in allow"},
+
+		{name: "link-local", endpoint: "169.254.1.1:80", want: "denied: link-local"},
+		{name: "metadata of most clouds", endpoint: "169.254.169.254:80", want: "denied: link-local"},
+		{name: "mapped", endpoint: "[::ffff:169.254.169.254]:80", want: "denied: link-local"},
+		{name: "compatible", endpoint: "[::169.254.169.254]:80", want: "denied: link-local"},
+		{name: "NAT64", endpoint: "[64:ff9b::169.254.169.254]:80", want: "denied: link-local"},
+		{name: "NAT64 of a site", endpoint: "[64:ff9b:1::169.254.169.254]:80", want: "denied: link-local"},
+		{name: "6to4", endpoint: "[2002:a9fe:a9fe::1]:80", want: "denied: link-local"},
+		{name: "NAT64 loopback", endpoint: "[64:ff9b::127.0.0.1]:80", loopback: true, want: "denied: loopback"},
+		{name: "link-local IPv6", endpoint: "[fe80::1]:80", want: "denied: link-local"},
+		{name: "unspecified", endpoint: "0.0.0.0:80", want: "denied: unspecified"},
+		{name: "this network", endpoint: "0.1.2.3:80", want: "denied: unspecified"},
+		{name: "unspecified IPv6", endpoint: "[::]:80", want: "denied: unspecified"},
+		{name: "multicast", endpoint: "224.0.0.1:80", want: "denied: multicast"},
+		{name: "multicast IPv6", endpoint: "[ff02::1]:80", want: "denied: multicast"},
+		{name: "broadcast", endpoint: "255.255.255.255:80", want: "denied: broadcast"},
+		{name: "Alibaba", endpoint: "100.100.100.200:80", want: "denied: cloud metadata"},
+		{name: "Azure", endpoint: "168.63.129.16:80", want: "denied: cloud metadata"},
+		{name: "AWS", endpoint: "[fd00:ec2::254]:80", want: "denied: cloud metadata"},
+		{name: "Alibaba by NAT64", endpoint: "[64:ff9b::100.100.100.200]:80", want: "denied: cloud metadata"},
+
+		{name: "lifted", allow: "169.254.0.0/16", endpoint: "169.254.1.1:80"},
+		{name: "lifted for one", allow: "169.254.169.254/32", endpoint: "169.254.169.254:80"},
+		{name: "not by everything", allow: "0.0.0.0/0 ::/0", endpoint: "169.254.169.254:80", want: "denied: link-local"},
+		{name: "not by a wider range", allow: "100.64.0.0/10", endpoint: "100.100.100.200:80", want: "denied: cloud metadata"},
+		{name: "not by a glob", allow: "*", endpoint: "http://metadata.internal", resolved: "169.254.169.254", want: "denied: link-local"},
+		{name: "not in another form", allow: "169.254.169.254/32", endpoint: "[64:ff9b::169.254.169.254]:80", want: "denied: link-local"},
+		{name: "in its own form", allow: "64:ff9b::a9fe:a9fe/128", endpoint: "[64:ff9b::169.254.169.254]:80"},
+		{name: "deny wins over a lift", allow: "169.254.1.1", deny: "169.254.0.0/16", endpoint: "169.254.1.1:80", want: "denied: by deny 169.254.0.0/16"},
+
+		{name: "loopback", endpoint: "127.0.0.1:80", want: "denied: loopback"},
+		{name: "loopback elsewhere", endpoint: "127.1.2.3:80", want: "denied: loopback"},
+		{name: "loopback IPv6", endpoint: "[::1]:80", want: "denied: loopback"},
+		{name: "loopback mapped", endpoint: "[::ffff:127.0.0.1]:80", want: "denied: loopback"},
+		{name: "loopback by name", endpoint: "http://localhost:80", resolved: "127.0.0.1 ::1", want: "denied: loopback"},
+		{name: "loopback of a loopback registry", loopback: true, endpoint: "127.0.0.1:80"},
+		{name: "loopback allowed", allow: "127.0.0.0/8", endpoint: "127.0.0.1:80"},
+		{name: "loopback not by a word", allow: "private_ranges", endpoint: "127.0.0.1:80", want: "denied: loopback"},
+		{name: "loopback by a word of a loopback registry", loopback: true, allow: "private_ranges", endpoint: "127.0.0.1:80"},
+		{name: "loopback not named", loopback: true, allow: "10.0.0.0/8", endpoint: "127.0.0.1:80", want: "denied: not in allow"},
+
+		{name: "admin", loopback: true, endpoint: "127.0.0.1:2019", want: "denied: Caddy's admin port"},
+		{name: "admin IPv6", loopback: true, endpoint: "[::1]:2019", want: "denied: Caddy's admin port"},
+		{name: "admin, loopback allowed", allow: "127.0.0.0/8", endpoint: "127.0.0.1:2019", want: "denied: Caddy's admin port"},
+		{name: "admin allowed", allow: "127.0.0.1/32", endpoint: "127.0.0.1:2019"},
+		{name: "the same port elsewhere", endpoint: "10.99.99.99:2019"},
+		{name: "registry", endpoint: "10.0.0.5:4222", want: "denied: the registry itself"},
+		{name: "registry in its range", allow: "10.0.0.0/8", endpoint: "10.0.0.5:4222", want: "denied: the registry itself"},
+		{name: "registry by name", endpoint: "http://nats:4222", resolved: "10.0.0.5", want: "denied: the registry itself"},
+		{name: "registry by NAT64", endpoint: "[64:ff9b::10.0.0.5]:4222", want: "denied: the registry itself"},
+		{name: "registry allowed", allow: "10.0.0.5", endpoint: "10.0.0.5:4222"},
+		{name: "beside the registry", endpoint: "10.0.0.5:4223"},
+		{name: "registry on this machine", loopback: true, endpoint: "127.0.0.2:6379", want: "denied: the registry itself"},
+
+		{name: "a name", endpoint: "http://orders.internal", resolved: "10.0.0.7 10.0.0.8"},
+		{name: "a name not resolved", endpoint: "http://orders.internal", want: "name not resolved"},
+		{name: "every address counts", endpoint: "http://orders.internal", resolved: "10.0.0.7 169.254.169.254", want: "denied: link-local"},
+		{name: "every address must be allowed", allow: "10.0.0.0/8", endpoint: "http://orders.internal", resolved: "10.0.0.7 11.0.0.8", want: "denied: not in allow"},
+		{name: "a name by its addresses", allow: "10.0.0.0/8", endpoint: "http://orders.internal", resolved: "10.0.0.7"},
+		{name: "a name by a glob", allow: "*.internal", endpoint: "http://a.orders.internal", resolved: "11.0.0.7"},
+		{name: "a name by another glob", allow: "orders-?.internal", endpoint: "http://orders-10.internal", resolved: "11.0.0.7", want: "denied: not in allow"},
+		{name: "a name in capitals", allow: "ORDERS.Internal.", endpoint: "http://Orders.INTERNAL", resolved: "11.0.0.7"},
+		{name: "a name denied", deny: "*.internal", endpoint: "http://orders.internal", resolved: "10.0.0.7", want: "denied: by deny orders.internal"},
+		{name: "a name denied by an address", allow: "*.internal", deny: "10.0.0.7", endpoint: "http://orders.internal", resolved: "10.0.0.7", want: "denied: by deny 10.0.0.7/32"},
+		{name: "a glob speaks of no address", deny: "*", endpoint: "10.0.0.7:80"},
+		{name: "a glob allows no address", allow: "*", endpoint: "10.0.0.7:80", want: "denied: not in allow"},
+	}
+	if own != "" {
+		tests = append(tests, tests[0])
+		last := &tests[len(tests)-1]
+		last.name, last.endpoint, last.want = "admin on another address", own+":2019", "denied: Caddy's admin port"
+		tests = append(tests, *last)
+		last = &tests[len(tests)-1]
+		last.name, last.endpoint, last.want = "loopback registry on another address", own+":6379", "denied: the registry itself"
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			r, err := NewRules(Access{Allow: words(test.allow), Deny: words(test.deny), Loopback: test.loopback, LocalPorts: []uint16{2019}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := obstacle(t, r, test.endpoint, test.resolved, registry...); got != test.want {
+				t.Errorf("%q, want %q", got, test.want)
+			}
+		})
+	}
+}
+
+func TestRulesRefuse(t *testing.T) {
+	for _, pattern := range []string{
+		"", "10.0.0", "10.0.*", "10.0.0.0/33", "::/129", "http://a", "a/b", "a b", "[::1]", "fe80::1%eth0", "fe80::%eth0/64",
+		"::ffff:0.0.0.0/95", "a[bc]", "münchen", "{env.X}", strings.Repeat("a", 254),
+	} {
+		if _, err := NewRules(Access{Allow: []string{pattern}}); !errors.Is(err, ErrInvalid) {
+			t.Errorf("allow %q: %v, want ErrInvalid", pattern, err)
+		}
+		if _, err := NewRules(Access{Deny: []string{pattern}}); err == nil || !strings.HasPrefix(err.Error(), "deny: ") {
+			t.Errorf("deny %q: %v", pattern, err)
+		}
+	}
+}
+
+// FuzzRules holds that whatever is allowed and wherever an endpoint points, what
+// is never wanted passes only where a range inside of it is named, and what is
+// denied never passes.
+func FuzzRules(f *testing.F) {
+	f.Add("10.0.0.0/8", "10.0.0.1", "http://10.0.0.7:80")
+	f.Add("*.internal 0.0.0.0/0 ::/0", "private_ranges", "[::ffff:169.254.169.254]:80")
+	f.Add("64:ff9b::/96 2002::/16", "*", "[64:ff9b::127.0.0.1]:2019")
+	f.Add("", "", "https://[2002:a9fe:a9fe::]")
+	f.Fuzz(func(t *testing.T, allow, deny, endpoint string) {
+		r, err := NewRules(Access{Allow: words(allow), Deny: words(deny), LocalPorts: []uint16{2019}})
+		if err != nil {
+			if !errors.Is(err, ErrInvalid) {
+				t.Errorf("error %v is not ErrInvalid", err)
+			}
+			return
+		}
+		parsed, err := ParseEndpoint(endpoint)
+		if err != nil {
+			return
+		}
+		e := newEntry(Node{ID: "a", Endpoint: parsed}, DefaultTTL, new(vitals))
+		if e.Named() {
+			if r.Obstacle(e, nil) == "" {
+				t.Error("a name that is not resolved passes")
+			}
+			return
+		}
+		addr := e.Addresses()[0]
+		if r.Obstacle(e, nil) != "" {
+			return
+		}
+		narrow := false // some allowed range is narrower than a usual network
+		for _, word := range words(allow) {
+			if p, ok := parsePrefix(word); ok && p.Contains(addr) && p.Bits() >= 4 {
+				narrow = true
+			}
+		}
+		bad := addr.IsLoopback() || addr.IsLinkLocalUnicast() || addr.IsMulticast() || addr.IsUnspecified()
+		if bad && !narrow {
+			t.Errorf("%v passes with allow %q", addr, allow)
+		}
+		for _, word := range words(deny) {
+			if p, ok := parsePrefix(word); ok && p.Contains(addr) {
+				t.Errorf("%v passes with deny %q", addr, deny)
+			}
+		}
+	})
+}
+
+func BenchmarkRules(b *testing.B) {
+	r, err := NewRules(Access{Allow: []string{PrivateRanges}, Deny: []string{"10.9.0.0/16"}, LocalPorts: []uint16{2019}})
+	if err != nil {
+		b.Fatal(err)
+	}
+	e := newEntry(benchNode(b), DefaultTTL, new(vitals))
+	registry := []netip.AddrPort{netip.MustParseAddrPort("10.0.0.5:4222")}
+	b.ReportAllocs()
+	for b.Loop() {
+		if reason := r.Obstacle(e, registry); reason != "" {
+			b.Fatal(reason)
+		}
+	}
+}
+
+func benchNode(b *testing.B) Node {
+	b.Helper()
+	n, err := ParseNode(benchRecord(1))
+	if err != nil {
+		b.Fatal(err)
+	}
+	return n
+}

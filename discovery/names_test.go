@@ -1,0 +1,267 @@
+package discovery_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/caddy-discovery/caddy-discovery/discovery"
+	"github.com/caddy-discovery/caddy-discovery/discovery/discoverytest"
+)
+
+// zone is what host names stand for in tests.
+type zone struct {
+	mu    sync.Mutex
+	names map[string]string // addresses, separated by spaces
+	asked map[string]int
+	delay time.Duration
+	now   int
+	most  int
+}
+
+func newZone(pairs ...string) *zone {
+	z := &zone{names: make(map[string]string), asked: make(map[string]int)}
+	for i := 0; i < len(pairs); i += 2 {
+		z.names[pairs[i]] = pairs[i+1]
+	}
+	return z
+}
+
+func (z *zone) set(name, addresses string) {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	z.names[name] = addresses
+}
+
+func (z *zone) lookup(ctx context.Context, name string) ([]netip.Addr, error) {
+	z.mu.Lock()
+	z.asked[name]++
+	z.now++
+	z.most = max(z.most, z.now)
+	delay := z.delay
+	z.mu.Unlock()
+	defer func() {
+		z.mu.Lock()
+		defer z.mu.Unlock()
+		z.now--
+	}()
+	if delay > 0 {
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(delay):
+		}
+	}
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	var addresses []netip.Addr
+	for _, a := range strings.Fields(z.names[name]) {
+		addresses = append(addresses, netip.MustParseAddr(a))
+	}
+	if len(addresses) == 0 {
+		return nil, errors.New("no such host")
+	}
+	return addresses, nil
+}
+
+func atEndpoint(n discovery.Node, endpoint string) discovery.Node {
+	var err error
+	if n.Endpoint, err = discovery.ParseEndpoint(endpoint); err != nil {
+		panic(err)
+	}
+	return n
+}
+
+// addresses are those of a node, and the one that is dialled.
+func addresses(d *discovery.Directory, id string) string {
+	e := d.Snapshot().Node(id)
+	return fmt.Sprint(e.Addresses(), " ", e.Address())
+}
+
+func TestNames(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		z := newZone("orders.internal", "10.0.0.9 fd00::1 10.0.0.8 ::ffff:10.0.0.9")
+		m := discoverytest.NewMemory()
+		write(m, newNode("literal"), atEndpoint(newNode("named"), "http://Orders.internal:80"), atEndpoint(newNode("other"), "http://nowhere:80"))
+		d := follow(t, m.Open(), discovery.Options{TTL: 24 * time.Hour, Lookup: z.lookup})
+		check := func(want, when string) {
+			t.Helper()
+			time.Sleep(coalesced)
+			synctest.Wait()
+			if got := addresses(d, "named"); got != want {
+				t.Fatalf("%s: %s, want %s", when, got, want)
+			}
+		}
+		if got := addresses(d, "literal"); got != "[10.0.0.7] 10.0.0.7:5001" {
+			t.Errorf("an address: %s", got)
+		}
+		check("[10.0.0.8 10.0.0.9 fd00::1] 10.0.0.8:80", "listed")
+		if got := addresses(d, "other"); got != "[] " {
+			t.Errorf("a name that is not there: %s", got)
+		}
+
+		snapshot := d.Snapshot()
+		time.Sleep(10 * time.Minute)
+		synctest.Wait()
+		if d.Snapshot() != snapshot {
+			t.Error("a lookup that found nothing new published a snapshot")
+		}
+		if z.asked["orders.internal"] < 10 || z.asked["orders.internal"] > 30 {
+			t.Errorf("looked up %d times in ten minutes", z.asked["orders.internal"])
+		}
+
+		z.set("orders.internal", "10.0.0.9")
+		z.set("nowhere", "10.0.0.1")
+		time.Sleep(40 * time.Second)
+		check("[10.0.0.9] 10.0.0.9:80", "moved")
+		if got := addresses(d, "other"); got != "[10.0.0.1] 10.0.0.1:80" {
+			t.Errorf("a name that came: %s", got)
+		}
+
+		// What it stood for was checked, and is what is dialled.
+		z.set("orders.internal", "")
+		time.Sleep(10 * time.Minute)
+		check("[10.0.0.9] 10.0.0.9:80", "not resolved any more")
+
+		// A heartbeat changes nothing, another record may.
+		write(m, atEndpoint(newNode("named"), "http://orders.internal:80"))
+		check("[10.0.0.9] 10.0.0.9:80", "heard")
+		write(m, atEndpoint(newNode("named", "zone", "x"), "http://orders.internal:81"))
+		check("[10.0.0.9] 10.0.0.9:81", "another port")
+		write(m, atEndpoint(newNode("named"), "http://10.0.0.3:81"))
+		check("[10.0.0.3] 10.0.0.3:81", "an address")
+		write(m, atEndpoint(newNode("named"), "http://nowhere:81"))
+		check("[10.0.0.1] 10.0.0.1:81", "a known name")
+
+		// Names that nobody uses are forgotten.
+		m.Expire("named")
+		m.Expire("other")
+		time.Sleep(2 * time.Second)
+		before := z.asked["nowhere"]
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		if z.asked["nowhere"] != before || z.asked["orders.internal"] > 100 {
+			t.Errorf("names that nobody uses are looked up: %v", z.asked)
+		}
+	})
+}
+
+// The first listing waits a moment for its names, so that the first requests find
+// their nodes, and no longer.
+func TestFirstListingWaitsForNames(t *testing.T) {
+	for _, test := range []struct {
+		delay, want time.Duration
+	}{
+		{0, 0},
+		{100 * time.Millisecond, 100 * time.Millisecond},
+		{3 * time.Second, 500 * time.Millisecond},
+	} {
+		t.Run(test.delay.String(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				z := newZone("orders", "10.0.0.9")
+				z.delay = test.delay
+				m := discoverytest.NewMemory()
+				write(m, atEndpoint(newNode("a"), "http://orders:80"))
+				start := time.Now()
+				d := follow(t, m.Open(), discovery.Options{Lookup: z.lookup})
+				<-d.Synced()
+				if took := time.Since(start); took != test.want {
+					t.Errorf("synced after %v, want %v", took, test.want)
+				}
+				time.Sleep(test.delay + coalesced)
+				if got := addresses(d, "a"); got != "[10.0.0.9] 10.0.0.9:80" {
+					t.Errorf("in the end: %s", got)
+				}
+			})
+		})
+	}
+}
+
+func TestLookupsAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		z := newZone()
+		z.delay = 10 * time.Millisecond
+		m := discoverytest.NewMemory()
+		for i := range 1000 {
+			z.names[fmt.Sprint("h", i)] = "10.0.0.1"
+			// Many nodes behind one name are one lookup.
+			write(m, atEndpoint(newNode(fmt.Sprint("a", i)), fmt.Sprintf("http://h%d:80", i)),
+				atEndpoint(newNode(fmt.Sprint("b", i)), fmt.Sprintf("http://h%d:81", i)))
+		}
+		d := follow(t, m.Open(), discovery.Options{Lookup: z.lookup})
+		time.Sleep(time.Second)
+		synctest.Wait()
+		for _, e := range d.Snapshot().Nodes() {
+			if e.Address() == "" {
+				t.Fatalf("%s is not resolved", e.Node.ID)
+			}
+		}
+		if z.most > 32 || z.asked["h0"] != 1 {
+			t.Errorf("%d lookups at once, %d of one name", z.most, z.asked["h0"])
+		}
+		z.mu.Lock()
+		z.delay = time.Hour // Run ends all the same
+		z.mu.Unlock()
+		time.Sleep(time.Minute)
+	})
+}
+
+// Where the registry is follows its name, too.
+func TestRegistryByName(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		z := newZone("nats", "10.0.0.5")
+		m := discoverytest.NewMemory()
+		d := follow(t, m.Open(), discovery.Options{Lookup: z.lookup, Addresses: []string{"nats:4222", "10.0.0.6:4222", "[::1]:4222", "bad"}})
+		time.Sleep(coalesced)
+		if got := fmt.Sprint(d.Registry()); got != "[10.0.0.5:4222 10.0.0.6:4222 [::1]:4222]" {
+			t.Errorf("the registry is at %s", got)
+		}
+		snapshot := d.Snapshot()
+		z.set("nats", "10.0.0.4")
+		<-snapshot.Superseded()
+		if got := fmt.Sprint(d.Registry()); got != "[10.0.0.4:4222 10.0.0.6:4222 [::1]:4222]" {
+			t.Errorf("the registry is at %s", got)
+		}
+	})
+}
+
+// A probe goes where requests may go, and nowhere else.
+func TestProbePermitted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		nodes := fleet(5)
+		nodes[3] = atEndpoint(nodes[3], "http://good:80")
+		nodes[4] = atEndpoint(nodes[4], "http://evil:80")
+		z := newZone("good", "10.1.0.3", "evil", "169.254.169.254")
+		n := newNetwork(nodes[:3]...)
+		n.up["10.1.0.3:80"], n.up["169.254.169.254:80"] = true, true
+		rules, err := discovery.NewRules(discovery.Access{Deny: []string{"10.1.0.1"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		o := discovery.Options{Lookup: z.lookup, Probe: n.probe, Permit: func(e *discovery.Entry) bool { return rules.Obstacle(e, nil) == "" }}
+		m := discoverytest.NewMemory()
+		write(m, nodes...)
+		d := follow(t, m.Open(), o)
+		time.Sleep(discovery.DefaultTTL + coalesced)
+		expectStates(t, d, "n0:held n2:held n3:held", "asked")
+		if n.dials["10.1.0.1:5001"]+n.dials["169.254.169.254:80"] != 0 {
+			t.Errorf("dialled %v", n.dials)
+		}
+		// A proxy that starts now has resolved no name when it asks.
+		d = follow(t, m.Open(), o)
+		time.Sleep(coalesced)
+		expectStates(t, d, "n0:held n2:held n3:held", "asked at the start")
+		if got := addresses(d, "n3"); got != "[10.1.0.3] 10.1.0.3:80" {
+			t.Errorf("the held node's address: %s", got)
+		}
+		if n.dials["10.1.0.1:5001"]+n.dials["169.254.169.254:80"] != 0 {
+			t.Errorf("dialled %v", n.dials)
+		}
+	})
+}
