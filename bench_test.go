@@ -3,13 +3,16 @@ package caddydiscovery
 import (
 	"cmp"
 	"fmt"
+	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
+	"strconv"
 	"testing"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
 	"github.com/caddy-discovery/caddy-discovery/discovery/discoverytest"
@@ -44,6 +47,53 @@ func BenchmarkLookup(b *testing.B) {
 					upstreams, err := u.GetUpstreams(r)
 					if err != nil || len(upstreams) != want {
 						b.Fatalf("looked up %d upstreams: %v", len(upstreams), err)
+					}
+				}
+			})
+		}
+	}
+}
+
+// BenchmarkBareDraw is the least that any source does that returns two candidates of
+// many, to hold BenchmarkLookup against.
+func BenchmarkBareDraw(b *testing.B) {
+	addresses := make([]string, 10_000)
+	for i := range addresses {
+		addresses[i] = fmt.Sprintf("10.0.%d.%d:5001", i/250, i%250)
+	}
+	b.ReportAllocs()
+	var upstreams []*reverseproxy.Upstream
+	for b.Loop() {
+		i, j := rand.IntN(len(addresses)), rand.IntN(len(addresses))
+		block := make([]reverseproxy.Upstream, 2)
+		block[0].Dial, block[1].Dial = addresses[i], addresses[j]
+		upstreams = []*reverseproxy.Upstream{&block[0], &block[1]}
+	}
+	if len(upstreams) != 2 {
+		b.Fatal("nothing was drawn")
+	}
+}
+
+// BenchmarkPool is what the first request after a change of the fleet costs, at most
+// 20 times a second.
+func BenchmarkPool(b *testing.B) {
+	weighted := func(i int) string { return fmt.Sprint(1 + i%7) }
+	for _, kind := range []struct{ name, options string }{
+		{"all", ""}, {"pick", "pick 2"}, {"pick-hash", "pick 2 hash {client_ip}"}, {"subset", "subset 100\npick 2"},
+		{"prefer", "prefer zone eu\npick 2"},
+	} {
+		for _, nodes := range []int{100, 10_000} {
+			b.Run(fmt.Sprintf("%s/nodes=%d", kind.name, nodes), func(b *testing.B) {
+				m := discoverytest.NewMemory()
+				memories.Store(b.Name(), m)
+				defer memories.Delete(b.Name())
+				fill(b, m, nodes, weighted)
+				u := source(b, "registry memory "+strconv.Quote(b.Name())+"\nservice orders\n"+kind.options)
+				snapshot := u.directory.Snapshot()
+				b.ReportAllocs()
+				for b.Loop() {
+					if p := u.newPool(snapshot, u.wish(nil)); len(p.tiers) == 0 {
+						b.Fatal("the pool is empty")
 					}
 				}
 			})

@@ -22,8 +22,8 @@ type ring struct {
 
 const (
 	// pointsPerWeight is how many points a node of weight 1 has: enough for the
-	// shares of equal nodes to differ by about a tenth.
-	pointsPerWeight = 100
+	// shares of equal nodes to differ by about an eighth.
+	pointsPerWeight = 64
 	// maxPoints bounds those of a single node.
 	maxPoints = 100 * pointsPerWeight
 	// maxWalk is how many points a lookup passes before it looks at all nodes.
@@ -41,8 +41,8 @@ func newRing(nodes []*discovery.Entry) *ring {
 		sum += e.Weight()
 	}
 	// A fleet whose weights are all large, or all small, needs another scale. It
-	// has wide steps, because most keys move when it changes.
-	scale := pointsPerWeight * math.Exp2(-4*math.Round(math.Log2(sum/float64(len(nodes)))/4))
+	// has wide steps, because many keys move when it changes.
+	scale := pointsPerWeight * math.Exp2(-2*math.Round(math.Log2(sum/float64(len(nodes)))/2))
 	total := 0
 	counts := make([]int, len(nodes))
 	for i, e := range nodes {
@@ -55,25 +55,25 @@ func newRing(nodes []*discovery.Entry) *ring {
 	width := bits.Len(uint(total))
 	r := &ring{shift: 32 - width}
 	r.starts = make([]uint32, 1<<width+1)
-	raw := make([]uint64, 0, total)
-	for i, e := range nodes {
-		seed := hash(e.Node.ID)
-		for j := range counts[i] {
-			position := mix(seed+uint64(j)*golden) >> 32
-			raw = append(raw, position<<32|uint64(i))
-			r.starts[position>>r.shift+1]++
+	each := func(f func(position, node uint64)) {
+		for i, e := range nodes {
+			seed := hash(e.Node.ID)
+			for j := range counts[i] {
+				f(mix(seed+uint64(j)*golden)>>32, uint64(i))
+			}
 		}
 	}
+	each(func(position, _ uint64) { r.starts[position>>r.shift+1]++ })
 	for i := 1; i < len(r.starts); i++ {
 		r.starts[i] += r.starts[i-1]
 	}
 	r.points = make([]uint64, total)
 	next := slices.Clone(r.starts)
-	for _, p := range raw {
-		b := p >> 32 >> r.shift
-		r.points[next[b]] = p
+	each(func(position, node uint64) {
+		b := position >> r.shift
+		r.points[next[b]] = position<<32 | node
 		next[b]++
-	}
+	})
 	for i := range len(r.starts) - 1 {
 		if bucket := r.points[r.starts[i]:r.starts[i+1]]; len(bucket) > 1 {
 			slices.Sort(bucket)
