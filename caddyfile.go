@@ -166,6 +166,7 @@ func parseRegistrar(d *caddyfile.Dispenser, existing any) (any, error) {
 //	    tls_server_name <name>
 //	    ttl             <duration>
 //	    loss_guard      <percent>|off
+//	    warm_start      on|off
 //	}
 func (n *NATSKV) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // consume the name
@@ -225,6 +226,8 @@ func (n *NATS) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 //	    tls_client_auth   <certificate> <key>
 //	    tls_server_name   <name>
 //	    ttl               <duration>
+//	    loss_guard        <percent>|off
+//	    warm_start        on|off
 //	}
 func (r *Redis) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // consume the name
@@ -265,6 +268,7 @@ func (o *DirectoryOptions) options() map[string]option {
 	return map[string]option{
 		"ttl":        duration(&o.TTL),
 		"loss_guard": percentOrOff(&o.LossGuard),
+		"warm_start": onOff(&o.WarmStart),
 	}
 }
 

@@ -124,6 +124,7 @@ func TestCaddyfileErrors(t *testing.T) {
 		"nats: bad guard":      {registry("loss_guard most"), []string{"option loss_guard", `"most"`, "1 to 100, or off", "Caddyfile:5"}},
 		"nats: guard of 0":     {registry("loss_guard 0"), []string{"option loss_guard", `"0"`, "or off"}},
 		"nats: guard of none":  {registry("loss_guard"), []string{"option loss_guard", "want: loss_guard <percent>|off"}},
+		"nats: bad warm_start": {registry("warm_start maybe"), []string{"option warm_start", `"maybe"`, "on|off"}},
 		"nats: bad storage":    {registry("storage tape"), []string{"option storage", "file|memory"}},
 		"nats: client auth":    {registry("tls_client_auth cert.pem"), []string{"option tls_client_auth", "<certificate> <key>"}},
 

@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -58,6 +59,12 @@ type DirectoryOptions struct {
 	// nodes: each is dialled, and stays for as long as it accepts connections. 0
 	// turns this off. Default: 50
 	LossGuard *int `json:"loss_guard,omitempty"`
+
+	// Whether the list of nodes is kept on disk, below Caddy's data directory, for a
+	// start while the registry is away. It is used when half of sync_timeout has
+	// passed without a listing, each node as soon as it accepts a connection, and is
+	// at most 24 hours old. Default: true
+	WarmStart *bool `json:"warm_start,omitempty"`
 }
 
 // Directory returns the options themselves, for Backend.
@@ -69,6 +76,10 @@ func (o *DirectoryOptions) provision() error {
 	}
 	if o.TTL == 0 {
 		o.TTL = caddy.Duration(discovery.DefaultTTL)
+	}
+	if o.WarmStart == nil {
+		on := true
+		o.WarmStart = &on
 	}
 	if o.LossGuard == nil {
 		share := discovery.DefaultLossGuard
@@ -196,6 +207,11 @@ func acquireDirectory(b Backend) (*sharedDirectory, error) {
 		options.Addresses = b.Addresses()
 		d := &sharedDirectory{registry: r, backend: b.CaddyModule().ID.Name(), done: make(chan struct{})}
 		options.Permit = d.permits
+		if on := b.Directory().WarmStart; on == nil || *on {
+			if options.WarmStart, err = warmStartOf(b); err != nil {
+				return nil, errors.Join(fmt.Errorf("naming the registry's warm-start file: %w", err), r.release())
+			}
+		}
 		d.Directory = discovery.NewDirectory(r.conn, options)
 		d.stats = acquireStats(d.name(), d)
 		return d, nil

@@ -127,6 +127,9 @@ type Upstreams struct {
 	current  atomic.Pointer[view]
 	build    sync.Mutex // held while a view is built; the old one serves meanwhile
 	starving atomic.Bool
+
+	restoring sync.Once
+	restore   *time.Timer
 }
 
 // A Criterion is a condition on a node's metadata.
@@ -186,6 +189,7 @@ func (u *Upstreams) Provision(ctx caddy.Context) error {
 // start begins to follow the registry and to check the nodes.
 func (u *Upstreams) start() {
 	u.directory.start()
+	u.scheduleRestore()
 	u.startChecks()
 }
 
@@ -309,6 +313,7 @@ func (u *Upstreams) Cleanup() error {
 	if u.emitter != nil {
 		u.emitter.stop()
 	}
+	u.stopRestore()
 	if u.directory != nil {
 		err = errors.Join(err, u.directory.release())
 	}
@@ -366,7 +371,8 @@ func (u *Upstreams) upstreams(nodes []*discovery.Entry) ([]*reverseproxy.Upstrea
 }
 
 // snapshot returns the directory's snapshot. Soon after a cold start it waits
-// for the first listing.
+// for the first listing, or, when half of that time has passed, for a node of the
+// last known list.
 func (u *Upstreams) snapshot(r *http.Request) *discovery.Snapshot {
 	u.start()
 	snapshot := u.directory.Snapshot()
@@ -379,12 +385,26 @@ func (u *Upstreams) snapshot(r *http.Request) *discovery.Snapshot {
 	}
 	timer := time.NewTimer(left)
 	defer timer.Stop()
-	select {
-	case <-u.directory.Synced():
-	case <-timer.C:
-	case <-r.Context().Done():
+	half := time.NewTimer(time.Until(u.restoresAt()))
+	defer half.Stop()
+	var superseded <-chan struct{} // nil, which blocks, before half the time has passed
+	for {
+		select {
+		case <-u.directory.Synced():
+			return u.directory.Snapshot()
+		case <-timer.C:
+			return u.directory.Snapshot()
+		case <-r.Context().Done():
+			return u.directory.Snapshot()
+		case <-half.C:
+		case <-superseded:
+		}
+		snapshot = u.directory.Snapshot()
+		if snapshot.Synced || snapshot.Number > 0 && len(u.pool(snapshot, r).tiers) > 0 {
+			return snapshot
+		}
+		superseded = snapshot.Superseded()
 	}
-	return u.directory.Snapshot()
 }
 
 // A view is what a source made of one snapshot.

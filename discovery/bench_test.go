@@ -116,13 +116,13 @@ func BenchmarkSnapshotChange(b *testing.B) {
 			for _, n := range nodes {
 				all[n.ID] = newEntry(n, DefaultTTL, new(vitals))
 			}
-			s := (&Snapshot{}).succeed(all)
+			s := (&Snapshot{}).succeed(all, true)
 			b.ReportAllocs()
 			i := 0
 			for b.Loop() {
 				id := nodes[i%size].ID
 				i++
-				s = s.succeed(map[string]*Entry{id: all[id]})
+				s = s.succeed(map[string]*Entry{id: all[id]}, true)
 			}
 			if len(s.Nodes()) != size {
 				b.Errorf("%d nodes, want %d", len(s.Nodes()), size)

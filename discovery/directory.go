@@ -66,6 +66,9 @@ type Options struct {
 	// Lookup returns the addresses behind a host name. It is called from many
 	// goroutines at once and ends with ctx. Default: the system's resolver.
 	Lookup func(ctx context.Context, host string) ([]netip.Addr, error)
+	// WarmStart is where the list is kept for a start without the registry; see
+	// [Directory.Restore]. Default: nowhere.
+	WarmStart WarmStart
 	// Addresses are where the registry itself is, as host:port. Host names among
 	// them are resolved like those of nodes.
 	Addresses []string
@@ -85,6 +88,8 @@ type Directory struct {
 	permit    func(*Entry) bool
 	lookup    func(ctx context.Context, host string) ([]netip.Addr, error)
 	addresses []string
+	warmStart WarmStart
+	restore   chan struct{} // holds at most one token
 	log       *zap.Logger
 
 	registry  atomic.Pointer[[]netip.AddrPort]
@@ -102,6 +107,7 @@ type Directory struct {
 type condition struct {
 	connected  bool
 	since      time.Time
+	known      time.Time // of a restored list: when it was known to be current
 	err        error
 	restarts   uint64
 	rejections []Rejection
@@ -118,6 +124,8 @@ func NewDirectory(w Watcher, o Options) *Directory {
 		permit:    o.Permit,
 		lookup:    o.Lookup,
 		addresses: o.Addresses,
+		warmStart: o.WarmStart,
+		restore:   make(chan struct{}, 1),
 		log:       o.Logger,
 		synced:    make(chan struct{}),
 	}
@@ -191,6 +199,9 @@ type Status struct {
 	// Held is how many of them lapsed with many others and are kept for as long
 	// as they accept connections.
 	Held int
+	// Restored is how many of them are known from before the start, and have not
+	// been heard since.
+	Restored int
 	// Revision is the registry's newest sequence number that was seen.
 	Revision uint64
 	// LastEvent is when the registry last reported something.
@@ -221,11 +232,30 @@ func (d *Directory) Status() Status {
 		status.LastEvent = processStart.Add(time.Duration(at))
 	}
 	for _, e := range s.nodes {
-		if e.doubt == held {
+		switch e.doubt {
+		case held:
 			status.Held++
+		case restored:
+			status.Restored++
 		}
 	}
 	return status
+}
+
+// Stale returns for how long the view could not be compared with the registry: 0
+// while that is watched, and while there is no view.
+func (d *Directory) Stale() time.Duration {
+	c := d.condition.Load()
+	switch {
+	case c.connected:
+		return 0
+	case d.Snapshot().Synced:
+		return time.Since(c.since)
+	case !c.known.IsZero():
+		return max(time.Since(c.known), 0)
+	default:
+		return 0
+	}
 }
 
 // Run follows the registry until ctx ends, and returns the context's error. It
@@ -243,6 +273,7 @@ func (d *Directory) Run(ctx context.Context) error {
 		rejected:  make(map[string]rejection),
 		guard:     newGuard(),
 		names:     d.newNames(),
+		warm:      d.newWarm(),
 		settled:   stoppedTimer(),
 		lostAt:    now(),
 		backoff: &backoff.ExponentialBackOff{
@@ -258,6 +289,7 @@ func (d *Directory) Run(ctx context.Context) error {
 	}
 	k.backoff.Reset()
 	k.locateRegistry()
+	k.load()
 	return k.run(ctx)
 }
 
@@ -303,6 +335,7 @@ type keeper struct {
 
 	guard
 	names
+	warm
 
 	// The first listing is kept back for a moment, until what it shows is known.
 	settled   *time.Timer
@@ -345,6 +378,8 @@ type tracked struct {
 	probe   uint64 // the question that waits for an answer, 0 if none does
 	refused bool   // it did not answer since it lapsed
 	expired bool   // its record ran out in the batch of events under way
+	// It comes from a warm-start file.
+	remembered bool
 }
 
 // record names the node's record, by its id only where it has no key.
@@ -373,6 +408,17 @@ func (k *keeper) run(ctx context.Context) error {
 			for range len(k.found) {
 				k.learn(ctx, <-k.found)
 			}
+		case m := <-k.loaded:
+			k.remember(m)
+		case <-k.restore:
+			k.wanted = true
+			k.recall()
+		case <-k.redial.C:
+			k.recallAgain()
+		case <-k.save.C:
+			k.write()
+		case err := <-k.saved:
+			k.written(err)
 		case <-k.tick.C:
 			k.refresh()
 		case <-k.settled.C:
@@ -447,6 +493,7 @@ func (k *keeper) stop() {
 	}
 	k.stopDialling()
 	k.stopResolving()
+	k.stopRemembering()
 }
 
 // giveUp ends a watch that is worthless although it does not know.
@@ -532,6 +579,7 @@ func (k *keeper) apply(e Event) {
 	case Left:
 		k.accept(e)
 		k.forget(e)
+		k.recant(e)
 		if t := k.named(e); t != nil {
 			k.remove(t, ChangeLeft, "its record was removed")
 		}
@@ -689,6 +737,7 @@ func (k *keeper) reject(e Event) {
 	// The same bad record again, as with every heartbeat, is no news.
 	known := stands && was.Err.Error() == e.Err.Error()
 	k.forget(e)
+	k.recant(e)
 	if t := k.named(e); t != nil {
 		k.remove(t, ChangeRejected, e.Err.Error())
 	} else if !known && (stands || len(k.rejected) < maxRejections) {
@@ -788,6 +837,7 @@ func (k *keeper) sync(l Listing) {
 	k.revision.Store(k.seen)
 	k.listedAt = at
 	if first {
+		kept = k.endRestore(l, at)
 		k.judgeOverdue()
 		k.settled.Reset(settleTime)
 	}
@@ -812,7 +862,7 @@ func (k *keeper) sync(l Listing) {
 			log = log.With(zap.String("changes_by", p.Push()))
 		}
 		log.Info("listed the registry", zap.Int("nodes", len(k.nodes)),
-			zap.Int("rejected", len(k.rejected)), zap.Duration("took", outage))
+			zap.Int("rejected", len(k.rejected)), zap.Int("awaited", kept), zap.Duration("took", outage))
 	case wiped:
 		k.log.Warn("the registry is back and has lost data; nodes that it lacks have one lease to be heard again",
 			zap.Int("nodes", len(k.nodes)), zap.Int("awaited", kept), zap.Duration("away", outage))
@@ -899,32 +949,52 @@ func (k *keeper) judge(ctx context.Context, v verdict) {
 func (k *keeper) change(id string, e *Entry) { k.changed[id] = e }
 
 // publish publishes what changed: at once after a quiet spell, else when the
-// rate allows. The first listing is published whole.
+// rate allows. The first listing is published whole; before it there is nothing to
+// be seen but what is remembered.
 func (k *keeper) publish() {
 	k.showRejections()
-	if !k.everyNode || k.awaited {
+	old := k.snapshot.Load()
+	if !k.everyNode {
+		if len(k.recalled) > 0 && !k.awaited && !k.tooSoon() {
+			k.show(old.succeed(k.recalled, false))
+			clear(k.recalled)
+		}
 		return
 	}
-	old := k.snapshot.Load()
-	if len(k.changed) == 0 && !k.moved && old.Synced {
+	if old.Synced && (k.awaited || len(k.changed) == 0 && !k.moved) {
 		return
 	}
 	if !old.Synced && !k.impatient && (k.untried > 0 || len(k.waiting) > 0 || k.dialled > 0) {
 		return
 	}
-	if r := k.publications.Reserve(); r.Delay() > 0 && old.Synced {
-		k.awaited = true
-		k.publication.Reset(r.Delay())
-		r.Cancel()
+	if old.Synced && k.tooSoon() {
 		return
 	}
-	next := old.succeed(k.changed)
+	k.show(old.succeed(k.changed, true))
 	clear(k.changed)
 	k.moved = false
-	k.snapshot.Store(next)
 	if !old.Synced {
 		close(k.synced)
 	}
+	k.keep()
+}
+
+// tooSoon reports whether a snapshot must wait, and then has publish called when it
+// need not any more.
+func (k *keeper) tooSoon() bool {
+	r := k.publications.Reserve()
+	if r.Delay() == 0 {
+		return false
+	}
+	k.awaited = true
+	k.publication.Reset(r.Delay())
+	r.Cancel()
+	return true
+}
+
+// show makes a snapshot the current one.
+func (k *keeper) show(next *Snapshot) {
+	old := k.snapshot.Swap(next)
 	close(old.superseded)
 }
 

@@ -325,6 +325,10 @@ func (k *keeper) hear(ctx context.Context, a answer) {
 		return // all ends, or the node was heard meanwhile, or is gone
 	}
 	t.probe = 0
+	if t.remembered && !k.everyNode {
+		k.restoreOr(a)
+		return
+	}
 	inUse := k.nodes[t.entry.Node.ID] == t
 	switch {
 	case a.err != nil && inconclusive(a.err):
@@ -415,6 +419,12 @@ func (s *shelf) drop(t *tracked) {
 	delete(s.byID, t.entry.Node.ID)
 	delete(s.byRecord, t.record())
 	t.probe = 0
+}
+
+// postpone sets another time for a node that is there.
+func (s *shelf) postpone(t *tracked, until time.Duration) {
+	t.due = until
+	heap.Fix(&s.queue, t.index)
 }
 
 // expire takes those off whose time was over at a time.

@@ -187,10 +187,10 @@ func (s *Snapshot) Superseded() <-chan struct{} { return s.superseded }
 // succeed returns the snapshot that follows s, in which the entry of each
 // changed id is the given one, or gone where it is nil. It shares with s what
 // did not change, and costs one pass over the nodes.
-func (s *Snapshot) succeed(changed map[string]*Entry) *Snapshot {
+func (s *Snapshot) succeed(changed map[string]*Entry, synced bool) *Snapshot {
 	next := &Snapshot{
 		Number:     s.Number + 1,
-		Synced:     true,
+		Synced:     synced,
 		services:   s.services,
 		nodes:      s.nodes,
 		superseded: make(chan struct{}),

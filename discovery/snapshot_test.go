@@ -41,7 +41,7 @@ func TestSucceed(t *testing.T) {
 						changed[id] = testEntry(id, services[random.IntN(len(services))])
 					}
 				}
-				next := snapshot.succeed(changed)
+				next := snapshot.succeed(changed, true)
 				for id, e := range changed {
 					if e == nil {
 						delete(model, id)
@@ -98,8 +98,8 @@ func checkSnapshot(t *testing.T, s *Snapshot, model map[string]*Entry) {
 // A reader that appends to what a snapshot returned must not write into what
 // another reader sees.
 func TestSnapshotIsClipped(t *testing.T) {
-	s := (&Snapshot{}).succeed(map[string]*Entry{"a": testEntry("a", "x"), "b": testEntry("b", "x")})
-	s = s.succeed(map[string]*Entry{"a": nil})
+	s := (&Snapshot{}).succeed(map[string]*Entry{"a": testEntry("a", "x"), "b": testEntry("b", "x")}, true)
+	s = s.succeed(map[string]*Entry{"a": nil}, true)
 	for _, entries := range [][]*Entry{s.Nodes(), s.Service("x")} {
 		if cap(entries) != len(entries) {
 			t.Errorf("%d entries with room for %d", len(entries), cap(entries))

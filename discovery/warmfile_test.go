@@ -1,0 +1,123 @@
+package discovery
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+)
+
+func testMemento(tb testing.TB) []byte {
+	tb.Helper()
+	at := time.Date(2025, 10, 10, 12, 0, 0, 0, time.UTC)
+	m := memento{Registry: "r", Written: at, Epoch: "e", Revision: 7}
+	for i := range 3 {
+		n, err := ParseNode(benchRecord(2 - i))
+		if err != nil {
+			tb.Fatal(err)
+		}
+		m.nodes = append(m.nodes, remembered{key: "node." + n.ID, heard: at.Add(-time.Second), node: n})
+	}
+	var b bytes.Buffer
+	if err := m.write(&b); err != nil {
+		tb.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+func TestMementoRoundTrip(t *testing.T) {
+	data := testMemento(t)
+	m, err := readMemento(bytes.NewReader(data))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(m.nodes) != 3 || m.nodes[0].node.ID != "orders-00000" || m.nodes[0].key != "node.orders-00000" || m.Epoch != "e" || m.Revision != 7 {
+		t.Errorf("read %+v", m)
+	}
+	want, err := ParseNode(benchRecord(0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !reflect.DeepEqual(m.nodes[0].node, want) {
+		t.Errorf("a node came back as %+v, want %+v", m.nodes[0].node, want)
+	}
+	var again bytes.Buffer
+	if err := m.write(&again); err != nil || !bytes.Equal(again.Bytes(), data) {
+		t.Errorf("written again, it differs: %v", err)
+	}
+}
+
+// Any byte that is changed, and any that is missing, is noticed.
+func TestMementoIsChecked(t *testing.T) {
+	data := testMemento(t)
+	for i := range data {
+		if _, err := readMemento(bytes.NewReader(data[:i])); !errors.Is(err, ErrInvalid) {
+			t.Fatalf("cut off at %d: %v", i, err)
+		}
+		spoilt := bytes.Clone(data)
+		spoilt[i] ^= 1
+		if _, err := readMemento(bytes.NewReader(spoilt)); !errors.Is(err, ErrInvalid) {
+			t.Fatalf("byte %d changed from %q: %v", i, data[i], err)
+		}
+	}
+	for _, more := range []string{"\n", "{}\n", string(data)} {
+		if _, err := readMemento(strings.NewReader(string(data) + more)); !errors.Is(err, ErrInvalid) {
+			t.Errorf("with %q behind it: %v", more, err)
+		}
+	}
+	if _, err := readMemento(strings.NewReader(strings.Repeat("x", 1<<20))); !errors.Is(err, ErrInvalid) {
+		t.Errorf("a line without end: %v", err)
+	}
+}
+
+// FuzzMemento holds that whatever is read as a warm-start file holds valid nodes
+// only, and is written and read again alike.
+func FuzzMemento(f *testing.F) {
+	f.Add(testMemento(f))
+	f.Add([]byte(`{"format":"caddy-discovery warm start 1"}` + "\n" + `{"sha256":""}` + "\n"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		m, err := readMemento(bytes.NewReader(data))
+		if err != nil {
+			// The interesting files have the right sum.
+			if m, err = readMemento(bytes.NewReader(withSum(data))); err != nil {
+				if !errors.Is(err, ErrInvalid) {
+					t.Errorf("error %v is not ErrInvalid", err)
+				}
+				return
+			}
+		}
+		for _, n := range m.nodes {
+			if err := n.node.Validate(); err != nil {
+				t.Error(err)
+			}
+		}
+		var b bytes.Buffer
+		if err := m.write(&b); err != nil {
+			return // a time that JSON cannot hold
+		}
+		again, err := readMemento(&b)
+		if err != nil {
+			t.Fatalf("what was written cannot be read: %v", err)
+		}
+		if len(again.nodes) != len(m.nodes) || again.Registry != strings.ToValidUTF8(m.Registry, "\ufffd") {
+			t.Errorf("read again: %+v, want %+v", again, m)
+		}
+	})
+}
+
+// withSum puts the right checksum behind the lines.
+func withSum(data []byte) []byte {
+	body := data
+	if i := bytes.Index(data, []byte(`{"sha256":`)); i >= 0 {
+		body = data[:i]
+	}
+	if len(body) > 0 && body[len(body)-1] != '\n' {
+		body = append(bytes.Clone(body), '\n')
+	}
+	sum := sha256.Sum256(body)
+	return append(bytes.Clone(body), `{"sha256":"`+hex.EncodeToString(sum[:])+`"}`+"\n"...)
+}

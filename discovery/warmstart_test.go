@@ -1,0 +1,430 @@
+package discovery_test
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"go.uber.org/zap/zaptest/observer"
+
+	"github.com/caddy-discovery/caddy-discovery/discovery"
+	"github.com/caddy-discovery/caddy-discovery/discovery/discoverytest"
+)
+
+// once runs a directory until the function ends.
+func once(t *testing.T, w discovery.Watcher, o discovery.Options, do func(d *discovery.Directory)) {
+	t.Helper()
+	if o.Probe == nil {
+		o.Probe = nobodyThere
+	}
+	d := discovery.NewDirectory(w, o)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- d.Run(ctx) }()
+	synctest.Wait()
+	do(d)
+	cancel()
+	<-done
+}
+
+// warmFile returns where a directory may keep its list.
+func warmFile(t *testing.T) discovery.WarmStart {
+	t.Helper()
+	return discovery.WarmStart{Path: filepath.Join(t.TempDir(), "discovery", "orders.json"), Registry: "test"}
+}
+
+// written leaves a file as a directory of the nodes writes it.
+func written(t *testing.T, w discovery.WarmStart, nodes ...discovery.Node) {
+	t.Helper()
+	m := discoverytest.NewMemory()
+	write(m, nodes...)
+	once(t, m.Open(), discovery.Options{WarmStart: w}, func(*discovery.Directory) { time.Sleep(coalesced) })
+}
+
+// away is a registry that cannot be reached.
+func away() *discoverytest.Memory {
+	m := discoverytest.NewMemory()
+	m.Break()
+	return m
+}
+
+func TestWarmStart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := warmFile(t)
+		nodes := fleet(4)
+		nodes[2].Metadata[discovery.KeyState] = "draining"
+		nodes[3] = atEndpoint(nodes[3], "http://orders:80")
+		z := newZone("orders", "10.0.0.9")
+		n := newNetwork(nodes...)
+		n.set(false, nodes[1])
+		n.up["10.0.0.9:80"] = true
+		written(t, w, nodes...)
+		time.Sleep(time.Hour)
+
+		m := away()
+		d := follow(t, m.Open(), discovery.Options{WarmStart: w, Probe: n.probe, Lookup: z.lookup})
+		time.Sleep(time.Second)
+		expectStates(t, d, "", "nobody asked")
+		if n.total() != 0 || d.Stale() != 0 {
+			t.Errorf("%d probes before anybody asked; the view is %v old", n.total(), d.Stale())
+		}
+		d.Restore()
+		time.Sleep(coalesced)
+		expectStates(t, d, "n0:restored n2:draining n3:restored", "restored")
+		if s := d.Snapshot(); s.Synced || len(s.Service("orders")) != 3 || !s.Node("n0").Serves() || s.Node("n2").Serves() {
+			t.Errorf("the snapshot: %+v", s)
+		}
+		if s := d.Status(); s.Synced || s.Connected || s.Restored != 2 || s.Nodes != 3 {
+			t.Errorf("the status: %+v", s)
+		}
+		if got := addresses(d, "n3"); got != "[10.0.0.9] 10.0.0.9:80" {
+			t.Errorf("a host name: %s", got)
+		}
+		if age := d.Stale().Round(time.Minute); age != time.Hour {
+			t.Errorf("the view is %v old, want an hour", age)
+		}
+
+		// Nodes come and go although the registry stays away.
+		n.set(true, nodes[1])
+		n.set(false, nodes[0])
+		d.Restore()
+		time.Sleep(31 * time.Second)
+		expectStates(t, d, "n1:restored n2:draining n3:restored", "a lease later")
+		if n.count(nodes[0]) != 2 {
+			t.Errorf("a node was dialled %d times in a lease, want once more", n.count(nodes[0]))
+		}
+
+		// The registry knows better.
+		write(m, nodes[3], newNode("new"))
+		m.Restore()
+		reconnect(t, d)
+		back := d.Status().Since
+		expectStates(t, d, "n1:restored n2:draining n3 new", "the registry is back")
+		n.set(false, nodes...)
+		time.Sleep(10 * time.Second)
+		write(m, nodes[1], nodes[3], newNode("new"))
+		time.Sleep(time.Until(back.Add(discovery.DefaultTTL - time.Nanosecond)))
+		expectStates(t, d, "n1 n2:draining n3 new", "heard")
+		time.Sleep(coalesced)
+		expectStates(t, d, "n1 n3 new", "not heard")
+		if d.Stale() != 0 || d.Status().Restored != 0 {
+			t.Errorf("the view is %v old, %+v", d.Stale(), d.Status())
+		}
+	})
+}
+
+// A registry that answers soon is all that counts.
+func TestWarmStartNotNeeded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := warmFile(t)
+		nodes := fleet(2)
+		written(t, w, nodes...)
+		n := newNetwork(nodes...)
+		m := discoverytest.NewMemory()
+		write(m, newNode("new"))
+		d := follow(t, m.Open(), discovery.Options{WarmStart: w, Probe: n.probe})
+		d.Restore()
+		time.Sleep(time.Minute)
+		expectStates(t, d, "", "a lease after the node was heard")
+		if n.total() != 0 {
+			t.Errorf("%d probes", n.total())
+		}
+	})
+}
+
+// What the first listing lacks leaves at once where that proves something, and has
+// a lease to be heard where it does not.
+func TestWarmStartMeetsListing(t *testing.T) {
+	for _, test := range []struct {
+		name  string
+		after time.Duration
+		then  discovery.Listing
+		say   func(s *stream)
+		stays bool
+	}{
+		{"it went on", time.Second, discovery.Listing{Epoch: "e", Revision: 9}, nil, false},
+		{"long ago", time.Minute, discovery.Listing{Epoch: "e", Revision: 9}, nil, true},
+		{"records run out soon", 10 * time.Second, discovery.Listing{Epoch: "e", Revision: 9, Expiry: 5 * time.Second}, nil, true},
+		{"partial", time.Second, discovery.Listing{Epoch: "e", Revision: 9, Partial: true}, nil, true},
+		{"wiped", time.Second, discovery.Listing{Epoch: "f", Revision: 9}, nil, true},
+		{"went backwards", time.Second, discovery.Listing{Epoch: "e", Revision: 2}, nil, true},
+		{"left", time.Minute, discovery.Listing{Epoch: "e", Revision: 9}, func(s *stream) {
+			s.emit(discovery.Event{Type: discovery.Left, ID: "a", Key: "ka", Revision: 8})
+		}, false},
+		{"rejected", time.Minute, discovery.Listing{Epoch: "e", Revision: 9}, func(s *stream) {
+			s.emit(discovery.Event{Type: discovery.Rejected, Key: "ka", Err: discovery.ErrInvalid})
+		}, false},
+		{"another node under its key", time.Minute, discovery.Listing{Epoch: "e", Revision: 9}, func(s *stream) {
+			s.put("ka", 8, newNode("b"))
+		}, false},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				file := warmFile(t)
+				watcher := newScripted()
+				once(t, watcher, discovery.Options{WarmStart: file}, func(*discovery.Directory) {
+					s := <-watcher.streams
+					s.put("ka", 3, newNode("a"))
+					s.sync(discovery.Listing{Epoch: "e", Revision: 7})
+					synctest.Wait()
+				})
+				time.Sleep(test.after - time.Second)
+				watcher = newScripted()
+				d := follow(t, watcher, discovery.Options{WarmStart: file, Probe: newNetwork(newNode("a")).probe})
+				s := <-watcher.streams
+				d.Restore()
+				time.Sleep(time.Second)
+				expectStates(t, d, "a:restored", "restored")
+				if test.say != nil {
+					test.say(s)
+				}
+				s.sync(test.then)
+				time.Sleep(coalesced)
+				got := strings.ReplaceAll(states(d), "b", "")
+				if want := map[bool]string{true: "a:restored"}[test.stays]; got != want {
+					t.Fatalf("nodes [%s], want [%s]", got, want)
+				}
+				if test.stays {
+					time.Sleep(discovery.DefaultTTL)
+					expectStates(t, d, "", "a lease later")
+				}
+			})
+		})
+	}
+}
+
+// The file follows every change within seconds, is for its owner's eyes, and is
+// confirmed while nothing changes.
+func TestWarmStartIsKept(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		file := warmFile(t)
+		m := discoverytest.NewMemory()
+		kept := func() string {
+			data, err := os.ReadFile(file.Path)
+			if err != nil {
+				return err.Error()
+			}
+			return string(data)
+		}
+		write(m, newNode("first", discovery.KeyLease, "24h"))
+		d := follow(t, m.Open(), discovery.Options{WarmStart: file})
+		time.Sleep(3 * time.Second)
+		synctest.Wait()
+		if !strings.Contains(kept(), "first") {
+			t.Errorf("three seconds after the listing: %s", kept())
+		}
+		if info, err := os.Stat(file.Path); err != nil || info.Mode().Perm() != 0o600 {
+			t.Errorf("mode %v, %v", info.Mode(), err)
+		}
+		if info, err := os.Stat(filepath.Dir(file.Path)); err != nil || info.Mode().Perm() != 0o700 {
+			t.Errorf("mode of the folder %v, %v", info.Mode(), err)
+		}
+		for i := range 20 {
+			write(m, newNode(fmt.Sprint("n", i), discovery.KeyLease, "24h"))
+			time.Sleep(time.Second)
+			if i >= 3 && !strings.Contains(kept(), fmt.Sprint("n", i-3)) {
+				t.Errorf("n%d is not there after three seconds", i-3)
+			}
+		}
+		time.Sleep(5 * time.Second)
+		before := kept()
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		if kept() == before {
+			t.Error("a list that did not change is not confirmed")
+		}
+		m.Break()
+		time.Sleep(time.Minute)
+		before = kept()
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		if kept() != before {
+			t.Error("a list is confirmed while the registry is away")
+		}
+		if d.Stale().Round(time.Minute) != 61*time.Minute {
+			t.Errorf("the view is %v old", d.Stale())
+		}
+		entries, err := os.ReadDir(filepath.Dir(file.Path))
+		if err != nil || len(entries) != 2 {
+			t.Errorf("the folder holds %v, %v, want the file and its lock", entries, err)
+		}
+	})
+}
+
+func TestWarmStartSetsAside(t *testing.T) {
+	for _, test := range []struct {
+		name   string
+		spoil  func(t *testing.T, w *discovery.WarmStart)
+		reason string // "": it is used
+	}{
+		{"good", func(*testing.T, *discovery.WarmStart) {}, ""},
+		{"a day old", func(*testing.T, *discovery.WarmStart) { time.Sleep(24*time.Hour + time.Second) }, "written 24h0m1s ago"},
+		{"not quite a day old", func(*testing.T, *discovery.WarmStart) { time.Sleep(23 * time.Hour) }, ""},
+		{"of another registry", func(_ *testing.T, w *discovery.WarmStart) { w.Registry = "another" }, "another registry"},
+		{"truncated", func(t *testing.T, w *discovery.WarmStart) {
+			data, err := os.ReadFile(w.Path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			spoil(t, w, data[:len(data)-100])
+		}, "cut off"},
+		{"empty", func(t *testing.T, w *discovery.WarmStart) { spoil(t, w, nil) }, "cut off"},
+		{"corrupt", func(t *testing.T, w *discovery.WarmStart) {
+			data, err := os.ReadFile(w.Path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			spoil(t, w, []byte(strings.Replace(string(data), "10.1.0.0", "10.1.0.9", 1)))
+		}, "checksum"},
+		{"something else", func(t *testing.T, w *discovery.WarmStart) { spoil(t, w, []byte("hello\n")) }, "does not begin"},
+		{"a folder", func(t *testing.T, w *discovery.WarmStart) {
+			if err := os.Remove(w.Path); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Mkdir(w.Path, 0o700); err != nil {
+				t.Fatal(err)
+			}
+		}, "no regular file"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				file := warmFile(t)
+				nodes := fleet(1)
+				written(t, file, nodes...)
+				test.spoil(t, &file)
+				core, logs := observer.New(zapcore.WarnLevel)
+				m := away()
+				d := follow(t, m.Open(), discovery.Options{WarmStart: file, Probe: newNetwork(nodes...).probe, Logger: zap.New(core)})
+				d.Restore()
+				time.Sleep(time.Second)
+				want := "n0:restored"
+				if test.reason != "" {
+					want = ""
+					aside := logs.FilterMessageSnippet("set aside").All()
+					if len(aside) != 1 || !strings.Contains(fmt.Sprint(aside[0].ContextMap()["error"]), test.reason) {
+						t.Errorf("logged %v, want one line with %q", aside, test.reason)
+					}
+					if _, err := os.Stat(file.Path + ".bad"); err != nil {
+						t.Error(err)
+					}
+				}
+				expectStates(t, d, want, "restored")
+				// Whatever there was, the next list is kept.
+				m.Restore()
+				reconnect(t, d)
+				time.Sleep(5 * time.Second)
+				if info, err := os.Stat(file.Path); err != nil || !info.Mode().IsRegular() {
+					t.Errorf("the next list is not kept: %v", err)
+				}
+			})
+		})
+	}
+}
+
+func spoil(t *testing.T, w *discovery.WarmStart, data []byte) {
+	t.Helper()
+	if err := os.WriteFile(w.Path, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Two on one host have a file each. Whoever starts reads the newest.
+func TestWarmStartSideBySide(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		file := warmFile(t)
+		nodes := fleet(3)
+		m := discoverytest.NewMemory()
+		write(m, nodes[0])
+		once(t, m.Open(), discovery.Options{WarmStart: file}, func(*discovery.Directory) {
+			time.Sleep(5 * time.Second)
+			write(m, nodes[1])
+			once(t, m.Open(), discovery.Options{WarmStart: file}, func(*discovery.Directory) {
+				time.Sleep(5 * time.Second)
+			})
+			if _, err := os.Stat(strings.TrimSuffix(file.Path, ".json") + "-2.json"); err != nil {
+				t.Error(err)
+			}
+			m.Break()
+		})
+		// The first one has stopped last, but knew nothing since the registry went.
+		n := newNetwork(nodes...)
+		d := follow(t, away().Open(), discovery.Options{WarmStart: file, Probe: n.probe})
+		d.Restore()
+		time.Sleep(time.Second)
+		expectStates(t, d, "n0:restored n1:restored", "restored")
+		other := follow(t, away().Open(), discovery.Options{WarmStart: file, Probe: n.probe})
+		other.Restore()
+		time.Sleep(time.Second)
+		expectStates(t, other, "n0:restored n1:restored", "restored beside the first one")
+	})
+}
+
+// A folder that cannot be written is a line in the log, and no more.
+func TestWarmStartReadOnly(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		folder := t.TempDir()
+		blocker := filepath.Join(folder, "file")
+		if err := os.WriteFile(blocker, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		core, logs := observer.New(zapcore.WarnLevel)
+		m := discoverytest.NewMemory()
+		write(m, newNode("a"))
+		d := follow(t, m.Open(), discovery.Options{
+			WarmStart: discovery.WarmStart{Path: filepath.Join(blocker, "x.json"), Registry: "test"}, Logger: zap.New(core),
+		})
+		d.Restore()
+		time.Sleep(time.Hour)
+		if logs.FilterMessageSnippet("not kept").Len() != 1 || logs.Len() > 2 {
+			t.Errorf("logged %v", logs.All())
+		}
+	})
+}
+
+// The disk fills up, and is emptied.
+func TestWarmStartRecovers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		file := warmFile(t)
+		if err := os.MkdirAll(file.Path+".tmp/x", 0o700); err != nil { // in the way of the temporary file
+			t.Fatal(err)
+		}
+		core, logs := observer.New(zapcore.WarnLevel)
+		m := discoverytest.NewMemory()
+		write(m, newNode("a", discovery.KeyLease, "24h"))
+		follow(t, m.Open(), discovery.Options{WarmStart: file, Logger: zap.New(core)})
+		time.Sleep(10 * time.Minute)
+		if logs.Len() != 1 {
+			t.Errorf("logged %v, want one line", logs.All())
+		}
+		if err := os.RemoveAll(file.Path + ".tmp"); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(2 * time.Minute)
+		synctest.Wait()
+		if _, err := os.Stat(file.Path); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestRunEndsWhileRestoring(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		file := warmFile(t)
+		nodes := fleet(300)
+		written(t, file, nodes...)
+		n := newNetwork(nodes...)
+		n.delay = time.Hour
+		once(t, away().Open(), discovery.Options{WarmStart: file, Probe: n.probe}, func(d *discovery.Directory) {
+			d.Restore()
+			time.Sleep(time.Second)
+		})
+		once(t, away().Open(), discovery.Options{WarmStart: file, Probe: n.probe}, func(d *discovery.Directory) {})
+	})
+}
