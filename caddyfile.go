@@ -54,6 +54,7 @@ func init() {
 //	    allow        <cidr|private_ranges|host-glob...>
 //	    deny         <cidr|private_ranges|host-glob...>
 //	    sync_timeout <duration>
+//	    max_stale    <duration>
 //	}
 //
 // A registry URL goes behind the name or behind registry, not both.
@@ -80,6 +81,7 @@ func (u *Upstreams) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 			"allow":        access(&u.Allow),
 			"deny":         access(&u.Deny),
 			"sync_timeout": duration(&u.SyncTimeout),
+			"max_stale":    duration(&u.MaxStale),
 		},
 	}.parse(d)
 	if err != nil {

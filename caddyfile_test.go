@@ -97,6 +97,7 @@ func TestCaddyfileErrors(t *testing.T) {
 		"deny addresses":           {source("deny 10.0.*"), []string{"option deny", `"10.0.*"`, "10.0.0.0/8"}},
 		"bad duration":             {source("sync_timeout soon"), []string{"option sync_timeout", `"soon"`, "such as 500ms", "Caddyfile:4"}},
 		"duration of nothing":      {source("sync_timeout 0s"), []string{"option sync_timeout", `"0s"`, "above 0"}},
+		"bad max_stale":            {source("max_stale never"), []string{"option max_stale", `"never"`, "such as 500ms", "Caddyfile:4"}},
 		"pick of nothing":          {source("pick 0"), []string{"option pick", `"0"`, "1 to 1000", "Caddyfile:4"}},
 		"pick without number":      {source("pick"), []string{"option pick", "want: pick <n> [hash <placeholder>]"}},
 		"pick by a wrong word":     {source("pick 2 by {client_ip}"), []string{"option pick", `"by"`, "hash <placeholder>"}},

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
 )
@@ -93,6 +94,9 @@ func varies(s string) bool { return strings.Contains(s, "{") }
 func (s namedSource) standing(e *discovery.Entry) string {
 	if s.Service != "" && !varies(s.Service) && e.Node.Service() != s.Service {
 		return "service"
+	}
+	if s.MaxStale > 0 && s.directory.Stale() > time.Duration(s.MaxStale) {
+		return "max_stale"
 	}
 	return s.obstacle(e, s.wish)
 }

@@ -108,6 +108,10 @@ type Upstreams struct {
 	// when the directory was opened. Default: 2s
 	SyncTimeout caddy.Duration `json:"sync_timeout,omitempty"`
 
+	// For how long the last known nodes stay in use while the registry is away. After
+	// that there are none until it is back. Default: for ever
+	MaxStale caddy.Duration `json:"max_stale,omitempty"`
+
 	directory *sharedDirectory
 	handler   *reverseproxy.Handler
 	health    *checker // nil without health checks
@@ -127,6 +131,7 @@ type Upstreams struct {
 	current  atomic.Pointer[view]
 	build    sync.Mutex // held while a view is built; the old one serves meanwhile
 	starving atomic.Bool
+	outdated atomic.Bool
 
 	restoring sync.Once
 	restore   *time.Timer
@@ -197,6 +202,9 @@ func (u *Upstreams) start() {
 // expanded once, here.
 func (u *Upstreams) checkOptions() error {
 	if err := checkDuration("sync_timeout", u.SyncTimeout); err != nil {
+		return err
+	}
+	if err := checkDuration("max_stale", u.MaxStale); err != nil {
 		return err
 	}
 	if err := checkDuration("slow_start", u.SlowStart); err != nil {
@@ -329,6 +337,9 @@ var errNoNode = errors.New("no discovered node can serve")
 func (u *Upstreams) GetUpstreams(r *http.Request) ([]*reverseproxy.Upstream, error) {
 	s := screen{limits: u.limits, ramp: time.Duration(u.SlowStart)}
 	pool := u.pool(u.snapshot(r), r)
+	if u.MaxStale > 0 && u.givenUp() {
+		return u.upstreams(nil)
+	}
 	if len(pool.tiers) == 0 && u.health != nil {
 		pool = u.awaitChecks(r)
 	}
@@ -368,6 +379,23 @@ func (u *Upstreams) upstreams(nodes []*discovery.Entry) ([]*reverseproxy.Upstrea
 		upstreams[i] = &block[i]
 	}
 	return upstreams, nil
+}
+
+// givenUp reports whether the view is older than max_stale, and logs when that
+// begins and ends.
+func (u *Upstreams) givenUp() bool {
+	age := u.directory.Stale()
+	given := age > time.Duration(u.MaxStale)
+	if u.outdated.Load() == given || u.outdated.Swap(given) == given {
+		return given
+	}
+	if given {
+		u.logger.Warn("giving up the last known nodes: the registry has been away for longer than max_stale",
+			zap.String("service", u.Service), zap.Duration("away", age.Round(time.Millisecond)), zap.Bool("static_upstreams", u.fallback))
+	} else {
+		u.logger.Info("the registry is back; its nodes are in use again", zap.String("service", u.Service))
+	}
+	return given
 }
 
 // snapshot returns the directory's snapshot. Soon after a cold start it waits

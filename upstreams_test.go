@@ -291,6 +291,51 @@ func TestRegistryLossKeepsServing(t *testing.T) {
 	}
 }
 
+func TestMaxStale(t *testing.T) {
+	name, m := newMemory(t)
+	port := freePort(t)
+	list(t, m, "a", service(t, "a").URL)
+	load(t, `http://127.0.0.1:`+port+` {
+		handle /patient {
+			reverse_proxy {
+				dynamic discovery {
+					registry memory `+name+`
+				}
+			}
+		}
+		handle /static {
+			reverse_proxy `+service(t, "static").URL+` {
+				dynamic discovery {
+					registry memory `+name+`
+					max_stale 50ms
+				}
+			}
+		}
+		handle {
+			reverse_proxy {
+				dynamic discovery {
+					registry memory `+name+`
+					max_stale 50ms
+				}
+			}
+		}
+	}`)
+	url := "http://127.0.0.1:" + port
+	answers := func(want string) func() bool {
+		return func() bool {
+			status, body := get(t, url)
+			_, static := get(t, url+"/static")
+			_, patient := get(t, url+"/patient")
+			return fmt.Sprint(status, body, " ", static, " ", patient) == want
+		}
+	}
+	eventually(t, "a serves", answers("200a a a"))
+	m.Break()
+	eventually(t, "those that are in a hurry give it up", answers("503 static a"))
+	m.Restore()
+	eventually(t, "a serves again", answers("200a a a"))
+}
+
 // TestSilentRegistryKeepsServing has the registry die without a word: the
 // connection stands and nothing comes.
 func TestSilentRegistryKeepsServing(t *testing.T) {
