@@ -380,6 +380,11 @@ type tracked struct {
 	expired bool   // its record ran out in the batch of events under way
 	// It comes from a warm-start file.
 	remembered bool
+
+	// Who wrote the record before the one who did last, and when that changed.
+	rival    string
+	replaced time.Duration
+	fought   bool
 }
 
 // record names the node's record, by its id only where it has no key.
@@ -674,6 +679,7 @@ func (k *keeper) put(e Event) {
 		}
 		if !sameRecord(&t.entry.Node, &e.Node) {
 			reason := difference(&t.entry.Node, &e.Node)
+			k.watchFight(t, &e.Node)
 			k.vacate(t)
 			k.replace(t, newEntry(e.Node, lease, t.entry.vitals).under(k.overrideOf(e.Node.ID)).in(t.doubt))
 			k.occupy(t)

@@ -20,8 +20,10 @@ const (
 	// Fewer nodes than this may lapse together in any small fleet.
 	guardFloor = 3
 
-	// What a mass lapse may cost: so many sockets at once, and so long each.
-	maxProbes    = 128
+	// What a mass lapse may cost: so many sockets at once, more in a large fleet,
+	// which else would be asked for minutes; and so long each.
+	fewProbes    = 128
+	maxProbes    = 1024
 	probeTimeout = 2 * time.Second
 )
 
@@ -282,7 +284,8 @@ func (k *keeper) ask(t *tracked) {
 
 // dial dials the nodes that wait for it, a bounded number at once.
 func (k *keeper) dial(ctx context.Context) {
-	for len(k.waiting) > 0 && k.dialled < maxProbes {
+	most := min(max(fewProbes, len(k.nodes)/20), maxProbes)
+	for len(k.waiting) > 0 && k.dialled < most {
 		t := k.waiting[0]
 		k.waiting[0] = nil
 		k.waiting = k.waiting[1:]
