@@ -1,6 +1,6 @@
 # `make help` lists what there is. Everything is built with the Go toolchain and
 # the versions that go.mod pins; nothing has to be installed beforehand, except
-# what scripts/need-redis says.
+# what the scripts/need-… say.
 
 MODULE := github.com/caddy-discovery/caddy-discovery
 
@@ -44,6 +44,8 @@ demo: bin/caddy ## a fleet that joins, drains and crashes behind Caddy; DEMO_FOR
 
 test: ## all tests, with the race detector
 	@scripts/need-redis
+	@scripts/need-chromium
+	@scripts/need-promtool
 	go test -race -timeout $(TEST_TIMEOUT) $(PKG)
 
 lint: ## formatting, vet, and the rules of .golangci.yml

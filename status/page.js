@@ -3,12 +3,12 @@
 // page as text (textContent) and never as markup.
 (() => {
   const byId = (id) => document.getElementById(id);
-  const rowsAtOnce = 200, journalSize = 300;
+  const rowsAtOnce = 100, journalSize = 300;
   const kinds = { up: "good", draining: "warn", maintenance: "warn", held: "warn", restored: "warn", unhealthy: "bad", rejected: "bad",
     seen: "good", connected: "good", updated: "", left: "", lapsed: "bad", ejected: "bad", disconnected: "bad" };
 
   const nodes = new Map();  // key → node
-  let order = [];           // nodes by service and id
+  let order = [];           // nodes by group and id
   let unordered = false, dirty = false, shown = rowsAtOnce, first = true;
   let rows = new Map();     // key → row, of what is shown
   let registries = [];
@@ -29,12 +29,14 @@
 
   function upsert(n) {
     n.key = keyOf(n.r, n.id, n.state === "rejected");
+    // Services by name, what has none behind them, and what is rejected last.
+    n.group = n.state === "rejected" ? "2" : n.service ? "0" + n.service : "1";
     n.ends = seconds() + n.lease_left;
     n.pairs = Object.keys(n.metadata).sort().filter((k) => !["service", "weight", "state", "lease", "instance"].includes(k)).map((k) => k + "=" + n.metadata[k]);
     n.hay = [n.id, n.service, n.endpoint, n.state, n.reason, n.registry, ...n.pairs].join("\n").toLowerCase();
     const old = nodes.get(n.key);
     n.isNew = !old && !first;
-    if (!old || old.service !== n.service) unordered = true;
+    if (!old || old.group !== n.group) unordered = true;
     // The same object goes on, so that the order of the others stands.
     if (old) Object.assign(old, n); else nodes.set(n.key, n);
     rows.delete(n.key);
@@ -44,7 +46,7 @@
 
   function reorder() {
     order = [...nodes.values()].sort((a, b) =>
-      a.service < b.service ? -1 : a.service > b.service ? 1 : a.id < b.id ? -1 : a.id > b.id ? 1 : a.key < b.key ? -1 : 1);
+      a.group < b.group ? -1 : a.group > b.group ? 1 : a.id < b.id ? -1 : a.id > b.id ? 1 : a.key < b.key ? -1 : 1);
     unordered = false;
   }
 
@@ -55,7 +57,8 @@
     const id = element("th", "id", n.id); id.scope = "row"; row.append(id);
     if (registries.length > 1) id.append(element("span", "why", n.registry));
     const state = cell("State"); state.append(badge(n.state));
-    const why = n.reason || (n.sources.length && n.sources.every((s) => !s.eligible) ? "used by no source: " + [...new Set(n.sources.map((s) => s.reason))].join(", ") : "");
+    const obstacles = [...new Set(n.sources.map((s) => s.reason))].filter((reason) => reason !== n.state);
+    const why = n.reason || (obstacles.length && n.sources.every((s) => !s.eligible) ? "used by no source: " + obstacles.join(", ") : "");
     if (why) state.append(element("span", "why", why));
     cell("Endpoint").append(element("span", "endpoint", n.endpoint));
     const lease = cell("Lease", "lease");
@@ -87,13 +90,13 @@
     const words = byId("filter").value.toLowerCase().split(/\s+/).filter(Boolean), state = byId("state").value;
     const found = order.filter((n) => (!state || n.state === state) && words.every((w) => n.hay.includes(w)));
     const perService = new Map();
-    for (const n of found) perService.set(n.service, (perService.get(n.service) || 0) + 1);
+    for (const n of found) perService.set(n.group, (perService.get(n.group) || 0) + 1);
     const body = document.createDocumentFragment(), kept = new Map(), now = seconds();
-    let service = null;
+    let service = null; // of the row above
     for (const n of found.slice(0, shown)) {
-      if (n.service !== service) {
-        service = n.service;
-        const head = element("tr", "service"), title = element("th", "", service || "without a service");
+      if (n.group !== service) {
+        service = n.group;
+        const head = element("tr", "service"), title = element("th", "", service[0] === "2" ? "Rejected records" : service.slice(1) || "without a service");
         title.colSpan = 7; title.scope = "rowgroup";
         const count = perService.get(service);
         title.append(element("span", "", count + (count === 1 ? " node" : " nodes")));
@@ -164,10 +167,15 @@
     for (const v of list) {
       const n = nodes.get(keyOf(v.r, v.id, false));
       if (!n) continue;
+      if (n.state !== v.state || n.reason !== v.reason) {
+        upsert({ ...n, load: v.load, lease_left: v.lease_left, state: v.state, reason: v.reason, sources: v.sources });
+        draw();
+        continue;
+      }
       n.load = v.load; n.ends = now + v.lease_left;
-      if (n.state !== v.state || n.reason !== v.reason) upsert({ ...n, lease_left: v.lease_left, state: v.state, reason: v.reason, sources: v.sources });
+      const row = rows.get(n.key);
+      if (row) vitals(n, row, now);
     }
-    draw();
   });
   on("registries", (list) => {
     registries = list; drawRegistries();
