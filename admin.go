@@ -72,6 +72,8 @@ type nodeView struct {
 	State     string            `json:"state"`
 	Reason    string            `json:"reason"`
 	Sources   []standingView    `json:"sources"`
+
+	weight float64
 }
 
 // standingView is how a node stands with one source.
@@ -163,6 +165,7 @@ func viewNode(registry string, e *discovery.Entry, sources []namedSource) nodeVi
 		Load:      e.Load(),
 		Metadata:  n.Metadata,
 		LastHeard: e.LastHeard(),
+		weight:    e.Weight(),
 		LeaseLeft: max(seconds(time.Until(e.LeaseEnd())), 0),
 		Sources:   make([]standingView, len(sources)),
 	}
@@ -187,17 +190,26 @@ func stateOf(e *discovery.Entry, sources []namedSource) (state, reason string) {
 	case state == stateRestored:
 		return stateRestored, "it is known from before the start, and has not been heard since"
 	case state != discovery.StateUp:
-		return string(state), ""
+		return string(state), operatorReason(e)
 	}
 	for _, s := range sources {
 		if reason := s.standing(e); strings.HasPrefix(reason, stateUnhealthy) {
 			return stateUnhealthy, reason
 		}
 	}
-	if e.Weight() == 0 {
+	reason = operatorReason(e)
+	if reason == "" && e.Weight() == 0 {
 		reason = "weight 0"
 	}
 	return string(discovery.StateUp), reason
+}
+
+// operatorReason says what an operator has decided about a node, "" if nothing.
+func operatorReason(e *discovery.Entry) string {
+	if o := e.Override(); !o.IsZero() {
+		return "operator: " + o.String()
+	}
+	return ""
 }
 
 // viewRejection returns a rejected record as the admin API shows it, among the

@@ -57,6 +57,7 @@ to drain a node on pub/sub, which keeps nothing; 3 there is no such node.
   $ caddy discovery register pay-1 http://10.0.0.9:8080 --metadata service=pay`
 			cmd.AddCommand(
 				nodesCommand(), watchCommand(), historyCommand(),
+				drainCommand(), undrainCommand(), weightCommand(), overridesCommand(),
 				registerCommand(), deregisterCommand(), statusCommand(),
 			)
 		},

@@ -90,11 +90,7 @@ func printNodes(w io.Writer, nodes []nodeView) {
 		if more == "" {
 			more = otherMetadata(n.Metadata)
 		}
-		weight := n.Metadata[discovery.KeyWeight]
-		if weight == "" {
-			weight = "1"
-		}
-		t.row(n.ID, n.Service, n.Endpoint, n.State, weight, strconv.FormatFloat(n.Load, 'g', 3, 64),
+		t.row(n.ID, n.Service, n.Endpoint, n.State, strconv.FormatFloat(n.weight, 'g', 3, 64), strconv.FormatFloat(n.Load, 'g', 3, 64),
 			age(time.Duration(n.LeaseLeft*float64(time.Second))), age(time.Since(n.LastHeard))+" ago", more)
 	}
 }

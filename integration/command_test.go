@@ -114,6 +114,80 @@ func TestCommand(t *testing.T) {
 	})
 }
 
+// TestOverrides drains a node that goes on announcing itself, on two proxies, under
+// traffic.
+func TestOverrides(t *testing.T) {
+	onEach(t, func(t *testing.T, r registry) {
+		a, b := newService(t, "a"), newService(t, "b")
+		beat := func() {
+			for _, s := range []*service{a, b} {
+				r.put(s.id, camel(s.id, "http://"+s.address, `"service":"orders"`))
+			}
+		}
+		beat()
+		if _, stderr, code := runCommand(t, r, "drain", "a"); code == 2 {
+			for _, args := range [][]string{{"undrain", "a"}, {"weight", "a", "2"}, {"overrides"}} {
+				if _, stderr, code := runCommand(t, r, args...); code != 2 || !strings.Contains(stderr, "keeps no overrides") {
+					t.Errorf("%v: %d %s", args, code, stderr)
+				}
+			}
+			t.Logf("no overrides here: %s", stderr)
+			return
+		} else if code != 0 {
+			t.Fatalf("drain: %d %s", code, stderr)
+		}
+		ports := []string{freePort(t), freePort(t)}
+		for _, port := range ports {
+			start(t, "", site(port, r.block("ttl 1h")+"\nservice orders", "lb_policy round_robin"))
+		}
+		serve := func(what string, want ...*service) {
+			t.Helper()
+			for _, port := range ports {
+				eventually(t, what, func() bool {
+					beat() // it does not undo what the operator has decided
+					return fmt.Sprint(round(t, len(want), "http://127.0.0.1:"+port)) == all(want)
+				})
+			}
+		}
+		serve("what was drained before", b)
+		out, stderr, code := runCommand(t, r, "undrain", "a")
+		if code != 0 || !strings.Contains(out, "a is up with weight 1") {
+			t.Errorf("undrain: %d %s %s", code, out, stderr)
+		}
+		serve("both", a, b)
+		out, stderr, code = runCommand(t, r, "drain", "b", "--for", "1h")
+		if code != 0 || !strings.Contains(out, "b is draining") || !strings.Contains(out, "until ") {
+			t.Errorf("drain: %d %s %s", code, out, stderr)
+		}
+		t.Log(strings.TrimSpace(out))
+		serve("a alone", a)
+		if out, _, code := runCommand(t, r, "weight", "b", "0.5"); code != 0 || !strings.Contains(out, "b is draining with weight 0.5") {
+			t.Errorf("weight: %d %s", code, out)
+		}
+		if out, _, code := runCommand(t, r, "weight", "a", "0"); code != 0 || !strings.Contains(out, "a is up with weight 0") {
+			t.Errorf("weight: %d %s", code, out)
+		}
+		if out, _, code := runCommand(t, r, "overrides"); code != 0 || !strings.Contains(out, "a   -         × 0     -      yes") {
+			t.Errorf("overrides: %d %s", code, out)
+		}
+		for _, args := range [][]string{{"weight", "a", "1"}, {"weight", "b", "1"}, {"undrain", "b"}} {
+			if _, stderr, code := runCommand(t, r, args...); code != 0 {
+				t.Errorf("%v: %d %s", args, code, stderr)
+			}
+		}
+		serve("both again", a, b)
+		if out, _, _ := runCommand(t, r, "overrides", "--json"); out != "[]\n" {
+			t.Errorf("overrides are left: %s", out)
+		}
+		if _, stderr, code := runCommand(t, r, "drain", "nobody"); code != 3 || !strings.Contains(stderr, "no such node") {
+			t.Errorf("drain nobody: %d %s", code, stderr)
+		}
+		if out, _, code := runCommand(t, r, "drain", "nobody", "--force"); code != 0 || !strings.Contains(out, "is not listed now") {
+			t.Errorf("drain nobody --force: %d %s", code, out)
+		}
+	})
+}
+
 // TestCommandMistakes has every mistake be told, with the exit code of a failure.
 func TestCommandMistakes(t *testing.T) {
 	secret := filepath.Join(t.TempDir(), "password")

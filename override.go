@@ -1,0 +1,233 @@
+package caddydiscovery
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/caddy-discovery/caddy-discovery/discovery"
+)
+
+// overrideFlags are the flags of the commands that decide about a node.
+type overrideFlags struct {
+	registryFlags
+	force    bool
+	duration time.Duration
+}
+
+func (f *overrideFlags) add(cmd *cobra.Command) {
+	f.registryFlags.add(cmd)
+	cmd.Flags().BoolVar(&f.force, "force", false, "also for a node that is not listed now")
+}
+
+func (f *overrideFlags) addDuration(cmd *cobra.Command) {
+	cmd.Flags().DurationVar(&f.duration, "for", 0, "how long it is to hold (default until it is taken back)")
+}
+
+// decide changes the override of a node, and returns when that shows in the
+// registry's own view of the node.
+func (f *overrideFlags) decide(ctx context.Context, cmd *cobra.Command, id string, change func(*discovery.Override)) error {
+	if f.duration < 0 {
+		return fmt.Errorf("--for: invalid duration %v, want one above 0", f.duration)
+	}
+	return f.follow(ctx, func(ctx context.Context, registry discovery.Registry, d *discovery.Directory) error {
+		overrider, ok := registry.(discovery.Overrider)
+		if !ok {
+			return fmt.Errorf("%s keeps no overrides: %w", registry, discovery.ErrUnsupported)
+		}
+		ctx, cancel := context.WithTimeout(ctx, f.timeout)
+		defer cancel()
+		all, err := overrider.Overrides(ctx)
+		if err != nil {
+			return err
+		}
+		o, stands := all[id]
+		if o.Ended(time.Now()) {
+			o = discovery.Override{}
+		}
+		if _, err := findNode(registry, d, id); err != nil && !stands && !f.force {
+			return err
+		}
+		change(&o)
+		if f.duration > 0 {
+			o.Until = time.Now().Add(f.duration)
+		}
+		began := time.Now()
+		// What follows is known to exist, and only what is written first may be
+		// created: where overrides are kept.
+		_, writer, closeWriter, err := f.open(ctx, true)
+		if err != nil {
+			return err
+		}
+		defer closeWriter()
+		switch overrider := writer.(discovery.Overrider); {
+		case !o.IsZero():
+			err = overrider.SetOverride(ctx, id, o)
+		case stands:
+			err = overrider.ClearOverride(ctx, id)
+		}
+		if err != nil {
+			return err
+		}
+		for s := d.Snapshot(); ; s = d.Snapshot() {
+			e := s.Node(id)
+			if e == nil {
+				fmt.Fprintf(cmd.OutOrStdout(), "%s is not listed now; when it is: %s\n", printableLine(id), o)
+				return nil
+			}
+			if is := e.Override(); is.State == o.State && equalWeights(is.Weight, o.Weight) {
+				fmt.Fprintf(cmd.OutOrStdout(), "%s is %s with weight %v, seen after %v; operator: %s\n", printableLine(id), e.State(), e.Weight(),
+					time.Since(began).Round(100*time.Microsecond), o)
+				return nil
+			}
+			select {
+			case <-s.Superseded():
+			case <-ctx.Done():
+				return errors.New("the override is written, and the watch of the registry does not show it: does another one stand there?")
+			}
+		}
+	})
+}
+
+func equalWeights(a, b *float64) bool { return a == b || a != nil && b != nil && *a == *b }
+
+func drainCommand() *cobra.Command {
+	var flags overrideFlags
+	cmd := &cobra.Command{
+		Use:   "drain <id> [--for <duration>]",
+		Short: "Takes a node out of service on every proxy",
+		Long: `
+Takes a node out of service: every proxy sends it no new requests, whatever its
+record says, until it is undrained. That is written beside the record, where neither
+heartbeats nor a restart of the node undo it.`,
+		Example: `  $ caddy discovery drain orders-3
+  $ caddy discovery drain orders-3 --for 10m`,
+		Args: cobra.ExactArgs(1),
+	}
+	flags.add(cmd)
+	flags.addDuration(cmd)
+	return command(cmd, func(ctx context.Context, cmd *cobra.Command, args []string) error {
+		return flags.decide(ctx, cmd, args[0], func(o *discovery.Override) { o.State, o.Until = discovery.StateDraining, time.Time{} })
+	})
+}
+
+func undrainCommand() *cobra.Command {
+	var flags overrideFlags
+	cmd := &cobra.Command{
+		Use:     "undrain <id>",
+		Short:   "Lets a node take requests again",
+		Long:    "\nTakes back what drain did: the node's own record says again whether it serves.",
+		Example: "  $ caddy discovery undrain orders-3",
+		Args:    cobra.ExactArgs(1),
+	}
+	flags.add(cmd)
+	return command(cmd, func(ctx context.Context, cmd *cobra.Command, args []string) error {
+		return flags.decide(ctx, cmd, args[0], func(o *discovery.Override) { o.State = "" })
+	})
+}
+
+func weightCommand() *cobra.Command {
+	var flags overrideFlags
+	cmd := &cobra.Command{
+		Use:   "weight <id> <factor> [--for <duration>]",
+		Short: "Gives a node more or less of the requests",
+		Long: `
+Multiplies the weight of a node on every proxy, whatever its record says: 0.1 for a
+canary, 0 for no new requests, 1 to take it back. Weights count where the source has
+'pick'; without it every weight but 0 is the same.`,
+		Example: `  $ caddy discovery weight orders-9 0.1
+  $ caddy discovery weight orders-9 1`,
+		Args: cobra.ExactArgs(2),
+	}
+	flags.add(cmd)
+	flags.addDuration(cmd)
+	return command(cmd, func(ctx context.Context, cmd *cobra.Command, args []string) error {
+		factor, err := strconv.ParseFloat(args[1], 64)
+		if err != nil || !(factor >= 0 && factor <= discovery.MaxWeight) {
+			return fmt.Errorf("invalid factor %q, want a number from 0 to %v", args[1], float64(discovery.MaxWeight))
+		}
+		return flags.decide(ctx, cmd, args[0], func(o *discovery.Override) {
+			o.Weight, o.Until = &factor, time.Time{}
+			if factor == 1 {
+				o.Weight = nil
+			}
+		})
+	})
+}
+
+// overrideView is an override as the CLI shows it.
+type overrideView struct {
+	ID     string     `json:"id"`
+	State  string     `json:"state,omitempty"`
+	Weight *float64   `json:"weight,omitempty"`
+	Until  *time.Time `json:"until,omitempty"`
+	Listed bool       `json:"listed"`
+}
+
+func overridesCommand() *cobra.Command {
+	var (
+		flags  registryFlags
+		asJSON bool
+	)
+	cmd := &cobra.Command{
+		Use:     "overrides [--json]",
+		Short:   "Lists what operators have decided",
+		Long:    "\nLists the overrides that drain and weight left behind, also of nodes that are gone.",
+		Example: "  $ caddy discovery overrides",
+		Args:    cobra.NoArgs,
+	}
+	flags.add(cmd)
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return command(cmd, func(ctx context.Context, cmd *cobra.Command, _ []string) error {
+		return flags.follow(ctx, func(ctx context.Context, registry discovery.Registry, d *discovery.Directory) error {
+			overrider, ok := registry.(discovery.Overrider)
+			if !ok {
+				return fmt.Errorf("%s keeps no overrides: %w", registry, discovery.ErrUnsupported)
+			}
+			ctx, cancel := context.WithTimeout(ctx, flags.timeout)
+			defer cancel()
+			all, err := overrider.Overrides(ctx)
+			if err != nil {
+				return err
+			}
+			views := make([]overrideView, 0, len(all))
+			for _, id := range slices.Sorted(maps.Keys(all)) {
+				o := all[id]
+				if o.Ended(time.Now()) {
+					continue
+				}
+				v := overrideView{ID: id, State: string(o.State), Weight: o.Weight, Listed: d.Snapshot().Node(id) != nil}
+				if !o.Until.IsZero() {
+					v.Until = &o.Until
+				}
+				views = append(views, v)
+			}
+			if asJSON {
+				return json.NewEncoder(cmd.OutOrStdout()).Encode(views)
+			}
+			t := newTable(cmd.OutOrStdout(), "ID", "STATE", "WEIGHT", "UNTIL", "LISTED")
+			defer t.flush()
+			for _, v := range views {
+				weight, until, listed := "", "", "no"
+				if v.Weight != nil {
+					weight = "× " + strconv.FormatFloat(*v.Weight, 'g', -1, 64)
+				}
+				if v.Until != nil {
+					until = "for " + age(time.Until(*v.Until))
+				}
+				if v.Listed {
+					listed = "yes"
+				}
+				t.row(v.ID, v.State, weight, until, listed)
+			}
+			return nil
+		})
+	})
+}
