@@ -46,7 +46,7 @@ test: ## all tests, with the race detector
 	@scripts/need-redis
 	@scripts/need-chromium
 	@scripts/need-promtool
-	go test -race -timeout $(TEST_TIMEOUT) $(PKG)
+	go test -race -parallel 6 -timeout $(TEST_TIMEOUT) $(PKG)
 
 lint: ## formatting, vet, and the rules of .golangci.yml
 	@unformatted=$$(gofmt -l .); [ -z "$$unformatted" ] || { echo "gofmt would change:"; echo "$$unformatted"; exit 1; }

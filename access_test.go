@@ -10,6 +10,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
+	"github.com/caddy-discovery/caddy-discovery/internal/freeport"
 )
 
 // obstacles returns what is in the way of each listed node.
@@ -129,7 +130,7 @@ func TestLoopbackOnly(t *testing.T) {
 // by the name that its certificate must have.
 func TestNamesAreDialledAsChecked(t *testing.T) {
 	name, m := newMemory(t)
-	port := freePort(t)
+	port := freeport.String(t)
 	load(t, `http://127.0.0.1:`+port+` {
 		reverse_proxy {
 			dynamic discovery {

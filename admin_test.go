@@ -15,6 +15,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
+	"github.com/caddy-discovery/caddy-discovery/internal/freeport"
 )
 
 // askAdmin calls an endpoint as Caddy's admin server does.
@@ -76,7 +77,7 @@ func TestAdmin(t *testing.T) {
 	list(t, m, "c", "10.0.0.3:80", "service", "pay", "state", "draining")
 	list(t, m, "d", "10.0.0.4:80", "service", "orders", "weight", "0")
 	m.Put("bad", []byte(`{"nodeId":"bad","endpoint":"http://10.0.0.1/<script>"}`))
-	load(t, `:`+freePort(t)+` {
+	load(t, `:`+freeport.String(t)+` {
 		reverse_proxy /a {
 			dynamic discovery {
 				registry memory `+name+`
@@ -223,7 +224,7 @@ func TestAdmin(t *testing.T) {
 // A config that does not run, or runs no more, is not shown.
 func TestAdminShowsRunningConfigsOnly(t *testing.T) {
 	name, _ := newMemory(t)
-	site := `:` + freePort(t) + ` {
+	site := `:` + freeport.String(t) + ` {
 		reverse_proxy {
 			dynamic discovery {
 				registry memory ` + name + `
@@ -246,7 +247,7 @@ func TestAdminShowsRunningConfigsOnly(t *testing.T) {
 			t.Errorf("%d sources run after a reload, want 1", len(s))
 		}
 	}
-	load(t, `:`+freePort(t))
+	load(t, `:`+freeport.String(t))
 	for _, path := range []string{"/discovery/registries", "/discovery/nodes", "/discovery/journal"} {
 		if _, body := askAdmin(t, http.MethodGet, path); string(body) != "[]\n" {
 			t.Errorf("%s without a source: %q", path, body)

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -80,28 +79,8 @@ func validate(source string) error {
 	return caddy.Validate(parsed)
 }
 
-// given are the ports that freePort has returned.
-var given sync.Map
-
 // freePort returns a port that was free a moment ago, and none twice: a proxy on
 // the port of a node that is meant to be dead would go round in circles.
-func freePort(t *testing.T) string {
-	t.Helper()
-	for {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		_, port, err := net.SplitHostPort(l.Addr().String())
-		l.Close()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, again := given.LoadOrStore(port, nil); !again {
-			return port
-		}
-	}
-}
 
 // service is a sample service that answers with its id.
 func service(t *testing.T, id string) *httptest.Server {

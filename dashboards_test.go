@@ -11,6 +11,8 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	dto "github.com/prometheus/client_model/go"
+
+	"github.com/caddy-discovery/caddy-discovery/internal/freeport"
 )
 
 // series returns the names of all series that a running config exposes, and the
@@ -94,7 +96,7 @@ func runEverything(t *testing.T) map[string]map[string][]string {
 	t.Helper()
 	name, m := newMemory(t)
 	list(t, m, "a", "http://10.0.0.1:80")
-	port := freePort(t)
+	port := freeport.String(t)
 	load(t, `{
 		registrar {
 			registry memory `+name+`

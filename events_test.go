@@ -12,6 +12,8 @@ import (
 	"testing"
 
 	"github.com/caddyserver/caddy/v2"
+
+	"github.com/caddy-discovery/caddy-discovery/internal/freeport"
 )
 
 func init() { caddy.RegisterModule(eventRecorder{}) }
@@ -103,7 +105,7 @@ func TestEvents(t *testing.T) {
 	resetEvents(t, nil)
 	name, m := newMemory(t)
 	list(t, m, "old", "http://10.0.0.1:80")
-	port := freePort(t)
+	port := freeport.String(t)
 	eventConfig(t, name, port, "")
 	want := []string{"registry_connected"}
 	expect := func(what string, more ...string) {
@@ -146,7 +148,7 @@ func TestEventsAreOffTheHotPath(t *testing.T) {
 	resetEvents(t, block)
 	name, m := newMemory(t)
 	a := service(t, "a")
-	port := freePort(t)
+	port := freeport.String(t)
 	eventConfig(t, name, port, "")
 	eventually(t, "the handler hangs", func() bool { return len(eventsSoFar()) == 1 })
 	list(t, m, "a", a.URL)
@@ -173,7 +175,7 @@ func TestEventsOfHealth(t *testing.T) {
 	}))
 	t.Cleanup(s.Close)
 	list(t, m, "a", s.URL)
-	eventConfig(t, name, freePort(t), `reverse_proxy /c {
+	eventConfig(t, name, freeport.String(t), `reverse_proxy /c {
 		dynamic discovery {
 			registry memory `+name+`
 			health {

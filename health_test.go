@@ -13,6 +13,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
+	"github.com/caddy-discovery/caddy-discovery/internal/freeport"
 )
 
 // A checkedService answers health checks at will, and requests with its id.
@@ -64,7 +65,7 @@ func TestHealth(t *testing.T) {
 	a, b := newChecked(t, "a", 204, false), newChecked(t, "b", 500, false)
 	list(t, m, "a", a.URL)
 	list(t, m, "b", b.URL)
-	port := freePort(t)
+	port := freeport.String(t)
 	config := `http://127.0.0.1:` + port + ` {
 		reverse_proxy {
 			dynamic discovery {
@@ -116,7 +117,7 @@ func TestHealthOverTheTransport(t *testing.T) {
 	name, m := newMemory(t)
 	a := newChecked(t, "a", 200, true)
 	list(t, m, "a", a.URL)
-	port := freePort(t)
+	port := freeport.String(t)
 	load(t, `http://127.0.0.1:`+port+` {
 		reverse_proxy {
 			dynamic discovery {

@@ -7,6 +7,8 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+
+	"github.com/caddy-discovery/caddy-discovery/internal/freeport"
 )
 
 // TestPreferSpillsOverWhatFails has a near node that refuses connections: after
@@ -17,9 +19,9 @@ func TestPreferSpillsOverWhatFails(t *testing.T) {
 		name, _, _ := strings.Cut("all "+options, " {")
 		t.Run(name, func(t *testing.T) {
 			name, m := newMemory(t)
-			list(t, m, "near", "http://127.0.0.1:"+freePort(t), "zone", "eu")
+			list(t, m, "near", "http://127.0.0.1:"+freeport.String(t), "zone", "eu")
 			list(t, m, "far", service(t, "far").URL, "zone", "us")
-			port := freePort(t)
+			port := freeport.String(t)
 			load(t, `http://127.0.0.1:`+port+` {
 				reverse_proxy {
 					dynamic discovery {
@@ -57,7 +59,7 @@ func TestPreferSpillsOverWhatIsFull(t *testing.T) {
 	defer near.Close()
 	list(t, m, "near", near.URL, "zone", "eu")
 	list(t, m, "far", service(t, "far").URL, "zone", "us")
-	port := freePort(t)
+	port := freeport.String(t)
 	load(t, `http://127.0.0.1:`+port+` {
 		reverse_proxy {
 			dynamic discovery {

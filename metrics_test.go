@@ -8,6 +8,8 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	dto "github.com/prometheus/client_model/go"
+
+	"github.com/caddy-discovery/caddy-discovery/internal/freeport"
 )
 
 // scrape returns the plugin's metrics of the running config: the values by name
@@ -53,7 +55,7 @@ func TestMetrics(t *testing.T) {
 	list(t, m, "a", a.URL, "service", "orders")
 	list(t, m, "b", "10.0.0.3:80", "service", "pay", "state", "draining")
 	m.Put("bad", []byte(`{"nodeId":"bad","endpoint":"http://10.0.0.1/x"}`))
-	port := freePort(t)
+	port := freeport.String(t)
 	config := func(ttl string, more string) string {
 		return `{
 			registrar {

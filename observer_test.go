@@ -3,6 +3,8 @@ package caddydiscovery
 import (
 	"fmt"
 	"testing"
+
+	"github.com/caddy-discovery/caddy-discovery/internal/freeport"
 )
 
 // TestRetriesMoveOn has three nodes that refuse connections and one that serves:
@@ -22,10 +24,10 @@ func TestRetriesMoveOn(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			registry, m := newMemory(t)
 			for _, id := range []string{"a", "b", "c"} {
-				list(t, m, id, "http://127.0.0.1:"+freePort(t), "zone", "near")
+				list(t, m, id, "http://127.0.0.1:"+freeport.String(t), "zone", "near")
 			}
 			list(t, m, "d", service(t, "d").URL)
-			port := freePort(t)
+			port := freeport.String(t)
 			load(t, "http://127.0.0.1:"+port+" {\nreverse_proxy {\n"+fmt.Sprintf(source, registry)+"\nlb_retries 3\n}\n}")
 			for i := range 100 {
 				if status, body := get(t, fmt.Sprint("http://127.0.0.1:", port, "/?key=", i)); body != "d" {
@@ -40,7 +42,7 @@ func TestRetriesMoveOn(t *testing.T) {
 // again as long as there is no other, and by the next request.
 func TestRetriesDoNotOutliveTheRequest(t *testing.T) {
 	registry, m := newMemory(t)
-	list(t, m, "a", "http://127.0.0.1:"+freePort(t))
+	list(t, m, "a", "http://127.0.0.1:"+freeport.String(t))
 	u := source(t, "registry memory "+registry+"\npick 1", "load_balancing", map[string]any{"retries": 3})
 	for range 2 {
 		r := request()
@@ -56,7 +58,7 @@ func TestRetriesDoNotOutliveTheRequest(t *testing.T) {
 		}
 	}
 
-	list(t, m, "b", "http://127.0.0.1:"+freePort(t))
+	list(t, m, "b", "http://127.0.0.1:"+freeport.String(t))
 	eventually(t, "b is known", func() bool { return len(u.directory.Snapshot().Nodes()) == 2 })
 	r := request()
 	tried := make(map[string]bool)

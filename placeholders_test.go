@@ -6,6 +6,8 @@ import (
 	"net/http/httptest"
 	"strconv"
 	"testing"
+
+	"github.com/caddy-discovery/caddy-discovery/internal/freeport"
 )
 
 // echo answers with a header field of the request.
@@ -29,7 +31,7 @@ func TestNodePlaceholders(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			registry, m := newMemory(t)
 			list(t, m, "a", echo(t, "X-Node").URL, "zone", "eu-1")
-			port := freePort(t)
+			port := freeport.String(t)
 			load(t, `http://127.0.0.1:`+port+` {
 				reverse_proxy {
 					dynamic discovery {
@@ -59,9 +61,9 @@ func TestNodePlaceholders(t *testing.T) {
 // and a static upstream after it.
 func TestNodePlaceholdersFollowTheRequest(t *testing.T) {
 	registry, m := newMemory(t)
-	list(t, m, "dead", "http://127.0.0.1:"+freePort(t))
+	list(t, m, "dead", "http://127.0.0.1:"+freeport.String(t))
 	list(t, m, "live", echo(t, "X-Node").URL)
-	port := freePort(t)
+	port := freeport.String(t)
 	load(t, `http://127.0.0.1:`+port+` {
 		reverse_proxy `+echo(t, "X-Node").URL+` {
 			dynamic discovery {

@@ -13,6 +13,7 @@ import (
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
 	"github.com/caddy-discovery/caddy-discovery/discovery/discoverytest"
+	"github.com/caddy-discovery/caddy-discovery/internal/freeport"
 )
 
 // record returns the node that stands in the registry, nil if there is none.
@@ -45,7 +46,7 @@ func registrarConfig(registry, port, options string) string {
 func TestRegistrarAnnouncesAndLeaves(t *testing.T) {
 	name, m := newMemory(t)
 	t.Setenv("ZONE", "eu-1")
-	load(t, registrarConfig(name, freePort(t), `
+	load(t, registrarConfig(name, freeport.String(t), `
 		node_id edge-1
 		endpoint https://edge.example.com
 		metadata zone {env.ZONE}
@@ -81,7 +82,7 @@ func TestRegistrarAnnouncesAndLeaves(t *testing.T) {
 
 func TestRegistrarDefaults(t *testing.T) {
 	name, m := newMemory(t)
-	port := freePort(t)
+	port := freeport.String(t)
 	load(t, registrarConfig(name, port, ""))
 	id := defaultNodeID()
 	eventually(t, "the node is listed under its default id", func() bool { return record(t, m, id) != nil })
@@ -101,7 +102,7 @@ func TestRegistrarWaitsForItsAddress(t *testing.T) {
 	defer offline.Delete(name)
 	_, err := localAddress(t.Context(), (&memoryBackend{Name: name}).Addresses())
 	wantError(t, "an address that does not resolve", err, "endpoint <url>")
-	port := freePort(t)
+	port := freeport.String(t)
 	load(t, registrarConfig(name, port, "node_id me\ndrain 0s"))
 	if n := record(t, m, "me"); n != nil {
 		t.Errorf("announced a guess: %v", n)
@@ -115,7 +116,7 @@ func TestRegistrarWaitsForItsAddress(t *testing.T) {
 
 func TestRegistrarAcrossReloads(t *testing.T) {
 	name, m := newMemory(t)
-	port := freePort(t)
+	port := freeport.String(t)
 	options := "node_id me\nendpoint http://10.0.0.1:80\nheartbeat 1h\nttl 2h\ndrain 0s\n"
 	load(t, registrarConfig(name, port, options))
 	eventually(t, "the node is listed", func() bool { return record(t, m, "me") != nil })
@@ -148,7 +149,7 @@ func TestRegistrarAcrossReloads(t *testing.T) {
 	}
 	// Nor does one whose config loader fails when all apps have started, which
 	// Caddy then does not stop.
-	unfinished, err := tryAdapt(registrarConfig(name, freePort(t), "node_id other\nendpoint http://10.0.0.1:80\ndrain 0s\n"))
+	unfinished, err := tryAdapt(registrarConfig(name, freeport.String(t), "node_id other\nendpoint http://10.0.0.1:80\ndrain 0s\n"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -178,7 +179,7 @@ func TestRegistrarAcrossReloads(t *testing.T) {
 func TestRegistrarSurvivesOutageAndWipe(t *testing.T) {
 	name, m := newMemory(t)
 	m.Break()
-	load(t, registrarConfig(name, freePort(t), "node_id me\nendpoint http://10.0.0.1:80\nheartbeat 100ms\nttl 1s\ndrain 0s\n"))
+	load(t, registrarConfig(name, freeport.String(t), "node_id me\nendpoint http://10.0.0.1:80\nheartbeat 100ms\nttl 1s\ndrain 0s\n"))
 	if record(t, m, "me") != nil {
 		t.Error("listed in a registry that is away")
 	}
@@ -194,7 +195,7 @@ func TestRegistrarHealthURL(t *testing.T) {
 	status.Store(503)
 	health := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(int(status.Load())) }))
 	defer health.Close()
-	load(t, registrarConfig(name, freePort(t), "node_id me\nendpoint http://10.0.0.1:80\nheartbeat 50ms\nttl 1s\ndrain 0s\nhealth_url "+health.URL))
+	load(t, registrarConfig(name, freeport.String(t), "node_id me\nendpoint http://10.0.0.1:80\nheartbeat 50ms\nttl 1s\ndrain 0s\nhealth_url "+health.URL))
 	for _, step := range []struct {
 		status int32
 		listed bool
@@ -208,7 +209,7 @@ func TestRegistrarHealthURL(t *testing.T) {
 
 func TestRegistrarLeavesOthersAlone(t *testing.T) {
 	name, m := newMemory(t)
-	load(t, registrarConfig(name, freePort(t), "node_id me\nendpoint http://10.0.0.1:80\nheartbeat 1h\nttl 2h\ndrain 0s\n"))
+	load(t, registrarConfig(name, freeport.String(t), "node_id me\nendpoint http://10.0.0.1:80\nheartbeat 1h\nttl 2h\ndrain 0s\n"))
 	eventually(t, "the node is listed", func() bool { return record(t, m, "me") != nil })
 	list(t, m, "me", "http://10.0.0.2:80", "instance", "somebody else")
 	writes := m.Writes()
@@ -259,7 +260,7 @@ func TestRegistrarRefuses(t *testing.T) {
 // no directory.
 func TestValidateDoesNotAnnounce(t *testing.T) {
 	name, m := newMemory(t)
-	port := freePort(t)
+	port := freeport.String(t)
 	err := validate(registrarConfig(name, port, "node_id me") + `
 		http://127.0.0.1:` + port + `/x {
 			reverse_proxy {

@@ -12,6 +12,8 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+
+	"github.com/caddy-discovery/caddy-discovery/internal/freeport"
 )
 
 func TestStatusPageIsForTheAllowedOnly(t *testing.T) {
@@ -129,7 +131,7 @@ func TestStatusPage(t *testing.T) {
 	name, m := newMemory(t)
 	list(t, m, "a", "http://10.0.0.1:80", "service", "orders")
 	list(t, m, "<img src=x onerror=alert(1)>", "http://10.0.0.2:80", "service", "</script>")
-	port := freePort(t)
+	port := freeport.String(t)
 	config := `http://127.0.0.1:` + port + ` {
 		discovery_status /status {
 			max_streams 2

@@ -12,6 +12,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery/discoverytest"
+	"github.com/caddy-discovery/caddy-discovery/internal/freeport"
 )
 
 // served returns which nodes answer a few requests.
@@ -30,7 +31,7 @@ func served(t *testing.T, url string, header ...string) map[string]int {
 
 func TestSourceFollowsTheFleet(t *testing.T) {
 	name, m := newMemory(t)
-	port := freePort(t)
+	port := freeport.String(t)
 	load(t, `http://127.0.0.1:`+port+` {
 		reverse_proxy {
 			dynamic discovery {
@@ -72,7 +73,7 @@ func TestSourceFollowsTheFleet(t *testing.T) {
 
 func TestPlaceholders(t *testing.T) {
 	name, m := newMemory(t)
-	port := freePort(t)
+	port := freeport.String(t)
 	load(t, `http://127.0.0.1:`+port+` {
 		reverse_proxy {
 			dynamic discovery {
@@ -108,7 +109,7 @@ func TestPlaceholders(t *testing.T) {
 
 func TestPrefer(t *testing.T) {
 	name, m := newMemory(t)
-	port := freePort(t)
+	port := freeport.String(t)
 	load(t, `http://127.0.0.1:`+port+` {
 		reverse_proxy {
 			dynamic discovery {
@@ -136,7 +137,7 @@ func TestPrefer(t *testing.T) {
 
 func TestStaticFallback(t *testing.T) {
 	name, m := newMemory(t)
-	port := freePort(t)
+	port := freeport.String(t)
 	static := service(t, "static")
 	load(t, `http://127.0.0.1:`+port+` {
 		reverse_proxy `+static.URL+` {
@@ -160,7 +161,7 @@ func TestMulti(t *testing.T) {
 	other := discoverytest.NewMemory()
 	memories.Store(name+"-other", other)
 	defer memories.Delete(name + "-other")
-	port := freePort(t)
+	port := freeport.String(t)
 	load(t, `http://127.0.0.1:`+port+` {
 		reverse_proxy {
 			dynamic multi {
@@ -183,7 +184,7 @@ func TestMulti(t *testing.T) {
 
 func TestNoProxyLoops(t *testing.T) {
 	name, m := newMemory(t)
-	port, asking := freePort(t), freePort(t)
+	port, asking := freeport.String(t), freeport.String(t)
 	load(t, `{
 		registrar {
 			registry memory `+name+`
@@ -222,7 +223,7 @@ func TestColdStartWaits(t *testing.T) {
 	name, m := newMemory(t)
 	list(t, m, "a", service(t, "a").URL)
 	m.Break()
-	port := freePort(t)
+	port := freeport.String(t)
 	load(t, `http://127.0.0.1:`+port+` {
 		reverse_proxy {
 			dynamic discovery {
@@ -252,7 +253,7 @@ func TestColdStartWaits(t *testing.T) {
 func TestSyncTimeoutEndsTheWait(t *testing.T) {
 	name, m := newMemory(t)
 	m.Break()
-	port := freePort(t)
+	port := freeport.String(t)
 	static := service(t, "static")
 	load(t, `http://127.0.0.1:`+port+` {
 		reverse_proxy `+static.URL+` {
@@ -269,7 +270,7 @@ func TestSyncTimeoutEndsTheWait(t *testing.T) {
 
 func TestRegistryLossKeepsServing(t *testing.T) {
 	name, m := newMemory(t)
-	port := freePort(t)
+	port := freeport.String(t)
 	list(t, m, "a", service(t, "a").URL, "lease", "100ms")
 	load(t, `http://127.0.0.1:`+port+` {
 		reverse_proxy {
@@ -293,7 +294,7 @@ func TestRegistryLossKeepsServing(t *testing.T) {
 
 func TestMaxStale(t *testing.T) {
 	name, m := newMemory(t)
-	port := freePort(t)
+	port := freeport.String(t)
 	list(t, m, "a", service(t, "a").URL)
 	load(t, `http://127.0.0.1:`+port+` {
 		handle /patient {
@@ -340,7 +341,7 @@ func TestMaxStale(t *testing.T) {
 // connection stands and nothing comes.
 func TestSilentRegistryKeepsServing(t *testing.T) {
 	name, m := newMemory(t)
-	port := freePort(t)
+	port := freeport.String(t)
 	list(t, m, "a", service(t, "a").URL, "lease", "500ms")
 	load(t, `http://127.0.0.1:`+port+` {
 		reverse_proxy {

@@ -9,11 +9,13 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+
+	"github.com/caddy-discovery/caddy-discovery/internal/freeport"
 )
 
 func TestWarmStart(t *testing.T) {
 	name, m := newMemory(t)
-	port := freePort(t)
+	port := freeport.String(t)
 	config := `http://127.0.0.1:` + port + ` {
 		reverse_proxy {
 			dynamic discovery {
@@ -51,7 +53,7 @@ func TestWarmStart(t *testing.T) {
 // A registry that is there is worth half of sync_timeout.
 func TestWarmStartWaits(t *testing.T) {
 	name, m := newMemory(t)
-	port := freePort(t)
+	port := freeport.String(t)
 	config := `http://127.0.0.1:` + port + ` {
 		reverse_proxy {
 			dynamic discovery {

@@ -81,20 +81,6 @@ func newBackend(b *testing.B) string {
 	return l.Addr().String()
 }
 
-func freePort(b *testing.B) string {
-	b.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer l.Close()
-	_, port, err := net.SplitHostPort(l.Addr().String())
-	if err != nil {
-		b.Fatal(err)
-	}
-	return port
-}
-
 // A conn is one connection that asks and reads as cheaply as possible, because it
 // shares the machine with what it measures.
 type conn struct {

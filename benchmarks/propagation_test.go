@@ -9,6 +9,7 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/caddy-discovery/caddy-discovery/internal/freeport"
 	"github.com/caddy-discovery/caddy-discovery/internal/natstest"
 )
 
@@ -27,7 +28,7 @@ const changes = 500
 func BenchmarkPropagation(b *testing.B) {
 	server := natstest.Start(b)
 	bucket := server.Bucket(jetstream.KeyValueConfig{Bucket: "catga_nodes", History: 1, Storage: jetstream.FileStorage})
-	port := freePort(b)
+	port := freeport.String(b)
 	runCaddy(b, "http://127.0.0.1:"+port+` {
 		reverse_proxy {
 			dynamic discovery `+server.URL()+` {

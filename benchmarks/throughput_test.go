@@ -14,6 +14,7 @@ import (
 	"github.com/caddy-discovery/caddy-discovery/discovery"
 	"github.com/caddy-discovery/caddy-discovery/discovery/natsconn"
 	"github.com/caddy-discovery/caddy-discovery/discovery/natskv"
+	"github.com/caddy-discovery/caddy-discovery/internal/freeport"
 	"github.com/caddy-discovery/caddy-discovery/internal/natstest"
 )
 
@@ -41,7 +42,7 @@ func BenchmarkThroughput(b *testing.B) {
 					b.Fatal(err)
 				}
 			}
-			ports := []string{freePort(b), freePort(b)}
+			ports := []string{freeport.String(b), freeport.String(b)}
 			runCaddy(b, "http://127.0.0.1:"+ports[0]+" {\nreverse_proxy "+strings.Join(static, " ")+" {\nlb_policy "+policy+"\n}\n}\n"+
 				"http://127.0.0.1:"+ports[1]+" {\nreverse_proxy {\ndynamic discovery "+server.URL()+"\nlb_policy "+policy+"\n}\n}\n")
 

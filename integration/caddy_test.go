@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/caddy-discovery/caddy-discovery/internal/freeport"
 	"github.com/caddy-discovery/caddy-discovery/internal/natstest"
 )
 
@@ -64,7 +65,7 @@ type proxy struct {
 func start(t *testing.T, options, sites string) *proxy {
 	t.Helper()
 	dir := t.TempDir()
-	p := &proxy{t: t, admin: "127.0.0.1:" + freePort(t), log: new(lockedBuffer), done: make(chan struct{})}
+	p := &proxy{t: t, admin: "127.0.0.1:" + freeport.String(t), log: new(lockedBuffer), done: make(chan struct{})}
 	file := filepath.Join(dir, "Caddyfile")
 	if err := os.WriteFile(file, []byte(p.caddyfile(options, sites)), 0o600); err != nil {
 		t.Fatal(err)
@@ -147,20 +148,6 @@ func (b *lockedBuffer) String() string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.b.String()
-}
-
-func freePort(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	_, port, err := net.SplitHostPort(l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	return port
 }
 
 func eventually(t *testing.T, what string, ok func() bool) {

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"net"
 	"testing"
+
+	"github.com/caddy-discovery/caddy-discovery/internal/freeport"
 )
 
 // TestNodesThatDoNotServe has 40 nodes that all heartbeat, of which 12 refuse
@@ -16,8 +18,8 @@ func TestNodesThatDoNotServe(t *testing.T) {
 		rest     string
 		requests int
 	}{
-		{"refuse", func(t *testing.T) string { return "127.0.0.1:" + freePort(t) }, "lb_retries 12", 20_000},
-		{"refuse, passive checks", func(t *testing.T) string { return "127.0.0.1:" + freePort(t) },
+		{"refuse", func(t *testing.T) string { return "127.0.0.1:" + freeport.String(t) }, "lb_retries 12", 20_000},
+		{"refuse, passive checks", func(t *testing.T) string { return "127.0.0.1:" + freeport.String(t) },
 			"lb_policy least_conn\nlb_try_duration 5s\nlb_try_interval 1ms\nfail_duration 1s", 20_000},
 		{"never answer", silent, "lb_policy least_conn\nlb_retries 12\nfail_duration 30s\ntransport http {\nresponse_header_timeout 500ms\n}", 20_000},
 	} {
@@ -33,7 +35,7 @@ func TestNodesThatDoNotServe(t *testing.T) {
 				}
 				r.put(id, camel(id, "http://"+address, `"service":"orders"`))
 			}
-			port := freePort(t)
+			port := freeport.String(t)
 			start(t, "", site(port, r.block("ttl 1h")+"\nservice orders\npick 2", test.rest))
 			url := "http://127.0.0.1:" + port
 			l := traffic(t, url)

@@ -12,6 +12,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/caddy-discovery/caddy-discovery/internal/freeport"
 )
 
 // runCommand runs caddy discovery to its end, and returns its output and exit code.
@@ -136,7 +138,7 @@ func TestOverrides(t *testing.T) {
 		} else if code != 0 {
 			t.Fatalf("drain: %d %s", code, stderr)
 		}
-		ports := []string{freePort(t), freePort(t)}
+		ports := []string{freeport.String(t), freeport.String(t)}
 		for _, port := range ports {
 			start(t, "", site(port, r.block("ttl 1h")+"\nservice orders", "lb_policy round_robin"))
 		}
@@ -237,7 +239,7 @@ func TestAdmin(t *testing.T) {
 		for i := range many {
 			r.put(fmt.Sprintf("n-%05d", i), camel(fmt.Sprintf("n-%05d", i), fmt.Sprintf("http://10.0.%d.%d:80", i/200, i%200+1), `"service":"orders","zone":"eu-1","version":"1.2.3"`))
 		}
-		p := start(t, "", site(freePort(t), r.block("ttl 1h")+"\nservice orders", ""))
+		p := start(t, "", site(freeport.String(t), r.block("ttl 1h")+"\nservice orders", ""))
 		var nodes []map[string]any
 		get := func(path string) error {
 			body, err := ask("http://" + p.admin + path)

@@ -22,6 +22,7 @@ import (
 	goredis "github.com/redis/go-redis/v9"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
+	"github.com/caddy-discovery/caddy-discovery/internal/freeport"
 	"github.com/caddy-discovery/caddy-discovery/internal/natstest"
 	"github.com/caddy-discovery/caddy-discovery/internal/redistest"
 )
@@ -401,7 +402,7 @@ func (w *ward) sites() string {
 // admit starts a fleet of ten, Caddy in front of it through a link, and waits
 // until all serve.
 func admitWard(t *testing.T, p patient) *ward {
-	w := &ward{t: t, patient: p, link: newLink(t, p.address()), port: freePort(t), away: make(map[string]bool)}
+	w := &ward{t: t, patient: p, link: newLink(t, p.address()), port: freeport.String(t), away: make(map[string]bool)}
 	for i := range 10 {
 		w.services = append(w.services, newService(t, fmt.Sprintf("orders-%d", i)))
 	}

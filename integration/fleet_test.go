@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
+	"github.com/caddy-discovery/caddy-discovery/internal/freeport"
 )
 
 // camel and pascal are records as the two kinds of writers in the wild write
@@ -57,7 +58,7 @@ func TestFleet(t *testing.T) {
 			fleet = append(fleet, newService(t, fmt.Sprintf("orders-%d", i)))
 		}
 		beat()
-		port := freePort(t)
+		port := freeport.String(t)
 		start(t, "", site(port, r.block("ttl 2s")+"\nservice orders", "lb_policy round_robin"))
 		url := "http://127.0.0.1:" + port
 		expect := func(what string, services []*service) {
@@ -101,7 +102,7 @@ func TestFleet(t *testing.T) {
 // TestServicePlaceholder serves a whole fleet with one route.
 func TestServicePlaceholder(t *testing.T) {
 	onEach(t, func(t *testing.T, r registry) {
-		port := freePort(t)
+		port := freeport.String(t)
 		start(t, "", site(port, r.block("ttl 1h")+"\nservice {header.X-Service}", "lb_policy round_robin"))
 		url := "http://127.0.0.1:" + port
 		for _, name := range []string{"orders", "pay"} {
@@ -130,7 +131,7 @@ func registrar(r registry, id, endpoint string) string {
 // share.
 func TestOneConnection(t *testing.T) {
 	onEach(t, func(t *testing.T, r registry) {
-		one, two := freePort(t), freePort(t)
+		one, two := freeport.String(t), freeport.String(t)
 		s := newService(t, "a")
 		r.put("a", camel("a", "http://"+s.address, ""))
 		start(t, registrar(r, "edge-1", "http://127.0.0.1:"+one),
@@ -153,7 +154,7 @@ func TestOneConnection(t *testing.T) {
 func TestReloads(t *testing.T) {
 	onEach(t, func(t *testing.T, r registry) {
 		const reloads = 50
-		port := freePort(t)
+		port := freeport.String(t)
 		for i := range 3 {
 			s := newService(t, fmt.Sprintf("orders-%d", i))
 			r.put(s.id, camel(s.id, "http://"+s.address, `"service":"orders"`))
@@ -211,7 +212,7 @@ func TestNextTier(t *testing.T) {
 		a := newService(t, "a")
 		r.put("a", camel("a", "http://"+a.address, `"service":"orders"`))
 		edge := func(id string) (*proxy, string) {
-			port := freePort(t)
+			port := freeport.String(t)
 			p := start(t, registrar(r, id, "http://127.0.0.1:"+port),
 				"http://127.0.0.1:"+port+" {\nheader X-Edge "+id+"\nreverse_proxy {\ndynamic discovery {\n"+r.block("ttl 1h")+"\nservice orders\n}\n}\n}\n")
 			eventually(t, id+" is listed", func() bool { return r.record(id) != "" })
@@ -220,7 +221,7 @@ func TestNextTier(t *testing.T) {
 		terminated, port := edge("edge-1")
 		killed, _ := edge("edge-2")
 
-		front := freePort(t)
+		front := freeport.String(t)
 		start(t, "", site(front, r.block("ttl 1h")+"\nservice edge",
 			"lb_policy round_robin\nlb_try_duration 5s\nlb_try_interval 50ms\nfail_duration 5s"))
 		url := "http://127.0.0.1:" + front
@@ -283,7 +284,7 @@ func TestNextTier(t *testing.T) {
 // TestStaticFallback loses the last node while a static upstream stands by.
 func TestStaticFallback(t *testing.T) {
 	onEach(t, func(t *testing.T, r registry) {
-		port := freePort(t)
+		port := freeport.String(t)
 		static, a := newService(t, "static"), newService(t, "a")
 		start(t, "", "http://127.0.0.1:"+port+" {\nreverse_proxy http://"+static.address+" {\ndynamic discovery {\n"+r.block("ttl 1h")+"\n}\n}\n}\n")
 		url := "http://127.0.0.1:" + port
@@ -310,7 +311,7 @@ func TestColdStart(t *testing.T) {
 		a := newService(t, "a")
 		r.put("a", camel("a", "http://"+a.address, ""))
 		r.stop()
-		port := freePort(t)
+		port := freeport.String(t)
 		start(t, "", site(port, r.block("ttl 1h")+"\nsync_timeout 20s", ""))
 		began := time.Now()
 		var group sync.WaitGroup
@@ -339,7 +340,7 @@ func TestColdStart(t *testing.T) {
 // changed when it is back.
 func TestRegistryRestart(t *testing.T) {
 	onEach(t, func(t *testing.T, r registry) {
-		port := freePort(t)
+		port := freeport.String(t)
 		url := "http://127.0.0.1:" + port
 		a, b := newService(t, "a"), newService(t, "b")
 		r.put("a", camel("a", "http://"+a.address, ""))

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/caddy-discovery/caddy-discovery/internal/chrometest"
+	"github.com/caddy-discovery/caddy-discovery/internal/freeport"
 )
 
 var screenshot = flag.Bool("screenshot", false, "write docs/status.png anew")
@@ -35,7 +36,7 @@ func TestStatusPage(t *testing.T) {
 		r.put("orders-2", camel("orders-2", "http://10.0.0.2:80", `"service":"orders","zone":"eu-2","weight":"2"`))
 		r.put("pay-1", camel("pay-1", "http://10.0.0.3:80", fmt.Sprintf(`"service":"pay","state":"draining","note":%q,"__proto__":"x"`, markup)))
 		r.put("bad", camel("bad", "http://10.0.0.4/<b>path</b>", `"service":"pay"`))
-		port := freePort(t)
+		port := freeport.String(t)
 		sites := statusSite(port, r, "service orders")
 		p := start(t, "", sites)
 
@@ -130,7 +131,7 @@ func TestStatusPageOfAGreatFleet(t *testing.T) {
 	for i := range many {
 		put(i, 35)
 	}
-	port := freePort(t)
+	port := freeport.String(t)
 	start(t, "", statusSite(port, r, ""))
 	page := chrometest.Open(t)
 	page.Size(1280, 800, false)
@@ -198,7 +199,7 @@ func TestScreenshot(t *testing.T) {
 		r.put(id, strings.Replace(camel(id, fmt.Sprintf("http://10.0.%d.%d:5001", i/8, i%8+10), fmt.Sprintf(`"service":"%s","zone":"eu-%d","lease":"30s"%s`, service, i%2+1, more)), "0.35", fmt.Sprintf("0.%02d", (i*37)%97), 1))
 	}
 	r.put("search-1", camel("search-1", "http://10.0.2.10:5001/api", `"service":"search"`))
-	port := freePort(t)
+	port := freeport.String(t)
 	start(t, "", statusSite(port, r, ""))
 	page := chrometest.Open(t)
 	page.Size(1440, 980, false)

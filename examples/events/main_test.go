@@ -1,7 +1,6 @@
 package main
 
 import (
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,6 +11,7 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/caddy-discovery/caddy-discovery/internal/freeport"
 	"github.com/caddy-discovery/caddy-discovery/internal/natstest"
 )
 
@@ -27,7 +27,7 @@ func TestExample(t *testing.T) {
 	bucket := server.Bucket(jetstream.KeyValueConfig{Bucket: "catga_nodes", History: 10})
 	log := filepath.Join(dir, "log")
 	cmd := exec.Command(binary, "run")
-	cmd.Env = append(os.Environ(), "REGISTRY="+server.URL(), "PORT="+freePort(t), "ADMIN=127.0.0.1:"+freePort(t),
+	cmd.Env = append(os.Environ(), "REGISTRY="+server.URL(), "PORT="+freeport.String(t), "ADMIN=127.0.0.1:"+freeport.String(t),
 		"NOTIFY_LOG="+log, "XDG_DATA_HOME="+dir, "XDG_CONFIG_HOME="+dir)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	var out strings.Builder
@@ -81,15 +81,4 @@ func await(t *testing.T, ok func() bool) {
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
-}
-
-func freePort(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	_, port, _ := net.SplitHostPort(l.Addr().String())
-	return port
 }

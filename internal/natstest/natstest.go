@@ -18,6 +18,8 @@ import (
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/caddy-discovery/caddy-discovery/internal/freeport"
 )
 
 // ready is how long a server may take to start or a client to connect. It is
@@ -63,6 +65,7 @@ func prepare(t testing.TB, options ...Option) *Server {
 		scheme:  "nats",
 		options: defaults(t.TempDir()),
 	}
+	s.options.Port = freeport.Get(t)
 	for _, option := range options {
 		option(s)
 	}
@@ -74,7 +77,6 @@ func defaults(store string) *server.Options {
 	return &server.Options{
 		ServerName: "natstest",
 		Host:       "127.0.0.1",
-		Port:       server.RANDOM_PORT,
 		NoLog:      true,
 		NoSigs:     true,
 		JetStream:  true,
@@ -89,20 +91,9 @@ func defaults(store string) *server.Options {
 func StartCluster(t testing.TB, size int, options ...Option) []*Server {
 	t.Helper()
 	// Each must know all the others before any of them runs.
-	var (
-		routes    []string
-		listeners []net.Listener
-	)
+	var routes []string
 	for range size {
-		listener, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatalf("finding a free port: %v", err)
-		}
-		routes = append(routes, listener.Addr().String())
-		listeners = append(listeners, listener)
-	}
-	for _, listener := range listeners {
-		listener.Close()
+		routes = append(routes, net.JoinHostPort("127.0.0.1", freeport.String(t)))
 	}
 	servers := make([]*Server, size)
 	var group sync.WaitGroup

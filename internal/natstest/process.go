@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/caddy-discovery/caddy-discovery/internal/freeport"
 )
 
 // Names of what a child process is told.
@@ -65,7 +67,7 @@ type Process struct {
 // StartProcess starts a server on a free port, and stops it when the test ends.
 func StartProcess(t testing.TB) *Process {
 	t.Helper()
-	p := &Process{Port: -1, t: t, store: t.TempDir()}
+	p := &Process{Port: freeport.Get(t), t: t, store: t.TempDir()}
 	t.Cleanup(p.Stop)
 	p.Start()
 	return p

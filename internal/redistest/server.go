@@ -20,6 +20,8 @@ import (
 	"time"
 
 	goredis "github.com/redis/go-redis/v9"
+
+	"github.com/caddy-discovery/caddy-discovery/internal/freeport"
 )
 
 // patience bounds every wait for a server, far beyond what one needs.
@@ -287,40 +289,17 @@ func (s *Server) Client() *goredis.Client {
 	return s.client
 }
 
-// ports were handed out already; one that nobody listens on at the moment is
-// not handed out again.
-var ports struct {
-	sync.Mutex
-	taken map[int]bool
-}
-
 // freePort returns a port that nobody listens on, and whose bus port (10000
 // higher), which a Cluster needs, is free too.
 func freePort(t testing.TB) int {
 	t.Helper()
-	ports.Lock()
-	defer ports.Unlock()
-	if ports.taken == nil {
-		ports.taken = make(map[int]bool)
-	}
-	for range 1000 {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		port := l.Addr().(*net.TCPAddr).Port
-		_ = l.Close()
-		if port >= 55000 || ports.taken[port] {
-			continue
-		}
+	for {
+		port := freeport.Get(t)
 		bus, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port+10000))
 		if err != nil {
 			continue
 		}
 		_ = bus.Close()
-		ports.taken[port] = true
 		return port
 	}
-	t.Fatal("no free port")
-	return 0
 }
