@@ -200,7 +200,7 @@ func (p *broadcastPatient) put(id, record string) error {
 	p.fleet[id] = record
 	p.mu.Unlock()
 	if known {
-		return p.say("heartbeat", fmt.Sprintf(`{"nodeId":%q,"load":0.42,"timestamp":"2025-10-10T12:00:10.7654321Z"}`, id))
+		return p.say("heartbeat", record) // as ours do
 	}
 	return p.say("join", record)
 }
@@ -452,16 +452,27 @@ func (w *ward) living() []*service {
 	return living
 }
 
+// ask gets something from the admin endpoint. A reload replaces the server behind
+// it, and with it goes a connection that was just accepted.
+func (w *ward) ask(path string) (body []byte) {
+	w.t.Helper()
+	eventually(w.t, "the admin endpoint answers "+path, func() bool {
+		resp, err := admin.Get("http://" + w.proxy.admin + path)
+		if err != nil {
+			return false
+		}
+		defer resp.Body.Close()
+		body, err = io.ReadAll(resp.Body)
+		return err == nil && resp.StatusCode == http.StatusOK
+	})
+	return body
+}
+
 // viewed returns the ids of the nodes that Caddy knows.
 func (w *ward) viewed() []string {
 	w.t.Helper()
-	resp, err := admin.Get("http://" + w.proxy.admin + "/discovery/nodes")
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	defer resp.Body.Close()
 	var nodes []struct{ ID, State string }
-	if err := json.NewDecoder(resp.Body).Decode(&nodes); err != nil {
+	if err := json.Unmarshal(w.ask("/discovery/nodes"), &nodes); err != nil {
 		w.t.Fatal(err)
 	}
 	var ids []string
@@ -477,17 +488,8 @@ func (w *ward) viewed() []string {
 // leaves some idle.
 func (w *ward) goroutines() int {
 	w.t.Helper()
-	resp, err := admin.Get("http://" + w.proxy.admin + "/debug/pprof/goroutine?debug=1")
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	profile, err := io.ReadAll(resp.Body)
-	if err != nil || resp.StatusCode != http.StatusOK {
-		w.t.Fatalf("counting goroutines: %s, %v", resp.Status, err)
-	}
 	total := 0
-	for stack := range strings.SplitSeq(string(profile), "\n\n") {
+	for stack := range strings.SplitSeq(string(w.ask("/debug/pprof/goroutine?debug=1")), "\n\n") {
 		if !strings.Contains(stack, "caddy-discovery/") && !strings.Contains(stack, "nats-io/nats.go") && !strings.Contains(stack, "redis/go-redis") {
 			continue
 		}

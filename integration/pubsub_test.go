@@ -89,7 +89,8 @@ func (b *broadcast) say(subject, message string) {
 	}
 }
 
-// put joins when the record is new or another one, and heartbeats otherwise.
+// put joins when the record is new or another one. Otherwise it heartbeats, as
+// both kinds of writers do.
 func (b *broadcast) put(id, record string) {
 	b.t.Helper()
 	b.mu.Lock()
@@ -98,6 +99,7 @@ func (b *broadcast) put(id, record string) {
 	b.mu.Unlock()
 	if known {
 		b.say("heartbeat", fmt.Sprintf(`{"nodeId":%q,"load":0.42,"timestamp":"2025-10-10T12:00:10.7654321Z"}`, id))
+		b.say("heartbeat", record)
 		return
 	}
 	b.say("join", record)
@@ -121,6 +123,8 @@ func (b *broadcast) record(id string) string {
 }
 
 func (b *broadcast) clients() int { return b.server.NumClients() - 1 }
+
+func (b *broadcast) persistent() bool { return false }
 
 func (b *broadcast) maxClients() int { return 1 }
 

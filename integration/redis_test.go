@@ -57,6 +57,8 @@ func (r redisServer) clients() int {
 	return n
 }
 
+func (r redisServer) persistent() bool { return true }
+
 func (r redisServer) maxClients() int { return 3 } // commands, the blocked read, notifications
 
 func (r redisServer) accepted() uint64 {

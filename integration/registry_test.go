@@ -17,6 +17,8 @@ type registry interface {
 	block(options string) string
 	// flags are those of caddy discovery that name it.
 	flags() []string
+	// persistent tells whether the server keeps what was written.
+	persistent() bool
 	// put writes a record, as a join and as a heartbeat.
 	put(id, record string)
 	// remove deletes a record as a node that says goodbye does.
@@ -102,6 +104,8 @@ func (k *kv) record(id string) string {
 }
 
 func (k *kv) clients() int { return k.server.NumClients() - 1 }
+
+func (k *kv) persistent() bool { return true }
 
 func (k *kv) maxClients() int { return 1 }
 

@@ -30,7 +30,7 @@ func Get(t testing.TB) int {
 	mu.Lock()
 	defer mu.Unlock()
 	for range 10_000 {
-		port := first + rand.IntN(last-first) //nolint:gosec // not a secret
+		port := first + rand.IntN(last-first)
 		if !given[port] && free(port) {
 			given[port] = true
 			return port
