@@ -21,12 +21,11 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
-	"github.com/caddy-discovery/caddy-discovery/discovery/natsconn"
-	"github.com/caddy-discovery/caddy-discovery/discovery/natskv"
+	"github.com/caddy-discovery/caddy-discovery/discovery/registries"
 )
 
 func main() {
-	registryURL := flag.String("registry", natsconn.DefaultURL, "URL of the registry; its path may name the bucket")
+	registryURL := flag.String("registry", "nats://127.0.0.1:4222", "URL of the registry: nats://, nats+pubsub:// or redis://; its path may name the bucket, prefix or database")
 	listen := flag.String("listen", "127.0.0.1:0", "address to serve on, which is also the endpoint that is announced")
 	id := flag.String("id", "orders-1", "id of this node, unique in the fleet")
 	service := flag.String("service", "orders", "service that this node belongs to")
@@ -61,7 +60,7 @@ func run(ctx context.Context, registryURL, listen, id, service string, heartbeat
 	}()
 
 	// These lines list the service, until ctx ends.
-	registry, err := natskv.Open(natskv.Config{Config: natsconn.Config{URLs: []string{registryURL}, Name: id}})
+	registry, err := registries.Open(registryURL)
 	if err != nil {
 		return err
 	}

@@ -4,23 +4,35 @@ import (
 	"context"
 	"io"
 	"net/http"
+	"strings"
 	"testing"
 	"time"
 
 	"go.uber.org/goleak"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
-	"github.com/caddy-discovery/caddy-discovery/discovery/natsconn"
-	"github.com/caddy-discovery/caddy-discovery/discovery/natskv"
+	"github.com/caddy-discovery/caddy-discovery/discovery/registries"
 	"github.com/caddy-discovery/caddy-discovery/internal/natstest"
+	"github.com/caddy-discovery/caddy-discovery/internal/redistest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// TestRun follows the service through its life, as a proxy does.
+// TestRun follows the service through its life, as a proxy does, on every kind of
+// registry.
 func TestRun(t *testing.T) {
 	server := natstest.Start(t)
-	registry, err := natskv.Open(natskv.Config{Config: natsconn.Config{URLs: []string{server.URL()}}})
+	for name, url := range map[string]string{
+		"nats_kv": server.URL(),
+		"nats":    strings.Replace(server.URL(), "nats://", "nats+pubsub://", 1),
+		"redis":   redistest.Start(t).URL(),
+	} {
+		t.Run(name, func(t *testing.T) { follow(t, url) })
+	}
+}
+
+func follow(t *testing.T, url string) {
+	registry, err := registries.Open(url)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -51,7 +63,7 @@ func TestRun(t *testing.T) {
 
 	ctx, stop := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- run(ctx, server.URL(), "127.0.0.1:0", "orders-1", "orders", time.Second) }()
+	go func() { done <- run(ctx, url, "127.0.0.1:0", "orders-1", "orders", time.Second) }()
 	e := until("is listed", func(e *discovery.Entry) bool { return e != nil && e.Serves() })
 	if e.Node.Service() != "orders" {
 		t.Errorf("service %q, want orders", e.Node.Service())

@@ -1,0 +1,37 @@
+package registries
+
+import (
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/caddy-discovery/caddy-discovery/discovery"
+)
+
+func TestOpen(t *testing.T) {
+	for url, want := range map[string]string{
+		"nats://10.0.0.5/fleet":                     "nats_kv://10.0.0.5:4222/fleet",
+		"tls://10.0.0.5":                            "nats_kv://10.0.0.5:4222/catga_nodes",
+		"nats+pubsub://u:hunter2@10.0.0.5/my.nodes": "nats+pubsub://10.0.0.5:4222/my.nodes",
+		"redis://:hunter2@10.0.0.5/2":               "redis://10.0.0.5:6379/2/catga:nodes",
+		"redis+cluster://10.0.0.5":                  "redis+cluster://10.0.0.5:6379/",
+	} {
+		r, err := Open(url)
+		if err != nil {
+			t.Errorf("%s: %v", url, err)
+			continue
+		}
+		if !strings.HasPrefix(r.String(), want) {
+			t.Errorf("%s is %s, want %s", url, r, want)
+		}
+		if err := r.Close(); err != nil {
+			t.Errorf("%s: closing: %v", url, err)
+		}
+	}
+	for _, url := range []string{"", "10.0.0.5:4222", "etcd://u:hunter2@h", "redis://h/x", "nats://h/a.b"} {
+		_, err := Open(url)
+		if !errors.Is(err, discovery.ErrInvalid) || strings.Contains(err.Error(), "hunter2") {
+			t.Errorf("%s: %v, want ErrInvalid without the password", url, err)
+		}
+	}
+}
