@@ -94,7 +94,6 @@ func explain(err error) error {
 		hostname  x509.HostnameError
 		invalid   x509.CertificateInvalidError
 		plaintext tls.RecordHeaderError
-		network   net.Error
 		operation *net.OpError
 	)
 	switch {
@@ -112,8 +111,6 @@ func explain(err error) error {
 		return &failure{discovery.ErrUnreachable, "the commands before this one have no answer yet"}
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 		return &failure{discovery.ErrUnreachable, "the server closed the connection (if it always does: does it want TLS?)"}
-	case errors.As(err, &network) && network.Timeout():
-		return &failure{discovery.ErrUnreachable, err.Error()}
 	case errors.Is(err, goredis.ErrClosed), errors.Is(err, net.ErrClosed):
 		return &failure{discovery.ErrUnreachable, "the connection was closed"}
 	}
@@ -142,6 +139,12 @@ func explainScript(err error, source string) error {
 		}
 	}
 	return err
+}
+
+// isTimeout reports whether a socket's deadline passed.
+func isTimeout(err error) bool {
+	var network net.Error
+	return errors.As(err, &network) && network.Timeout()
 }
 
 // broken says that a watch ended, and why.

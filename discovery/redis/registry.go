@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
 	goredis "github.com/redis/go-redis/v9"
@@ -152,6 +153,10 @@ func (r *Registry) do(ctx context.Context, call func(context.Context) error) err
 	}()
 	select {
 	case err := <-done:
+		if deadline, ok := ctx.Deadline(); ok && isTimeout(err) && !time.Now().Before(deadline) {
+			// The socket's deadline is the context's, and was noticed first.
+			err = context.DeadlineExceeded
+		}
 		return explain(err)
 	case <-ctx.Done():
 		return explain(ctx.Err())

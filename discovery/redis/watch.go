@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"strings"
 	"sync"
 	"time"
@@ -399,11 +398,10 @@ func (w *watch) subscribe(ctx context.Context, client *goredis.Client, pattern b
 			if ctx.Err() != nil {
 				return
 			}
-			var network net.Error
 			switch {
 			case err == nil:
 				asked = false
-			case !asked && errors.As(err, &network) && network.Timeout():
+			case !asked && isTimeout(err):
 				asked = true
 				err = s.Ping(ctx)
 			}
