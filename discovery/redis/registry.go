@@ -153,8 +153,9 @@ func (r *Registry) do(ctx context.Context, call func(context.Context) error) err
 	}()
 	select {
 	case err := <-done:
-		if deadline, ok := ctx.Deadline(); ok && isTimeout(err) && !time.Now().Before(deadline) {
-			// The socket's deadline is the context's, and was noticed first.
+		if deadline, ok := ctx.Deadline(); ok && isTimeout(err) && time.Until(deadline) < 10*time.Millisecond {
+			// The socket's deadline is the context's, but it goes by a clock
+			// that the library reads now and then only.
 			err = context.DeadlineExceeded
 		}
 		return explain(err)
