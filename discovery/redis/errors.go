@@ -124,12 +124,14 @@ var scriptLine = regexp.MustCompile(`@user_script:\s*(\d+)`)
 // scriptCommand finds the command in a line of a script.
 var scriptCommand = regexp.MustCompile(`redis\.p?call\('(\w+)'`)
 
-// explainScript explains the error of a script.
+// explainScript explains that a script may not use a command, and leaves other
+// errors as they are.
 func explainScript(err error, source string) error {
-	err = explain(err)
-	if !errors.Is(err, discovery.ErrPermission) {
+	explained := explain(err)
+	if !errors.Is(explained, discovery.ErrPermission) {
 		return err
 	}
+	err = explained
 	if m := scriptLine.FindStringSubmatch(err.Error()); m != nil {
 		lines := strings.Split(source, "\n")
 		if n, _ := strconv.Atoi(m[1]); n > 0 && n <= len(lines) {

@@ -31,6 +31,9 @@ const (
 type keysLayout struct {
 	r            *Registry
 	prefix, meta string
+
+	mu       sync.Mutex
+	previous map[string]time.Time // the keys that the last watch knew at its end, and until when they stood
 }
 
 func (l *keysLayout) Announce(ctx context.Context, n discovery.Node) error {
@@ -80,16 +83,46 @@ type keysView struct {
 	masters    []string // addresses of a cluster's masters; else nil
 	subscribed bool     // to notifications of all of them
 
-	seed  maphash.Seed
-	keys  map[string]*stringKey
-	epoch string
+	listed bool
+	seed   maphash.Seed
+	keys   map[string]*stringKey
+	epoch  string
 }
 
 func (l *keysLayout) watch(ctx context.Context, w *watch) (view, error) {
 	v := &keysView{keysLayout: l, w: w, seed: maphash.MakeSeed(), keys: make(map[string]*stringKey)}
 	var err error
 	v.masters, err = l.r.masters(ctx)
+	w.closers = append(w.closers, v.remember)
 	return v, err
+}
+
+// remember keeps what the watch knew at its end for the next one's listing.
+func (v *keysView) remember() {
+	if !v.listed {
+		return
+	}
+	deadlines := make(map[string]time.Time, len(v.keys))
+	for key, k := range v.keys {
+		deadlines[key] = k.deadline
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.previous = deadlines
+}
+
+// ranOut reports whether a key that the last watch knew is gone and may have run
+// out, because nobody could renew it while the server was away, rather than been
+// deleted.
+func (v *keysView) ranOut() bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for key, deadline := range v.previous {
+		if v.keys[key] == nil && !deadline.IsZero() && time.Until(deadline) < early {
+			return true
+		}
+	}
+	return false
 }
 
 func (v *keysView) push() string {
@@ -201,7 +234,7 @@ func (v *keysView) scan(ctx context.Context, l *keysLook, keys map[string]bool) 
 			for cursor := uint64(0); ; {
 				found, next, err := client.Scan(ctx, cursor, match, scanCount).Result()
 				if err != nil {
-					return fmt.Errorf("looking for keys: %w", explain(err))
+					return fmt.Errorf("looking for keys: %w", err)
 				}
 				mu.Lock()
 				for _, key := range found {
@@ -235,10 +268,10 @@ func (v *keysView) read(ctx context.Context, l *keysLook, keys []string) error {
 			case errors.Is(explain(err), discovery.ErrInvalid):
 				r.there, r.err = true, fmt.Errorf("%w record: the key holds no string", discovery.ErrInvalid)
 			default:
-				return fmt.Errorf("reading keys: %w", explain(err))
+				return fmt.Errorf("reading keys: %w", err)
 			}
 			if err := ttls[i].Err(); err != nil {
-				return fmt.Errorf("reading keys: %w", explain(err))
+				return fmt.Errorf("reading keys: %w", err)
 			}
 			l.reads = append(l.reads, r)
 		}
@@ -247,7 +280,7 @@ func (v *keysView) read(ctx context.Context, l *keysLook, keys []string) error {
 }
 
 func (v *keysView) list(ctx context.Context) (discovery.Listing, error) {
-	result, err := v.look(request{whole: true})(ctx)
+	result, err := v.w.list(ctx, v)
 	if err != nil {
 		return discovery.Listing{}, err
 	}
@@ -261,7 +294,8 @@ func (v *keysView) list(ctx context.Context) (discovery.Listing, error) {
 	if _, _, err := v.apply(l); err != nil {
 		return discovery.Listing{}, err
 	}
-	return discovery.Listing{Epoch: v.epoch}, nil
+	v.listed = true
+	return discovery.Listing{Epoch: v.epoch, Partial: v.ranOut()}, nil
 }
 
 func (v *keysView) stream([]goredis.XMessage) error { return nil }

@@ -398,12 +398,12 @@ func (l *setLook) read(answer any) error {
 }
 
 func (v *setView) list(ctx context.Context) (discovery.Listing, error) {
-	first, err := v.look(request{whole: true})(ctx)
+	first, err := v.w.list(ctx, v)
 	if errors.Is(err, discovery.ErrPermission) {
 		// A user may be restricted to the set itself.
 		v.narrow = true
 		var again error
-		if first, again = v.look(request{whole: true})(ctx); again == nil {
+		if first, again = v.w.list(ctx, v); again == nil {
 			err = nil
 		}
 	}
@@ -428,7 +428,7 @@ func (v *setView) list(ctx context.Context) (discovery.Listing, error) {
 		case <-ctx.Done():
 			return discovery.Listing{}, ctx.Err()
 		}
-		second, err := v.look(request{whole: true})(ctx)
+		second, err := v.w.list(ctx, v)
 		if err != nil {
 			return discovery.Listing{}, err
 		}

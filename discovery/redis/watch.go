@@ -23,6 +23,11 @@ const (
 	// What notifications ask for may use this part of the time at most: after a
 	// look that took d, the next waits 9 d.
 	rest = 9
+	// A look that takes longer than this, or than four times the first one up to
+	// the most, shows that the server was away meanwhile: heartbeats waited, and
+	// keys ran out that nobody could renew.
+	slowLook    = 500 * time.Millisecond
+	slowestLook = 2 * time.Second
 	// How long one XREAD waits for changes.
 	block = time.Second
 	// How long a subscription may say nothing before it is asked, and then to
@@ -34,8 +39,9 @@ const (
 // only one that emits and that touches the view; the goroutines around it only
 // read from the server.
 type watch struct {
-	r    *Registry
-	emit func(discovery.Event)
+	r     *Registry
+	emit  func(discovery.Event)
+	first time.Duration // what the look of the listing took
 
 	verifications chan *verification
 	looked        chan lookResult
@@ -226,6 +232,9 @@ func (w *watch) run(ctx context.Context) error {
 			if result.err != nil {
 				return broken(result.err)
 			}
+			if result.took > max(slowLook, min(4*w.first, slowestLook)) {
+				return fmt.Errorf("%w: the server took %v to answer", discovery.ErrBroken, result.took.Round(time.Millisecond))
+			}
 			q, wait, err := v.apply(result.result)
 			if err != nil {
 				return broken(err)
@@ -257,6 +266,14 @@ func (w *watch) look(ctx context.Context, read func(context.Context) (any, error
 		result, err := read(ctx)
 		w.looked <- lookResult{result, costly, time.Since(began), err}
 	})
+}
+
+// list reads everything for the listing.
+func (w *watch) list(ctx context.Context, v view) (any, error) {
+	began := time.Now()
+	result, err := v.look(request{whole: true})(ctx)
+	w.first = time.Since(began)
+	return result, err
 }
 
 // Verify proves that the newest watch has emitted everything that was written
