@@ -71,7 +71,8 @@ func notify(flags string) func(*testing.T, *Config) []redistest.Option {
 // goroutines that were left.
 
 func TestConformance(t *testing.T) {
-	keys := Config{Layout: LayoutKeys, Poll: 50 * time.Millisecond}
+	// The suite drains for 100 ms, which a poll must not miss.
+	keys := Config{Layout: LayoutKeys, Poll: minPoll}
 	for _, c := range []struct {
 		name    string
 		config  Config
