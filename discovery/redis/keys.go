@@ -148,10 +148,21 @@ func (v *keysView) follow(ctx context.Context) error {
 		v.w.closeWith(ctx, client)
 		clients = append(clients, client)
 		if notified, err := v.r.notifies(ctx, client, "$gx"); err != nil || !notified {
+			_ = client.Close() // nothing more will be asked of it
 			return err
 		}
 	}
-	for _, client := range clients {
+	for i, client := range clients {
+		if i == 0 {
+			// One connection for both, if the user may hear of both.
+			ok, err := offered(v.w.subscribe(ctx, client, true, pattern, escapeGlob(v.r.overridesKey())))
+			if err != nil {
+				return err
+			}
+			if v.w.told = ok; ok {
+				continue
+			}
+		}
 		if ok, err := offered(v.w.subscribe(ctx, client, true, pattern)); err != nil || !ok {
 			return err
 		}

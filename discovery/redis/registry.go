@@ -18,12 +18,13 @@ var (
 	_ discovery.Registry  = (*Registry)(nil)
 	_ discovery.Verifier  = (*Registry)(nil)
 	_ discovery.Historian = (*Registry)(nil)
+	_ discovery.Overrider = (*Registry)(nil)
 )
 
 // A Registry is a fleet's list in Redis. All its methods but Close may be called
 // concurrently. It keeps at most three connections to a server: one for
-// commands, and while it is watched one that waits for changes and one that is
-// subscribed to notifications.
+// commands, and while it is watched one that waits for changes, or is subscribed to
+// those of the overrides, and one that is subscribed to notifications.
 type Registry struct {
 	config    Config // resolved
 	connector *connector
@@ -32,6 +33,8 @@ type Registry struct {
 
 	watching atomic.Pointer[watch] // the newest watch once it has listed, or nil
 	push     atomic.Pointer[string]
+
+	overrides atomic.Bool // the last ones that a watch emitted were some
 
 	closing chan struct{} // closed by Close
 

@@ -16,11 +16,14 @@ var (
 	lookLua string
 	//go:embed withdraw_key.lua
 	withdrawKeyLua string
+	//go:embed override.lua
+	overrideLua string
 
 	announceScript    = newScript(announceLua)
 	withdrawScript    = newScript(withdrawLua)
 	lookScript        = newScript(lookLua)
 	withdrawKeyScript = newScript(withdrawKeyLua)
+	overrideScript    = newScript(overrideLua)
 )
 
 type script struct {

@@ -108,7 +108,7 @@ func (l *sortedSet) History(ctx context.Context, id string, limit int) ([]discov
 		}
 		for _, m := range entries {
 			e, err := parseEntry(m)
-			if err != nil || e.id != id {
+			if err != nil || e.id != id || e.kind == entryOverride {
 				continue
 			}
 			revision := discovery.Revision{Number: e.seq, Time: e.time, Type: discovery.Put}
@@ -149,6 +149,8 @@ const (
 	entryPut     = "put"
 	entryLeft    = "left"
 	entryExpired = "expired" // swept up long after its lease
+
+	entryOverride = "override" // an operator decided, which is kept elsewhere
 )
 
 // entry is one change as our writers record it.
@@ -683,6 +685,8 @@ func (v *setView) stream(entries []goredis.XMessage) error {
 		switch e.kind {
 		case entryPut:
 			v.streamPut(n, e)
+		case entryOverride:
+			v.w.overridden = true
 		case entryLeft, entryExpired:
 			if n != nil && e.seq <= n.seen {
 				// A look that was taken later has found a record: it is back.

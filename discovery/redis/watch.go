@@ -48,6 +48,8 @@ type watch struct {
 	entries       chan []goredis.XMessage // of the stream
 	messages      chan *goredis.Message   // of subscriptions
 	failed        chan error              // a goroutine gave up
+	overridden    bool                    // the stream says that the overrides changed
+	told          bool                    // a subscription will say so
 	ended         chan struct{}
 	group         sync.WaitGroup
 	closers       []func()
@@ -152,6 +154,10 @@ func (w *watch) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	o := &overrides{w: w, found: make(chan overridesRead, 1)}
+	if err := o.list(ctx); err != nil {
+		return err
+	}
 	push := v.push()
 	r.push.Store(&push)
 	r.watching.Store(w)
@@ -206,6 +212,10 @@ func (w *watch) run(ctx context.Context) error {
 			wake.Reset(time.Until(next))
 		}
 
+		o.due = o.due || w.overridden
+		w.overridden = false
+		o.read(ctx)
+
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
@@ -213,11 +223,14 @@ func (w *watch) run(ctx context.Context) error {
 			return errClosed
 		case err := <-w.failed:
 			return broken(err)
+		case read := <-o.found:
+			o.apply(read)
 		case <-wake.C:
 		case <-poll.C:
 			poll.Reset(r.config.Poll)
 			pending.add(request{some: true})
 			urgent = true
+			o.due = true
 		case q := <-w.verifications:
 			// A look that is under way may have read already.
 			q.look = looks + 1
@@ -252,9 +265,16 @@ func (w *watch) run(ctx context.Context) error {
 			}
 			verified()
 		case m := <-w.messages:
-			pending.add(v.notified(m))
+			notified := func(m *goredis.Message) {
+				if o.tells(m) {
+					o.due = true
+				} else {
+					pending.add(v.notified(m))
+				}
+			}
+			notified(m)
 			for range len(w.messages) {
-				pending.add(v.notified(<-w.messages))
+				notified(<-w.messages)
 			}
 		}
 	}
@@ -384,10 +404,15 @@ func (w *watch) closeWith(ctx context.Context, c io.Closer) {
 	})
 }
 
+// A subscriber is a client that can be subscribed to nothing yet.
+type subscriber interface {
+	PSubscribe(ctx context.Context, channels ...string) *goredis.PubSub
+}
+
 // subscribe receives notifications until the watch ends, and returns once the
 // server has confirmed that it sends them. A subscription that breaks ends the
 // watch: what was published meanwhile is lost.
-func (w *watch) subscribe(ctx context.Context, client *goredis.Client, pattern bool, channel string) error {
+func (w *watch) subscribe(ctx context.Context, client subscriber, pattern bool, channels ...string) error {
 	s := client.PSubscribe(ctx) // dials nothing yet
 	w.closeWith(ctx, s)
 	err := w.r.do(ctx, func(ctx context.Context) error {
@@ -395,14 +420,19 @@ func (w *watch) subscribe(ctx context.Context, client *goredis.Client, pattern b
 		if pattern {
 			subscribe = s.PSubscribe
 		}
-		if err := subscribe(ctx, channel); err != nil {
+		if err := subscribe(ctx, channels...); err != nil {
 			return err
 		}
-		m, err := s.ReceiveTimeout(ctx, readTimeout)
-		if _, ok := m.(*goredis.Subscription); err == nil && !ok {
-			err = fmt.Errorf("it answered %T", m)
+		for range channels {
+			m, err := s.ReceiveTimeout(ctx, readTimeout)
+			if _, ok := m.(*goredis.Subscription); err == nil && !ok {
+				err = fmt.Errorf("it answered %T", m)
+			}
+			if err != nil {
+				return err
+			}
 		}
-		return err
+		return nil
 	})
 	if err != nil {
 		_ = s.Close()

@@ -1,0 +1,164 @@
+package redis
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"maps"
+
+	"github.com/caddy-discovery/caddy-discovery/discovery"
+	goredis "github.com/redis/go-redis/v9"
+)
+
+// overridesKey is the hash of the operator's overrides, by the node's id. The
+// channel on which a change of it is announced has the same name.
+func (r *Registry) overridesKey() string { return r.config.side("overrides") }
+
+// Overrides returns all overrides by the node's id. Its error is one of those of
+// Announce.
+func (r *Registry) Overrides(ctx context.Context) (map[string]discovery.Override, error) {
+	records, err := r.readOverrides(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return parseOverrides(records), nil
+}
+
+func (r *Registry) readOverrides(ctx context.Context) (map[string]string, error) {
+	var records map[string]string
+	err := r.do(ctx, func(ctx context.Context) (err error) {
+		records, err = r.commands.HGetAll(ctx, r.overridesKey()).Result()
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("reading the overrides: %w", err)
+	}
+	return records, nil
+}
+
+// parseOverrides leaves out what cannot be read: it decides nothing.
+func parseOverrides(records map[string]string) map[string]discovery.Override {
+	all := make(map[string]discovery.Override, len(records))
+	for id, record := range records {
+		if o, err := discovery.ParseOverride([]byte(record)); err == nil && discovery.ValidateID(id) == nil {
+			all[id] = o
+		}
+	}
+	return all
+}
+
+// SetOverride replaces the node's override. Its error is one of those of Announce.
+func (r *Registry) SetOverride(ctx context.Context, id string, o discovery.Override) error {
+	record, err := discovery.AppendOverride(nil, o)
+	if err == nil {
+		err = discovery.ValidateID(id)
+	}
+	if err == nil {
+		err = r.override(ctx, id, string(record))
+	}
+	if err != nil {
+		return fmt.Errorf("overriding node %q: %w", id, err)
+	}
+	return nil
+}
+
+// ClearOverride removes the node's override. One that is not there is no error.
+func (r *Registry) ClearOverride(ctx context.Context, id string) error {
+	if err := r.override(ctx, id, ""); err != nil {
+		return fmt.Errorf("clearing the override of node %q: %w", id, err)
+	}
+	return nil
+}
+
+func (r *Registry) override(ctx context.Context, id, record string) error {
+	return r.do(ctx, func(ctx context.Context) error {
+		if r.config.Layout != LayoutKeys {
+			_, err := overrideScript.run(ctx, r.commands,
+				[]string{r.overridesKey(), r.config.side("changes"), r.config.side("meta")}, id, record, rand.Text())
+			return err
+		}
+		var err error
+		if record == "" {
+			err = r.commands.HDel(ctx, r.overridesKey(), id).Err()
+		} else {
+			err = r.commands.HSet(ctx, r.overridesKey(), id, record).Err()
+		}
+		if err == nil {
+			// Who may not publish is found out by the poll.
+			_ = r.commands.Publish(ctx, r.overridesKey(), id).Err()
+		}
+		return err
+	})
+}
+
+// overrides is what the loop of a watch knows of the overrides. They are read
+// whole: operators decide about few nodes.
+type overrides struct {
+	w       *watch
+	known   map[string]string // their records
+	denied  bool              // the user may not read them
+	due     bool              // they may have changed
+	reading bool
+	found   chan overridesRead
+}
+
+type overridesRead struct {
+	records map[string]string
+	err     error
+}
+
+// list emits the overrides that there are, as part of the listing, and begins to
+// listen for changes where the layout's own channel does not tell of them.
+func (o *overrides) list(ctx context.Context) error {
+	if o.w.r.config.Layout == LayoutKeys && !o.w.told {
+		if _, err := offered(o.w.subscribe(ctx, o.w.r.commands, false, o.w.r.overridesKey())); err != nil {
+			return err
+		}
+	}
+	records, err := o.w.r.readOverrides(ctx)
+	ok, err := offered(err)
+	if err != nil {
+		return err
+	}
+	o.denied = !ok
+	if len(records) == 0 && o.w.r.overrides.Load() {
+		// They went with the registry's data while nobody watched.
+		o.known = map[string]string{"": ""}
+	}
+	o.take(records)
+	return nil
+}
+
+// take emits the overrides if they differ from what is known.
+func (o *overrides) take(records map[string]string) {
+	if maps.Equal(records, o.known) {
+		return
+	}
+	o.known = records
+	o.w.r.overrides.Store(len(records) > 0)
+	o.w.emit(discovery.Event{Type: discovery.Overridden, Overrides: parseOverrides(records)})
+}
+
+// read starts to read the overrides, if that is due.
+func (o *overrides) read(ctx context.Context) {
+	if o.denied || !o.due || o.reading {
+		return
+	}
+	o.due, o.reading = false, true
+	o.w.group.Go(func() {
+		records, err := o.w.r.readOverrides(ctx)
+		o.found <- overridesRead{records, err}
+	})
+}
+
+// apply takes up what was read. A failure is left to the look that follows: it
+// breaks the watch if the server is ill.
+func (o *overrides) apply(read overridesRead) {
+	o.reading = false
+	if read.err == nil {
+		o.take(read.records)
+	}
+}
+
+// tells reports whether a notification is about the overrides.
+func (o *overrides) tells(m *goredis.Message) bool { return m.Channel == o.w.r.overridesKey() }
