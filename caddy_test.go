@@ -94,7 +94,7 @@ func service(t *testing.T, id string) *httptest.Server {
 // has the node of each.
 func at(id string) string {
 	sum := sha256.Sum256([]byte(id))
-	address := fmt.Sprintf("10.%d.%d.%d:80", sum[0], sum[1], sum[2])
+	address := fmt.Sprintf("127.%d.%d.%d:80", sum[0], sum[1], sum[2])
 	nodeAt.Store(address, id)
 	return address
 }

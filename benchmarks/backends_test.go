@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
+	"github.com/caddy-discovery/caddy-discovery/discovery/discoverytest"
 	"github.com/caddy-discovery/caddy-discovery/discovery/natsconn"
 	"github.com/caddy-discovery/caddy-discovery/discovery/natskv"
 	"github.com/caddy-discovery/caddy-discovery/discovery/natspubsub"
@@ -133,7 +134,7 @@ func BenchmarkBackends(b *testing.B) {
 func follow(b *testing.B, c contender) (*discovery.Directory, func()) {
 	b.Helper()
 	registry := c.open("")
-	d := discovery.NewDirectory(registry, discovery.Options{})
+	d := discovery.NewDirectory(registry, discovery.Options{Probe: discoverytest.Refuse})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() {

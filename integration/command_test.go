@@ -67,15 +67,15 @@ func background(t *testing.T, r registry, args ...string) (log *lockedBuffer, in
 // TestCommand lists, watches, registers and removes nodes from a shell.
 func TestCommand(t *testing.T) {
 	onEach(t, func(t *testing.T, r registry) {
-		r.put("a", camel("a", "http://10.0.0.1:80", `"service":"orders","zone":"eu-1"`))
-		r.put("b", camel("b", "http://10.0.0.2:80", `"service":"pay","state":"draining"`))
+		r.put("a", camel("a", "http://127.0.0.1:80", `"service":"orders","zone":"eu-1"`))
+		r.put("b", camel("b", "http://127.0.0.2:80", `"service":"pay","state":"draining"`))
 		r.put("bad", `{"nodeId":"bad","endpoint":"http://{env.HOME}:80","lastSeen":"2025-10-10T12:00:00Z","load":0,"isOnline":true}`)
 
 		out, stderr, code := runCommand(t, r, "nodes")
 		if code != 0 || stderr != "" {
 			t.Fatalf("nodes: %d %s", code, stderr)
 		}
-		for _, want := range []string{"ID ", "a    orders   http://10.0.0.1:80  up ", "zone=eu-1", "draining", "rejected", "placeholders are not accepted"} {
+		for _, want := range []string{"ID ", "a    orders   http://127.0.0.1:80  up ", "zone=eu-1", "draining", "rejected", "placeholders are not accepted"} {
 			if !strings.Contains(out, want) {
 				t.Errorf("nodes does not show %q:\n%s", want, out)
 			}
@@ -237,7 +237,7 @@ func TestAdmin(t *testing.T) {
 	onEach(t, func(t *testing.T, r registry) {
 		const many = 10_000
 		for i := range many {
-			r.put(fmt.Sprintf("n-%05d", i), camel(fmt.Sprintf("n-%05d", i), fmt.Sprintf("http://10.0.%d.%d:80", i/200, i%200+1), `"service":"orders","zone":"eu-1","version":"1.2.3"`))
+			r.put(fmt.Sprintf("n-%05d", i), camel(fmt.Sprintf("n-%05d", i), fmt.Sprintf("http://127.0.%d.%d:80", i/200, i%200+1), `"service":"orders","zone":"eu-1","version":"1.2.3"`))
 		}
 		p := start(t, "", site(freeport.String(t), r.block("ttl 1h")+"\nservice orders", ""))
 		var nodes []map[string]any

@@ -32,10 +32,10 @@ func shows(texts ...string) string {
 func TestStatusPage(t *testing.T) {
 	onEach(t, func(t *testing.T, r registry) {
 		const markup = `<img src=x onerror="document.title='harm'">`
-		r.put("orders-1", camel("orders-1", "http://10.0.0.1:80", `"service":"orders","zone":"eu-1"`))
-		r.put("orders-2", camel("orders-2", "http://10.0.0.2:80", `"service":"orders","zone":"eu-2","weight":"2"`))
-		r.put("pay-1", camel("pay-1", "http://10.0.0.3:80", fmt.Sprintf(`"service":"pay","state":"draining","note":%q,"__proto__":"x"`, markup)))
-		r.put("bad", camel("bad", "http://10.0.0.4/<b>path</b>", `"service":"pay"`))
+		r.put("orders-1", camel("orders-1", "http://127.0.0.1:80", `"service":"orders","zone":"eu-1"`))
+		r.put("orders-2", camel("orders-2", "http://127.0.0.2:80", `"service":"orders","zone":"eu-2","weight":"2"`))
+		r.put("pay-1", camel("pay-1", "http://127.0.0.3:80", fmt.Sprintf(`"service":"pay","state":"draining","note":%q,"__proto__":"x"`, markup)))
+		r.put("bad", camel("bad", "http://127.0.0.4/<b>path</b>", `"service":"pay"`))
 		port := freeport.String(t)
 		sites := statusSite(port, r, "service orders")
 		p := start(t, "", sites)
@@ -44,7 +44,7 @@ func TestStatusPage(t *testing.T) {
 		page.Size(1280, 800, false)
 		page.Go("http://127.0.0.1:" + port + "/status")
 		page.Eval("window.mark = 1") // gone after any reload of the page
-		page.Wait("the fleet", shows("orders-1", "up", "http://10.0.0.1:80", "zone=eu-1"))
+		page.Wait("the fleet", shows("orders-1", "up", "http://127.0.0.1:80", "zone=eu-1"))
 		page.Wait("another state", shows("pay-1", "draining"))
 		page.Wait("markup as text", shows("pay-1", markup))
 		page.Wait("a rejected record", shows("bad", "rejected", "<b>path</b>"))
@@ -55,12 +55,12 @@ func TestStatusPage(t *testing.T) {
 			t.Errorf("%v elements were made of what a record says", n)
 		}
 
-		r.put("orders-3", camel("orders-3", "http://10.0.0.5:80", `"service":"orders","zone":"eu-1"`))
+		r.put("orders-3", camel("orders-3", "http://127.0.0.5:80", `"service":"orders","zone":"eu-1"`))
 		page.Wait("a node that joins", shows("orders-3"))
 		page.Wait("its line in the journal", `/seen\s*orders-3/.test(document.querySelector("#journal li").innerText)`)
-		r.put("orders-3", camel("orders-3", "http://10.0.0.6:80", `"service":"orders","zone":"eu-9"`))
-		page.Wait("a node that moves", shows("orders-3", "http://10.0.0.6:80", "zone=eu-9"))
-		r.put("orders-2", strings.Replace(camel("orders-2", "http://10.0.0.2:80", `"service":"orders","zone":"eu-2","weight":"2"`), "0.35", "0.91", 1))
+		r.put("orders-3", camel("orders-3", "http://127.0.0.6:80", `"service":"orders","zone":"eu-9"`))
+		page.Wait("a node that moves", shows("orders-3", "http://127.0.0.6:80", "zone=eu-9"))
+		r.put("orders-2", strings.Replace(camel("orders-2", "http://127.0.0.2:80", `"service":"orders","zone":"eu-2","weight":"2"`), "0.35", "0.91", 1))
 		page.Wait("a heartbeat's load", shows("orders-2", "0.91"))
 		r.remove("orders-3")
 		page.Wait("a node that leaves", "!("+shows("orders-3")+")")
@@ -101,7 +101,7 @@ func TestStatusPage(t *testing.T) {
 		}
 
 		p.reload("", sites+"http://127.0.0.1:"+port+"/x {\n}\n")
-		r.put("orders-4", camel("orders-4", "http://10.0.0.7:80", `"service":"orders"`))
+		r.put("orders-4", camel("orders-4", "http://127.0.0.7:80", `"service":"orders"`))
 		page.Wait("what comes after a reload of Caddy", shows("orders-4"))
 		r.stop()
 		page.Wait("that the registry is lost", `document.querySelector("#registries").innerText.includes("lost") && document.querySelector("#live").textContent.includes("1 of 1 registries lost")`)
@@ -126,7 +126,7 @@ func TestStatusPageOfAGreatFleet(t *testing.T) {
 	r := newKV(t)
 	put := func(i, load int) {
 		id := fmt.Sprintf("node-%05d", i)
-		r.put(id, strings.Replace(camel(id, fmt.Sprintf("http://10.0.%d.%d:80", i/200, i%200+1), fmt.Sprintf(`"service":"service-%02d","zone":"eu-%d","version":"1.2.3"`, i%40, i%3)), "0.35", fmt.Sprintf("0.%d", load), 1))
+		r.put(id, strings.Replace(camel(id, fmt.Sprintf("http://127.0.%d.%d:80", i/200, i%200+1), fmt.Sprintf(`"service":"service-%02d","zone":"eu-%d","version":"1.2.3"`, i%40, i%3)), "0.35", fmt.Sprintf("0.%d", load), 1))
 	}
 	for i := range many {
 		put(i, 35)
@@ -196,9 +196,9 @@ func TestScreenshot(t *testing.T) {
 			more = `,"state":"maintenance"`
 		}
 		id := fmt.Sprintf("%s-%d", service, i%8+1)
-		r.put(id, strings.Replace(camel(id, fmt.Sprintf("http://10.0.%d.%d:5001", i/8, i%8+10), fmt.Sprintf(`"service":"%s","zone":"eu-%d","lease":"30s"%s`, service, i%2+1, more)), "0.35", fmt.Sprintf("0.%02d", (i*37)%97), 1))
+		r.put(id, strings.Replace(camel(id, fmt.Sprintf("http://127.0.%d.%d:5001", i/8, i%8+10), fmt.Sprintf(`"service":"%s","zone":"eu-%d","lease":"30s"%s`, service, i%2+1, more)), "0.35", fmt.Sprintf("0.%02d", (i*37)%97), 1))
 	}
-	r.put("search-1", camel("search-1", "http://10.0.2.10:5001/api", `"service":"search"`))
+	r.put("search-1", camel("search-1", "http://127.0.2.10:5001/api", `"service":"search"`))
 	port := freeport.String(t)
 	start(t, "", statusSite(port, r, ""))
 	page := chrometest.Open(t)
@@ -207,7 +207,7 @@ func TestScreenshot(t *testing.T) {
 	page.Go("http://127.0.0.1:" + port + "/status")
 	page.Wait("the fleet", shows("pay-6"))
 	r.remove("orders-8")
-	r.put("orders-5", camel("orders-5", "http://10.0.0.44:5001", `"service":"orders","zone":"eu-1","lease":"30s"`))
+	r.put("orders-5", camel("orders-5", "http://127.0.0.44:5001", `"service":"orders","zone":"eu-1","lease":"30s"`))
 	page.Wait("the journal", `/orders-5/.test(document.querySelector("#journal li").innerText)`)
 	page.Wait("what left", "!("+shows("orders-8")+")")
 	png := page.Screenshot()

@@ -85,7 +85,7 @@ func (s *suite) open() discovery.Registry {
 // directory runs a directory on a connection of its own until the part ends.
 func (s *suite) directory() *discovery.Directory {
 	s.Helper()
-	d := discovery.NewDirectory(s.open(), discovery.Options{Logger: zaptest.NewLogger(s.T)})
+	d := discovery.NewDirectory(s.open(), discovery.Options{Logger: zaptest.NewLogger(s.T), Probe: Refuse})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- d.Run(ctx) }()

@@ -8,6 +8,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
+	"github.com/caddy-discovery/caddy-discovery/discovery/discoverytest"
 	"github.com/caddy-discovery/caddy-discovery/discovery/natskv"
 	"github.com/caddy-discovery/caddy-discovery/internal/natstest"
 )
@@ -95,7 +96,7 @@ func TestOverridesAreNotLostWithTheConnection(t *testing.T) {
 	if err := r.SetOverride(t.Context(), "a", discovery.Override{State: discovery.StateDraining}); err != nil {
 		t.Fatal(err)
 	}
-	d := discovery.NewDirectory(r, discovery.Options{})
+	d := discovery.NewDirectory(r, discovery.Options{Probe: discoverytest.Refuse})
 	done := make(chan struct{})
 	ctx := t.Context()
 	go func() { defer close(done); _ = d.Run(ctx) }()

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
+	"github.com/caddy-discovery/caddy-discovery/discovery/discoverytest"
 	"github.com/caddy-discovery/caddy-discovery/discovery/natspubsub"
 	"github.com/caddy-discovery/caddy-discovery/internal/natstest"
 )
@@ -179,7 +180,7 @@ func TestHeartbeatBeforeJoin(t *testing.T) {
 	t.Parallel()
 	s := start(t)
 	nc := s.Conn()
-	d := discovery.NewDirectory(open(t, config(s)), discovery.Options{})
+	d := discovery.NewDirectory(open(t, config(s)), discovery.Options{Probe: discoverytest.Refuse})
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- d.Run(ctx) }()

@@ -109,6 +109,7 @@ func directory(t testing.TB, w discovery.Watcher, o discovery.Options) *discover
 	if o.Logger == nil {
 		o.Logger = zaptest.NewLogger(t)
 	}
+	o.Probe = discoverytest.Refuse
 	d := discovery.NewDirectory(w, o)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
