@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -73,16 +74,34 @@ func start(t *testing.T, options, sites string) *proxy {
 	p.cmd = exec.Command(binary, "run", "--config", file, "--adapter", "caddyfile")
 	p.cmd.Env = append(os.Environ(), "XDG_DATA_HOME="+dir+"/data", "XDG_CONFIG_HOME="+dir+"/config")
 	p.cmd.Stdout, p.cmd.Stderr = p.log, p.log
-	// An aborted test leaves nothing running.
+	// An aborted test leaves nothing running. The signal is tied to the thread that
+	// starts the process (https://go.dev/issue/27505), so that thread must live as
+	// long: other helpers of these tests end theirs.
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := p.cmd.Start(); err != nil {
+	started := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		if err := p.cmd.Start(); err != nil {
+			started <- err
+			return
+		}
+		started <- nil
+		p.err = p.cmd.Wait()
+		close(p.done)
+	}()
+	if err := <-started; err != nil {
 		t.Fatal(err)
 	}
-	go func() {
-		defer close(p.done)
-		p.err = p.cmd.Wait()
-	}()
 	t.Cleanup(func() {
+		if t.Failed() {
+			// Its last words are where every goroutine was. Caddy takes SIGQUIT for
+			// something else.
+			_ = p.cmd.Process.Signal(syscall.SIGABRT)
+			select {
+			case <-p.done:
+			case <-time.After(5 * time.Second):
+			}
+		}
 		p.kill(syscall.SIGKILL)
 		if t.Failed() {
 			t.Logf("the log of Caddy:\n%s", p.log)

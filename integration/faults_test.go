@@ -345,8 +345,9 @@ type ward struct {
 	services []*service
 
 	mu      sync.Mutex
-	away    map[string]bool // nodes that left
-	join    func(*service)  // makes a node heartbeat until it leaves
+	away    map[string]bool          // nodes that left
+	silent  map[string]chan struct{} // closed when a node has sent its last heartbeat
+	join    func(*service)           // makes a node heartbeat until it leaves
 	beating sync.WaitGroup
 }
 
@@ -402,13 +403,22 @@ func (w *ward) sites() string {
 // admit starts a fleet of ten, Caddy in front of it through a link, and waits
 // until all serve.
 func admitWard(t *testing.T, p patient) *ward {
-	w := &ward{t: t, patient: p, link: newLink(t, p.address()), port: freeport.String(t), away: make(map[string]bool)}
+	w := &ward{t: t, patient: p, link: newLink(t, p.address()), port: freeport.String(t), away: make(map[string]bool), silent: make(map[string]chan struct{})}
 	for i := range 10 {
 		w.services = append(w.services, newService(t, fmt.Sprintf("orders-%d", i)))
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	t.Cleanup(func() { stop(); w.beating.Wait() })
-	w.join = func(s *service) { w.beating.Go(func() { w.beat(ctx, s) }) }
+	w.join = func(s *service) {
+		silent := make(chan struct{})
+		w.mu.Lock()
+		w.silent[s.id] = silent
+		w.mu.Unlock()
+		w.beating.Go(func() {
+			defer close(silent)
+			w.beat(ctx, s)
+		})
+	}
 	for _, s := range w.services {
 		w.join(s)
 	}
@@ -533,7 +543,9 @@ func (w *ward) treat(f fault) finding {
 	w.services = append(w.services, joined)
 	left := w.services[0]
 	w.away[left.id] = true
+	silent := w.silent[left.id]
 	w.mu.Unlock()
+	<-silent // a heartbeat that is still under way would bring the record back
 	w.join(joined)
 	eventually(t, "the registry takes the goodbye", func() bool { return w.remove(left.id) == nil })
 	want := func() []string {

@@ -76,7 +76,6 @@ func Open(t testing.TB) *Page {
 		"--hide-scrollbars", "--disable-extensions", "--disable-background-networking", "--remote-debugging-pipe",
 		"--user-data-dir="+t.TempDir(), "about:blank")
 	p.cmd.ExtraFiles = []*os.File{toRead, fromWrite} // 3 and 4
-	p.cmd.SysProcAttr = diesWithParent()
 	var log bytes.Buffer
 	p.cmd.Stderr = &log
 	if err := p.cmd.Start(); err != nil {

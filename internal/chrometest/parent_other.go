@@ -1,8 +1,0 @@
-//go:build !linux
-
-package chrometest
-
-import "syscall"
-
-// diesWithParent cannot do here what it does on Linux.
-func diesWithParent() *syscall.SysProcAttr { return nil }
