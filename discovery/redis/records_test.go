@@ -144,6 +144,11 @@ func TestHigherScoreWins(t *testing.T) {
 	}
 	// A goodbye of ours counts, though an old foreign record stays.
 	add(t, s.Client(), record(1), time.Hour)
+	// A look that finds the foreign record written and ours gone could not tell
+	// which came first, and takes the foreign one for a newer heartbeat. One that
+	// finds b has found the foreign record as it now stands.
+	add(t, s.Client(), strings.Replace(record(4), `"a"`, `"b"`, 1), 0)
+	until(t, d, "b", func(s *discovery.Snapshot) bool { return s.Node("b") != nil })
 	if err := writer.Withdraw(ctx, newNode("a")); err != nil {
 		t.Fatal(err)
 	}
@@ -152,8 +157,8 @@ func TestHigherScoreWins(t *testing.T) {
 	until(t, d, "ours is back", at(5001))
 	// A heartbeat of ours leaves one of ours.
 	announce(t, writer, newNode("a"), newNode("a", "more", "metadata"))
-	if n, err := s.Client().ZCard(ctx, DefaultKey).Result(); err != nil || n != 2 {
-		t.Errorf("%d members after heartbeats, want 2: %v", n, err)
+	if n, err := s.Client().ZCard(ctx, DefaultKey).Result(); err != nil || n != 3 {
+		t.Errorf("%d members after heartbeats, want 3: %v", n, err)
 	}
 }
 
