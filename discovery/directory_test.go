@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -25,10 +26,7 @@ import (
 // testing/synctest, where a sleep costs nothing and times are exact.
 func follow(t *testing.T, w discovery.Watcher, o discovery.Options) *discovery.Directory {
 	t.Helper()
-	if o.Probe == nil {
-		o.Probe = nobodyThere // in a bubble, a real network would stop the clock
-	}
-	d := discovery.NewDirectory(w, o)
+	d := discovery.NewDirectory(w, isolate(o))
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- d.Run(ctx) }()
@@ -46,7 +44,21 @@ func follow(t *testing.T, w discovery.Watcher, o discovery.Options) *discovery.D
 	return d
 }
 
+// isolate keeps a directory from the real network, which would stop the clock of a
+// bubble, and whose resolver bubbles may not share.
+func isolate(o discovery.Options) discovery.Options {
+	if o.Probe == nil {
+		o.Probe = nobodyThere
+	}
+	if o.Lookup == nil {
+		o.Lookup = noNames
+	}
+	return o
+}
+
 func nobodyThere(context.Context, string) error { return errors.New("connection refused") }
+
+func noNames(context.Context, string) ([]netip.Addr, error) { return nil, errors.New("no such host") }
 
 func newNode(id string, pairs ...string) discovery.Node {
 	endpoint, err := discovery.ParseEndpoint("http://10.0.0.7:5001")

@@ -21,10 +21,7 @@ import (
 // once runs a directory until the function ends.
 func once(t *testing.T, w discovery.Watcher, o discovery.Options, do func(d *discovery.Directory)) {
 	t.Helper()
-	if o.Probe == nil {
-		o.Probe = nobodyThere
-	}
-	d := discovery.NewDirectory(w, o)
+	d := discovery.NewDirectory(w, isolate(o))
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- d.Run(ctx) }()

@@ -20,8 +20,14 @@ type Cluster struct {
 func StartCluster(t testing.TB, replicas int, options ...Option) *Cluster {
 	t.Helper()
 	c := &Cluster{t: t}
+	// Only replicas make use of a short timeout. Without them it would only bring
+	// down the cluster of a busy machine.
+	timeout := "3000"
+	if replicas > 0 {
+		timeout = "1000"
+	}
 	options = append(options,
-		Config("cluster-enabled", "yes"), Config("cluster-node-timeout", "1000"),
+		Config("cluster-enabled", "yes"), Config("cluster-node-timeout", timeout),
 		Config("cluster-config-file", "nodes.conf"), Config("cluster-replica-validity-factor", "0"))
 	for range 3 {
 		c.Masters = append(c.Masters, Start(t, options...))
