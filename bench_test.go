@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strconv"
 	"testing"
 	"time"
@@ -92,13 +93,39 @@ func BenchmarkPool(b *testing.B) {
 				snapshot := u.directory.Snapshot()
 				b.ReportAllocs()
 				for b.Loop() {
-					if p := u.newPool(snapshot, u.wish(nil)); len(p.tiers) == 0 {
+					p := u.newPool(snapshot, u.wish(nil))
+					if len(p.tiers) == 0 {
 						b.Fatal("the pool is empty")
 					}
+					p.prepare(u.Pick)
 				}
 			})
 		}
 	}
+}
+
+// BenchmarkRing is the ring of 10,000 nodes, built, and derived from the one with a
+// node more.
+func BenchmarkRing(b *testing.B) {
+	m := discoverytest.NewMemory()
+	memories.Store(b.Name(), m)
+	defer memories.Delete(b.Name())
+	fill(b, m, 10_000, func(i int) string { return fmt.Sprint(1 + i%7) })
+	nodes := source(b, "registry memory "+b.Name()).directory.Snapshot().Nodes()
+	earlier := newRing(nodes, nil)
+	nodes = slices.Delete(slices.Clone(nodes), 5000, 5001)
+	b.Run("built", func(b *testing.B) {
+		for b.Loop() {
+			newRing(nodes, nil)
+		}
+	})
+	b.Run("derived", func(b *testing.B) {
+		for b.Loop() {
+			if !emptyRing(nodes).derive(earlier) {
+				b.Fatal("the ring could not be derived")
+			}
+		}
+	})
 }
 
 // fill lists a service of some nodes.

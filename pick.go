@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -105,13 +106,14 @@ func (s *screen) able(e *discovery.Entry) bool {
 // tier are nodes that a source prefers equally. It never changes, but for what is
 // derived from it when it is first needed.
 type tier struct {
+	rank    string             // which of the preferences the nodes fail
 	nodes   []*discovery.Entry // sorted by id
 	reserve []*discovery.Entry // those that stand in for them; see subset
 
 	tableOnce sync.Once
 	table     aliasTable
 	ringOnce  sync.Once
-	ring      *ring
+	ring      atomic.Pointer[ring] // before it is needed, that of an earlier tier
 }
 
 // choose returns the nodes of a pool for one attempt. It may return a slice of

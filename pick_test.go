@@ -5,6 +5,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -203,8 +204,7 @@ func TestRingIsExact(t *testing.T) {
 		list(t, m, fmt.Sprint("n", i), "http://"+at(fmt.Sprint("n", i)), "weight", fmt.Sprint(i%5+1))
 	}
 	u := source(t, "registry memory "+name)
-	tier := &tier{nodes: u.directory.Snapshot().Nodes()}
-	ring := tier.hashRing()
+	ring := newRing(u.directory.Snapshot().Nodes(), nil)
 	for i := 1; i < len(ring.points); i++ {
 		if ring.points[i-1] > ring.points[i] {
 			t.Fatalf("points %d and %d are out of order", i-1, i)
@@ -216,6 +216,56 @@ func TestRingIsExact(t *testing.T) {
 		if i < len(ring.points) && ring.points[i]>>32 < key>>32 || i > 0 && ring.points[i-1]>>32 >= key>>32 {
 			t.Fatalf("key %x is found at %d", key, i)
 		}
+	}
+}
+
+// TestRingIsDerived holds rings that are derived from those before them against
+// rings that are built.
+func TestRingIsDerived(t *testing.T) {
+	name, m := newMemory(t)
+	id := func(i int) string { return fmt.Sprint("n", i) }
+	const ids = 200
+	weights := make([]int, ids) // 0: not listed
+	random := rand.New(rand.NewPCG(1, 2))
+	set := func(i int) {
+		if weights[i] = random.IntN(4); weights[i] == 0 {
+			m.Expire(id(i))
+			return
+		}
+		list(t, m, id(i), "http://"+at(id(i)), "weight", fmt.Sprint(weights[i]))
+	}
+	for i := range ids {
+		set(i)
+	}
+	u := source(t, "registry memory "+name)
+	derived, last := 0, (*ring)(nil)
+	for round := range 30 {
+		// Nothing, a little, or too much changes.
+		for range []int{0, 1, 5, ids}[round%4] {
+			set(random.IntN(ids))
+		}
+		eventually(t, "the snapshot is the fleet", func() bool {
+			for i, weight := range weights {
+				if e := u.directory.Snapshot().Node(id(i)); (e == nil) != (weight == 0) || e != nil && e.Weight() != float64(weight) {
+					return false
+				}
+			}
+			return true
+		})
+		nodes := u.directory.Snapshot().Nodes()
+		want, got := newRing(nodes, nil), emptyRing(nodes)
+		if last == nil || !got.derive(last) {
+			last = want
+			continue
+		}
+		derived++
+		if !slices.Equal(got.points, want.points) || !slices.Equal(got.starts, want.starts) || got.shift != want.shift {
+			t.Fatalf("round %d: the derived ring of %d nodes is another", round, len(nodes))
+		}
+		last = got
+	}
+	if derived < 15 {
+		t.Errorf("%d rings were derived, want about 22", derived)
 	}
 }
 
@@ -267,7 +317,7 @@ func TestSubset(t *testing.T) {
 		expected[e.Node.ID] = float64(proxies*size) / float64(len(snapshot))
 	}
 	for p := range proxies {
-		ranked := rank(snapshot, hash(fmt.Sprint("proxy-", p)), 2*size)
+		ranked := nearest(snapshot, hash(fmt.Sprint("proxy-", p)), 2*size)
 		if len(ranked) != 2*size {
 			t.Fatalf("%d nodes are ranked, want %d", len(ranked), 2*size)
 		}
@@ -280,14 +330,14 @@ func TestSubset(t *testing.T) {
 	}
 }
 
-// TestRankIsExact holds the shortcut of rank against a ranking of all.
-func TestRankIsExact(t *testing.T) {
+// TestNearestIsExact holds the shortcut of nearest against a ranking of all.
+func TestNearestIsExact(t *testing.T) {
 	name, m := newMemory(t)
 	fill(t, m, 1000, nil)
 	u := source(t, "registry memory "+name)
 	nodes := u.directory.Snapshot().Nodes()
 	for p := range uint64(50) {
-		all, first := rank(nodes, mix(p), len(nodes)), rank(nodes, mix(p), 30)
+		all, first := nearest(nodes, mix(p), len(nodes)), nearest(nodes, mix(p), 30)
 		for i := range first {
 			if all[i] != first[i] {
 				t.Fatalf("proxy %d: %s has rank %d, want %s", p, first[i].Node.ID, i, all[i].Node.ID)

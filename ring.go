@@ -15,8 +15,11 @@ import (
 // over only what it owns from then on, and one that leaves gives away only what
 // it owned.
 type ring struct {
-	points []uint64 // sorted: position on the ring, and index of the node in the low half
-	starts []uint32 // by the leading bits of a position, where its points begin
+	nodes  []*discovery.Entry // sorted by id
+	counts []uint32           // of the points that each has
+	scale  float64            // points for each unit of weight
+	points []uint64           // sorted: position on the ring, and index of the node in the low half
+	starts []uint32           // by the leading bits of a position, where its points begin
 	shift  int
 }
 
@@ -31,55 +34,139 @@ const (
 )
 
 func (t *tier) hashRing() *ring {
-	t.ringOnce.Do(func() { t.ring = newRing(t.nodes) })
-	return t.ring
+	t.ringOnce.Do(func() { t.ring.Store(newRing(t.nodes, t.ring.Load())) })
+	return t.ring.Load()
 }
 
-func newRing(nodes []*discovery.Entry) *ring {
+// newRing returns the ring of nodes that are sorted by id. It is derived from an
+// earlier one, if there is any that differs little, which takes a fraction of the
+// time.
+func newRing(nodes []*discovery.Entry, earlier *ring) *ring {
+	r := emptyRing(nodes)
+	if earlier == nil || !r.derive(earlier) {
+		r.build()
+	}
+	return r
+}
+
+// emptyRing returns a ring that lacks its points.
+func emptyRing(nodes []*discovery.Entry) *ring {
 	sum := 0.0
 	for _, e := range nodes {
 		sum += e.Weight()
 	}
-	// A fleet whose weights are all large, or all small, needs another scale. It
-	// has wide steps, because many keys move when it changes.
-	scale := pointsPerWeight * math.Exp2(-2*math.Round(math.Log2(sum/float64(len(nodes)))/2))
-	total := 0
-	counts := make([]int, len(nodes))
-	for i, e := range nodes {
-		counts[i] = int(max(1, min(maxPoints, math.Round(e.Weight()*scale))))
-		total += counts[i]
+	r := &ring{
+		nodes:  nodes,
+		counts: make([]uint32, len(nodes)),
+		// A fleet whose weights are all large, or all small, needs another scale. It
+		// has wide steps, because many keys move when it changes.
+		scale: pointsPerWeight * math.Exp2(-2*math.Round(math.Log2(sum/float64(len(nodes)))/2)),
 	}
+	total := 0
+	for i, e := range nodes {
+		r.counts[i] = uint32(max(1, min(maxPoints, math.Round(e.Weight()*r.scale))))
+		total += int(r.counts[i])
+	}
+	r.points = make([]uint64, 0, total)
+	width := bits.Len(uint(total))
+	r.shift = 32 - width
+	r.starts = make([]uint32, 1<<width+1)
+	return r
+}
 
+// place calls f with the positions of a node's points, which depend on nothing
+// but its id.
+func place(e *discovery.Entry, count uint32, f func(position uint64)) {
+	seed := hash(e.Node.ID)
+	for j := range uint64(count) {
+		f(mix(seed+j*golden) >> 32)
+	}
+}
+
+func (r *ring) build() {
 	// Positions are as good as random: sorting them by their leading bits leaves
 	// next to nothing to do.
-	width := bits.Len(uint(total))
-	r := &ring{shift: 32 - width}
-	r.starts = make([]uint32, 1<<width+1)
-	each := func(f func(position, node uint64)) {
-		for i, e := range nodes {
-			seed := hash(e.Node.ID)
-			for j := range counts[i] {
-				f(mix(seed+uint64(j)*golden)>>32, uint64(i))
-			}
-		}
+	for i, e := range r.nodes {
+		place(e, r.counts[i], func(position uint64) { r.starts[position>>r.shift+1]++ })
 	}
-	each(func(position, _ uint64) { r.starts[position>>r.shift+1]++ })
 	for i := 1; i < len(r.starts); i++ {
 		r.starts[i] += r.starts[i-1]
 	}
-	r.points = make([]uint64, total)
+	r.points = r.points[:cap(r.points)]
 	next := slices.Clone(r.starts)
-	each(func(position, node uint64) {
-		b := position >> r.shift
-		r.points[next[b]] = position<<32 | node
-		next[b]++
-	})
+	for i, e := range r.nodes {
+		place(e, r.counts[i], func(position uint64) {
+			b := position >> r.shift
+			r.points[next[b]] = position<<32 | uint64(i)
+			next[b]++
+		})
+	}
 	for i := range len(r.starts) - 1 {
 		if bucket := r.points[r.starts[i]:r.starts[i+1]]; len(bucket) > 1 {
 			slices.Sort(bucket)
 		}
 	}
-	return r
+}
+
+// derive takes over what the rings have in common. It reports false, and has done
+// nothing, where that is too little.
+func (r *ring) derive(earlier *ring) bool {
+	if earlier.scale != r.scale {
+		return false
+	}
+	const gone = math.MaxUint32
+	moved := make([]uint32, len(earlier.nodes)) // from the earlier index to ours
+	var joined []int
+	same, i := true, 0
+	for j, e := range r.nodes {
+		for ; i < len(moved) && earlier.nodes[i].Node.ID < e.Node.ID; i++ {
+			moved[i], same = gone, false
+		}
+		if i < len(moved) && earlier.nodes[i].Node.ID == e.Node.ID && earlier.counts[i] == r.counts[j] {
+			moved[i] = uint32(j)
+			i++
+			continue
+		}
+		if joined, same = append(joined, j), false; len(joined) > len(r.nodes)/8 {
+			return false
+		}
+		if i < len(moved) && earlier.nodes[i].Node.ID == e.Node.ID { // with another weight
+			moved[i] = gone
+			i++
+		}
+	}
+	for ; i < len(moved); i++ {
+		moved[i], same = gone, false
+	}
+	if same {
+		r.points, r.starts = earlier.points, earlier.starts
+		return true
+	}
+	var fresh []uint64
+	for _, j := range joined {
+		place(r.nodes[j], r.counts[j], func(position uint64) { fresh = append(fresh, position<<32|uint64(j)) })
+	}
+	slices.Sort(fresh)
+	for _, p := range earlier.points {
+		j := moved[uint32(p)]
+		if j == gone {
+			continue
+		}
+		// The order of two nodes is the same in both.
+		p = p&^math.MaxUint32 | uint64(j)
+		for len(fresh) > 0 && fresh[0] < p {
+			r.points, fresh = append(r.points, fresh[0]), fresh[1:]
+		}
+		r.points = append(r.points, p)
+	}
+	r.points = append(r.points, fresh...)
+	for i, p := range r.points {
+		r.starts[p>>32>>r.shift+1] = uint32(i) + 1
+	}
+	for i := 1; i < len(r.starts); i++ {
+		r.starts[i] = max(r.starts[i], r.starts[i-1]) // nothing begins with these bits
+	}
+	return true
 }
 
 // find returns the index of the first point at or after the key's position.

@@ -11,21 +11,21 @@ import (
 
 // newTier makes a tier of nodes that are sorted by id. With subset it keeps those
 // that belong to this proxy.
-func (u *Upstreams) newTier(nodes []*discovery.Entry) *tier {
+func (u *Upstreams) newTier(rank string, nodes []*discovery.Entry) *tier {
 	if u.Subset == 0 || len(nodes) <= u.Subset {
-		return &tier{nodes: nodes}
+		return &tier{rank: rank, nodes: nodes}
 	}
-	chosen := rank(nodes, u.proxy, 2*u.Subset)
-	t := &tier{nodes: chosen[:u.Subset:u.Subset], reserve: chosen[u.Subset:]}
+	chosen := nearest(nodes, u.proxy, 2*u.Subset)
+	t := &tier{rank: rank, nodes: chosen[:u.Subset:u.Subset], reserve: chosen[u.Subset:]}
 	slices.SortFunc(t.nodes, func(a, b *discovery.Entry) int { return strings.Compare(a.Node.ID, b.Node.ID) })
 	return t
 }
 
-// rank returns the n nodes that come first for a proxy, in this order, by
+// nearest returns the n nodes that come first for a proxy, in this order, by
 // rendezvous hashing: each pair of proxy and node has a random but fixed rank. So
 // a node that joins or leaves changes at most one of a proxy's first n, and each
 // node is as likely among them as any other.
-func rank(nodes []*discovery.Entry, proxy uint64, n int) []*discovery.Entry {
+func nearest(nodes []*discovery.Entry, proxy uint64, n int) []*discovery.Entry {
 	type ranked struct {
 		rank uint64
 		node *discovery.Entry

@@ -441,22 +441,24 @@ type view struct {
 	health   uint64 // version of the health checks
 	fixed    *pool  // where the pool does not depend on the request
 
+	values map[string]map[string]bool // where it does: what criteria's keys have for values
+
 	mu     sync.RWMutex
-	pools  map[string]*pool // where it does: by the expanded values
+	pools  map[string]*pool // by the expanded values
 	pooled int              // bytes of all of them, about
 }
 
-// Bounds of what one view keeps, because clients may choose the values: pools,
-// and bytes of all of them. With consistent hashing a pool of 10,000 nodes takes
-// more than ten megabytes.
+// Bounds of what one view keeps, because clients may choose among the values that
+// nodes have: pools, and bytes of all of them. With consistent hashing a pool of
+// 10,000 nodes takes more than ten megabytes.
 const (
 	maxPools  = 1000
 	maxPooled = 128 << 20
 )
 
 // keep keeps a pool for later requests with the same values. Where there is no
-// room it takes that of others, so that made-up values do not shut out those that
-// are asked for often. The newest pool is always kept, however large it is: to
+// room it takes that of others, so that odd values do not shut out those that are
+// asked for often. The newest pool is always kept, however large it is: to
 // build it anew for each request would cost more.
 func (v *view) keep(key string, p *pool, pick *Pick) {
 	v.mu.Lock()
@@ -506,20 +508,64 @@ func (u *Upstreams) renew(snapshot *discovery.Snapshot) *view {
 	v := &view{snapshot: snapshot, health: health}
 	if u.varying {
 		v.pools = make(map[string]*pool)
+		v.values = u.values(snapshot)
 	} else {
 		v.fixed = u.newPool(snapshot, u.wish(nil))
+		if last := u.current.Load(); last != nil {
+			v.fixed.inherit(last.fixed)
+		}
+		v.fixed.prepare(u.Pick)
 		u.noteStarvation(snapshot, v.fixed)
 	}
 	u.current.Store(v)
 	return v
 }
 
+// values returns, for each key of a criterion, the values that nodes have.
+func (u *Upstreams) values(snapshot *discovery.Snapshot) map[string]map[string]bool {
+	values := make(map[string]map[string]bool)
+	for _, criteria := range [][]Criterion{u.Where, u.Prefer} {
+		for _, c := range criteria {
+			values[c.Key] = make(map[string]bool)
+		}
+	}
+	for _, e := range snapshot.Nodes() {
+		for key, known := range values {
+			if v, ok := e.Node.Metadata[key]; ok && !known[v] {
+				known[v] = true
+			}
+		}
+	}
+	return values
+}
+
+// reduce leaves out of a wish what no node has, so that what clients make up costs
+// nothing: all of it gets one pool. It reports false if no node can fulfil the
+// wish.
+func (v *view) reduce(w wish) bool {
+	for i, criteria := range [][]Criterion{w.where, w.prefer} {
+		for j, c := range criteria {
+			criteria[j].Values = slices.DeleteFunc(c.Values, func(value string) bool { return !v.values[c.Key][value] })
+			if i == 0 && len(criteria[j].Values) == 0 {
+				return false
+			}
+		}
+	}
+	return true
+}
+
 func (u *Upstreams) poolOf(v *view, r *http.Request) *pool {
 	if v.fixed != nil {
 		return v.fixed
 	}
-	repl, _ := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
+	repl, ok := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
+	if !ok {
+		repl = caddy.NewReplacer()
+	}
 	w := u.wish(repl)
+	if !v.reduce(w) || u.Service != "" && len(v.snapshot.Service(w.service)) == 0 {
+		return new(pool)
+	}
 	key := w.key()
 	v.mu.RLock()
 	p := v.pools[key]
@@ -528,6 +574,7 @@ func (u *Upstreams) poolOf(v *view, r *http.Request) *pool {
 		return p
 	}
 	p = u.newPool(v.snapshot, w)
+	p.prepare(u.Pick)
 	v.keep(key, p, u.Pick)
 	return p
 }
@@ -586,6 +633,29 @@ type pool struct {
 	tiers []*tier // by preference; none is empty
 }
 
+// inherit gives the tiers the rings of those that they replace, to derive theirs
+// from. Pools that depend on the request have to do without.
+func (p *pool) inherit(last *pool) {
+	if last == nil {
+		return
+	}
+	for _, t := range p.tiers {
+		for _, old := range last.tiers {
+			if old.rank == t.rank {
+				t.ring.Store(old.ring.Load())
+			}
+		}
+	}
+}
+
+// prepare derives what the first request will need of the pool; its other tiers
+// follow when they are needed.
+func (p *pool) prepare(pick *Pick) {
+	if len(p.tiers) > 0 {
+		p.tiers[0].prepare(pick)
+	}
+}
+
 // size returns about how many bytes the pool takes once all of it is in use.
 func (p *pool) size(pick *Pick) int {
 	const slot = 8 // a pointer, a point of a ring, or a slot of an alias table
@@ -622,9 +692,7 @@ func (u *Upstreams) newPool(snapshot *discovery.Snapshot, w wish) *pool {
 		if len(nodes) == 0 {
 			return &pool{}
 		}
-		t := u.newTier(nodes)
-		t.prepare(u.Pick)
-		return &pool{tiers: []*tier{t}}
+		return &pool{tiers: []*tier{u.newTier("", nodes)}}
 	}
 
 	// A node's tier is the binary number whose digits say which criteria it
@@ -646,10 +714,7 @@ func (u *Upstreams) newPool(snapshot *discovery.Snapshot, w wish) *pool {
 	}
 	p := &pool{}
 	for _, fails := range slices.Sorted(maps.Keys(tiers)) {
-		p.tiers = append(p.tiers, u.newTier(tiers[fails]))
-	}
-	if len(p.tiers) > 0 {
-		p.tiers[0].prepare(u.Pick) // the others when they are needed
+		p.tiers = append(p.tiers, u.newTier(fails, tiers[fails]))
 	}
 	return p
 }

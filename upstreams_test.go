@@ -379,25 +379,25 @@ func TestLookupAllocations(t *testing.T) {
 	}
 }
 
-// TestPoolsAreBounded has clients make up values, each of which makes a pool of
-// its own out of a large fleet.
+// TestPoolsAreBounded has clients ask for each value that nodes have, which makes
+// a pool of its own out of a large fleet.
 func TestPoolsAreBounded(t *testing.T) {
 	name, m := newMemory(t)
 	const fleet = 1000
 	for i := range fleet {
-		list(t, m, fmt.Sprint("n", i), fmt.Sprint("http://10.0.0.1:", 1000+i), "service", "orders")
+		list(t, m, fmt.Sprint("n", i), fmt.Sprint("http://10.0.0.1:", 1000+i), "service", "orders", "zone", fmt.Sprint("zone", i/2))
 	}
-	u := source(t, "registry memory "+name+"\nservice orders\nprefer zone {made.up}\npick 2 hash {made.up}")
+	u := source(t, "registry memory "+name+"\nservice orders\nprefer zone {chosen}\npick 2 hash {chosen}")
 	look := func(zone string) {
 		repl := caddy.NewReplacer()
-		repl.Set("made.up", zone)
+		repl.Set("chosen", zone)
 		r := httptest.NewRequest("GET", "/", nil)
 		r = r.WithContext(context.WithValue(r.Context(), caddy.ReplacerCtxKey, repl))
 		if got, err := u.GetUpstreams(r); err != nil || len(got) != 2 {
 			t.Fatalf("zone %s: %d nodes, %v", zone, len(got), err)
 		}
 	}
-	look("zone")
+	look("zone0")
 	v := u.current.Load()
 	for i := range maxPooled/v.pooled + 5 {
 		look(fmt.Sprint("zone", i))
@@ -412,8 +412,39 @@ func TestPoolsAreBounded(t *testing.T) {
 	if counted != v.pooled {
 		t.Errorf("the pools take %d bytes, and %d are counted", counted, v.pooled)
 	}
-	look("asked for often")
-	if w := (wish{service: "orders", prefer: []Criterion{{Key: "zone", Values: []string{"asked for often"}}}}); v.pools[w.key()] == nil {
-		t.Error("made-up values shut out the next one")
+	look("zone499")
+	if w := (wish{service: "orders", prefer: []Criterion{{Key: "zone", Values: []string{"zone499"}}}}); v.pools[w.key()] == nil {
+		t.Error("odd values shut out the next one")
+	}
+
+	// What no node has costs nothing, whatever a client makes up.
+	before := len(v.pools)
+	for i := range 100 {
+		look(fmt.Sprint("made up ", i))
+	}
+	if len(v.pools) > before+1 {
+		t.Errorf("made-up values took %d pools", len(v.pools)-before)
+	}
+}
+
+// TestMadeUpConditions has clients make up what they ask for: it gets no node, and
+// takes no room.
+func TestMadeUpConditions(t *testing.T) {
+	name, m := newMemory(t)
+	list(t, m, "a", "http://127.0.0.1:1001", "service", "orders", "version", "1")
+	u := source(t, "registry memory "+name+"\nservice {test.service}\nwhere version {test.version} 2")
+	for i, c := range []struct {
+		service, version string
+		want             int
+	}{{"orders", "1", 1}, {"orders", "made up", 0}, {"made up", "1", 0}, {"", "1", 0}, {"orders", "", 0}, {"orders", "2", 0}} {
+		r := request()
+		replacerOf(r).Set("test.service", c.service)
+		replacerOf(r).Set("test.version", c.version)
+		if got, err := u.GetUpstreams(r); err != nil || len(got) != c.want {
+			t.Errorf("%q of version %q: %d nodes, %v, want %d", c.service, c.version, len(got), err, c.want)
+		}
+		if pools := len(u.current.Load().pools); pools != 1 {
+			t.Errorf("%d pools after %d values, want 1", pools, i+1)
+		}
 	}
 }
