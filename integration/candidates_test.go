@@ -2,7 +2,11 @@ package integration
 
 import (
 	"fmt"
+	"io"
 	"net"
+	"net/http"
+	"net/http/httptest"
+	"sync/atomic"
 	"testing"
 
 	"github.com/caddy-discovery/caddy-discovery/internal/freeport"
@@ -51,6 +55,118 @@ func TestNodesThatDoNotServe(t *testing.T) {
 				t.Errorf("%d nodes answered, want the 28 that serve", len(l.answers))
 			}
 		})
+	}
+}
+
+// A checked service answers requests with its id, and health checks at will.
+type checked struct {
+	*httptest.Server
+	healthy atomic.Bool
+	hangs   atomic.Bool
+	checks  atomic.Int32
+	failed  atomic.Int32 // checks in a row
+	worst   atomic.Int32 // the most of them that any request came after
+	early   atomic.Int32 // requests that came before a check was passed
+	served  atomic.Int32
+	passed  atomic.Bool
+}
+
+func newChecked(t *testing.T, id string) *checked {
+	t.Helper()
+	s := new(checked)
+	end := make(chan struct{})
+	s.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/healthz" {
+			if !s.passed.Load() {
+				s.early.Add(1)
+			}
+			s.served.Add(1)
+			s.worst.Store(max(s.worst.Load(), s.failed.Load()))
+			_, _ = io.WriteString(w, id)
+			return
+		}
+		s.checks.Add(1)
+		switch {
+		case s.hangs.Load():
+			select {
+			case <-r.Context().Done():
+			case <-end:
+			}
+		case s.healthy.Load():
+			s.failed.Store(0)
+			s.passed.Store(true)
+		default:
+			s.failed.Add(1)
+			w.WriteHeader(http.StatusServiceUnavailable)
+		}
+	}))
+	t.Cleanup(s.Close)
+	t.Cleanup(func() { close(end) })
+	return s
+}
+
+// TestHealthChecks has nodes that serve and heartbeat whatever their checks say.
+func TestHealthChecks(t *testing.T) {
+	r := newKV(t)
+	join := func(id string, healthy bool) *checked {
+		s := newChecked(t, id)
+		s.healthy.Store(healthy)
+		r.put(id, camel(id, s.URL, `"service":"orders"`))
+		return s
+	}
+	a, b, sick := join("a", true), join("b", true), join("sick", false)
+	port := freeport.String(t)
+	sites := site(port, r.block("ttl 1h")+"\nservice orders\nhealth {\nuri /healthz\ninterval 200ms\ntimeout 1s\nfails 3\n}", "lb_policy round_robin")
+	p := start(t, "", sites)
+	l := traffic(t, "http://127.0.0.1:"+port)
+	more := func(s *checked) func() bool {
+		before := s.served.Load()
+		return func() bool { return s.served.Load() > before+100 }
+	}
+	// rests waits until a node gets no requests while another gets many.
+	rests := func(what string, s *checked) {
+		t.Helper()
+		eventually(t, what, func() bool {
+			before := s.served.Load()
+			eventually(t, "the others serve", more(a))
+			return s.served.Load() == before
+		})
+	}
+	eventually(t, "a serves", more(a))
+	eventually(t, "b serves", more(b))
+
+	// It leaves after as many failed checks as it may have.
+	b.healthy.Store(false)
+	rests("b fails its checks", b)
+	if n := b.worst.Load(); n < 2 || n > 4 { // one may be under way, or just be noted
+		t.Errorf("after %d failed checks there came requests, want 3", n)
+	}
+	// And comes back by itself, as does one that never was healthy.
+	b.healthy.Store(true)
+	sick.healthy.Store(true)
+	eventually(t, "b is back", more(b))
+	eventually(t, "the third serves", more(sick))
+
+	// One that hangs keeps no other from being checked, nor from serving.
+	b.hangs.Store(true)
+	late := join("late", true)
+	eventually(t, "one that joins serves", more(late))
+	rests("b hangs", b)
+	before := a.checks.Load()
+	eventually(t, "the others are checked", func() bool { return a.checks.Load() > before+2 })
+
+	// What is known outlives a reload.
+	served := b.served.Load()
+	p.reload("", sites+"http://127.0.0.1:"+port+"/x {\n}\n")
+	eventually(t, "a serves after the reload", more(a))
+	if n := b.served.Load() - served; n > 0 {
+		t.Errorf("%d requests went to an unhealthy node after a reload", n)
+	}
+	l.stop(t)
+	for _, s := range []*checked{a, b, sick, late} {
+		if n := s.early.Load(); n > 0 {
+			t.Errorf("%d requests came before the first check was passed", n)
+		}
 	}
 }
 
