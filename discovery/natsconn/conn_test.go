@@ -18,6 +18,7 @@ import (
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
 	"github.com/caddy-discovery/caddy-discovery/discovery/natsconn"
+	"github.com/caddy-discovery/caddy-discovery/internal/certtest"
 	"github.com/caddy-discovery/caddy-discovery/internal/natstest"
 )
 
@@ -150,7 +151,7 @@ func TestTLS(t *testing.T) {
 	t.Parallel()
 	s := natstest.Start(t, natstest.TLS())
 	plain := natstest.Start(t)
-	stranger := natstest.NewCertificates(t)
+	stranger := certtest.New(t)
 
 	mustGet(t, open(t, natsconn.Config{URLs: []string{s.URL()}, TLSCA: s.TLS.CA}))
 	mustGet(t, open(t, natsconn.Config{URLs: []string{s.URL()}, TLSCA: s.TLS.CA, TLSServerName: "registry.test"}))

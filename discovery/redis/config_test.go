@@ -10,7 +10,7 @@ import (
 	"time"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
-	"github.com/caddy-discovery/caddy-discovery/internal/redistest"
+	"github.com/caddy-discovery/caddy-discovery/internal/certtest"
 )
 
 func TestResolveSpellings(t *testing.T) {
@@ -120,7 +120,7 @@ func TestResolveRefuses(t *testing.T) {
 }
 
 func TestNames(t *testing.T) {
-	certs := redistest.NewCertificates(t)
+	certs := certtest.New(t)
 	for _, c := range []struct {
 		config    Config
 		want      string

@@ -9,13 +9,14 @@ import (
 	"time"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
+	"github.com/caddy-discovery/caddy-discovery/internal/certtest"
 	"github.com/caddy-discovery/caddy-discovery/internal/redistest"
 )
 
 // TestErrors holds what real servers answer against the sentinels.
 func TestErrors(t *testing.T) {
 	t.Parallel()
-	certs := redistest.NewCertificates(t)
+	certs := certtest.New(t)
 	const secret = "hunter2"
 	plain := redistest.Start(t)
 	locked := redistest.Start(t, redistest.Password(secret),

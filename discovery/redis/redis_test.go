@@ -14,6 +14,7 @@ import (
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
 	"github.com/caddy-discovery/caddy-discovery/discovery/discoverytest"
+	"github.com/caddy-discovery/caddy-discovery/internal/certtest"
 	"github.com/caddy-discovery/caddy-discovery/internal/redistest"
 )
 
@@ -81,7 +82,7 @@ func TestConformance(t *testing.T) {
 		{"SortedSet", Config{}, nil},
 		{"SortedSetNotificationsRESP2", Config{Protocol: 2, DB: 3, Name: "somebody"}, notify("Kz")},
 		{"SortedSetMutualTLS", Config{Key: "fleet{tag}:nodes:"}, func(t *testing.T, c *Config) []redistest.Option {
-			certs := redistest.NewCertificates(t)
+			certs := certtest.New(t)
 			c.TLSCA, c.TLSCert, c.TLSKey = certs.CA, certs.ClientCert, certs.ClientKey
 			return []redistest.Option{redistest.TLS(certs, true), redistest.Password("p@ss:w/rd")}
 		}},

@@ -19,6 +19,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/caddy-discovery/caddy-discovery/internal/certtest"
 	"github.com/caddy-discovery/caddy-discovery/internal/freeport"
 )
 
@@ -34,7 +35,7 @@ type Server struct {
 	Port int
 
 	// TLS are the files of a server that was started with TLS or MutualTLS.
-	TLS Certificates
+	TLS certtest.Certificates
 	// Seed is the file that holds the seed of the user of NKey.
 	Seed string
 	// Creds is the credentials file of the user of Operator.

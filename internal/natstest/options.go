@@ -10,6 +10,8 @@ import (
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nkeys"
+
+	"github.com/caddy-discovery/caddy-discovery/internal/certtest"
 )
 
 // An Option changes how a server starts.
@@ -163,7 +165,7 @@ func MutualTLS() Option { return withTLS(true) }
 
 func withTLS(mutual bool) Option {
 	return func(s *Server) {
-		s.TLS = NewCertificates(s.t)
+		s.TLS = certtest.New(s.t)
 		config, err := server.GenTLSConfig(&server.TLSConfigOpts{
 			CertFile: s.TLS.ServerCert,
 			KeyFile:  s.TLS.ServerKey,

@@ -9,6 +9,8 @@ import (
 
 	goredis "github.com/redis/go-redis/v9"
 	"go.uber.org/goleak"
+
+	"github.com/caddy-discovery/caddy-discovery/internal/certtest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -52,7 +54,7 @@ func TestPause(t *testing.T) {
 }
 
 func TestTLSAndPassword(t *testing.T) {
-	s := Start(t, TLS(NewCertificates(t), true), Password("pw"))
+	s := Start(t, TLS(certtest.New(t), true), Password("pw"))
 	if err := s.Client().Ping(context.Background()).Err(); err != nil {
 		t.Error(err)
 	}

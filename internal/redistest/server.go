@@ -21,6 +21,7 @@ import (
 
 	goredis "github.com/redis/go-redis/v9"
 
+	"github.com/caddy-discovery/caddy-discovery/internal/certtest"
 	"github.com/caddy-discovery/caddy-discovery/internal/freeport"
 )
 
@@ -37,7 +38,7 @@ type Server struct {
 	lines    []string
 
 	username, password string
-	tls                *Certificates
+	tls                *certtest.Certificates
 	mutual             bool
 
 	start  chan chan started
@@ -70,7 +71,7 @@ func User(name, rules string) Option {
 
 // TLS makes the server speak TLS only, and with mutual ask for the client's
 // certificate.
-func TLS(c Certificates, mutual bool) Option {
+func TLS(c certtest.Certificates, mutual bool) Option {
 	return func(s *Server) { s.tls, s.mutual = &c, mutual }
 }
 

@@ -1,9 +1,11 @@
-package natstest
+// Package certtest makes certificates for the servers of tests.
+package certtest
 
 import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
@@ -23,14 +25,14 @@ type Certificates struct {
 	ClientCert, ClientKey string
 }
 
-// NewCertificates makes a new authority and its certificates.
-func NewCertificates(t testing.TB) Certificates {
+// New makes a new authority and its certificates.
+func New(t testing.TB) Certificates {
 	t.Helper()
 	a := authority{t: t, dir: t.TempDir()}
 	a.key = a.newKey()
 	a.cert = &x509.Certificate{
 		SerialNumber:          big.NewInt(1),
-		Subject:               pkix.Name{CommonName: "natstest authority"},
+		Subject:               pkix.Name{CommonName: "certtest authority"},
 		NotBefore:             time.Now().Add(-time.Hour),
 		NotAfter:              time.Now().Add(24 * time.Hour),
 		IsCA:                  true,
@@ -38,9 +40,27 @@ func NewCertificates(t testing.TB) Certificates {
 		KeyUsage:              x509.KeyUsageCertSign,
 	}
 	c := Certificates{CA: a.write("ca.pem", "CERTIFICATE", a.sign(a.cert, a.key))}
-	c.ServerCert, c.ServerKey = a.issue("server", 2, x509.ExtKeyUsageServerAuth)
+	// A server is a client too: of its master, and on the bus of a cluster.
+	c.ServerCert, c.ServerKey = a.issue("server", 2, x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth)
 	c.ClientCert, c.ClientKey = a.issue("client", 3, x509.ExtKeyUsageClientAuth)
 	return c
+}
+
+// ClientConfig returns what a client needs that trusts the authority and shows
+// the client's certificate.
+func (c Certificates) ClientConfig(t testing.TB) *tls.Config {
+	t.Helper()
+	ca, err := os.ReadFile(c.CA)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(ca)
+	pair, err := tls.LoadX509KeyPair(c.ClientCert, c.ClientKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &tls.Config{RootCAs: pool, Certificates: []tls.Certificate{pair}, ServerName: "127.0.0.1", MinVersion: tls.VersionTLS12}
 }
 
 type authority struct {
@@ -50,7 +70,7 @@ type authority struct {
 	key  *ecdsa.PrivateKey
 }
 
-func (a authority) issue(name string, serial int64, usage x509.ExtKeyUsage) (cert, key string) {
+func (a authority) issue(name string, serial int64, usage ...x509.ExtKeyUsage) (cert, key string) {
 	a.t.Helper()
 	private := a.newKey()
 	template := &x509.Certificate{
@@ -59,7 +79,7 @@ func (a authority) issue(name string, serial int64, usage x509.ExtKeyUsage) (cer
 		NotBefore:    time.Now().Add(-time.Hour),
 		NotAfter:     time.Now().Add(24 * time.Hour),
 		KeyUsage:     x509.KeyUsageDigitalSignature,
-		ExtKeyUsage:  []x509.ExtKeyUsage{usage},
+		ExtKeyUsage:  usage,
 		IPAddresses:  []net.IP{net.IPv4(127, 0, 0, 1)},
 		DNSNames:     []string{"registry.test"},
 	}
