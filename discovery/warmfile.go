@@ -17,6 +17,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/gofrs/flock"
 	"go.uber.org/zap"
 )
 
@@ -43,9 +44,6 @@ const (
 	// So many directories may keep a list of one registry on one machine.
 	warmSlots = 16
 )
-
-// errLocked is what tryLock returns when somebody else holds the lock.
-var errLocked = errors.New("locked")
 
 // errForeign: the file is good, but not of this registry.
 var errForeign = errors.New("it is of another registry")
@@ -186,8 +184,8 @@ type warmStore struct {
 	WarmStart
 	log *zap.Logger
 
-	own  string   // the file that is ours to write, "" if there is none
-	lock *os.File // what makes it ours
+	own  string       // the file that is ours to write, "" if there is none
+	lock *flock.Flock // what makes it ours
 }
 
 // slot returns the path with a number, none for the first.
@@ -206,18 +204,16 @@ func (s *warmStore) open() error {
 	}
 	for n := range warmSlots {
 		path := s.slot(n)
-		lock, err := os.OpenFile(path+".lock", os.O_RDWR|os.O_CREATE, 0o600)
-		if err != nil {
+		lock := flock.New(path+".lock", flock.SetFlag(os.O_RDWR|os.O_CREATE), flock.SetPermissions(0o600))
+		locked, err := lock.TryLock()
+		// Where there are no locks, two processes may overwrite each other's file,
+		// which is whole all the same.
+		if err != nil && !errors.Is(err, errors.ErrUnsupported) {
 			return fmt.Errorf("locking the warm-start file: %w", err)
 		}
-		err = tryLock(lock)
-		if err == nil {
+		if locked || err != nil {
 			s.own, s.lock = path, lock
 			return nil
-		}
-		_ = lock.Close()
-		if !errors.Is(err, errLocked) {
-			return fmt.Errorf("locking the warm-start file: %w", err)
 		}
 	}
 	return fmt.Errorf("%d directories keep a list of this registry already", warmSlots)
@@ -225,7 +221,7 @@ func (s *warmStore) open() error {
 
 func (s *warmStore) close() {
 	if s.lock != nil {
-		_ = s.lock.Close() // which gives the lock back
+		_ = s.lock.Close()
 		s.lock = nil
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/gofrs/flock"
 	"github.com/nats-io/nats-server/v2/server"
 	"go.uber.org/zap"
 )
@@ -62,7 +63,7 @@ type instance struct {
 
 	// Guarded by turn. Both are nil while the instance does not run.
 	server *server.Server
-	lock   *os.File
+	lock   *flock.Flock
 }
 
 var (

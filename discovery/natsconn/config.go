@@ -90,6 +90,33 @@ func (c Config) String() string { return strings.Join(c.Addresses(), ",") }
 // GoString is String, so that no way of printing shows a secret.
 func (c Config) GoString() string { return c.String() }
 
+// SplitURLs takes the name of what is meant, such as "bucket", out of the paths
+// of URLs, and returns both; [DefaultURL] if there are no URLs. name is what is
+// named beside them. The error wraps [discovery.ErrInvalid]: a URL is not one of
+// NATS, or two names differ.
+func SplitURLs(raw []string, what, name string) ([]string, string, error) {
+	if len(raw) == 0 {
+		return []string{DefaultURL}, name, nil
+	}
+	urls := make([]string, len(raw))
+	for i := range raw {
+		u, err := ParseURL(raw[i])
+		if err != nil {
+			return nil, "", err
+		}
+		if path := strings.TrimPrefix(u.Path, "/"); path != "" {
+			if name != "" && name != path {
+				return nil, "", fmt.Errorf("%w NATS %s: both %q and, in the path of %s://%s, %q are named; name one",
+					discovery.ErrInvalid, what, name, u.Scheme, u.Host, path)
+			}
+			name = path
+		}
+		u.Path, u.RawPath = "", ""
+		urls[i] = u.String()
+	}
+	return urls, name, nil
+}
+
 // ParseURL reads the URL of a server and adds the default port. Its path,
 // which means something else to each backend, is returned as it stands. The
 // error wraps [discovery.ErrInvalid] and shows nothing of any user info.

@@ -111,3 +111,38 @@ func isClosed(err error) bool {
 
 // trim takes the name of the library off a message.
 func trim(err error) string { return strings.TrimPrefix(err.Error(), "nats: ") }
+
+// Explain turns an error of an operation over the link into one that wraps an
+// error of package discovery, where it is about the link or about time. It
+// reports false if it is about something else. ctx is the guarded context of the
+// operation, parent that of the caller.
+func (l *Link) Explain(parent, ctx context.Context, err error) (bool, error) {
+	switch {
+	case explained(err):
+		return true, err
+	case errors.Is(err, nats.ErrConnectionClosed):
+		// The client says so before it tells why.
+		<-l.Lost()
+		return true, l.Err()
+	case ctx.Err() == nil:
+		return false, err
+	case explained(context.Cause(ctx)):
+		return true, context.Cause(ctx)
+	case errors.Is(parent.Err(), context.Canceled):
+		return true, parent.Err()
+	}
+	return true, fmt.Errorf("%w: no answer in time from %s: %w", discovery.ErrUnreachable, l.Address(), ctx.Err())
+}
+
+// explained reports whether an error wraps one of package discovery.
+func explained(err error) bool {
+	for _, sentinel := range []error{
+		discovery.ErrUnreachable, discovery.ErrCredentials, discovery.ErrPermission, discovery.ErrUnsupported,
+		discovery.ErrNotFound, discovery.ErrFull, discovery.ErrInvalid, discovery.ErrBroken,
+	} {
+		if errors.Is(err, sentinel) {
+			return true
+		}
+	}
+	return false
+}

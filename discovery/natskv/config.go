@@ -3,7 +3,6 @@ package natskv
 import (
 	"fmt"
 	"regexp"
-	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -79,27 +78,10 @@ const (
 // same bucket resolve to equal ones. The error wraps [discovery.ErrInvalid] and
 // names what is wrong and what is accepted.
 func (c Config) Resolve() (Config, error) {
-	urls := make([]string, 0, len(c.URLs))
-	for _, raw := range c.URLs {
-		u, err := natsconn.ParseURL(raw)
-		if err != nil {
-			return Config{}, err
-		}
-		if bucket := strings.TrimPrefix(u.Path, "/"); bucket != "" {
-			if c.Bucket != "" && c.Bucket != bucket {
-				return Config{}, fmt.Errorf("%w NATS bucket: both %q and, in the path of %s://%s, %q are named; name one",
-					discovery.ErrInvalid, c.Bucket, u.Scheme, u.Host, bucket)
-			}
-			c.Bucket = bucket
-		}
-		u.Path, u.RawPath = "", ""
-		urls = append(urls, u.String())
+	var err error
+	if c.URLs, c.Bucket, err = natsconn.SplitURLs(c.URLs, "bucket", c.Bucket); err != nil {
+		return Config{}, err
 	}
-	if len(urls) == 0 {
-		urls = append(urls, natsconn.DefaultURL)
-	}
-	c.URLs = urls
-
 	c = c.withDefaults()
 	if err := c.Config.Validate(); err != nil {
 		return Config{}, err

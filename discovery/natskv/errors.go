@@ -33,22 +33,11 @@ const (
 // package discovery where one fits, and says what would help. ctx is the guarded
 // context of the operation, parent that of the caller.
 func (r *Registry) explain(parent, ctx context.Context, link *natsconn.Link, err error) error {
-	if isDiscovery(err) {
+	if errors.Is(err, jetstream.ErrConnectionClosed) {
+		err = nats.ErrConnectionClosed
+	}
+	if done, err := link.Explain(parent, ctx, err); done {
 		return err
-	}
-	if errors.Is(err, nats.ErrConnectionClosed) || errors.Is(err, jetstream.ErrConnectionClosed) {
-		// The client says so before it tells why.
-		<-link.Lost()
-		return link.Err()
-	}
-	if ctx.Err() != nil {
-		if cause := context.Cause(ctx); isDiscovery(cause) {
-			return cause
-		}
-		if errors.Is(parent.Err(), context.Canceled) {
-			return parent.Err()
-		}
-		return fmt.Errorf("%w: no answer in time from %s: %w", discovery.ErrUnreachable, link.Address(), ctx.Err())
 	}
 
 	wrap := func(sentinel error, format string, args ...any) error {
@@ -94,17 +83,4 @@ func (r *Registry) explain(parent, ctx context.Context, link *natsconn.Link, err
 		return wrap(discovery.ErrFull, "bucket %q may have no more watchers", r.config.Bucket)
 	}
 	return err
-}
-
-// isDiscovery reports whether an error is explained already.
-func isDiscovery(err error) bool {
-	for _, sentinel := range []error{
-		discovery.ErrUnreachable, discovery.ErrCredentials, discovery.ErrPermission, discovery.ErrUnsupported,
-		discovery.ErrNotFound, discovery.ErrFull, discovery.ErrInvalid, discovery.ErrBroken,
-	} {
-		if errors.Is(err, sentinel) {
-			return true
-		}
-	}
-	return false
 }

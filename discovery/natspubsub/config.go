@@ -2,6 +2,7 @@ package natspubsub
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 	"unicode"
@@ -45,30 +46,16 @@ const maxSubjectPrefix = 200
 // error wraps [discovery.ErrInvalid] and names what is wrong and what is
 // accepted.
 func (c Config) Resolve() (Config, error) {
-	urls := make([]string, 0, len(c.URLs))
-	for _, raw := range c.URLs {
+	urls := slices.Clone(c.URLs)
+	for i, raw := range urls {
 		if scheme, rest, found := strings.Cut(raw, "://"); found && strings.EqualFold(scheme, Scheme) {
-			raw = "nats://" + rest
+			urls[i] = "nats://" + rest
 		}
-		u, err := natsconn.ParseURL(raw)
-		if err != nil {
-			return Config{}, err
-		}
-		if prefix := strings.TrimPrefix(u.Path, "/"); prefix != "" {
-			if c.SubjectPrefix != "" && c.SubjectPrefix != prefix {
-				return Config{}, fmt.Errorf("%w NATS subject prefix: both %q and, in the path of %s://%s, %q are named; name one",
-					discovery.ErrInvalid, c.SubjectPrefix, u.Scheme, u.Host, prefix)
-			}
-			c.SubjectPrefix = prefix
-		}
-		u.Path, u.RawPath = "", ""
-		urls = append(urls, u.String())
 	}
-	if len(urls) == 0 {
-		urls = append(urls, natsconn.DefaultURL)
+	var err error
+	if c.URLs, c.SubjectPrefix, err = natsconn.SplitURLs(urls, "subject prefix", c.SubjectPrefix); err != nil {
+		return Config{}, err
 	}
-	c.URLs = urls
-
 	c = c.withDefaults()
 	if err := c.Config.Validate(); err != nil {
 		return Config{}, err
