@@ -422,8 +422,8 @@ func (k *keeper) run(ctx context.Context) error {
 			k.recallAgain()
 		case <-k.save.C:
 			k.write()
-		case err := <-k.saved:
-			k.written(err)
+		case s := <-k.saved:
+			k.written(s)
 		case <-k.tick.C:
 			k.refresh()
 		case <-k.settled.C:

@@ -11,6 +11,11 @@ import (
 const (
 	// A change is in the file after this time and that of writing it.
 	saveDelay = 2 * time.Second
+	// A list that takes long to write, because it is large or the disk is slow, is
+	// written less often while it keeps changing: so many times as long lies between
+	// the end of one writing and the next, but at most this.
+	saveShare    = 100
+	saveDelayMax = time.Minute
 	// While the registry can be seen, the list is confirmed so often although
 	// nothing changes: its age counts.
 	saveEvery = 10 * time.Minute
@@ -42,8 +47,9 @@ type warm struct {
 
 	dirty   bool // there is something to save
 	saving  bool
-	saved   chan error
-	failing bool // the last save failed, and that was told
+	saved   chan saving
+	rested  time.Duration // when the next save may come at the earliest
+	failing bool          // the last save failed, and that was told
 	save    *time.Timer
 }
 
@@ -52,7 +58,8 @@ func (d *Directory) newWarm() warm {
 		memory:   newShelf(),
 		recalled: make(map[string]*Entry),
 		loaded:   make(chan *memento, 1),
-		saved:    make(chan error, 1),
+		saved:    make(chan saving, 1),
+		rested:   now(),
 		redial:   stoppedTimer(),
 		save:     stoppedTimer(),
 	}
@@ -60,6 +67,20 @@ func (d *Directory) newWarm() warm {
 		w.store = &warmStore{WarmStart: d.warmStart, log: d.log}
 	}
 	return w
+}
+
+// saving is how writing the file went.
+type saving struct {
+	took time.Duration
+	err  error
+}
+
+// rest returns how long the file is left alone after a writing of it.
+func rest(took time.Duration) time.Duration {
+	if took > saveDelayMax/saveShare {
+		return saveDelayMax
+	}
+	return max(saveDelay, saveShare*took)
 }
 
 // Restore asks for the last known list, if the registry has not been listed yet:
@@ -96,7 +117,7 @@ func (k *keeper) remember(m *memento) {
 		k.recall()
 	}
 	if k.dirty {
-		k.save.Reset(saveDelay)
+		k.saveSoon()
 	}
 }
 
@@ -233,9 +254,11 @@ func (k *keeper) keep() {
 	}
 	k.dirty = true
 	if !k.loading {
-		k.save.Reset(saveDelay)
+		k.saveSoon()
 	}
 }
+
+func (k *keeper) saveSoon() { k.save.Reset(max(saveDelay, k.rested-now())) }
 
 // write saves the list in the background, if it has changed or the registry
 // confirms it.
@@ -249,7 +272,11 @@ func (k *keeper) write() {
 	}
 	k.dirty, k.saving = false, true
 	m, store := k.reminisce(), k.store
-	go func() { k.saved <- store.save(m) }()
+	go func() {
+		began := now()
+		err := store.save(m)
+		k.saved <- saving{took: now() - began, err: err}
+	}()
 }
 
 // reminisce returns what is to be remembered.
@@ -267,19 +294,20 @@ func (k *keeper) reminisce() *memento {
 }
 
 // written takes in how saving went.
-func (k *keeper) written(err error) {
+func (k *keeper) written(s saving) {
 	k.saving = false
+	k.rested = now() + rest(s.took)
 	switch {
-	case err != nil:
+	case s.err != nil:
 		if !k.failing {
-			k.log.Warn("cannot keep the list of nodes for a start without the registry", zap.Error(err))
+			k.log.Warn("cannot keep the list of nodes for a start without the registry", zap.Error(s.err))
 		}
 		k.failing, k.dirty = true, true
 		k.save.Reset(saveRetry)
 	default:
 		k.failing = false
 		if k.dirty {
-			k.save.Reset(saveDelay)
+			k.saveSoon()
 		} else {
 			k.save.Reset(saveEvery)
 		}
@@ -297,7 +325,7 @@ func (k *keeper) stopRemembering() {
 		<-k.loaded
 	}
 	if k.saving {
-		if err := <-k.saved; err != nil {
+		if s := <-k.saved; s.err != nil {
 			k.dirty = true
 		}
 	}
