@@ -325,7 +325,21 @@ func (u *Upstreams) Cleanup() error {
 	if u.directory != nil {
 		err = errors.Join(err, u.directory.release())
 	}
+	u.closeIdle()
 	return err
+}
+
+// closeIdle closes the idle connections of a transport that nobody else cleans up:
+// Caddy does so for one that the configuration names, and keeps those of its
+// default for two minutes. After some reloads under load a large fleet would have
+// as many connections to each node.
+func (u *Upstreams) closeIdle() {
+	if u.handler == nil {
+		return
+	}
+	if t, ok := u.handler.Transport.(*reverseproxy.HTTPTransport); ok && t.Transport != nil {
+		t.Transport.CloseIdleConnections()
+	}
 }
 
 // errNoNode makes Caddy fall back to static upstreams.

@@ -3,8 +3,11 @@ package caddydiscovery
 import (
 	"context"
 	"fmt"
+	"net"
+	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -14,6 +17,33 @@ import (
 	"github.com/caddy-discovery/caddy-discovery/discovery/discoverytest"
 	"github.com/caddy-discovery/caddy-discovery/internal/freeport"
 )
+
+// TestReloadClosesIdleConnections reloads after a request: the connection to the
+// node, which the old config kept for the next one, ends with it.
+func TestReloadClosesIdleConnections(t *testing.T) {
+	name, m := newMemory(t)
+	port := freeport.String(t)
+	var open atomic.Int32
+	node := httptest.NewUnstartedServer(http.NotFoundHandler())
+	node.Config.ConnState = func(_ net.Conn, state http.ConnState) {
+		switch state {
+		case http.StateNew:
+			open.Add(1)
+		case http.StateClosed:
+			open.Add(-1)
+		}
+	}
+	node.Start()
+	t.Cleanup(node.Close)
+	list(t, m, "a", node.URL)
+	site := "http://127.0.0.1:" + port + " {\nreverse_proxy {\ndynamic discovery {\nregistry memory " + name + "\n}\n}\n}"
+	load(t, site)
+	if status, _ := get(t, "http://127.0.0.1:"+port); status != 404 || open.Load() != 1 {
+		t.Fatalf("status %d over %d connections, want 404 over 1", status, open.Load())
+	}
+	load(t, site)
+	eventually(t, "the connection is closed", func() bool { return open.Load() == 0 })
+}
 
 // served returns which nodes answer a few requests.
 func served(t *testing.T, url string, header ...string) map[string]int {
