@@ -158,6 +158,7 @@ type checker struct {
 
 	transport atomic.Pointer[http.RoundTripper] // of the newest config
 	version   atomic.Uint64                     // counts the published changes
+	dirty     atomic.Bool                       // there are changes that are not published yet
 	passed    atomic.Uint64
 	failed    atomic.Uint64
 
@@ -323,10 +324,14 @@ func (u *Upstreams) awaitChecks(r *http.Request) *pool {
 	timer := time.NewTimer(left)
 	defer timer.Stop()
 	for {
-		changed := u.health.next()
+		changed, version := u.health.next(), u.health.version.Load()
 		snapshot := u.directory.Snapshot()
 		p := u.pool(snapshot, r)
-		if len(p.tiers) > 0 || left <= 0 || !slices.ContainsFunc(snapshot.Nodes(), u.uncheckedYet) {
+		if len(p.tiers) > 0 || left <= 0 {
+			return p
+		}
+		// A check that has passed is in the pool once it is published.
+		if !slices.ContainsFunc(snapshot.Nodes(), u.uncheckedYet) && !u.health.dirty.Load() && u.health.version.Load() == version {
 			return p
 		}
 		select {
@@ -436,7 +441,6 @@ type ward struct {
 	snapshot  *discovery.Snapshot
 	lanes     [2]lane // those who answer, and those who were late the last time
 	results   chan result
-	dirty     bool
 	published time.Time
 }
 
@@ -472,7 +476,7 @@ func (w *ward) admit(snapshot *discovery.Snapshot) {
 		p := &patient{id: id, address: w.dial(e), host: e.Node.Endpoint.Address(), instance: e.Node.Instance(), due: now}
 		if old != nil {
 			w.discharge(old)
-			w.dirty = true
+			w.dirty.Store(true)
 		}
 		w.nodes[id] = p
 		heap.Push(&w.lanes[p.lane].queue, p)
@@ -593,8 +597,8 @@ func (w *ward) note(r result) {
 		}
 	}
 	if now != was {
+		w.dirty.Store(true)
 		p.health.Store(int32(now))
-		w.dirty = true
 		w.tell(p, was, now, r.err)
 	}
 	interval := time.Duration(w.options.Interval)
@@ -632,14 +636,15 @@ func (w *ward) tell(p *patient, was, now health, err error) {
 // publish makes the sources look again, if something changed, and returns when it
 // must be called next.
 func (w *ward) publish() time.Duration {
-	if !w.dirty {
+	if !w.dirty.Load() {
 		return time.Hour
 	}
 	if wait := healthQuiet - time.Since(w.published); wait > 0 {
 		return wait
 	}
-	w.dirty, w.published = false, time.Now()
+	w.published = time.Now()
 	w.version.Add(1)
+	w.dirty.Store(false)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	close(w.changed)

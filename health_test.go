@@ -60,6 +60,45 @@ func newChecked(t *testing.T, id string, status int, secure bool) *checkedServic
 	return s
 }
 
+// TestReloadToChecks loads the first config that has checks while requests come:
+// they wait until a node has passed one, and all of them are served. A node that
+// refuses is known to be ill before that.
+func TestReloadToChecks(t *testing.T) {
+	name, m := newMemory(t)
+	slow := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/healthz" {
+			time.Sleep(5 * time.Millisecond)
+		}
+	}))
+	t.Cleanup(slow.Close)
+	list(t, m, "a", slow.URL)
+	list(t, m, "b", "http://"+at("dead"))
+	port := freeport.String(t)
+	config := func(checks string) string {
+		return "http://127.0.0.1:" + port + " {\nreverse_proxy {\ndynamic discovery {\nregistry memory " + name + "\n" + checks + "\n}\nlb_retries 1\n}\n}"
+	}
+	load(t, config(""))
+	for range 10 {
+		load(t, config("health {\nuri /healthz\n}"))
+		var requests sync.WaitGroup
+		for i := range 100 {
+			requests.Go(func() {
+				time.Sleep(time.Duration(i) * 200 * time.Microsecond)
+				resp, err := http.Get("http://127.0.0.1:" + port)
+				if err != nil {
+					return // the reload has closed a connection that it had just accepted
+				}
+				_ = resp.Body.Close()
+				if resp.StatusCode != http.StatusOK {
+					t.Errorf("status %d, want a node that is healthy", resp.StatusCode)
+				}
+			})
+		}
+		requests.Wait()
+		load(t, config(""))
+	}
+}
+
 func TestHealth(t *testing.T) {
 	name, m := newMemory(t)
 	a, b := newChecked(t, "a", 204, false), newChecked(t, "b", 500, false)

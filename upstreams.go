@@ -494,14 +494,17 @@ func (v *view) keep(key string, p *pool, pick *Pick) {
 
 // pool returns the source's pool of a snapshot. The first request that sees a
 // new snapshot builds it; those that come meanwhile get the one before, so that
-// no request waits for another.
+// no request waits for another, unless nobody was in that one.
 func (u *Upstreams) pool(snapshot *discovery.Snapshot, r *http.Request) *pool {
 	v := u.current.Load()
 	if v == nil || v.snapshot != snapshot || u.health != nil && v.health != u.health.version.Load() {
 		if v == nil {
 			u.build.Lock()
 		} else if !u.build.TryLock() {
-			return u.poolOf(v, r)
+			if p := u.poolOf(v, r); len(p.tiers) > 0 {
+				return p
+			}
+			u.build.Lock()
 		}
 		v = u.renew(snapshot)
 		u.build.Unlock()
