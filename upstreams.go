@@ -132,6 +132,7 @@ type Upstreams struct {
 	build    sync.Mutex // held while a view is built; the old one serves meanwhile
 	starving atomic.Bool
 	outdated atomic.Bool
+	waiters  waiters
 
 	restoring sync.Once
 	restore   *time.Timer
@@ -311,15 +312,27 @@ func (u *Upstreams) watch(ctx caddy.Context, handler *reverseproxy.Handler, poli
 	u.observer.nodes = u.observer.nodes || nodes
 }
 
-// Cleanup lets go of the directory, which ends if nobody else uses it.
+// Cleanup lets go of the directory, which ends if nobody else uses it. Caddy does
+// not wait for the requests of a config that another one replaces.
 func (u *Upstreams) Cleanup() error {
-	var err error
-	if u.health != nil {
-		err = u.health.leave(u)
-	}
 	u.delist()
 	if u.emitter != nil {
 		u.emitter.stop()
+	}
+	if u.waiters.leave(func() {
+		if err := u.letGo(); err != nil {
+			u.logger.Error("cleaning up after the last request", zap.Error(err))
+		}
+	}) {
+		return nil
+	}
+	return u.letGo()
+}
+
+func (u *Upstreams) letGo() error {
+	var err error
+	if u.health != nil {
+		err = u.health.leave(u)
 	}
 	u.stopRestore()
 	if u.directory != nil {
@@ -350,12 +363,9 @@ var errNoNode = errors.New("no discovered node can serve")
 // (https://github.com/caddyserver/caddy/issues/5736).
 func (u *Upstreams) GetUpstreams(r *http.Request) ([]*reverseproxy.Upstream, error) {
 	s := screen{limits: u.limits, ramp: time.Duration(u.SlowStart)}
-	pool := u.pool(u.snapshot(r), r)
+	pool := u.poolFor(r)
 	if u.MaxStale > 0 && u.givenUp() {
 		return u.upstreams(nil)
-	}
-	if len(pool.tiers) == 0 && u.health != nil {
-		pool = u.awaitChecks(r)
 	}
 	var c *course
 	if u.observer != nil {
@@ -412,11 +422,64 @@ func (u *Upstreams) givenUp() bool {
 	return given
 }
 
+// poolFor returns the pool for a request, which may have to wait for it soon after
+// a cold start or the beginning of the health checks.
+func (u *Upstreams) poolFor(r *http.Request) *pool {
+	u.start()
+	if snapshot := u.directory.Snapshot(); snapshot.Synced {
+		if p := u.pool(snapshot, r); len(p.tiers) > 0 || u.health == nil {
+			return p
+		}
+	}
+	// A reload does not end what a request of the old config waits for.
+	u.waiters.enter()
+	defer u.waiters.exit()
+	p := u.pool(u.snapshot(r), r)
+	if len(p.tiers) == 0 && u.health != nil && (u.MaxStale == 0 || !u.givenUp()) {
+		p = u.awaitChecks(r)
+	}
+	return p
+}
+
+// waiters are requests that need something a while longer than their config runs.
+type waiters struct {
+	mu    sync.Mutex // guards what follows; nothing else happens under it
+	count int
+	after func() // left for the last of them to do
+}
+
+func (w *waiters) enter() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.count++
+}
+
+func (w *waiters) exit() {
+	w.mu.Lock()
+	var after func()
+	if w.count--; w.count == 0 {
+		after, w.after = w.after, nil
+	}
+	w.mu.Unlock()
+	if after != nil {
+		after()
+	}
+}
+
+// leave reports whether there are any, and then leaves after for the last one.
+func (w *waiters) leave(after func()) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.count > 0 {
+		w.after = after
+	}
+	return w.count > 0
+}
+
 // snapshot returns the directory's snapshot. Soon after a cold start it waits
 // for the first listing, or, when half of that time has passed, for a node of the
 // last known list.
 func (u *Upstreams) snapshot(r *http.Request) *discovery.Snapshot {
-	u.start()
 	snapshot := u.directory.Snapshot()
 	if snapshot.Synced {
 		return snapshot

@@ -280,6 +280,38 @@ func TestColdStartWaits(t *testing.T) {
 	}
 }
 
+// TestReloadWhileRequestsWait takes the registry for which a request waits out of
+// the configuration: the request has been accepted, and is served.
+func TestReloadWhileRequestsWait(t *testing.T) {
+	name, m := newMemory(t)
+	list(t, m, "a", service(t, "a").URL)
+	for _, checks := range []string{"", "health {\nuri /\n}"} {
+		m.Break()
+		port, other := freeport.String(t), freeport.String(t)
+		load(t, "http://127.0.0.1:"+port+" {\nreverse_proxy {\ndynamic discovery {\nregistry memory "+name+"\nsync_timeout 20s\n"+checks+"\n}\n}\n}")
+		var source *Upstreams
+		sources.Lock()
+		source = sources.running[0]
+		sources.Unlock()
+		answer := make(chan string, 1)
+		go func() {
+			_, body := get(t, "http://127.0.0.1:"+port)
+			answer <- body
+		}()
+		eventually(t, "the request waits", func() bool {
+			source.waiters.mu.Lock()
+			defer source.waiters.mu.Unlock()
+			return source.waiters.count == 1
+		})
+		load(t, "http://127.0.0.1:"+other+" {\nrespond here\n}")
+		m.Restore()
+		if body := <-answer; body != "a" {
+			t.Errorf("answered %q after a reload, want the node", body)
+		}
+		eventually(t, "the directory has ended", func() bool { return len(runningDirectories()) == 0 })
+	}
+}
+
 func TestSyncTimeoutEndsTheWait(t *testing.T) {
 	name, m := newMemory(t)
 	m.Break()
