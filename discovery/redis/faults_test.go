@@ -2,6 +2,7 @@ package redis
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -295,6 +296,53 @@ func TestPauseDropsNobody(t *testing.T) {
 				n := d.Snapshot().Node("a")
 				return n == nil || n.LastHeard().After(heard)
 			})
+			stop()
+		})
+	}
+}
+
+// TestUserRevoked: a login that is refused says nothing about the fleet, and ends
+// when the server lets us in again.
+func TestUserRevoked(t *testing.T) {
+	t.Parallel()
+	for _, layout := range []string{LayoutSortedSet, LayoutKeys} {
+		t.Run(layout, func(t *testing.T) {
+			t.Parallel()
+			s := redistest.Start(t, redistest.User("edge", "on >pw ~* &* +@all"))
+			ctx := context.Background()
+			c := Config{URLs: []string{s.URL()}, Layout: layout, Poll: 50 * time.Millisecond}
+			a, b := newNode("a", discovery.KeyLease, "1s"), newNode("b", discovery.KeyLease, "1s")
+			keepAlive(t, open(t, c), 100*time.Millisecond, a, b)
+			c.Username, c.Password = "edge", "pw"
+			r := open(t, c)
+			d := directory(t, r, discovery.Options{})
+			until(t, d, "both join", count(2))
+			stop := neverLose(t, d, "a", "b")
+			for _, args := range [][]any{{"ACL", "SETUSER", "edge", "off"}, {"CLIENT", "KILL", "USER", "edge"}} {
+				if err := s.Client().Do(ctx, args...).Err(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			eventually(t, "the loss is noticed", func() bool { return !d.Status().Connected })
+			eventually(t, "an announcement is refused, and says why", func() bool {
+				err := r.Announce(ctx, newNode("c"))
+				if err == nil {
+					t.Fatal("an announcement is taken from a user that is off")
+				}
+				return errors.Is(err, discovery.ErrCredentials)
+			})
+			// Whatever a look begins with: no answer is no empty record.
+			if l, ok := r.layout.(*keysLayout); ok {
+				v := &keysView{keysLayout: l, keys: make(map[string]*stringKey)}
+				if err := v.read(ctx, &keysLook{}, []string{l.prefix + "a"}); err == nil {
+					t.Error("keys were read by a user that is off")
+				}
+			}
+			if err := s.Client().Do(ctx, "ACL", "SETUSER", "edge", "on").Err(); err != nil {
+				t.Fatal(err)
+			}
+			eventually(t, "an announcement is taken", func() bool { return r.Announce(ctx, newNode("c")) == nil })
+			until(t, d, "c joins", has("c"))
 			stop()
 		})
 	}

@@ -47,9 +47,24 @@ func (l *keysLayout) Announce(ctx context.Context, n discovery.Node) error {
 		set := pipe.Set(ctx, l.prefix+n.ID, record, lease)
 		// Only watchers need the mark; who may not leave it may still announce.
 		pipe.HSetNX(ctx, l.meta, "epoch", rand.Text())
-		_, _ = pipe.Exec(ctx)
+		if err := execute(ctx, pipe); err != nil {
+			return err
+		}
 		return set.Err()
 	})
+}
+
+// execute sends what the pipeline holds. It fails if nothing was sent; else each
+// command tells how it went. The client library does not always tell them that a
+// connection could not be had: when the server refused the login, as when a
+// password was changed, only the pipeline has the error, and each command seems to
+// have been answered with nothing (redis.go, pipelineErrShouldStamp).
+func execute(ctx context.Context, pipe goredis.Pipeliner) error {
+	commands, err := pipe.Exec(ctx)
+	if slices.ContainsFunc(commands, func(c goredis.Cmder) bool { return c.Err() != nil }) {
+		return nil
+	}
+	return err
 }
 
 func (l *keysLayout) Withdraw(ctx context.Context, n discovery.Node) error {
@@ -269,7 +284,9 @@ func (v *keysView) read(ctx context.Context, l *keysLook, keys []string) error {
 		for i, key := range keys {
 			values[i], ttls[i] = pipe.Get(ctx, key), pipe.PTTL(ctx, key)
 		}
-		_, _ = pipe.Exec(ctx)
+		if err := execute(ctx, pipe); err != nil {
+			return fmt.Errorf("reading keys: %w", err)
+		}
 		for i, key := range keys {
 			r := keyRead{key: key, ttl: ttls[i].Val()}
 			switch value, err := values[i].Result(); {
