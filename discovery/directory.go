@@ -82,6 +82,7 @@ type Options struct {
 type Directory struct {
 	watcher   Watcher
 	verifier  Verifier // nil if the watcher is none
+	locator   Locator  // nil if the watcher is none
 	ttl       time.Duration
 	lossGuard int // 0: off
 	probe     func(ctx context.Context, address string) error
@@ -130,6 +131,7 @@ func NewDirectory(w Watcher, o Options) *Directory {
 		synced:    make(chan struct{}),
 	}
 	d.verifier, _ = w.(Verifier)
+	d.locator, _ = w.(Locator)
 	if d.ttl <= 0 {
 		d.ttl = DefaultTTL
 	}
@@ -426,6 +428,8 @@ func (k *keeper) run(ctx context.Context) error {
 			k.written(s)
 		case <-k.tick.C:
 			k.refresh()
+		case <-k.locate.C:
+			k.askLocation()
 		case <-k.settled.C:
 			k.impatient = true
 		case <-k.retry.C:
@@ -599,6 +603,7 @@ func (k *keeper) apply(e Event) {
 	case Rejected:
 		k.reject(e)
 	case Synced:
+		k.askLocation() // before the nodes are shown
 		k.sync(e.Listing)
 	case Overridden:
 		k.setOverrides(e.Overrides)

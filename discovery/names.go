@@ -24,6 +24,10 @@ const (
 	lookupTimeout = 5 * time.Second
 	maxLookups    = 32
 
+	// locateEvery is how often the directory asks a registry that was listed which
+	// of its servers it has been told of.
+	locateEvery = 5 * time.Second
+
 	// namesTick is how often the directory looks which names are due.
 	namesTick = time.Second
 
@@ -46,6 +50,8 @@ type names struct {
 	moved   bool
 	ports   map[string][]uint16 // of the registry, by its host names
 	fixed   []netip.AddrPort    // of the registry, where it is written as an address
+	located []string            // what the registry's Locator said last
+	locate  *time.Timer
 }
 
 // host is a host name that endpoints have, or the registry.
@@ -67,12 +73,19 @@ type lookup struct {
 
 func (d *Directory) newNames() names {
 	n := names{
-		hosts: make(map[string]*host),
-		found: make(chan lookup, maxLookups),
-		tick:  stoppedTimer(),
-		ports: make(map[string][]uint16),
+		hosts:  make(map[string]*host),
+		found:  make(chan lookup, maxLookups),
+		tick:   stoppedTimer(),
+		locate: stoppedTimer(),
 	}
-	for _, address := range d.addresses {
+	n.place(d.addresses)
+	return n
+}
+
+// place notes where the registry is, as host:port.
+func (n *names) place(addresses []string) {
+	n.ports, n.fixed = make(map[string][]uint16), nil
+	for _, address := range addresses {
 		name, port, err := net.SplitHostPort(address)
 		number, err2 := strconv.ParseUint(port, 10, 16)
 		if err != nil || err2 != nil {
@@ -84,7 +97,22 @@ func (d *Directory) newNames() names {
 			n.ports[name] = append(n.ports[name], uint16(number))
 		}
 	}
-	return n
+}
+
+// askLocation asks the registry where else it is, now and from time to time: a
+// server that was not configured is no better a place for a node to point to.
+func (k *keeper) askLocation() {
+	if k.locator == nil {
+		return
+	}
+	k.locate.Reset(locateEvery)
+	located := k.locator.Located()
+	if slices.Equal(located, k.located) {
+		return
+	}
+	k.located = located
+	k.place(slices.Concat(k.addresses, located))
+	k.locateRegistry()
 }
 
 // locateRegistry makes known where the registry itself is.
@@ -99,6 +127,7 @@ func (k *keeper) locateRegistry() {
 		}
 	}
 	slices.SortFunc(sockets, netip.AddrPort.Compare)
+	sockets = slices.Compact(sockets)
 	if was := k.registry.Swap(&sockets); was != nil && !slices.Equal(*was, sockets) {
 		k.moved = true
 	}
@@ -255,6 +284,7 @@ func (k *keeper) refresh() {
 // stopResolving waits for the lookups that are under way. Their context has ended.
 func (k *keeper) stopResolving() {
 	k.tick.Stop()
+	k.locate.Stop()
 	for ; k.lookups > 0; k.lookups-- {
 		<-k.found
 	}

@@ -52,6 +52,14 @@ type Pusher interface {
 	Push() string
 }
 
+// A Locator is a Watcher that learns of servers of the registry which its options
+// do not name: those that Sentinels name, or that a cluster tells of itself.
+type Locator interface {
+	// Located returns where they are, as host:port, sorted. It returns at once and
+	// may be called concurrently.
+	Located() []string
+}
+
 // An Announcer writes a node's own record.
 type Announcer interface {
 	// Announce puts the node's record and renews its lease. It fails with one

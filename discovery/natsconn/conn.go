@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -199,6 +200,22 @@ func (c *Conn) remember(link *Link, nc *nats.Conn) {
 	if len(discovered) > 0 {
 		c.discovered = discovered
 	}
+}
+
+// Located returns the servers that the cluster has told of, as host:port, sorted.
+func (c *Conn) Located() []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var addresses []string
+	for _, a := range c.discovered {
+		host := a.url.Host
+		if a.url.Port() == "" {
+			host = net.JoinHostPort(a.url.Hostname(), strconv.Itoa(nats.DefaultPort))
+		}
+		addresses = append(addresses, host)
+	}
+	slices.Sort(addresses)
+	return addresses
 }
 
 // dialAny dials until a server lets us in.

@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -321,6 +322,9 @@ func TestDiscoveredServers(t *testing.T) {
 		if err == nil {
 			if got := next.Address(); got != two.URL() {
 				t.Errorf("connected to %s, want %s", got, two.URL())
+			}
+			if got := conn.Located(); !slices.Contains(got, two.Addr()) {
+				t.Errorf("located at %q, want %s among them", got, two.Addr())
 			}
 			return
 		}

@@ -77,6 +77,10 @@ func (r *Registry) String() string { return r.config.String() }
 // Close closes the connection, which ends every call that is under way.
 func (r *Registry) Close() error { return r.conn.Close() }
 
+// Located returns the servers that the cluster has told of beside those
+// configured, as host:port.
+func (r *Registry) Located() []string { return r.conn.Located() }
+
 // Announce puts the node's record. Each put renews the record's stay in the
 // bucket. A bucket that is missing is created first, unless the configuration
 // forbids it. It fails with [discovery.ErrFull] when the bucket has no room, and
@@ -336,4 +340,5 @@ var (
 	_ discovery.Registry  = (*Registry)(nil)
 	_ discovery.Verifier  = (*Registry)(nil)
 	_ discovery.Historian = (*Registry)(nil)
+	_ discovery.Locator   = (*Registry)(nil)
 )

@@ -119,6 +119,10 @@ func (r *Registry) Close() error {
 	return err
 }
 
+// Located returns the servers that the cluster has told of beside those
+// configured, as host:port.
+func (r *Registry) Located() []string { return r.conn.Located() }
+
 // Announce says that the node has joined, the first time on a connection, and
 // then that it lives, with its record each time. It returns when the server has
 // taken the message; whether anybody hears it, nobody knows. From then on the
@@ -421,4 +425,5 @@ func (r *Registry) data(id string) []byte {
 var (
 	_ discovery.Registry = (*Registry)(nil)
 	_ discovery.Verifier = (*Registry)(nil)
+	_ discovery.Locator  = (*Registry)(nil)
 )

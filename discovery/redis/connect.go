@@ -79,8 +79,9 @@ type connector struct {
 	sentinels []*goredis.SentinelClient // of mode sentinel
 
 	mu      sync.Mutex
-	master  string    // where the last dial went; mode sentinel
-	checked time.Time // when the Sentinels were asked last
+	located map[string]time.Time // when a server was dialled or named last
+	master  string               // where the last dial went; mode sentinel
+	checked time.Time            // when the Sentinels were asked last
 	conns   map[*masterConn]struct{}
 }
 
@@ -89,7 +90,8 @@ func newConnector(c Config) (*connector, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &connector{config: c, tls: t, addresses: c.Addresses(), conns: make(map[*masterConn]struct{})}
+	d := &connector{config: c, tls: t, addresses: c.Addresses(),
+		located: make(map[string]time.Time), conns: make(map[*masterConn]struct{})}
 	if c.Mode == ModeSentinel {
 		for _, address := range d.addresses {
 			d.sentinels = append(d.sentinels, goredis.NewSentinelClient(&goredis.Options{
@@ -150,6 +152,7 @@ func (d *connector) commands() goredis.UniversalClient {
 
 // connect opens a connection.
 func (d *connector) connect(ctx context.Context, network, address string) (net.Conn, error) {
+	d.locate(address)
 	conn, err := (&net.Dialer{KeepAlive: 15 * time.Second}).DialContext(ctx, network, address)
 	if err != nil || d.tls == nil {
 		return conn, err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -578,6 +579,49 @@ func TestClusterMasterLost(t *testing.T) {
 			stop()
 		})
 	}
+}
+
+// TestServersAreNoNodes has records point to servers of the registry that no URL
+// names: those that the Sentinels or the cluster name.
+func TestServersAreNoNodes(t *testing.T) {
+	t.Parallel()
+	check := func(t *testing.T, c Config, servers ...*redistest.Server) {
+		rules, err := discovery.NewRules(discovery.Access{Loopback: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := open(t, c)
+		for i, server := range servers {
+			n := newNode(fmt.Sprint("n", i))
+			if n.Endpoint, err = discovery.ParseEndpoint("http://" + server.Addr()); err != nil {
+				t.Fatal(err)
+			}
+			announce(t, r, n)
+		}
+		d := directory(t, open(t, c), discovery.Options{Addresses: c.Addresses()})
+		until(t, d, "every server of the registry is denied", func(s *discovery.Snapshot) bool {
+			for _, e := range s.Nodes() {
+				if rules.Obstacle(e, d.Registry()) != "denied: the registry itself" {
+					return false
+				}
+			}
+			return len(s.Nodes()) == len(servers)
+		})
+	}
+	t.Run("Sentinel", func(t *testing.T) {
+		t.Parallel()
+		s := redistest.StartSentinel(t, 1, "sentinel-pw", redistest.Password("pw"))
+		check(t, Config{
+			URLs: s.URLs()[:1], Password: "pw",
+			SentinelMaster: redistest.SentinelMaster, SentinelPassword: "sentinel-pw",
+		}, append(slices.Clone(s.Servers), s.Sentinels...)...)
+	})
+	t.Run("Cluster", func(t *testing.T) {
+		t.Parallel()
+		s := redistest.StartCluster(t, 1)
+		check(t, Config{URLs: []string{"redis+cluster://" + s.Masters[0].Addr()}, Key: "{fleet}:nodes"},
+			append(slices.Clone(s.Masters), s.Replicas...)...)
+	})
 }
 
 // all kills and restarts several servers together.

@@ -19,6 +19,7 @@ var (
 	_ discovery.Verifier  = (*Registry)(nil)
 	_ discovery.Historian = (*Registry)(nil)
 	_ discovery.Overrider = (*Registry)(nil)
+	_ discovery.Locator   = (*Registry)(nil)
 )
 
 // A Registry is a fleet's list in Redis. All its methods but Close may be called

@@ -161,6 +161,9 @@ func (w *watch) run(ctx context.Context) error {
 	push := v.push()
 	r.push.Store(&push)
 	r.watching.Store(w)
+	if r.config.Mode != ModeSingle {
+		w.group.Go(func() { w.locate(ctx) })
+	}
 	w.emit(discovery.Event{Type: discovery.Synced, Listing: listing})
 
 	var (
