@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"net/url"
 	"os"
 	"strconv"
@@ -156,6 +157,12 @@ func ParseURL(raw string) (*url.URL, error) {
 	}
 	if u.Hostname() == "" {
 		return refuse("the host is missing")
+	}
+	if host := u.Hostname(); strings.Contains(host, ":") {
+		// url.Parse takes a host with a colon in it for one.
+		if _, err := netip.ParseAddr(host); err != nil {
+			return refuse("the host is no IPv6 address")
+		}
 	}
 	port := u.Port()
 	if port == "" {

@@ -600,6 +600,7 @@ func TestValidate(t *testing.T) {
 		"bare with password": {natsconn.Config{URLs: []string{"u:" + secret + "@a:4222"}}, `"a:4222"`},
 		"other scheme":       {natsconn.Config{URLs: []string{"http://u:" + secret + "@a:4222"}}, "nats, tls, ws or wss"},
 		"no host":            {natsconn.Config{URLs: []string{"nats://:4222"}}, "host is missing"},
+		"colon in the host":  {natsconn.Config{URLs: []string{"nats://a:1:4222"}}, "no IPv6 address"},
 		"port range":         {natsconn.Config{URLs: []string{"nats://a:70000"}}, "65535"},
 		"port zero":          {natsconn.Config{URLs: []string{"nats://a:0"}}, "65535"},
 		"odd password":       {natsconn.Config{URLs: []string{"nats://u:" + secret + "/@a:4222"}}, "percent-encoded"},
