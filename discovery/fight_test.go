@@ -1,7 +1,10 @@
 package discovery_test
 
 import (
+	"context"
 	"fmt"
+	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -44,6 +47,117 @@ func TestFight(t *testing.T) {
 			})
 		})
 	}
+}
+
+// Each of two registrars that announce one id says so once, though the fight goes on
+// with every heartbeat, and once that it is over. Neither gives up.
+func TestRegistrarsFight(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := discoverytest.NewMemory()
+		start := func(endpoint string, heartbeat time.Duration) (*registration, *observer.ObservedLogs) {
+			core, logs := observer.New(zapcore.InfoLevel)
+			r := register(t, m.Open(), atEndpoint(newNode("x"), endpoint), discovery.RegistrarOptions{Heartbeat: heartbeat, Logger: zap.New(core)})
+			return r, logs
+		}
+		told := func(logs *observer.ObservedLogs, snippet string) int { return logs.FilterMessageSnippet(snippet).Len() }
+		_, a := start("http://10.0.0.1:80", 10*time.Second)
+		time.Sleep(3 * time.Second)
+		r, b := start("http://10.0.0.2:80", 25*time.Second)
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		for i, logs := range []*observer.ObservedLogs{a, b} {
+			warnings := logs.FilterMessageSnippet("another process").All()
+			if len(warnings) != 1 {
+				t.Fatalf("registrar %d warned %d times in an hour: %v", i, len(warnings), logs.All())
+			}
+			fields := fmt.Sprint(warnings[0].ContextMap())
+			if !strings.Contains(fields, "10.0.0.1") || !strings.Contains(fields, "10.0.0.2") {
+				t.Errorf("the warning does not name both endpoints: %s", fields)
+			}
+		}
+		if err := r.leave(); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		if told(a, "another process") != 1 || told(a, "no other process") != 1 {
+			t.Errorf("after the fight: %v", a.All())
+		}
+		if n := record(t, m, "x"); n == nil || n.Endpoint.String() != "http://10.0.0.1:80" {
+			t.Errorf("the record that stands is %+v", n)
+		}
+		start("http://10.0.0.3:80", 10*time.Second)
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		if got := told(a, "another process"); got != 2 {
+			t.Errorf("of two fights it told %d", got)
+		}
+	})
+}
+
+// One record of another process is no fight: it left it there, or will take over.
+func TestRegistrarReplaced(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := discoverytest.NewMemory()
+		core, logs := observer.New(zapcore.InfoLevel)
+		write(m, newNode("x", "instance", "predecessor"))
+		register(t, m.Open(), newNode("x"), discovery.RegistrarOptions{Logger: zap.New(core)})
+		for range 3 {
+			time.Sleep(time.Hour)
+			write(m, newNode("x", "instance", "successor"))
+		}
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		if got := logs.FilterMessageSnippet("process").All(); len(got) != 0 {
+			t.Errorf("told %v", got)
+		}
+	})
+}
+
+// writeOnly is a registry that lets one write, and until it is allowed read nothing.
+type writeOnly struct {
+	discovery.Registry
+	reads, allowed, fails atomic.Int32
+}
+
+func (w *writeOnly) Announce(ctx context.Context, n discovery.Node) error {
+	if w.fails.Load() > 0 {
+		return discovery.ErrUnreachable
+	}
+	return w.Registry.Announce(ctx, n)
+}
+
+func (w *writeOnly) Record(ctx context.Context, id string) (discovery.Node, error) {
+	w.reads.Add(1)
+	if w.allowed.Load() == 0 {
+		return discovery.Node{}, discovery.ErrPermission
+	}
+	return w.Registry.(discovery.Reader).Record(ctx, id)
+}
+
+// A writer that may not read is not refused with every heartbeat.
+func TestRegistrarMayNotRead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := discoverytest.NewMemory()
+		w := &writeOnly{Registry: m.Open()}
+		core, logs := observer.New(zapcore.WarnLevel)
+		register(t, w, newNode("x"), discovery.RegistrarOptions{Logger: zap.New(core)})
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		if got := w.reads.Load(); got != 1 || logs.Len() != 0 {
+			t.Errorf("read %d times in an hour, and told %v", got, logs.All())
+		}
+		// The connection is another one after an outage, and may be let do more.
+		w.allowed.Store(1)
+		w.fails.Store(1)
+		time.Sleep(time.Minute)
+		w.fails.Store(0)
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		if got := w.reads.Load(); got < 100 {
+			t.Errorf("read %d times since it is allowed", got)
+		}
+	})
 }
 
 // A hundred thousand keys of junk cost a bounded list, a bounded number of lines,

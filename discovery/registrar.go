@@ -73,10 +73,13 @@ func (o RegistrarOptions) withDefaults() RegistrarOptions {
 }
 
 // A Registrar keeps one node listed in a registry: it announces, renews, and
-// withdraws. It never gives up.
+// withdraws. It never gives up. Where the announcer is a [Reader], it says once when
+// another process announces the same node, and goes on.
 type Registrar struct {
 	announcer Announcer
 	instance  string
+
+	rivalry rivalry // of Run
 
 	mu      sync.Mutex // guards node and options; nothing is called under it
 	node    Node
@@ -174,6 +177,9 @@ func (r *Registrar) Run(ctx context.Context) error {
 		}
 		node, options := r.current()
 		log := options.Logger
+		if listed {
+			r.rivalry.look(ctx, r.announcer, r.instance, node, options)
+		}
 		err := r.beat(ctx, node, options, listed || doubt)
 		if options.Beaten != nil && ctx.Err() == nil {
 			options.Beaten(err)
@@ -185,6 +191,9 @@ func (r *Registrar) Run(ctx context.Context) error {
 				log.Info("announced again", zap.String("node", node.ID), zap.Duration("after", time.Since(failing)))
 			case !listed:
 				log.Info("announced", zap.String("node", node.ID), zap.String("endpoint", node.Endpoint.String()))
+			}
+			if failure != nil || !listed {
+				r.rivalry.blind = false // what was forbidden may be allowed by now
 			}
 			listed, doubt, failure = true, false, nil
 			retry.Reset()

@@ -71,6 +71,15 @@ type Announcer interface {
 	Withdraw(ctx context.Context, n Node) error
 }
 
+// A Reader is an Announcer that can read one record. A Registrar looks by it
+// whether another process announces the same node.
+type Reader interface {
+	// Record returns the record that stands for a node, the zero Node if there is
+	// none or none that can be read. It never returns one that is older than what
+	// was announced last by the same Reader.
+	Record(ctx context.Context, id string) (Node, error)
+}
+
 // A Historian is a Registry that remembers past records.
 type Historian interface {
 	// History returns up to limit of the node's last revisions, newest first;

@@ -359,6 +359,19 @@ func (c *memoryConn) Withdraw(ctx context.Context, n discovery.Node) error {
 	})
 }
 
+func (c *memoryConn) Record(_ context.Context, id string) (discovery.Node, error) {
+	c.m.mu.Lock()
+	defer c.m.mu.Unlock()
+	if err := c.m.down(); err != nil {
+		return discovery.Node{}, err
+	}
+	n, err := discovery.ParseNode(c.m.records[id].data)
+	if err != nil {
+		return discovery.Node{}, nil //nolint:nilerr // nothing that could be read stands there
+	}
+	return n, nil
+}
+
 func (c *memoryConn) Overrides(context.Context) (map[string]discovery.Override, error) {
 	c.m.mu.Lock()
 	defer c.m.mu.Unlock()

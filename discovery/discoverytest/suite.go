@@ -43,6 +43,7 @@ func Run(t *testing.T, newHarness func(t *testing.T) Harness) {
 		{"Cancel", cancel},
 		{"UnreachableAtFirst", unreachableAtFirst},
 		{"History", history},
+		{"Record", record},
 		{"Registrar", registrar},
 	}
 	for _, p := range parts {
@@ -662,4 +663,34 @@ func registrar(s *suite) {
 	if err := <-done; err != nil {
 		s.Errorf("Run returned %v", err)
 	}
+}
+
+// record holds that a Reader reads the record that stands, whoever wrote it.
+func record(s *suite) {
+	r, other := s.open(), s.open()
+	reader, ok := r.(discovery.Reader)
+	if !ok {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	stands := func(when, want string) {
+		s.Helper()
+		switch n, err := reader.Record(ctx, "a"); {
+		case err != nil:
+			s.Fatalf("%s: %v", when, err)
+		case want == "" && n.ID != "", want != "" && (n.ID != "a" || n.Instance() != want):
+			s.Errorf("%s: the record is %+v, want that of instance %q", when, n, want)
+		}
+	}
+	mine, theirs := s.node("a", discovery.KeyInstance, "mine"), s.node("a", discovery.KeyInstance, "theirs")
+	stands("never announced", "")
+	s.announce(r, mine)
+	stands("announced", "mine")
+	s.announce(other, theirs)
+	stands("announced by another", "theirs")
+	s.announce(r, mine)
+	stands("announced again", "mine")
+	s.withdraw(r, mine)
+	stands("withdrawn", "")
 }

@@ -180,6 +180,41 @@ func (r *Registry) Withdraw(ctx context.Context, n discovery.Node) error {
 	})
 }
 
+// Record returns the node's record, the zero Node if there is none. Its errors are
+// those of Withdraw.
+func (r *Registry) Record(ctx context.Context, id string) (discovery.Node, error) {
+	what := fmt.Sprintf("reading the record of node %q", id)
+	if err := discovery.ValidateID(id); err != nil {
+		return discovery.Node{}, fmt.Errorf("%s: %w", what, err)
+	}
+	key := r.config.key(id)
+	var node discovery.Node
+	err := r.do(ctx, what, []string{"DIRECT.GET.", "STREAM.MSG.GET."}, func(ctx context.Context, s *session) error {
+		kv, err := r.bucket(ctx, s)
+		if err != nil {
+			return err
+		}
+		entry, err := kv.Get(ctx, key)
+		if errors.Is(err, jetstream.ErrKeyNotFound) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		r.mu.Lock()
+		written := r.written[key]
+		r.mu.Unlock()
+		if written > entry.Revision() {
+			return nil // a replica that has not heard of our last put yet
+		}
+		if n, err := discovery.ParseNode(entry.Value()); err == nil {
+			node = n
+		}
+		return nil
+	})
+	return node, err
+}
+
 // writes returns the subjects that a write of the key needs; see do.
 func (r *Registry) writes(key string) []string {
 	return []string{"$KV." + r.config.Bucket + "." + key}
@@ -341,4 +376,5 @@ var (
 	_ discovery.Verifier  = (*Registry)(nil)
 	_ discovery.Historian = (*Registry)(nil)
 	_ discovery.Locator   = (*Registry)(nil)
+	_ discovery.Reader    = (*Registry)(nil)
 )

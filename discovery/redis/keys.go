@@ -74,6 +74,10 @@ func (l *keysLayout) Withdraw(ctx context.Context, n discovery.Node) error {
 	})
 }
 
+func (l *keysLayout) record(ctx context.Context, id string) (string, error) {
+	return l.r.commands.Get(ctx, l.prefix+id).Result()
+}
+
 func (l *keysLayout) History(context.Context, string, int) ([]discovery.Revision, error) {
 	return nil, fmt.Errorf("%w: the layout %q keeps no history; %q does", discovery.ErrUnsupported, LayoutKeys, LayoutSortedSet)
 }

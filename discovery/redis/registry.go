@@ -20,6 +20,7 @@ var (
 	_ discovery.Historian = (*Registry)(nil)
 	_ discovery.Overrider = (*Registry)(nil)
 	_ discovery.Locator   = (*Registry)(nil)
+	_ discovery.Reader    = (*Registry)(nil)
 )
 
 // A Registry is a fleet's list in Redis. All its methods but Close may be called
@@ -48,6 +49,8 @@ type Registry struct {
 type layout interface {
 	discovery.Announcer
 	discovery.Historian
+	// record reads a node's record. It is for use within do.
+	record(ctx context.Context, id string) (string, error)
 	// watch begins a watch. Its view is used by that watch only.
 	watch(ctx context.Context, w *watch) (view, error)
 }
@@ -104,6 +107,27 @@ func (r *Registry) Withdraw(ctx context.Context, n discovery.Node) error {
 		return fmt.Errorf("withdrawing node %q: %w", n.ID, err)
 	}
 	return nil
+}
+
+// Record returns the node's record as our writers put it; those of foreign writers
+// in a sorted set cannot be found by their node. Its errors are those of Announce.
+func (r *Registry) Record(ctx context.Context, id string) (discovery.Node, error) {
+	var record string
+	err := r.do(ctx, func(ctx context.Context) (err error) {
+		record, err = r.layout.record(ctx, id)
+		if errors.Is(err, goredis.Nil) {
+			record, err = "", nil
+		}
+		return err
+	})
+	if err != nil {
+		return discovery.Node{}, fmt.Errorf("reading the record of node %q: %w", id, err)
+	}
+	n, err := discovery.ParseNode([]byte(record))
+	if err != nil {
+		return discovery.Node{}, nil //nolint:nilerr // nothing that could be read stands there
+	}
+	return n, nil
 }
 
 // History returns what our writers recorded of a node, newest first; changes by

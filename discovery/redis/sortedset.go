@@ -89,6 +89,12 @@ func (l *sortedSet) Withdraw(ctx context.Context, n discovery.Node) error {
 	})
 }
 
+func (l *sortedSet) record(ctx context.Context, id string) (string, error) {
+	member, err := l.r.commands.HGet(ctx, l.members, id).Result()
+	// The digest and a space come first: see announce.lua.
+	return member[min(len(member), 17):], err
+}
+
 // History reads the stream backwards, in parts, so that it keeps the server from
 // nothing else.
 func (l *sortedSet) History(ctx context.Context, id string, limit int) ([]discovery.Revision, error) {
