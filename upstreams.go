@@ -342,6 +342,10 @@ func (u *Upstreams) letGo() error {
 	return err
 }
 
+// lateRequests is how long the last requests of a config are under way, nearly
+// always.
+const lateRequests = 5 * time.Second
+
 // closeIdle closes the idle connections of a transport that nobody else cleans up:
 // Caddy does so for one that the configuration names, and keeps those of its
 // default for two minutes. After some reloads under load a large fleet would have
@@ -352,6 +356,9 @@ func (u *Upstreams) closeIdle() {
 	}
 	if t, ok := u.handler.Transport.(*reverseproxy.HTTPTransport); ok && t.Transport != nil {
 		t.Transport.CloseIdleConnections()
+		// A request of the old config that is sent from now on, because it had to wait
+		// or to try again, leaves another one.
+		time.AfterFunc(time.Duration(u.SyncTimeout)+lateRequests, t.Transport.CloseIdleConnections)
 	}
 }
 
