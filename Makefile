@@ -14,10 +14,13 @@ GOLANGCI_LINT := go tool -modfile=tools/golangci-lint/go.mod golangci-lint
 
 TEST_TIMEOUT ?= 10m
 FUZZ_TIME    ?= 30s
+SOAK_FOR     ?= 10m
+SOAK_SEED    ?= 0
+SOAK_RELOADS ?= 1000
 BENCH        ?= .
 PKG          ?= ./...
 
-.PHONY: build demo test lint bench bench-backends reliability fuzz clean help
+.PHONY: build demo test lint bench bench-backends reliability soak fuzz clean help
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -64,6 +67,11 @@ bench-backends: ## compare the kinds of registry; writes docs/benchmarks.md
 reliability: ## hurt every kind of registry under load; writes docs/reliability.md
 	@scripts/need-redis
 	go test -count=1 -run '^TestFaults$$' -timeout 30m ./integration -args -reliability $(CURDIR)/docs/reliability.md
+
+soak: ## the random run for SOAK_FOR (10m), SOAK_SEED=<n> repeats one, and 1,000 reloads
+	@scripts/need-redis
+	go test -race -v -count=1 -run '^(TestRandomRun|TestManyReloads)$$' -timeout 24h ./integration \
+		-args -for $(SOAK_FOR) -seed $(SOAK_SEED) -reloads $(SOAK_RELOADS)
 
 fuzz: ## every fuzz target for FUZZ_TIME (30s) each
 	@scripts/fuzz $(FUZZ_TIME)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -126,18 +127,34 @@ func (p *proxy) caddyfile(options, sites string) string {
 // behind it, so that a connection that was kept would be cut.
 var admin = &http.Client{Timeout: patience, Transport: &http.Transport{DisableKeepAlives: true}}
 
-// reload loads another Caddyfile into the running Caddy.
+// reload loads a Caddyfile into the running Caddy, also if it is the one that
+// runs, as caddy reload --force does.
 func (p *proxy) reload(options, sites string) {
 	p.t.Helper()
-	resp, err := admin.Post("http://"+p.admin+"/load", "text/caddyfile", strings.NewReader(p.caddyfile(options, sites)))
-	if err != nil {
-		p.t.Fatalf("reload: %v", err)
-	}
-	defer resp.Body.Close()
-	if body, _ := io.ReadAll(resp.Body); resp.StatusCode != http.StatusOK {
-		p.t.Fatalf("reload: %s: %s", resp.Status, body)
-	}
+	eventually(p.t, "Caddy takes a configuration", func() bool {
+		req, err := http.NewRequest(http.MethodPost, "http://"+p.admin+"/load", strings.NewReader(p.caddyfile(options, sites)))
+		if err != nil {
+			p.t.Fatal(err)
+		}
+		req.Header.Set("Content-Type", "text/caddyfile")
+		req.Header.Set("Cache-Control", "must-revalidate")
+		resp, err := admin.Do(req)
+		if closed(err) {
+			return false // the reload before has closed a connection that it had just accepted
+		}
+		if err != nil {
+			p.t.Fatalf("reload: %v", err)
+		}
+		defer resp.Body.Close()
+		if body, _ := io.ReadAll(resp.Body); resp.StatusCode != http.StatusOK {
+			p.t.Fatalf("reload: %s: %s", resp.Status, body)
+		}
+		return true
+	})
 }
+
+// closed reports whether a connection was closed before anything was answered.
+func closed(err error) bool { return errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) }
 
 // kill sends a signal, and returns when the process has ended.
 func (p *proxy) kill(s syscall.Signal) {
@@ -171,6 +188,11 @@ func (b *lockedBuffer) String() string {
 
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
+	within(t, patience, what, ok)
+}
+
+func within(t *testing.T, patience time.Duration, what string, ok func() bool) {
+	t.Helper()
 	deadline := time.Now().Add(patience)
 	for !ok() {
 		if time.Now().After(deadline) {
@@ -188,7 +210,12 @@ type service struct {
 
 func newService(t *testing.T, id string) *service {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	return newServiceAt(t, id, "127.0.0.1")
+}
+
+func newServiceAt(t *testing.T, id, host string) *service {
+	t.Helper()
+	l, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -252,6 +279,8 @@ type load struct {
 
 	mu       sync.Mutex
 	answers  map[string]int
+	recent   map[string]int // to what was asked since afresh
+	times    int            // how often it was called
 	failures []string
 	closed   int // connections that Caddy closed before it answered anything
 }
@@ -259,15 +288,24 @@ type load struct {
 // traffic starts some workers that ask until stop.
 func traffic(t *testing.T, url string) *load {
 	t.Helper()
+	return steady(t, url, 0)
+}
+
+// steady is traffic of which each worker pauses after each answer.
+func steady(t *testing.T, url string, pause time.Duration) *load {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	l := &load{cancel: cancel, answers: make(map[string]int)}
+	l := &load{cancel: cancel, answers: make(map[string]int), recent: make(map[string]int)}
 	for range 4 {
 		l.group.Go(func() {
-			for ctx.Err() == nil {
+			for ; ctx.Err() == nil; time.Sleep(pause) {
+				l.mu.Lock()
+				asked := l.times
+				l.mu.Unlock()
 				body, err := ask(url)
 				l.mu.Lock()
 				switch {
-				case errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET):
+				case closed(err):
 					// A reload of Caddy closes some connections that it has just
 					// accepted, with static upstreams as well; a client that gets
 					// nothing tries again, as this one does in its next turn.
@@ -278,6 +316,9 @@ func traffic(t *testing.T, url string) *load {
 					l.failures = append(l.failures, "status "+body)
 				default:
 					l.answers[body]++
+					if asked == l.times {
+						l.recent[body]++
+					}
 				}
 				l.mu.Unlock()
 			}
@@ -285,6 +326,21 @@ func traffic(t *testing.T, url string) *load {
 	}
 	t.Cleanup(func() { cancel(); l.group.Wait() })
 	return l
+}
+
+// afresh forgets who answered; sinceAfresh returns how often each one answered
+// what was asked since.
+func (l *load) afresh() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.times++
+	clear(l.recent)
+}
+
+func (l *load) sinceAfresh() map[string]int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return maps.Clone(l.recent)
 }
 
 // failed returns how many requests failed so far.

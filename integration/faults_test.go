@@ -64,13 +64,18 @@ var patients = []struct {
 }
 
 type kvPatient struct {
+	keep   time.Duration // how long the bucket keeps what nobody renews
 	server *natstest.Process
 	js     jetstream.JetStream
 	conn   *nats.Conn
 }
 
 func admitKV(t *testing.T) patient {
-	p := &kvPatient{server: natstest.StartProcess(t)}
+	return admitBucket(t, 2*lease)
+}
+
+func admitBucket(t *testing.T, keep time.Duration) *kvPatient {
+	p := &kvPatient{keep: keep, server: natstest.StartProcess(t)}
 	var err error
 	p.conn, err = nats.Connect(p.server.URL(), nats.MaxReconnects(-1), nats.ReconnectWait(50*time.Millisecond),
 		nats.ReconnectBufSize(-1), nats.PingInterval(time.Second))
@@ -91,12 +96,12 @@ func patientContext() (context.Context, context.CancelFunc) {
 	return context.WithTimeout(context.Background(), 2*time.Second)
 }
 
-// create makes a bucket that forgets within two leases, so that an outage can
+// create makes a bucket that forgets within a few leases, so that an outage can
 // outlast it.
 func (p *kvPatient) create() error {
 	ctx, cancel := patientContext()
 	defer cancel()
-	_, err := p.js.CreateKeyValue(ctx, jetstream.KeyValueConfig{Bucket: "catga_nodes", History: 3, TTL: 2 * lease, LimitMarkerTTL: 2 * lease})
+	_, err := p.js.CreateKeyValue(ctx, jetstream.KeyValueConfig{Bucket: "catga_nodes", History: 3, TTL: p.keep, LimitMarkerTTL: p.keep})
 	return err
 }
 
@@ -235,16 +240,17 @@ func (p *broadcastPatient) clients() int { return connectionsTo(p.server.Port) -
 type redisPatient struct {
 	server  *redistest.Server
 	layout  string
+	keep    time.Duration // how long a key lives that nobody renews
 	client  *goredis.Client
 	mu      sync.Mutex
 	members map[string]string
 }
 
-func admitRedis(t *testing.T, layout string) patient {
+func admitRedis(t *testing.T, layout string) *redisPatient {
 	server := redistest.Start(t, redistest.Config("appendonly", "yes"), redistest.Config("appendfsync", "always"))
 	client := goredis.NewClient(&goredis.Options{Addr: server.Addr(), PoolSize: 1, DialTimeout: time.Second, ReadTimeout: time.Second, MaxRetries: -1})
 	t.Cleanup(func() { _ = client.Close() })
-	return &redisPatient{server: server, layout: layout, client: client, members: make(map[string]string)}
+	return &redisPatient{server: server, layout: layout, keep: 2 * lease, client: client, members: make(map[string]string)}
 }
 
 func (p *redisPatient) address() string { return p.server.Addr() }
@@ -257,7 +263,7 @@ func (p *redisPatient) put(id, record string) error {
 	ctx, cancel := patientContext()
 	defer cancel()
 	if p.layout == "keys" {
-		return p.client.Set(ctx, setKey+":"+id, record, 2*lease).Err()
+		return p.client.Set(ctx, setKey+":"+id, record, p.keep).Err()
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -340,6 +346,7 @@ type ward struct {
 	t *testing.T
 	patient
 	link     *link
+	further  []*link // to other registries
 	proxy    *proxy
 	port     string
 	services []*service

@@ -41,6 +41,8 @@ func newLink(t *testing.T, target string) *link {
 
 func (k *link) address() string { return k.listener.Addr().String() }
 
+func (k *link) port() int { return k.listener.Addr().(*net.TCPAddr).Port }
+
 // slow makes every byte take that much longer, each way.
 func (k *link) slow(d time.Duration) {
 	k.mu.Lock()
