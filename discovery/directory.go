@@ -677,6 +677,10 @@ func (k *keeper) put(e Event) {
 	case t.listing == k.listing && !k.listed && e.Revision < t.revision:
 		// The node stands under two keys and the newer one was listed first.
 		return
+	case e.Age >= lease && heard < time.Duration(t.entry.vitals.heard.Load()) && !sameRecord(&t.entry.Node, &e.Node):
+		// The registry went back to an older state, in which the node was
+		// something else, or somewhere. It was heard since, so what it said then
+		// stands for as long as it has to be heard again; see sync.
 	default:
 		k.renew(t, e.Node.Load, heard)
 		if now()-heard < lease {

@@ -479,6 +479,40 @@ func TestWiped(t *testing.T) {
 	})
 }
 
+// A registry that was restored to an older state lists where nodes were then. A
+// record that is overdue by the registry's own clock makes no node that was heard
+// since move there.
+func TestOlderStateMovesNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newScripted()
+		d := follow(t, w, discovery.Options{})
+		now, then := newNode("a", "zone", "now"), newNode("a", "zone", "then")
+		zone := func(want string) {
+			t.Helper()
+			synctest.Wait()
+			n := d.Snapshot().Node("a")
+			if n == nil || n.Node.Metadata["zone"] != want {
+				t.Fatalf("a is %+v, want it in zone %q", n, want)
+			}
+		}
+		s := <-w.streams
+		s.put("", 8, now)
+		s.sync(discovery.Listing{Epoch: "e", Revision: 8})
+		zone("now")
+		s.end <- discovery.ErrBroken
+		s = <-w.streams
+		s.emit(discovery.Event{Type: discovery.Put, ID: "a", Node: then, Revision: 3, Age: time.Hour})
+		s.sync(discovery.Listing{Epoch: "e", Revision: 3})
+		zone("now")
+		// It has a lease to be heard, and then moves to where it says.
+		back := d.Status().Since
+		time.Sleep(10 * time.Second)
+		s.put("", 4, then)
+		zone("then")
+		lapsesAt(t, d, "a", back.Add(10*time.Second+discovery.DefaultTTL))
+	})
+}
+
 // A registry that fails over to an empty replica tends to break more than once.
 // Each further listing lacks what the first one lacked, which proves no more.
 func TestWipedAndBrokenAgain(t *testing.T) {
