@@ -1,7 +1,11 @@
 package natstest_test
 
 import (
+	"context"
+	"errors"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -44,6 +48,110 @@ func TestProcessKeepsPortAndStore(t *testing.T) {
 	}
 	if p.URL() != url {
 		t.Errorf("the URL is %s after the restart, was %s", p.URL(), url)
+	}
+}
+
+func TestProcessTakesOtherUsers(t *testing.T) {
+	t.Parallel()
+	users := func(names ...string) string {
+		var list []string
+		for _, name := range names {
+			list = append(list, "{user: "+name+", password: pw}")
+		}
+		return "authorization { users: [" + strings.Join(list, ", ") + "] }"
+	}
+	p := natstest.StartProcess(t, users("a", "b"))
+	closed := make(chan struct{})
+	nc, err := nats.Connect(p.URL(), nats.UserInfo("b", "pw"), nats.NoReconnect(),
+		nats.ClosedHandler(func(*nats.Conn) { close(closed) }))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	p.Reload(users("a"))
+	<-closed
+	if nc, err := nats.Connect(p.URL(), nats.UserInfo("b", "pw")); !errors.Is(err, nats.ErrAuthorization) {
+		nc.Close()
+		t.Errorf("a user that is gone is let in: %v", err)
+	}
+	p.Reload(users("a", "b"))
+	back, err := nats.Connect(p.URL(), nats.UserInfo("b", "pw"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	back.Close()
+}
+
+func TestProcessGoesBack(t *testing.T) {
+	t.Parallel()
+	p := natstest.StartProcess(t)
+	put := func() uint64 {
+		t.Helper()
+		nc, err := nats.Connect(p.URL())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer nc.Close()
+		js, err := jetstream.New(nc)
+		if err != nil {
+			t.Fatal(err)
+		}
+		kv, err := js.CreateKeyValue(t.Context(), jetstream.KeyValueConfig{Bucket: "b"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		revision, err := kv.PutString(t.Context(), "k", "v")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return revision
+	}
+	put()
+	p.Stop()
+	saved := p.Save()
+	p.Start()
+	if n := put(); n != 2 {
+		t.Errorf("revision %d after the start, want 2", n)
+	}
+	p.Kill()
+	p.Restore(saved)
+	p.Start()
+	if n := put(); n != 2 {
+		t.Errorf("revision %d in the older store, want 2", n)
+	}
+}
+
+func TestProcesses(t *testing.T) {
+	t.Parallel()
+	processes := natstest.StartProcesses(t, 3)
+	nc, err := nats.Connect(processes[0].URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	deadline := time.Now().Add(30 * time.Second)
+	for {
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+		_, err := js.CreateKeyValue(ctx, jetstream.KeyValueConfig{Bucket: "b", Replicas: 3})
+		cancel()
+		if err == nil {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal(err)
+		}
+	}
+	admin, err := nats.Connect(processes[1].URL(), nats.UserInfo(natstest.SystemUser, natstest.SystemUser))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer admin.Close()
+	if answer, err := admin.Request("$JS.API.META.LEADER.STEPDOWN", nil, 10*time.Second); err != nil || !strings.Contains(string(answer.Data), `"success":true`) {
+		t.Errorf("the leader does not step down: %v, %v", answer, err)
 	}
 }
 

@@ -31,6 +31,53 @@ func TestServerKeepsItsData(t *testing.T) {
 	}
 }
 
+func TestServerGoesBack(t *testing.T) {
+	s := Start(t)
+	ctx := context.Background()
+	set := func(value string) {
+		t.Helper()
+		if err := s.Client().Set(ctx, "k", value, 0).Err(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	set("old")
+	s.Stop()
+	saved := s.Save()
+	s.Restart()
+	set("new")
+	for _, c := range []struct{ copied, want string }{{saved, "old"}, {"", ""}} {
+		s.Kill()
+		s.Restore(c.copied)
+		s.Restart()
+		if got, _ := s.Client().Get(ctx, "k").Result(); got != c.want {
+			t.Errorf("the server holds %q, want %q", got, c.want)
+		}
+	}
+}
+
+func TestClock(t *testing.T) {
+	s := Start(t, Clock())
+	ahead := func() time.Duration {
+		t.Helper()
+		now, err := s.Client().Time(context.Background()).Result()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return time.Until(now).Round(time.Minute)
+	}
+	for _, want := range []time.Duration{0, 2 * time.Hour, -3 * time.Hour} {
+		s.SetClock(want)
+		if got := ahead(); got != want {
+			t.Errorf("its clock is %v ahead, want %v", got, want)
+		}
+	}
+	s.Stop()
+	s.Restart()
+	if got, want := ahead(), -3*time.Hour; got != want {
+		t.Errorf("its clock is %v ahead after a restart, want %v", got, want)
+	}
+}
+
 func TestServerEndsWithItsTest(t *testing.T) {
 	var pid int
 	t.Run("inner", func(t *testing.T) { pid = Start(t).PID() })

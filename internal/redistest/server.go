@@ -40,6 +40,7 @@ type Server struct {
 	username, password string
 	tls                *certtest.Certificates
 	mutual             bool
+	clock              *clock
 
 	start  chan chan started
 	ended  chan struct{} // closed when the running process has ended
@@ -136,6 +137,9 @@ func (s *Server) run() {
 		command := exec.Command(path, args...)
 		command.Stdout, command.Stderr = log, log
 		command.SysProcAttr = dieWithParent()
+		if s.clock != nil {
+			command.Env = s.clock.environment()
+		}
 		err = command.Start()
 		_ = log.Close()
 		if err != nil {
@@ -250,6 +254,34 @@ func (s *Server) Pause() { _ = syscall.Kill(s.pid, syscall.SIGSTOP) }
 
 // Resume ends Pause.
 func (s *Server) Resume() { _ = syscall.Kill(s.pid, syscall.SIGCONT) }
+
+// Save copies what a stopped server keeps, for [Server.Restore].
+func (s *Server) Save() (copied string) {
+	s.t.Helper()
+	copied = filepath.Join(s.t.TempDir(), "data")
+	if err := os.CopyFS(copied, os.DirFS(s.data())); err != nil {
+		s.t.Fatalf("copying the data of redis-server: %v", err)
+	}
+	return copied
+}
+
+// Restore gives a stopped server data that was saved, or none.
+func (s *Server) Restore(copied string) {
+	s.t.Helper()
+	if err := os.RemoveAll(s.data()); err != nil {
+		s.t.Fatalf("restoring the data of redis-server: %v", err)
+	}
+	if copied == "" {
+		return
+	}
+	if err := os.CopyFS(s.data(), os.DirFS(copied)); err != nil {
+		s.t.Fatalf("restoring the data of redis-server: %v", err)
+	}
+}
+
+// data is where the server keeps what it holds: the log, which is all there is
+// without save points.
+func (s *Server) data() string { return filepath.Join(s.dir, "appendonlydir") }
 
 // PID returns the process id of the running server.
 func (s *Server) PID() int { return s.pid }
