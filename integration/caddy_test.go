@@ -285,7 +285,7 @@ type load struct {
 	closed   int // connections that Caddy closed before it answered anything
 }
 
-// traffic starts some workers that ask until stop.
+// traffic starts some workers that ask as fast as they can until stop.
 func traffic(t *testing.T, url string) *load {
 	t.Helper()
 	return steady(t, url, 0)

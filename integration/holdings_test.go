@@ -52,7 +52,7 @@ func (w *ward) holdings() holdings {
 		heap:       number(w.t, w.ask("/debug/pprof/heap?gc=1&debug=1"), `(?m)^# HeapAlloc = (\d+)`),
 	}
 	for _, k := range append(w.further, w.link) {
-		h.connections += connectionsTo(k.port())
+		h.connections += connectionsOf(w.proxy.cmd.Process.Pid, k.port())
 	}
 	files, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", w.proxy.cmd.Process.Pid))
 	if err != nil {

@@ -41,17 +41,19 @@ var crowds = []struct {
 	admit func(t *testing.T) (crowd, discovery.Registry, error)
 }{
 	{"nats_kv", func(t *testing.T) (crowd, discovery.Registry, error) {
-		p := admitBucket(t, 2*randomLease)
-		r, err := natskv.Open(natskv.Config{Config: natsconn.Config{URLs: []string{p.server.URL()}}, NoCreate: true})
+		p := admitKV(t, keeping(2*randomLease))
+		r, err := natskv.Open(natskv.Config{Config: natsconn.Config{
+			URLs: []string{p.server.URL()}, User: fleetUser, Password: secret,
+		}, NoCreate: true})
 		return p, r, err
 	}},
 	{"redis_sorted_set", func(t *testing.T) (crowd, discovery.Registry, error) {
-		p := admitRedis(t, "sorted_set")
+		p := setKind.admit(t).(*redisPatient)
 		r, err := redis.Open(redis.Config{URLs: []string{p.server.URL()}})
 		return p, r, err
 	}},
 	{"redis_keys", func(t *testing.T) (crowd, discovery.Registry, error) {
-		p := admitRedis(t, "keys")
+		p := keysKind.admit(t).(*redisPatient)
 		p.keep = randomLease
 		r, err := redis.Open(redis.Config{URLs: []string{p.server.URL()}, Layout: redis.LayoutKeys})
 		return p, r, err
@@ -60,7 +62,7 @@ var crowds = []struct {
 
 // A crowd is a registry that tells how its nodes stand.
 type crowd interface {
-	patient
+	single
 	live(lease time.Duration) (map[string]string, error)
 }
 
@@ -134,7 +136,7 @@ type trouble struct {
 
 func newRandomRun(t *testing.T, c crowd, registry discovery.Registry, rng *rand.Rand) *randomRun {
 	r := &randomRun{
-		ward:  &ward{t: t, patient: c, link: newLink(t, c.address()), port: freeport.String(t)},
+		ward:  &ward{t: t, patient: c, link: newLink(t, c.addresses()[0]), port: freeport.String(t)},
 		crowd: c, registry: registry, rand: rng,
 		others:  [2]string{freeport.String(t), freeport.String(t)},
 		network: 2 + rand.IntN(250),
@@ -340,10 +342,10 @@ var actions = []action{
 		return fmt.Sprintf("%+v", r.shape)
 	}},
 	{"registry killed", 3, func(r *randomRun) string {
-		return r.fail("registry killed", func() { r.kill() }, func() { r.restart() })
+		return r.fail("registry killed", func() { r.crowd.kill() }, func() { r.crowd.restart() })
 	}},
 	{"registry paused", 4, func(r *randomRun) string {
-		return r.fail("registry paused", func() { r.pause() }, func() { r.resume() })
+		return r.fail("registry paused", func() { r.crowd.pause() }, func() { r.crowd.resume() })
 	}},
 	{"link silent", 3, func(r *randomRun) string {
 		return r.fail("link silent", func() { r.link.drop(true) }, func() { r.link.drop(false) })
@@ -362,7 +364,7 @@ var actions = []action{
 		if r.trouble != nil {
 			return ""
 		}
-		eventually(r.t, "the registry can be wiped", func() bool { return r.wipe() == nil })
+		eventually(r.t, "the registry can be wiped", func() bool { return r.crowd.wipe() == nil })
 		return ""
 	}},
 }

@@ -16,9 +16,9 @@ var soakReloads = flag.Int("reloads", 200, "how often TestManyReloads reloads")
 // go; at the end Caddy holds what it held at the beginning.
 func TestManyReloads(t *testing.T) {
 	t.Parallel()
-	bucket, set := admitBucket(t, 2*randomLease), admitRedis(t, "sorted_set")
-	w := &ward{t: t, patient: bucket, link: newLink(t, bucket.address()), port: freeport.String(t)}
-	second := newLink(t, set.address())
+	bucket, set := admitKV(t, keeping(2*randomLease)), setKind.admit(t).(*redisPatient)
+	w := &ward{t: t, patient: bucket, link: newLink(t, bucket.addresses()[0]), port: freeport.String(t)}
+	second := newLink(t, set.addresses()[0])
 	w.further = []*link{second}
 	for i := range 10 {
 		id := fmt.Sprintf("orders-%d", i)
