@@ -12,7 +12,7 @@ SOURCES := $(shell find . \( -path './.*' -o -path ./bin -o -path ./benchmarks -
 
 GOLANGCI_LINT := go tool -modfile=tools/golangci-lint/go.mod golangci-lint
 
-TEST_TIMEOUT ?= 10m
+TEST_TIMEOUT ?= 20m
 FUZZ_TIME    ?= 30s
 SOAK_FOR     ?= 10m
 SOAK_SEED    ?= 0
