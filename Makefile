@@ -66,7 +66,7 @@ bench-backends: ## compare the kinds of registry; writes docs/benchmarks.md
 
 reliability: ## hurt every kind of registry under load; writes docs/reliability.md
 	@scripts/need-redis
-	go test -count=1 -run '^TestFaults$$' -timeout 30m ./integration -args -reliability $(CURDIR)/docs/reliability.md
+	go test -count=1 -parallel 6 -run '^TestFaults$$' -timeout 30m ./integration -args -reliability $(CURDIR)/docs/reliability.md
 
 soak: ## the random run for SOAK_FOR (10m), SOAK_SEED=<n> repeats one, and 1,000 reloads
 	@scripts/need-redis
