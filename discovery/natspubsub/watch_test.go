@@ -426,6 +426,41 @@ func TestServerRestart(t *testing.T) {
 	}
 }
 
+// A server that takes away the right to listen ends the subscriptions, and leaves
+// the connection as it is.
+func TestRightToListenRevoked(t *testing.T) {
+	t.Parallel()
+	users := func(permissions string) string {
+		return "authorization { users: [{user: u, password: " + secret + ", permissions: " + permissions + "}] }"
+	}
+	p := natstest.StartProcess(t, users("{}"))
+	c := natspubsub.Config{Config: urls(p.URL()), Listen: 2 * patience}
+	c.User, c.Password = "u", secret
+	r := open(t, c)
+	w := watch(t, r)
+	w.listing()
+	announce(t, r, node(t, "a"))
+	w.want(discovery.Put, "a")
+	p.Reload(users(`{subscribe: {deny: "catga.nodes.>"}}`))
+	err := w.broken()
+	wantError(t, err, discovery.ErrBroken)
+	wantError(t, watch(t, r).broken(), discovery.ErrPermission)
+	p.Reload(users("{}"))
+	deadline := time.Now().Add(patience)
+	for {
+		// The next watch begins on a connection that has the right again.
+		if err := r.Announce(t.Context(), node(t, "a")); err == nil {
+			break
+		} else if time.Now().After(deadline) {
+			t.Fatal(err)
+		}
+	}
+	w = watch(t, r)
+	w.listing()
+	announce(t, r, node(t, "b"))
+	w.want(discovery.Put, "b")
+}
+
 func TestCloseEndsWatch(t *testing.T) {
 	t.Parallel()
 	s := start(t)

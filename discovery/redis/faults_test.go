@@ -428,6 +428,67 @@ func TestLostChanges(t *testing.T) {
 	wantBroken(t, done)
 }
 
+// TestStreamDeleted: nobody tells that the stream of changes is gone, and what is
+// written next makes it anew.
+func TestStreamDeleted(t *testing.T) {
+	t.Parallel()
+	s := redistest.Start(t)
+	r := open(t, Config{URLs: []string{s.URL()}})
+	announce(t, r, newNode("a"))
+	d := directory(t, r, discovery.Options{})
+	until(t, d, "a is listed", has("a"))
+	for _, id := range []string{"b", "c"} {
+		if err := s.Client().Del(context.Background(), r.config.side("changes")).Err(); err != nil {
+			t.Fatal(err)
+		}
+		announce(t, r, newNode(id))
+		until(t, d, id+" joins", has(id))
+	}
+	if err := r.Withdraw(context.Background(), newNode("b")); err != nil {
+		t.Fatal(err)
+	}
+	until(t, d, "b leaves", lacks("b"))
+	if d.Snapshot().Node("a") == nil {
+		t.Error("a was dropped")
+	}
+}
+
+// TestClocksApart: neither the writers' clocks nor the server's decide who lives.
+// Only keys run out when the server's clock jumps ahead, which nobody can tell from
+// their being deleted.
+func TestClocksApart(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		layout string
+		ahead  time.Duration
+	}{
+		{LayoutSortedSet, 2 * time.Hour}, {LayoutSortedSet, -2 * time.Hour}, {LayoutKeys, -2 * time.Hour},
+	} {
+		t.Run(fmt.Sprint(c.layout, c.ahead), func(t *testing.T) {
+			t.Parallel()
+			s := redistest.Start(t, redistest.Clock())
+			config := Config{URLs: []string{s.URL()}, Layout: c.layout, Poll: 50 * time.Millisecond}
+			writer := open(t, config)
+			keepAlive(t, writer, 100*time.Millisecond, newNode("a", discovery.KeyLease, "5s"), newNode("b", discovery.KeyLease, "5s"))
+			d := directory(t, open(t, config), discovery.Options{})
+			until(t, d, "both join", count(2))
+			stop := neverLose(t, d, "a", "b")
+			s.SetClock(c.ahead)
+			heard := d.Snapshot().Node("a").LastHeard()
+			eventually(t, "a is heard by the other clock", func() bool {
+				n := d.Snapshot().Node("a")
+				return n == nil || n.LastHeard().After(heard.Add(time.Second))
+			})
+			eventually(t, "c joins", func() bool {
+				_ = writer.Announce(context.Background(), newNode("c", discovery.KeyLease, "1s"))
+				return has("c")(d.Snapshot())
+			})
+			until(t, d, "c lapses", lacks("c"))
+			stop()
+		})
+	}
+}
+
 func wantBroken(t *testing.T, done chan error) {
 	t.Helper()
 	select {
