@@ -271,6 +271,7 @@ func (d *Directory) Run(ctx context.Context) error {
 		verified:  make(chan verdict, 1),
 		nodes:     make(map[string]*tracked),
 		keys:      make(map[string]*tracked),
+		places:    make(places),
 		changed:   make(map[string]*Entry),
 		rejected:  make(map[string]rejection),
 		guard:     newGuard(),
@@ -320,6 +321,7 @@ type keeper struct {
 	// The nodes, and the order in which their leases run out.
 	nodes    map[string]*tracked
 	keys     map[string]*tracked // by the key of their record, where it has one
+	places   places
 	leases   leaseQueue
 	expiry   *time.Timer
 	verified chan verdict
@@ -382,6 +384,10 @@ type tracked struct {
 	expired bool   // its record ran out in the batch of events under way
 	// It comes from a warm-start file.
 	remembered bool
+
+	// Since when it has its address, and who else has it.
+	placed       time.Duration
+	newer, older *tracked
 
 	// Who wrote the record before the one who did last, and when that changed.
 	rival    string
@@ -647,6 +653,7 @@ func (k *keeper) put(e Event) {
 	if lease == 0 {
 		lease = k.ttl
 	}
+	moved := false // it announces this address for the first time
 	switch {
 	case t == nil:
 		if e.Age >= lease {
@@ -674,6 +681,7 @@ func (k *keeper) put(e Event) {
 		heap.Push(&k.leases, t)
 		k.change(e.Node.ID, t.entry)
 		k.note(ChangeSeen, t.entry, "")
+		moved = true
 	case t.listing == k.listing && !k.listed && e.Revision < t.revision:
 		// The node stands under two keys and the newer one was listed first.
 		return
@@ -689,6 +697,7 @@ func (k *keeper) put(e Event) {
 		if !sameRecord(&t.entry.Node, &e.Node) {
 			reason := difference(&t.entry.Node, &e.Node)
 			k.watchFight(t, &e.Node)
+			moved = t.entry.Node.Endpoint.Address() != e.Node.Endpoint.Address()
 			k.vacate(t)
 			k.replace(t, newEntry(e.Node, lease, t.entry.vitals).under(k.overrideOf(e.Node.ID)).in(t.doubt))
 			k.occupy(t)
@@ -699,6 +708,9 @@ func (k *keeper) put(e Event) {
 	}
 	k.name(t, e.Key)
 	t.revision, t.listing = e.Revision, k.listing
+	if moved {
+		k.takePlace(t)
+	}
 	k.armExpiry()
 }
 
@@ -819,6 +831,10 @@ func (k *keeper) sync(l Listing) {
 	wiped := !first && (l.Epoch != k.last.Epoch || l.Revision < k.before)
 	kept, removed := 0, 0
 	for _, t := range k.nodes {
+		if k.yield(t) {
+			removed++
+			continue
+		}
 		if t.listing != k.listing {
 			// Guarantees 1 and 2 of the design: only a registry that lost
 			// nothing, and in which the record cannot have run out for want of

@@ -145,6 +145,9 @@ func (k *keeper) lapse(lapsing []*tracked, reason string) {
 	for _, t := range lapsing {
 		k.doubtful(t)
 	}
+	for _, t := range lapsing {
+		k.yield(t) // else the other would answer for it
+	}
 	for _, t := range k.gone.byID {
 		if !t.refused && t.probe == 0 {
 			k.ask(t)
@@ -201,7 +204,7 @@ func (k *keeper) mark(t *tracked) {
 func (k *keeper) readmit(t *tracked) {
 	id := t.entry.Node.ID
 	k.gone.drop(t)
-	if k.nodes[id] != nil || len(k.nodes) >= MaxNodes || (t.key != "" && k.keys[t.key] != nil) {
+	if k.nodes[id] != nil || len(k.nodes) >= MaxNodes || (t.key != "" && k.keys[t.key] != nil) || k.claimant(t) != nil {
 		return
 	}
 	k.nodes[id] = t

@@ -152,6 +152,7 @@ func (k *keeper) host(name string) *host {
 // occupy notes that a node in use has the endpoint it has, and completes its entry
 // by what is known of that.
 func (k *keeper) occupy(t *tracked) {
+	k.places.enter(t)
 	if !t.entry.named {
 		return
 	}
@@ -162,6 +163,7 @@ func (k *keeper) occupy(t *tracked) {
 
 // vacate is the end of occupy.
 func (k *keeper) vacate(t *tracked) {
+	k.places.leave(t)
 	if !t.entry.named {
 		return
 	}
@@ -172,6 +174,7 @@ func (k *keeper) vacate(t *tracked) {
 
 // vacateAll is vacate for every node.
 func (k *keeper) vacateAll() {
+	clear(k.places)
 	for _, h := range k.hosts {
 		clear(h.users)
 	}

@@ -225,7 +225,13 @@ func (k *keeper) endRestore(l Listing, at time.Duration) (awaited int) {
 		}
 		unheard := at - time.Duration(t.entry.vitals.heard.Load())
 		proven := !wiped && !l.Partial && unheard < t.entry.lease && (l.Expiry == 0 || unheard < l.Expiry)
-		if proven || len(k.nodes) >= MaxNodes || (t.key != "" && k.keys[t.key] != nil) {
+		// A node that was remembered at the same address has shared it before.
+		o := k.claimant(t)
+		if o != nil && memory.byID[o.entry.Node.ID] != nil &&
+			memory.byID[o.entry.Node.ID].entry.Node.Endpoint.Address() == t.entry.Node.Endpoint.Address() {
+			o = nil
+		}
+		if proven || o != nil || len(k.nodes) >= MaxNodes || (t.key != "" && k.keys[t.key] != nil) {
 			k.change(id, nil)
 			continue
 		}
