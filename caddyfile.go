@@ -7,7 +7,6 @@ import (
 	"maps"
 	"math"
 	"net/http"
-	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -348,20 +347,21 @@ func unmarshalRegistry(d *caddyfile.Dispenser) (json.RawMessage, error) {
 	return caddyconfig.JSONModuleObject(module, "backend", backend, nil), nil
 }
 
-// redactURL is for messages that show what was written where a URL may stand:
-// passwords are left out.
+// redactURL is for messages that show what was written where a URL may stand: user
+// info is left out, of which even the name may be a token, and so is a query.
 func redactURL(s string) string {
-	u, err := url.Parse(s)
-	if err != nil || u.User == nil {
-		if before, after, found := strings.Cut(s, "@"); found {
-			if scheme, _, ok := strings.Cut(before, "://"); ok {
-				return scheme + "://…@" + after
-			}
-			return "…@" + after
-		}
+	if end := strings.IndexAny(s, "?#"); end >= 0 && !strings.Contains(s[end:], "@") {
+		s = s[:end] + s[end:end+1] + "…"
+	}
+	at := strings.LastIndexByte(s, '@')
+	if at < 0 {
 		return s
 	}
-	return u.Redacted()
+	scheme, _, found := strings.Cut(s[:at], "://")
+	if !found || strings.Trim(strings.ToLower(scheme), "abcdefghijklmnopqrstuvwxyz+") != "" {
+		return "…" + s[at:]
+	}
+	return scheme + "://…" + s[at:]
 }
 
 // block is the grammar of one block of options. A table is shorter than a switch

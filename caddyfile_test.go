@@ -113,7 +113,11 @@ func TestCaddyfileErrors(t *testing.T) {
 		"registry of nothing":      {bare("{\nregistry\n}"), []string{"option registry", "want: registry <backend>", "Caddyfile:4"}},
 		"unknown backend":          {bare("{\nregistry etcd\n}"), []string{`unknown backend "etcd"`, "nats_kv", "Caddyfile:4"}},
 		"unknown URL":              {bare("etcd://h"), []string{"etcd://h", "nats://", "registry <backend>", "Caddyfile:3"}},
-		"URL with a password":      {bare("etcd://u:hunter2@h"), []string{"etcd://"}},
+		"URL with a password":      {bare("etcd://u:hunter2@h"), []string{"etcd://…@h"}},
+		"URL with an odd password": {bare("etcd://u:hunt@hunter2/%zz@h"), []string{"etcd://…@h"}},
+		"URL with a token":         {bare("etcd://hunter2@h"), []string{"etcd://…@h"}},
+		"URL with a query":         {bare("etcd://h?password=hunter2"), []string{"etcd://h?…"}},
+		"URL without a scheme":     {bare("u:hunter2@h"), []string{"…@h"}},
 
 		"nats: unknown option": {registry("buckit x"), []string{"registry nats_kv", `unknown option "buckit"`, "bucket, bucket_ttl", "Caddyfile:5"}},
 		"nats: bad switch":     {registry("create maybe"), []string{"option create", `"maybe"`, "on|off"}},

@@ -180,8 +180,12 @@ func ParseURL(raw string) (*url.URL, error) {
 // might be user info or a query is cut off.
 func redact(raw string) string {
 	scheme, rest, found := strings.Cut(raw, "://")
-	if !found {
+	if !found || strings.Trim(strings.ToLower(scheme), "abcdefghijklmnopqrstuvwxyz+") != "" {
+		// What stands before is no scheme, and may be user info as well.
 		scheme, rest = "", raw
+		if at := strings.LastIndex(raw, "://"); at >= 0 {
+			rest = raw[at+len("://"):]
+		}
 	} else {
 		scheme += "://"
 	}
