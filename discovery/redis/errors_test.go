@@ -42,6 +42,7 @@ func TestErrors(t *testing.T) {
 	}{
 		"works":             {config: Config{URLs: []string{plain.URL()}}},
 		"wrong password":    {Config{URLs: []string{"redis://:wrong@" + locked.Addr()}}, discovery.ErrCredentials, discovery.ErrCredentials, "check the"},
+		"wrong, keys":       {Config{Layout: LayoutKeys, URLs: []string{"redis://:wrong@" + locked.Addr()}}, discovery.ErrCredentials, discovery.ErrCredentials, "check the"},
 		"no password":       {Config{URLs: []string{"redis://" + locked.Addr()}}, discovery.ErrCredentials, discovery.ErrCredentials, "asks for a password"},
 		"unknown user":      {Config{URLs: []string{"redis://who:wrong@" + locked.Addr()}}, discovery.ErrCredentials, discovery.ErrCredentials, "check the"},
 		"idle":              {Config{URLs: []string{"redis://idle:" + secret + "@" + locked.Addr()}}, discovery.ErrPermission, discovery.ErrPermission, "'evalsha'"},
