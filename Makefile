@@ -20,12 +20,12 @@ SOAK_RELOADS ?= 1000
 BENCH        ?= .
 PKG          ?= ./...
 
-.PHONY: build demo test lint bench bench-backends reliability soak fuzz clean help
+.PHONY: build demo test lint bench bench-backends bench-proxy reliability soak fuzz clean help
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: bin/caddy ## bin/caddy: Caddy with the plugin and the NATS server in the box
 
@@ -56,13 +56,17 @@ lint: ## formatting, vet, and the rules of .golangci.yml
 	go vet ./...
 	$(GOLANGCI_LINT) run
 
-bench: ## all benchmarks; BENCH=<regexp> and PKG=<package> choose some
+bench: ## all benchmarks but that of bench-proxy; BENCH=<regexp> and PKG=<package> choose some
 	@scripts/need-redis
-	go test -run '^$$' -bench '$(BENCH)' -benchmem -timeout 60m $(PKG)
+	go test -run '^$$' -bench '$(BENCH)' -skip '^BenchmarkProxy$$' -benchmem -timeout 60m $(PKG)
 
 bench-backends: ## compare the kinds of registry; writes docs/benchmarks.md
 	@scripts/need-redis
 	go test -run '^$$' -bench '^BenchmarkBackends$$' -benchtime 1x -timeout 30m ./benchmarks -args -report $(CURDIR)/docs
+
+bench-proxy: ## compare with static upstreams, nginx and HAProxy; writes docs/benchmarks.md
+	@scripts/need-nginx-haproxy
+	go test -run '^$$' -bench '^BenchmarkProxy$$' -benchtime 1x -timeout 60m ./benchmarks -args -report $(CURDIR)/docs
 
 reliability: ## hurt every kind of registry under load; writes docs/reliability.md
 	@scripts/need-redis

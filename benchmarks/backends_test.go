@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"math"
 	"os"
-	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -23,10 +21,10 @@ import (
 	"github.com/caddy-discovery/caddy-discovery/internal/redistest"
 )
 
-var report = flag.String("report", "", "folder into which BenchmarkBackends writes benchmarks.md and its charts")
+var report = flag.String("report", "", "folder into which BenchmarkBackends and BenchmarkProxy write benchmarks.md and their charts")
 
 func TestMain(m *testing.M) {
-	if natstest.Child() {
+	if natstest.Child() || nodesChild() {
 		return
 	}
 	os.Exit(m.Run())
@@ -286,25 +284,6 @@ func countBytes(b *testing.B, c contender) float64 {
 	bytes := p.bytes.Load() - before
 	_ = writer.Close()
 	return float64(bytes) / beats
-}
-
-// residentMemory returns the memory of a process, in bytes.
-func residentMemory(b *testing.B, pid int) int64 {
-	status, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "status"))
-	if err != nil {
-		b.Fatal(err)
-	}
-	for line := range strings.Lines(string(status)) {
-		if v, ok := strings.CutPrefix(line, "VmRSS:"); ok {
-			kib, err := strconv.ParseInt(strings.Fields(v)[0], 10, 64)
-			if err != nil {
-				b.Fatal(err)
-			}
-			return kib << 10
-		}
-	}
-	b.Fatal("the kernel does not tell the memory of a process")
-	return 0
 }
 
 func micros(d time.Duration) string {

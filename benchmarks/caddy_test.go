@@ -14,29 +14,38 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
+	"syscall"
 	"testing"
 	"time"
 )
 
 // build makes the binary, once, the way a user does.
-func build(b *testing.B) string {
-	b.Helper()
+var build = sync.OnceValues(func() (string, error) {
 	if out, err := exec.Command("make", "-C", "..", "build").CombinedOutput(); err != nil {
-		b.Fatalf("make build: %v\n%s", err, out)
+		return "", fmt.Errorf("make build: %w\n%s", err, out)
 	}
-	path, err := filepath.Abs("../bin/caddy")
+	return filepath.Abs("../bin/caddy")
+})
+
+// runCaddy runs Caddy with some sites, without its admin API, until the benchmark
+// ends.
+func runCaddy(b *testing.B, sites string) {
+	b.Helper()
+	startCaddy(b, "off", sites)
+}
+
+// startCaddy runs Caddy with some sites and its admin API at an address until the
+// benchmark ends.
+func startCaddy(b *testing.B, admin, sites string) *program {
+	b.Helper()
+	binary, err := build()
 	if err != nil {
 		b.Fatal(err)
 	}
-	return path
-}
-
-// runCaddy runs Caddy with some sites until the benchmark ends.
-func runCaddy(b *testing.B, sites string) {
-	b.Helper()
-	binary, dir := build(b), b.TempDir()
+	dir := b.TempDir()
 	file := filepath.Join(dir, "Caddyfile")
-	if err := os.WriteFile(file, []byte("{\nadmin off\npersist_config off\nauto_https off\n}\n"+sites), 0o600); err != nil {
+	if err := os.WriteFile(file, []byte("{\nadmin "+admin+"\npersist_config off\nauto_https off\n}\n"+sites), 0o600); err != nil {
 		b.Fatal(err)
 	}
 	cmd := exec.Command(binary, "run", "--config", file, "--adapter", "caddyfile")
@@ -45,22 +54,18 @@ func runCaddy(b *testing.B, sites string) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	if err := cmd.Start(); err != nil {
-		b.Fatal(err)
-	}
-	b.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-	})
+	p := startProgram(b, cmd, syscall.SIGKILL)
 	var head bytes.Buffer
 	lines := bufio.NewScanner(io.TeeReader(log, &head))
+	lines.Buffer(nil, 16<<20) // a warning may quote thousands of upstreams
 	for lines.Scan() {
 		if strings.Contains(lines.Text(), "serving initial configuration") {
 			go func() { _, _ = io.Copy(io.Discard, log) }()
-			return
+			return p
 		}
 	}
 	b.Fatalf("Caddy did not start:\n%s", &head)
+	return nil
 }
 
 // newBackend returns the address of a server that answers "ok".
@@ -88,12 +93,20 @@ type conn struct {
 
 func dial(b *testing.B, address string) *conn {
 	b.Helper()
-	c, err := net.Dial("tcp", address)
+	c, err := dialOnce(address)
 	if err != nil {
 		b.Fatal(err)
 	}
 	b.Cleanup(func() { _ = c.Close() })
-	return &conn{c, bufio.NewReader(c)}
+	return c
+}
+
+func dialOnce(address string) (*conn, error) {
+	c, err := net.Dial("tcp", address)
+	if err != nil {
+		return nil, err
+	}
+	return &conn{c, bufio.NewReader(c)}, nil
 }
 
 // get asks for "/" and returns the status.
@@ -125,8 +138,9 @@ func (c *conn) get(b *testing.B, service string) int {
 			}
 			return status
 		default:
-			if v, ok := bytes.CutPrefix(line, []byte("Content-Length: ")); ok {
-				if length, err = strconv.Atoi(strings.TrimSpace(string(v))); err != nil {
+			const name = "content-length: " // HAProxy writes it so
+			if len(line) > len(name) && strings.EqualFold(string(line[:len(name)]), name) {
+				if length, err = strconv.Atoi(strings.TrimSpace(string(line[len(name):]))); err != nil {
 					return fail(err)
 				}
 			}

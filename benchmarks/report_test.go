@@ -71,6 +71,12 @@ func writeReport(folder string, results []*result) error {
 		"*Bytes* are both ways, between the writer and the server. *First sync* is from the start of a directory until it is synced, the median of five, and includes the connection.\n" +
 		endBackends + "\n"
 
+	return writeSection(folder, section, beginBackends, endBackends)
+}
+
+// writeSection writes what stands between two marks of benchmarks.md, and leaves
+// the rest of it as it is.
+func writeSection(folder, section, beginMark, endMark string) error {
 	file := filepath.Join(folder, "benchmarks.md")
 	old, err := os.ReadFile(file)
 	if os.IsNotExist(err) {
@@ -79,17 +85,17 @@ func writeReport(folder string, results []*result) error {
 		return err
 	}
 	text := string(old)
-	begin, end := strings.Index(text, beginBackends), strings.Index(text, endBackends)
+	begin, end := strings.Index(text, beginMark), strings.Index(text, endMark)
 	if begin >= 0 && end > begin {
-		text = text[:begin] + section + strings.TrimPrefix(text[end+len(endBackends):], "\n")
+		text = text[:begin] + section + strings.TrimPrefix(text[end+len(endMark):], "\n")
 	} else {
 		text += section
 	}
 	return os.WriteFile(file, []byte(text), 0o644)
 }
 
-// machine describes what the figures were measured on and with.
-func machine() string {
+// hardware describes what the figures were measured on.
+func hardware() string {
 	cpu := "an unknown processor"
 	if info, err := os.ReadFile("/proc/cpuinfo"); err == nil {
 		for line := range strings.Lines(string(info)) {
@@ -99,6 +105,11 @@ func machine() string {
 			}
 		}
 	}
+	return fmt.Sprintf("%s, %d cores, %s/%s", cpu, runtime.NumCPU(), runtime.GOOS, runtime.GOARCH)
+}
+
+// machine describes what the figures were measured on and with.
+func machine() string {
 	redis := "Redis of an unknown version"
 	if out, err := exec.Command("redis-server", "--version").Output(); err == nil {
 		if fields := strings.Fields(string(out)); len(fields) > 2 {
@@ -114,8 +125,7 @@ func machine() string {
 			}
 		}
 	}
-	return fmt.Sprintf("%s, %d cores, %s/%s, %s, nats-server %s, %s%s",
-		cpu, runtime.NumCPU(), runtime.GOOS, runtime.GOARCH, runtime.Version(), server.VERSION, redis, clients)
+	return fmt.Sprintf("%s, %s, nats-server %s, %s%s", hardware(), runtime.Version(), server.VERSION, redis, clients)
 }
 
 type bar struct {
