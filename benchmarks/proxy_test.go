@@ -294,11 +294,12 @@ func BenchmarkProxy(b *testing.B) {
 			c.all = append(c.all, running)
 		}
 		for round := range *rounds {
-			// Heartbeats come between the turns, so that they disturb nobody.
+			// Heartbeats come between the rounds, so that they disturb nobody, and all
+			// the proxies get some time to take them in.
 			for n, f := range s.fleets {
 				f.renew(n, float64(round+1))
 			}
-			time.Sleep(time.Second)
+			time.Sleep(3 * time.Second)
 			order := slices.Clone(c.all)
 			if round%2 == 1 { // whatever changes with time favours nobody
 				slices.Reverse(order)

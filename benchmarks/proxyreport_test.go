@@ -59,7 +59,7 @@ func (c *comparison) explain() string {
 	return fmt.Sprintf("Each line of the tables is a proxy in a process of its own; all of them run, and take turns of a second, %d each, "+
 		"forwards in one round and backwards in the next. The figures are medians of the turns, ratios are the medians of the ratios in each round. "+
 		"%d connections ask, each as soon as it has its answer. Every answer of every turn was a 200. "+
-		"The nodes are addresses in 127.0.0.0/8 that answer two bytes; they list themselves in NATS JetStream KV, and their heartbeats come between the turns. "+
+		"The nodes are addresses in 127.0.0.0/8 that answer two bytes; they list themselves in NATS JetStream KV, and their heartbeats come between the rounds. "+
 		"Connections to the nodes are open before the first turn, as far as a proxy gets to all of its nodes, and stay open.\n\n"+
 		"The load, the nodes and the proxy share the cores of one machine, so requests a second are those of all three together, and latency is mostly waiting for a core: "+
 		"with %[2]d connections that never pause, p50 is little else than %[2]d by the requests a second. "+
