@@ -143,3 +143,14 @@ func residentMemory(b *testing.B, pid int) int64 {
 	b.Fatal("the kernel does not tell the memory of a process")
 	return 0
 }
+
+// loadAverage returns how many threads have wanted a processor in the last minute.
+func loadAverage(b *testing.B) string {
+	b.Helper()
+	averages, err := os.ReadFile("/proc/loadavg")
+	if err != nil {
+		b.Fatal(err)
+	}
+	first, _, _ := strings.Cut(string(averages), " ")
+	return first
+}

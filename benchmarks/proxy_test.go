@@ -267,6 +267,7 @@ type comparison struct {
 	all   []*standing
 	plane plane
 	took  time.Duration
+	busy  string // the load average when it began: what else the machine did
 }
 
 // BenchmarkProxy compares proxies in front of one fleet: static upstreams, Caddy's
@@ -280,7 +281,7 @@ type comparison struct {
 func BenchmarkProxy(b *testing.B) {
 	for b.Loop() {
 		began := time.Now()
-		c := &comparison{}
+		c := &comparison{busy: loadAverage(b)}
 		s := surroundings{port: startNodes(b), dns: startDNS(b), fleets: make(map[int]*fleet)}
 		registry := natstest.StartProcess(b)
 		c.plane = measurePlane(b, newFleet(b, registry, "changing", s.port))
