@@ -109,6 +109,11 @@ func loadBackend(ctx caddy.Context, parent any, field string, raw json.RawMessag
 	if raw == nil {
 		return nil, fmt.Errorf(`the registry is missing; want {"backend": …, "urls": […]}`)
 	}
+	// Where Caddy cannot find the module's name, it prints everything beside it.
+	var name struct{ Backend string }
+	if err := json.Unmarshal(raw, &name); err != nil || name.Backend == "" {
+		return nil, errors.New(`the registry's backend is missing; want {"backend": "<name>", …}`)
+	}
 	module, err := ctx.LoadModule(parent, field)
 	if err != nil {
 		return nil, fmt.Errorf("loading the registry: %w", err)
