@@ -776,7 +776,7 @@ func (k *keeper) reject(e Event) {
 		k.rejected[key] = was
 	} else if stands || len(k.rejected) < maxRejections {
 		k.rejected[key] = rejection{
-			Rejection: Rejection{ID: e.ID, Key: e.Key, Err: e.Err, Time: time.Now()},
+			Rejection: Rejection{ID: visible(e.ID), Key: visible(e.Key), Err: e.Err, Time: time.Now()},
 			listing:   k.listing,
 		}
 		k.amended = true
@@ -1076,10 +1076,10 @@ func (k *keeper) noteRejection(e Event) {
 	if !k.everyNode {
 		return
 	}
-	k.journal.add(Change{Type: ChangeRejected, ID: e.ID, Reason: e.Err.Error()}, RejectionReason(e.Err))
+	k.journal.add(Change{Type: ChangeRejected, ID: visible(e.ID), Reason: e.Err.Error()}, RejectionReason(e.Err))
 	if k.listed && k.logs() {
 		k.log.Info("record rejected", k.leftOut([]zap.Field{
-			zap.String("id", e.ID), zap.String("key", e.Key), zap.Error(e.Err),
+			zap.String("id", visible(e.ID)), zap.String("key", visible(e.Key)), zap.Error(e.Err),
 		})...)
 	}
 }

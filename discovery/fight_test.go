@@ -8,6 +8,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
@@ -226,6 +228,42 @@ func TestFloodOfNodes(t *testing.T) {
 		}
 		if n.most > 1024 {
 			t.Errorf("%d probes at once", n.most)
+		}
+	})
+}
+
+// What is rejected reaches logs, the journal and the status with nothing in it that a
+// terminal would obey or a reader not see, and no longer than an id may be.
+func TestRejectedIsVisible(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		core, logs := observer.New(zapcore.InfoLevel)
+		w := newScripted()
+		d := follow(t, w, discovery.Options{Logger: zap.New(core)})
+		s := <-w.streams
+		s.sync(discovery.Listing{})
+		for _, odd := range []string{"a\x7fb", "a\u0085b", "a\u009b31mb", "a\u202eb", "a\u2028b", "a\nb", "a\xffb", strings.Repeat("x", 1<<20)} {
+			s.emit(discovery.Event{Type: discovery.Rejected, ID: odd, Key: "key." + odd, Err: discovery.ValidateID(odd)})
+		}
+		time.Sleep(coalesced)
+		synctest.Wait()
+		var shown []string
+		for _, e := range logs.FilterMessage("record rejected").All() {
+			fields := e.ContextMap()
+			shown = append(shown, fields["id"].(string), fields["key"].(string), fields["error"].(string))
+		}
+		for _, r := range d.Status().Rejections {
+			shown = append(shown, r.ID, r.Key, r.Err.Error())
+		}
+		for _, c := range d.Journal().Newest(0, nil) {
+			shown = append(shown, c.ID, c.Reason)
+		}
+		if len(shown) < 8*8 {
+			t.Fatalf("only %d texts: %q", len(shown), shown)
+		}
+		for _, text := range shown {
+			if len(text) > 1000 || !utf8.ValidString(text) || strings.ContainsFunc(text, func(r rune) bool { return !unicode.IsPrint(r) }) {
+				t.Errorf("shown: %.100q", text)
+			}
 		}
 	})
 }

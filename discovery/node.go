@@ -267,12 +267,16 @@ func parseTime(v any) time.Time {
 }
 
 // printable reports whether s is UTF-8 without control characters, which would
-// otherwise reach logs, headers and terminals.
+// otherwise reach logs, headers and terminals, and without what breaks a line there
+// or turns the direction in which it is read
+// (https://trojansource.codes).
 func printable(s string) bool {
 	if !utf8.ValidString(s) {
 		return false
 	}
-	return !strings.ContainsFunc(s, unicode.IsControl)
+	return !strings.ContainsFunc(s, func(r rune) bool {
+		return unicode.IsControl(r) || r >= 0x2028 && r <= 0x202e || r >= 0x2066 && r <= 0x2069
+	})
 }
 
 // clip shortens what a stranger wrote for use in a message.
@@ -282,4 +286,18 @@ func clip(s string) string {
 		return s
 	}
 	return strings.ToValidUTF8(s[:most], "") + "…"
+}
+
+// visible returns what may be shown of an id or a key that was not accepted: what a
+// terminal would obey, or a reader not see, is escaped, and too much of it cut off.
+func visible(s string) string {
+	const most = 2 * MaxID
+	if len(s) > most {
+		s = s[:most] + "…"
+	}
+	if utf8.ValidString(s) && !strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }) {
+		return s
+	}
+	quoted := strconv.QuoteToGraphic(s)
+	return quoted[1 : len(quoted)-1]
 }
