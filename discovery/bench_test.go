@@ -71,6 +71,24 @@ func BenchmarkParseNode(b *testing.B) {
 	}
 }
 
+// BenchmarkParser reads heartbeats, which repeat a record in all but the time and
+// the load.
+func BenchmarkParser(b *testing.B) {
+	record := benchRecord(7)
+	v := findVariables(record)
+	if v.load.to == 0 || v.lastSeen.to == 0 {
+		b.Fatalf("no usual record: %s", record)
+	}
+	var p Parser
+	b.ReportAllocs()
+	for i := 0; b.Loop(); i++ {
+		record[v.lastSeen.to-2] = '0' + byte(i%10) // before the Z
+		if _, err := p.Parse(record); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
 func BenchmarkAppendRecord(b *testing.B) {
 	n, at, buffer := benchNodes(b, 1)[0], time.Now(), make([]byte, 0, 1024)
 	b.ReportAllocs()

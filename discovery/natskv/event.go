@@ -34,12 +34,12 @@ func (m *message) removal() discovery.EventType {
 }
 
 // event translates a message. Age is left to the caller.
-func (c *Config) event(m *message) discovery.Event {
+func (c *Config) event(m *message, records *discovery.Parser) discovery.Event {
 	e := discovery.Event{Type: m.removal(), ID: c.idOf(m.key), Key: m.key, Revision: m.sequence}
 	if e.Type != discovery.Put {
 		return e
 	}
-	node, err := discovery.ParseNode(m.data)
+	node, err := records.Parse(m.data)
 	if err == nil && !c.names(m.key, node.ID) {
 		err = fmt.Errorf("%w record: the key names another node, %q", discovery.ErrInvalid, clip(c.idOf(m.key)))
 	}

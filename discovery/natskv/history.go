@@ -59,7 +59,10 @@ func (r *Registry) revisions(ctx context.Context, s *session, info *jetstream.St
 		return nil, err
 	}
 	defer f.close(ctx)
-	var revisions []discovery.Revision
+	var (
+		revisions []discovery.Revision
+		records   discovery.Parser
+	)
 	for f.received < f.listed {
 		m, err := f.next(ctx)
 		if err != nil {
@@ -76,7 +79,7 @@ func (r *Registry) revisions(ctx context.Context, s *session, info *jetstream.St
 			}
 			continue
 		}
-		event := r.config.event(m)
+		event := r.config.event(m, &records)
 		if event.Type != discovery.Put || event.ID == id {
 			revisions = append(revisions, discovery.Revision{
 				Number: m.sequence, Time: m.time, Type: event.Type, Node: event.Node, Err: event.Err,

@@ -154,6 +154,7 @@ func (r *Registry) run(parent context.Context, w *watch, emit func(discovery.Eve
 	// Others may write a key that means another id than ours would; whoever
 	// removes it later does not say which.
 	foreign := make(map[string]string)
+	var records discovery.Parser
 	for {
 		m, err := w.feed.next(ctx)
 		if errors.Is(err, errSilent) {
@@ -176,7 +177,7 @@ func (r *Registry) run(parent context.Context, w *watch, emit func(discovery.Eve
 			continue
 		}
 		w.setBusy()
-		event := r.config.event(m)
+		event := r.config.event(m, &records)
 		switch {
 		case event.Type == discovery.Put:
 			if event.ID != r.config.idOf(event.Key) {

@@ -22,8 +22,8 @@ func appendHeartbeat(b, record []byte, now time.Time) []byte {
 }
 
 // parseRecord reads what joins, heartbeats of our own and answers carry.
-func parseRecord(data []byte) discovery.Event {
-	n, err := discovery.ParseNode(data)
+func parseRecord(data []byte, records *discovery.Parser) discovery.Event {
+	n, err := records.Parse(data)
 	if err != nil {
 		return discovery.Event{Type: discovery.Rejected, ID: n.ID, Err: err}
 	}
@@ -32,8 +32,8 @@ func parseRecord(data []byte) discovery.Event {
 
 // parseHeartbeat reads a heartbeat, which is a record, or names the node and its
 // load and says nothing of where it serves.
-func parseHeartbeat(data []byte) discovery.Event {
-	e := parseRecord(data)
+func parseHeartbeat(data []byte, records *discovery.Parser) discovery.Event {
+	e := parseRecord(data, records)
 	if e.Type == discovery.Put || len(data) > discovery.MaxRecord || !utf8.Valid(data) {
 		return e
 	}

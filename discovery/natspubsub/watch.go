@@ -170,6 +170,7 @@ func (r *Registry) run(parent context.Context, w *watch, emit func(discovery.Eve
 
 	var (
 		t        = newTranslator(emit)
+		records  discovery.Parser
 		synced   bool
 		patience time.Duration // how long the next answer may take; 0 until the first
 		deadline = w.asked.Add(r.config.Listen)
@@ -202,16 +203,16 @@ func (r *Registry) run(parent context.Context, w *watch, emit func(discovery.Eve
 			case m.Sub == w.leaves:
 				t.leave(m.Data)
 			case m.Sub == w.heartbeats:
-				t.take(parseHeartbeat(m.Data))
+				t.take(parseHeartbeat(m.Data, &records))
 			case m.Sub == w.joins:
-				t.take(parseRecord(m.Data))
+				t.take(parseRecord(m.Data, &records))
 			case len(m.Data) == 0 && m.Header.Get("Status") == statusNoResponders:
 				if !synced {
 					pause.Reset(0)
 				}
 			default:
 				if len(m.Data) > 0 {
-					t.take(parseRecord(m.Data))
+					t.take(parseRecord(m.Data, &records))
 				}
 				if !synced {
 					if patience == 0 {

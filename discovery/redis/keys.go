@@ -106,6 +106,8 @@ type keysView struct {
 	seed   maphash.Seed
 	keys   map[string]*stringKey
 	epoch  string
+
+	records discovery.Parser
 }
 
 func (l *keysLayout) watch(ctx context.Context, w *watch) (view, error) {
@@ -404,7 +406,7 @@ func (v *keysView) found(r keyRead, l *keysLook) {
 		}
 		return
 	}
-	n, err := discovery.ParseNode([]byte(r.value))
+	n, err := v.records.Parse([]byte(r.value))
 	if r.err != nil {
 		err = r.err
 	}

@@ -203,8 +203,8 @@ const nameless = "\x00"
 
 // parse reads the record. It is not kept longer than for one event: it would
 // double what a large fleet takes.
-func (m *member) parse() {
-	n, err := discovery.ParseNode([]byte(m.text))
+func (m *member) parse(records *discovery.Parser) {
+	n, err := records.Parse([]byte(m.text))
 	m.err, m.id, m.node = err, n.ID, nil
 	if err == nil {
 		m.node = &n
@@ -237,6 +237,7 @@ type setView struct {
 	w      *watch
 	client *goredis.Client // for what blocks
 
+	records discovery.Parser
 	members map[string]*member
 	nodes   map[string]*node
 	gone    map[string]uint64 // left by this entry of the stream, which a late look may not know
@@ -503,7 +504,7 @@ func (v *setView) apply(result any) (next request, after time.Duration, err erro
 		fresh := m == nil
 		if fresh {
 			m = &member{text: text, score: score}
-			m.parse()
+			m.parse(&v.records)
 			v.members[text] = m
 		}
 		changed := fresh || m.score != score
@@ -641,7 +642,7 @@ func (v *setView) sweep(l *setLook) {
 func (v *setView) put(n *node, m *member, age time.Duration, revision uint64) {
 	n.current, n.missing, n.seen = m, time.Time{}, max(v.seq, revision)
 	if m.node == nil && m.err == nil {
-		m.parse()
+		m.parse(&v.records)
 	}
 	e := m.event()
 	if m.err != nil {
@@ -730,7 +731,7 @@ func (v *setView) streamPut(n *node, e entry) {
 		return
 	}
 	m := &member{text: e.record, score: e.score, seq: e.seq}
-	m.parse()
+	m.parse(&v.records)
 	m.id = e.id
 	if n == nil {
 		n = &node{id: e.id}
