@@ -24,7 +24,7 @@ import (
 var report = flag.String("report", "", "folder into which BenchmarkBackends and BenchmarkProxy write benchmarks.md and their charts")
 
 func TestMain(m *testing.M) {
-	if natstest.Child() || nodesChild() {
+	if natstest.Child() || nodesChild() || watcherChild() {
 		return
 	}
 	os.Exit(m.Run())

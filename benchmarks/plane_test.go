@@ -2,13 +2,21 @@ package benchmarks
 
 import (
 	"bufio"
+	"context"
 	"fmt"
 	"net/http"
+	"net/url"
+	"os"
+	"os/exec"
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/caddy-discovery/caddy-discovery/internal/freeport"
 )
@@ -27,6 +35,7 @@ type plane struct {
 type stretch struct {
 	records   float64 // a second
 	cpu       float64 // of one core
+	bare      float64 // of a watcher that does nothing with the records
 	snapshots float64 // a second
 }
 
@@ -46,6 +55,7 @@ func measurePlane(b *testing.B, f *fleet) plane {
 	b.Helper()
 	f.renew(planeNodes, 0)
 	admin, port := "127.0.0.1:"+freeport.String(b), freeport.String(b)
+	w := startWatcher(b, f)
 	p := startCaddy(b, admin, "http://127.0.0.1:"+port+" {\nreverse_proxy {\ndynamic discovery "+f.url+" {\nservice orders\npick 2\n}\nlb_policy least_conn\n}\n}\n")
 	awaitNodes(b, admin, planeNodes)
 
@@ -64,7 +74,7 @@ func measurePlane(b *testing.B, f *fleet) plane {
 	}
 	measure := func(rate int, every time.Duration, send func(int)) stretch {
 		b.Helper()
-		s := pace(b, admin, p, rate, every, send)
+		s := pace(b, admin, p, w, rate, every, send)
 		f.settle()
 		awaitNodes(b, admin, next-first)
 		return s
@@ -104,7 +114,7 @@ func measurePlane(b *testing.B, f *fleet) plane {
 
 // pace sends records at a steady rate, those of a short while together, and
 // measures once that has gone on for some time.
-func pace(b *testing.B, admin string, p *program, rate int, every time.Duration, send func(int)) stretch {
+func pace(b *testing.B, admin string, p, watcher *program, rate int, every time.Duration, send func(int)) stretch {
 	b.Helper()
 	const runIn = 3 * time.Second // the list is on disk by then
 	var group sync.WaitGroup
@@ -127,16 +137,62 @@ func pace(b *testing.B, admin string, p *program, rate int, every time.Duration,
 	}
 	time.Sleep(runIn)
 	snapshots := scrape(b, admin, "caddy_discovery_snapshots_total")
-	used, from := p.cpu(b), time.Now()
+	used, bare, from := p.cpu(b), watcher.cpu(b), time.Now()
 	time.Sleep(stretchLength)
-	used, took := p.cpu(b)-used, time.Since(from)
+	used, bare, took := p.cpu(b)-used, watcher.cpu(b)-bare, time.Since(from)
 	snapshots = scrape(b, admin, "caddy_discovery_snapshots_total") - snapshots
 	group.Wait()
 	return stretch{
 		records:   float64(sent) / time.Since(began).Seconds(),
 		cpu:       used.Seconds() / took.Seconds(),
+		bare:      bare.Seconds() / took.Seconds(),
 		snapshots: snapshots / took.Seconds(),
 	}
+}
+
+// envWatcher is set in the process that is a bare watcher: the URL of its bucket.
+const envWatcher = "BENCHMARK_WATCHER"
+
+// startWatcher starts a program that watches the fleet's bucket by the client
+// library, and does nothing with what comes: what any watcher pays.
+func startWatcher(b *testing.B, f *fleet) *program {
+	b.Helper()
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), envWatcher+"="+f.url)
+	cmd.Stderr = os.Stderr
+	return startProgram(b, cmd, syscall.SIGKILL)
+}
+
+// watcherChild watches if this process is that of [startWatcher]. It returns false
+// if it is not.
+func watcherChild() bool {
+	bucket, err := url.Parse(os.Getenv(envWatcher))
+	if err != nil || bucket.Host == "" {
+		return false
+	}
+	fail := func(err error) {
+		fmt.Fprintln(os.Stderr, "watcher:", err)
+		os.Exit(1)
+	}
+	conn, err := nats.Connect("nats://" + bucket.Host)
+	if err != nil {
+		fail(err)
+	}
+	js, err := jetstream.New(conn)
+	if err != nil {
+		fail(err)
+	}
+	kv, err := js.KeyValue(context.Background(), strings.TrimPrefix(bucket.Path, "/"))
+	if err != nil {
+		fail(err)
+	}
+	w, err := kv.WatchAll(context.Background())
+	if err != nil {
+		fail(err)
+	}
+	for range w.Updates() {
+	}
+	return true
 }
 
 // over returns the processor time beyond that of another stretch.
