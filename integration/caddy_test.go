@@ -66,6 +66,13 @@ type proxy struct {
 // endpoint, which are added) until the test ends.
 func start(t *testing.T, options, sites string) *proxy {
 	t.Helper()
+	return startOn(t, t.TempDir(), options, sites)
+}
+
+// startOn is start with a data directory, in which Caddy may find what another one
+// has left.
+func startOn(t *testing.T, data, options, sites string) *proxy {
+	t.Helper()
 	dir := t.TempDir()
 	p := &proxy{t: t, admin: "127.0.0.1:" + freeport.String(t), log: new(lockedBuffer), done: make(chan struct{})}
 	file := filepath.Join(dir, "Caddyfile")
@@ -73,7 +80,7 @@ func start(t *testing.T, options, sites string) *proxy {
 		t.Fatal(err)
 	}
 	p.cmd = exec.Command(binary, "run", "--config", file, "--adapter", "caddyfile")
-	p.cmd.Env = append(os.Environ(), "XDG_DATA_HOME="+dir+"/data", "XDG_CONFIG_HOME="+dir+"/config")
+	p.cmd.Env = append(os.Environ(), "XDG_DATA_HOME="+data, "XDG_CONFIG_HOME="+dir+"/config")
 	p.cmd.Stdout, p.cmd.Stderr = p.log, p.log
 	// An aborted test leaves nothing running. The signal is tied to the thread that
 	// starts the process (https://go.dev/issue/27505), so that thread must live as
