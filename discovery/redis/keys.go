@@ -410,12 +410,11 @@ func (v *keysView) found(r keyRead, l *keysLook) {
 	if r.err != nil {
 		err = r.err
 	}
-	id := n.ID
-	if id == "" {
-		id = strings.TrimPrefix(r.key, v.prefix)
-	}
-	if k.id != "" && k.id != id {
-		v.w.emit(discovery.Event{Type: discovery.Left, ID: k.id, Key: r.key})
+	// The key says whose record it is: who may write one key must not speak for the
+	// nodes of others.
+	id := strings.TrimPrefix(r.key, v.prefix)
+	if err == nil && n.ID != id {
+		err = fmt.Errorf("%w record: the key names another node, %q", discovery.ErrInvalid, id[:min(len(id), 64)])
 	}
 	k.id, k.load, k.rejected = id, n.Load, err != nil
 	k.heard, k.renew = time.Now(), min(leaseOf(n)/3, maxRenew)

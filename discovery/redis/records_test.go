@@ -363,11 +363,46 @@ func TestKeysExpire(t *testing.T) {
 			want(discovery.Left, "deleted")
 			s.Client().Del(ctx, DefaultKey+":for-ever")
 			want(discovery.Left, "for-ever")
-			// Another node under the same key.
 			s.Client().Set(ctx, DefaultKey+":other-id", foreign("another", 0), time.Minute)
-			want(discovery.Left, "other-id")
-			want(discovery.Put, "another")
+			want(discovery.Rejected, "other-id")
 		})
+	}
+}
+
+// TestKeyOfAnotherNode: who may write one key does not speak for the node of another.
+func TestKeyOfAnotherNode(t *testing.T) {
+	t.Parallel()
+	s := redistest.Start(t)
+	ctx := context.Background()
+	set := func(id, record string) {
+		t.Helper()
+		if err := s.Client().Set(ctx, DefaultKey+":"+id, record, 0).Err(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	set("good", foreign("good", 0))
+	d := directory(t, open(t, Config{URLs: []string{s.URL()}, Layout: LayoutKeys, Poll: 20 * time.Millisecond}), discovery.Options{})
+	<-d.Synced()
+	was := d.Snapshot().Node("good").Node
+	set("mallory", strings.Replace(foreign("good", 0), was.Endpoint.Host(), "10.6.6.6", 1))
+	set("eve", `{"nodeId":"good","endpoint":"http://10.6.6.6/path"}`)
+	eventually(t, "both are rejected", func() bool { return len(d.Status().Rejections) == 2 })
+	for i, want := range []struct{ id, reason string }{{"eve", "a path is not accepted"}, {"mallory", `the key names another node, "mallory"`}} {
+		if r := d.Status().Rejections[i]; r.ID != want.id || !strings.Contains(r.Err.Error(), want.reason) {
+			t.Errorf("rejected %q for %v, want %q and %q", r.ID, r.Err, want.id, want.reason)
+		}
+	}
+	if e := d.Snapshot().Node("good"); e == nil || e.Node.Endpoint != was.Endpoint || len(d.Snapshot().Nodes()) != 1 {
+		t.Errorf("the view is %v", d.Snapshot().Nodes())
+	}
+	for _, id := range []string{"mallory", "eve"} {
+		if err := s.Client().Del(ctx, DefaultKey+":"+id).Err(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "the bad records are gone", func() bool { return len(d.Status().Rejections) == 0 })
+	if d.Snapshot().Node("good") == nil {
+		t.Error("their end took the node along")
 	}
 }
 
