@@ -275,6 +275,43 @@ func TestRegistryTellsWhereItIs(t *testing.T) {
 	})
 }
 
+// A name that was allowed is denied once it points where nothing may go, each
+// of its addresses counted, and allowed again when it points elsewhere.
+func TestRebinding(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		z := newZone("orders", "10.0.0.9")
+		m := discoverytest.NewMemory()
+		write(m, atEndpoint(newNode("a"), "http://orders:80"))
+		d := follow(t, m.Open(), discovery.Options{TTL: 24 * time.Hour, Lookup: z.lookup})
+		rules, err := discovery.NewRules(discovery.Access{Deny: []string{"10.6.0.0/16"}, LocalPorts: []uint16{80}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, to := range []struct{ addresses, want string }{
+			{"10.0.0.9", ""},
+			{"169.254.169.254", "denied: link-local"},
+			{"10.0.0.9 169.254.169.254", "denied: link-local"},
+			{"10.0.0.9 ::ffff:169.254.169.254", "denied: link-local"},
+			{"127.0.0.1", "denied: loopback"},
+			{"10.0.0.9 10.6.0.1", "denied: by deny 10.6.0.0/16"},
+			{"64:ff9b::a06:1", "denied: by deny 10.6.0.0/16"},
+			{"10.0.0.5", "denied: the registry itself"},
+			{"10.0.0.10", ""},
+		} {
+			z.set("orders", to.addresses)
+			time.Sleep(time.Minute)
+			synctest.Wait()
+			e := d.Snapshot().Node("a")
+			if got := rules.Obstacle(e, []netip.AddrPort{netip.MustParseAddrPort("10.0.0.5:80")}); got != to.want {
+				t.Errorf("at %s: %q, want %q", to.addresses, got, to.want)
+			}
+			if to.want == "" && e.Address() != to.addresses+":80" {
+				t.Errorf("at %s: %s is dialled", to.addresses, e.Address())
+			}
+		}
+	})
+}
+
 // A probe goes where requests may go, and nowhere else.
 func TestProbePermitted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
