@@ -829,9 +829,9 @@ func (u *Upstreams) mismatch(e *discovery.Entry, w wish) string {
 	switch {
 	case !u.fits(n.Endpoint.Scheme):
 		return "scheme"
-	case announcedHere(n.Instance()):
+	case announcedHere(e.Instance()):
 		return "this process itself"
-	case n.Role() == discovery.RoleProxy && u.Service == "" && len(u.Where) == 0:
+	case e.Proxy() && u.Service == "" && len(u.Where) == 0:
 		return "role proxy"
 	}
 	for _, c := range w.where {

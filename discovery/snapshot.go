@@ -26,8 +26,12 @@ type Entry struct {
 	named     bool // the endpoint has a host name
 	usual     bool // see usual
 
+	// What every look at the fleet asks for, so that it needs no look into metadata.
 	weight   float64
 	state    State
+	instance string
+	proxy    bool
+
 	doubt    doubt // where it makes the state another than that of the record
 	override Override
 	lease    time.Duration
@@ -54,7 +58,8 @@ func now() time.Duration { return time.Since(processStart) }
 func newEntry(n Node, lease time.Duration, v *vitals) *Entry {
 	e := &Entry{
 		Node: n, port: uint16(n.Endpoint.Port()),
-		weight: n.Weight(), state: n.State(), lease: lease, vitals: v,
+		weight: n.Weight(), state: n.State(), instance: n.Instance(), proxy: n.Role() == RoleProxy,
+		lease: lease, vitals: v,
 	}
 	if addr, err := netip.ParseAddr(n.Endpoint.Host()); err == nil {
 		e.addresses, e.address = []netip.Addr{addr}, n.Endpoint.Address()
@@ -105,6 +110,12 @@ func (e *Entry) State() State { return e.state }
 // Weight returns the node's weight: that of its record, times what an operator
 // says.
 func (e *Entry) Weight() float64 { return e.weight }
+
+// Instance returns what [Node.Instance] returns.
+func (e *Entry) Instance() string { return e.instance }
+
+// Proxy reports whether the node's role is that of a proxy.
+func (e *Entry) Proxy() bool { return e.proxy }
 
 // Serves reports whether the node takes new traffic: it is up, or held or
 // restored, and its weight is not 0.
