@@ -42,7 +42,11 @@ func TestWireSamples(t *testing.T) {
 				put := func() {
 					for i, record := range append(append([]string(nil), accepted...), refused...) {
 						if layout == LayoutKeys {
-							if err := s.Client().Set(context.Background(), fmt.Sprint(DefaultKey, ":", i), record, 2*time.Minute).Err(); err != nil {
+							id := fmt.Sprint(i)
+							if n, err := discovery.ParseNode([]byte(record)); err == nil {
+								id = n.ID
+							}
+							if err := s.Client().Set(context.Background(), DefaultKey+":"+id, record, 2*time.Minute).Err(); err != nil {
 								t.Fatal(err)
 							}
 						} else {
