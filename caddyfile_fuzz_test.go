@@ -60,7 +60,7 @@ func FuzzCaddyfile(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, place byte, lines string) {
 		if len(lines) > 4<<10 || strings.Contains(lines, "import") {
-			t.Skip("Caddy's import reads other files")
+			return // Caddy's import reads other files
 		}
 		source := strings.Replace(fuzzed[int(place)%len(fuzzed)], "#", lines, 1)
 		config, err := tryAdapt(source)

@@ -647,7 +647,7 @@ func FuzzParseURL(f *testing.F) {
 	f.Fuzz(func(t *testing.T, scheme, before, after, rest string) {
 		raw := scheme + before + secret + after + "@" + rest
 		if strings.Contains(scheme+rest, secret) {
-			t.Skip("the secret stands where none belongs")
+			return // the secret stands where none belongs
 		}
 		u, err := natsconn.ParseURL(raw)
 		if err != nil {

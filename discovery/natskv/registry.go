@@ -143,20 +143,10 @@ func (r *Registry) Withdraw(ctx context.Context, n discovery.Node) error {
 		if err != nil {
 			return err
 		}
-		kv, err := r.bucket(ctx, s)
-		if err != nil {
+		kv, entry, written, err := r.read(ctx, s, key)
+		if entry == nil {
 			return err
 		}
-		entry, err := kv.Get(ctx, key)
-		if errors.Is(err, jetstream.ErrKeyNotFound) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		r.mu.Lock()
-		written := r.written[key]
-		r.mu.Unlock()
 		revision := entry.Revision()
 		if written > revision {
 			// Any replica may answer, also one that has not heard of our last
@@ -180,6 +170,25 @@ func (r *Registry) Withdraw(ctx context.Context, n discovery.Node) error {
 	})
 }
 
+// read returns what stands under a key, nil if nothing does or it fails, and the
+// revision that was put there last by us, 0 if none was.
+func (r *Registry) read(ctx context.Context, s *session, key string) (jetstream.KeyValue, jetstream.KeyValueEntry, uint64, error) {
+	kv, err := r.bucket(ctx, s)
+	if err != nil {
+		return nil, nil, 0, err
+	}
+	entry, err := kv.Get(ctx, key)
+	if errors.Is(err, jetstream.ErrKeyNotFound) {
+		return kv, nil, 0, nil
+	}
+	if err != nil {
+		return kv, nil, 0, err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return kv, entry, r.written[key], nil
+}
+
 // Record returns the node's record, the zero Node if there is none. Its errors are
 // those of Withdraw.
 func (r *Registry) Record(ctx context.Context, id string) (discovery.Node, error) {
@@ -190,22 +199,9 @@ func (r *Registry) Record(ctx context.Context, id string) (discovery.Node, error
 	key := r.config.key(id)
 	var node discovery.Node
 	err := r.do(ctx, what, []string{"DIRECT.GET.", "STREAM.MSG.GET."}, func(ctx context.Context, s *session) error {
-		kv, err := r.bucket(ctx, s)
-		if err != nil {
-			return err
-		}
-		entry, err := kv.Get(ctx, key)
-		if errors.Is(err, jetstream.ErrKeyNotFound) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		r.mu.Lock()
-		written := r.written[key]
-		r.mu.Unlock()
-		if written > entry.Revision() {
-			return nil // a replica that has not heard of our last put yet
+		_, entry, written, err := r.read(ctx, s, key)
+		if entry == nil || written > entry.Revision() {
+			return err // or a replica that has not heard of our last put yet
 		}
 		if n, err := discovery.ParseNode(entry.Value()); err == nil {
 			node = n
