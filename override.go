@@ -31,6 +31,15 @@ func (f *overrideFlags) addDuration(cmd *cobra.Command) {
 	cmd.Flags().DurationVar(&f.duration, "for", 0, "how long it is to hold (default until it is taken back)")
 }
 
+// overridesOf returns the overrides that a registry keeps.
+func overridesOf(ctx context.Context, registry discovery.Registry) (map[string]discovery.Override, error) {
+	overrider, ok := registry.(discovery.Overrider)
+	if !ok {
+		return nil, fmt.Errorf("%s keeps no overrides: %w", registry, discovery.ErrUnsupported)
+	}
+	return overrider.Overrides(ctx)
+}
+
 // decide changes the override of a node, and returns when that shows in the
 // registry's own view of the node.
 func (f *overrideFlags) decide(ctx context.Context, cmd *cobra.Command, id string, change func(*discovery.Override)) error {
@@ -38,13 +47,9 @@ func (f *overrideFlags) decide(ctx context.Context, cmd *cobra.Command, id strin
 		return fmt.Errorf("--for: invalid duration %v, want one above 0", f.duration)
 	}
 	return f.follow(ctx, func(ctx context.Context, registry discovery.Registry, d *discovery.Directory) error {
-		overrider, ok := registry.(discovery.Overrider)
-		if !ok {
-			return fmt.Errorf("%s keeps no overrides: %w", registry, discovery.ErrUnsupported)
-		}
 		ctx, cancel := context.WithTimeout(ctx, f.timeout)
 		defer cancel()
-		all, err := overrider.Overrides(ctx)
+		all, err := overridesOf(ctx, registry)
 		if err != nil {
 			return err
 		}
@@ -187,13 +192,9 @@ func overridesCommand() *cobra.Command {
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return command(cmd, func(ctx context.Context, cmd *cobra.Command, _ []string) error {
 		return flags.follow(ctx, func(ctx context.Context, registry discovery.Registry, d *discovery.Directory) error {
-			overrider, ok := registry.(discovery.Overrider)
-			if !ok {
-				return fmt.Errorf("%s keeps no overrides: %w", registry, discovery.ErrUnsupported)
-			}
 			ctx, cancel := context.WithTimeout(ctx, flags.timeout)
 			defer cancel()
-			all, err := overrider.Overrides(ctx)
+			all, err := overridesOf(ctx, registry)
 			if err != nil {
 				return err
 			}
