@@ -82,7 +82,7 @@ type Config struct {
 	// TLSCA is a file with the authorities to trust, in PEM; TLSCert and TLSKey
 	// are files with the client's certificate; TLSServerName is the name that
 	// the servers' certificate must have. Any of them turns TLS on, to servers
-	// and Sentinels alike.
+	// and Sentinels alike. Files are read anew for each connection.
 	TLSCA, TLSCert, TLSKey, TLSServerName string
 
 	// Name is the name of the connections in CLIENT LIST. Default: none, since
@@ -112,9 +112,9 @@ func (c Config) Resolve() (Config, error) {
 		}
 	}
 
-	secure := c.TLSCA != "" || c.TLSCert != "" || c.TLSKey != "" || c.TLSServerName != ""
-	if (c.TLSCert == "") != (c.TLSKey == "") {
-		return refuse("TLS: a client's certificate needs its key, and a key its certificate")
+	secure := c.files().Given()
+	if err := c.files().Validate(); err != nil {
+		return Config{}, fmt.Errorf("redis registry: %w", err)
 	}
 	var parts []urlParts
 	for _, raw := range c.URLs {
@@ -240,7 +240,7 @@ func (c Config) Resolve() (Config, error) {
 func (c Config) Validate() error {
 	c, err := c.Resolve()
 	if err == nil {
-		_, err = c.tlsConfig()
+		err = c.checkFiles()
 	}
 	return err
 }

@@ -3,17 +3,16 @@ package redis
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
-	"os"
 	"slices"
 	"sync"
 	"syscall"
 	"time"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
+	"github.com/caddy-discovery/caddy-discovery/discovery/internal/tlsfiles"
 	goredis "github.com/redis/go-redis/v9"
 	"github.com/redis/go-redis/v9/maintnotifications"
 )
@@ -30,39 +29,20 @@ const (
 	masterInterval = time.Second
 )
 
-// tlsConfig returns nil where TLS is off. The error wraps
-// [discovery.ErrInvalid].
-func (c Config) tlsConfig() (*tls.Config, error) {
+// files are those that secure the connections.
+func (c Config) files() tlsfiles.Files {
+	return tlsfiles.Files{CA: c.TLSCA, Cert: c.TLSCert, Key: c.TLSKey, ServerName: c.TLSServerName}
+}
+
+// checkFiles reports what is wrong with the files that a connection would need.
+func (c Config) checkFiles() error {
 	if !c.secure() {
-		return nil, nil
+		return nil
 	}
-	t := &tls.Config{ServerName: c.TLSServerName, MinVersion: tls.VersionTLS12}
-	if c.TLSCA != "" {
-		pem, err := os.ReadFile(c.TLSCA)
-		if err != nil {
-			return nil, fmt.Errorf("%w redis registry: tls_ca: %w", discovery.ErrInvalid, err)
-		}
-		t.RootCAs = x509.NewCertPool()
-		if !t.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("%w redis registry: tls_ca %s: want certificates in PEM", discovery.ErrInvalid, c.TLSCA)
-		}
+	if _, err := c.files().Config(""); err != nil {
+		return fmt.Errorf("redis registry: %w", err)
 	}
-	if c.TLSCert != "" {
-		load := func() (*tls.Certificate, error) {
-			pair, err := tls.LoadX509KeyPair(c.TLSCert, c.TLSKey)
-			if err != nil {
-				return nil, fmt.Errorf("%w redis registry: tls_client_auth: %w", discovery.ErrInvalid, err)
-			}
-			return &pair, nil
-		}
-		if _, err := load(); err != nil {
-			return nil, err
-		}
-		// Read anew for each connection: certificates that live for hours are
-		// replaced in place.
-		t.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return load() }
-	}
-	return t, nil
+	return nil
 }
 
 // connector makes connections. Its dial functions never fail: they return a
@@ -73,7 +53,6 @@ func (c Config) tlsConfig() (*tls.Config, error) {
 // dialler's error.
 type connector struct {
 	config    Config
-	tls       *tls.Config
 	addresses []string
 
 	sentinels []*goredis.SentinelClient // of mode sentinel
@@ -86,11 +65,10 @@ type connector struct {
 }
 
 func newConnector(c Config) (*connector, error) {
-	t, err := c.tlsConfig()
-	if err != nil {
+	if err := c.checkFiles(); err != nil {
 		return nil, err
 	}
-	d := &connector{config: c, tls: t, addresses: c.Addresses(),
+	d := &connector{config: c, addresses: c.Addresses(),
 		located: make(map[string]time.Time), conns: make(map[*masterConn]struct{})}
 	if c.Mode == ModeSentinel {
 		for _, address := range d.addresses {
@@ -154,12 +132,14 @@ func (d *connector) commands() goredis.UniversalClient {
 func (d *connector) connect(ctx context.Context, network, address string) (net.Conn, error) {
 	d.locate(address)
 	conn, err := (&net.Dialer{KeepAlive: 15 * time.Second}).DialContext(ctx, network, address)
-	if err != nil || d.tls == nil {
+	if err != nil || !d.config.secure() {
 		return conn, err
 	}
-	config := d.tls.Clone()
-	if config.ServerName == "" {
-		config.ServerName, _, _ = net.SplitHostPort(address)
+	host, _, _ := net.SplitHostPort(address)
+	config, err := d.config.files().Config(host)
+	if err != nil {
+		_ = conn.Close()
+		return nil, err
 	}
 	secure := tls.Client(conn, config)
 	if err := secure.HandshakeContext(ctx); err != nil {

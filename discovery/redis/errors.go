@@ -65,7 +65,8 @@ var explanations = []struct {
 }
 
 // explain turns an error of the client library into one of package discovery.
-// It passes on the error of a context and what it has explained already.
+// It passes on the error of a context, what is wrong with a file of ours, and what
+// it has explained already.
 func explain(err error) error {
 	if err == nil {
 		return nil
@@ -73,7 +74,7 @@ func explain(err error) error {
 	if f := (*failure)(nil); errors.As(err, &f) {
 		return err
 	}
-	if errors.Is(err, context.Canceled) {
+	if errors.Is(err, context.Canceled) || errors.Is(err, discovery.ErrInvalid) {
 		return err
 	}
 	if errors.Is(err, context.DeadlineExceeded) {

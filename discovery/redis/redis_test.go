@@ -201,6 +201,23 @@ func announce(t testing.TB, r discovery.Announcer, nodes ...discovery.Node) {
 	}
 }
 
+// announceUntil announces a node to a registry that may still be away.
+func announceUntil(t testing.TB, r discovery.Announcer, n discovery.Node) {
+	t.Helper()
+	var err error
+	defer func() {
+		if t.Failed() {
+			t.Log("the last error:", err)
+		}
+	}()
+	eventually(t, "the registry takes the node", func() bool {
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		defer cancel()
+		err = r.Announce(ctx, n)
+		return err == nil
+	})
+}
+
 // watchEvents runs a bare watch, and returns its events, after the listing.
 func watchEvents(t testing.TB, r *Registry) (listed []discovery.Event, events chan discovery.Event, done chan error) {
 	t.Helper()

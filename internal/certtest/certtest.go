@@ -63,6 +63,25 @@ func (c Certificates) ClientConfig(t testing.TB) *tls.Config {
 	return &tls.Config{RootCAs: pool, Certificates: []tls.Certificate{pair}, ServerName: "127.0.0.1", MinVersion: tls.VersionTLS12}
 }
 
+// Replace writes these certificates and keys into the files of others, as an
+// operator renews them: the names stay.
+func (c Certificates) Replace(t testing.TB, others Certificates) {
+	t.Helper()
+	for _, f := range []struct{ from, to string }{
+		{c.CA, others.CA},
+		{c.ServerCert, others.ServerCert}, {c.ServerKey, others.ServerKey},
+		{c.ClientCert, others.ClientCert}, {c.ClientKey, others.ClientKey},
+	} {
+		pem, err := os.ReadFile(f.from)
+		if err == nil {
+			err = os.WriteFile(f.to, pem, 0o600)
+		}
+		if err != nil {
+			t.Fatalf("replacing certificates: %v", err)
+		}
+	}
+}
+
 type authority struct {
 	t    testing.TB
 	dir  string

@@ -322,6 +322,15 @@ func (s *Server) Client() *goredis.Client {
 	return s.client
 }
 
+// RenewCertificates lets the test's own client know that the files of the server's
+// certificates were replaced. The server reads them when it starts.
+func (s *Server) RenewCertificates() {
+	if s.client != nil {
+		_ = s.client.Close()
+		s.client = nil
+	}
+}
+
 // freePort returns a port that nobody listens on, and whose bus port (10000
 // higher), which a Cluster needs, is free too.
 func freePort(t testing.TB) int {
