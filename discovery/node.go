@@ -1,9 +1,7 @@
 package discovery
 
 import (
-	"bytes"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"math"
 	"strconv"
@@ -11,7 +9,6 @@ import (
 	"time"
 	"unicode"
 	"unicode/utf8"
-	"unique"
 )
 
 // Limits of one record. A record past one of them is rejected.
@@ -85,6 +82,9 @@ type Node struct {
 	// LastSeen is the writer's own clock, for people to read. Nothing is
 	// decided by it.
 	LastSeen time.Time
+	// LeftOut are the metadata keys of the record whose values are objects or
+	// arrays, sorted, for people to read. Such a pair is not in Metadata.
+	LeftOut []string
 }
 
 // Service returns what the node serves, "" if it does not say.
@@ -171,64 +171,16 @@ func ValidateID(id string) error {
 	return nil
 }
 
-// record is the wire form. encoding/json matches names without regard to case,
-// which is what both spellings in the wild need.
+// record is the wire form.
 type record struct {
 	NodeID   string            `json:"nodeId"`
 	Endpoint string            `json:"endpoint"`
-	LastSeen any               `json:"lastSeen"`
+	LastSeen string            `json:"lastSeen"`
 	Load     float64           `json:"load"`
 	Metadata map[string]string `json:"metadata,omitempty"`
 	// IsOnline is computed by .NET writers from their own clock when they
 	// write; it is written for them and never believed.
 	IsOnline bool `json:"isOnline"`
-}
-
-// ParseNode reads a record. The error wraps [ErrInvalid] and says what is wrong
-// with it; it quotes no more than a few characters of the record. Equal strings
-// of many records are stored once.
-func ParseNode(data []byte) (Node, error) {
-	if len(data) > MaxRecord {
-		return Node{}, fmt.Errorf("%w record: %d bytes, want at most %d", ErrInvalid, len(data), MaxRecord)
-	}
-	// Only an object is a record; null would parse into an empty one.
-	if trimmed := bytes.TrimLeft(data, " \t\r\n"); len(trimmed) == 0 || trimmed[0] != '{' {
-		return Node{}, fmt.Errorf("%w record: want a JSON object", ErrInvalid)
-	}
-	if !utf8.Valid(data) {
-		return Node{}, fmt.Errorf("%w record: it is not UTF-8", ErrInvalid)
-	}
-	var r struct {
-		record
-		IsOnline json.RawMessage `json:"isOnline"` // whatever its type, it is not used
-	}
-	if err := json.Unmarshal(data, &r); err != nil {
-		// The decoder quotes a number whole, and it may be as long as the record.
-		var mismatch *json.UnmarshalTypeError
-		if errors.As(err, &mismatch) {
-			mismatch.Value = clip(mismatch.Value)
-		}
-		return Node{}, fmt.Errorf("%w record: %w", ErrInvalid, err)
-	}
-	n := Node{ID: strings.Clone(r.NodeID), Load: r.Load, LastSeen: parseTime(r.LastSeen)}
-	if err := ValidateID(n.ID); err != nil {
-		return Node{ID: ""}, err
-	}
-	endpoint, err := ParseEndpoint(r.Endpoint)
-	if err != nil {
-		return Node{ID: n.ID}, err
-	}
-	n.Endpoint = endpoint
-	if len(r.Metadata) > 0 {
-		n.Metadata = make(map[string]string, len(r.Metadata))
-		for k, v := range r.Metadata {
-			n.Metadata[unique.Make(k).Value()] = unique.Make(v).Value()
-		}
-	}
-	if err := n.Validate(); err != nil {
-		return Node{ID: n.ID}, err
-	}
-	return n, nil
 }
 
 // AppendRecord appends the node's record to b, as of now. Two calls with equal
@@ -253,17 +205,6 @@ func AppendRecord(b []byte, n Node, now time.Time) ([]byte, error) {
 		return b, fmt.Errorf("%w record of node %q: %d bytes, want at most %d", ErrInvalid, clip(n.ID), len(data), MaxRecord)
 	}
 	return append(b, data...), nil
-}
-
-// parseTime reads a writer's time of any usual form, zero if it is none.
-func parseTime(v any) time.Time {
-	s, _ := v.(string)
-	for _, layout := range []string{time.RFC3339Nano, "2006-01-02T15:04:05.999999999"} {
-		if t, err := time.Parse(layout, s); err == nil {
-			return t.UTC()
-		}
-	}
-	return time.Time{}
 }
 
 // printable reports whether s is UTF-8 without control characters, which would

@@ -45,6 +45,14 @@ func TestWireSamples(t *testing.T) {
 			Metadata: map[string]string{"service": "orders"},
 		},
 	}
+	lenient := Node{
+		ID: "42", Endpoint: mustEndpoint(t, "http://127.0.0.1:5006"), Load: 0.5, LastSeen: date(0),
+		Metadata: map[string]string{"Service": "orders", "service": "orders", "weight": "2", "canary": "true"},
+		LeftOut:  []string{"tags"},
+	}
+	want["lenient-scalars.json"] = lenient
+	lenient.ID = "43"
+	want["lenient-byte-order-mark.json"] = lenient
 	// What is wrong with each, as the error must say it.
 	reasons := map[string]string{
 		"invalid-empty-id.json":         "node id: it is empty",
@@ -55,6 +63,8 @@ func TestWireSamples(t *testing.T) {
 		"invalid-truncated.json":        "unexpected end of JSON input",
 		"invalid-unix.json":             "want http://host:port",
 		"invalid-userinfo.json":         "user info is not accepted",
+		"invalid-load-object.json":      "load is an object, want a finite number",
+		"invalid-metadata-array.json":   "metadata: have array, want an object",
 		// These two are messages of the pub/sub layout and no records.
 		"heartbeat-camel.json": "it is empty",
 		"leave.json":           "it is empty",
@@ -132,7 +142,7 @@ func TestParseNode(t *testing.T) {
 		{name: "online, whatever that is", record: withValue("isOnline", `{"since":1}`)},
 		{name: "an unpaired surrogate", record: withValue("nodeId", `"\ud800"`), check: func(n Node) bool { return n.ID == "\uFFFD" }},
 		{name: "no load", record: withValue("load", "null"), check: func(n Node) bool { return n.Load == 0 }},
-		{name: "a metadata value that is null", record: withValue("metadata", `{"a":null}`), check: func(n Node) bool { v, ok := n.Metadata["a"]; return ok && v == "" }},
+		{name: "a metadata value that is null", record: withValue("metadata", `{"a":null}`), check: func(n Node) bool { return len(n.Metadata) == 0 }},
 		{name: "as many pairs as may be", record: withValue("metadata", pairs(MaxMetadata)), check: func(n Node) bool { return len(n.Metadata) == MaxMetadata }},
 		{name: "the longest id", record: withValue("nodeId", `"`+strings.Repeat("x", MaxID)+`"`)},
 		{name: "as large as may be", record: withValue("load", "0"+strings.Repeat(" ", MaxRecord-len(withValue("load", "0"))))},
@@ -145,6 +155,29 @@ func TestParseNode(t *testing.T) {
 			return maps.Equal(n.Metadata, map[string]string{"x": "2", "y": "1"})
 		}},
 		{name: "too many pairs in two halves", record: `{"nodeId":"a","endpoint":"h:1","metadata":` + pairs(MaxMetadata) + `,"Metadata":{"another":"1"}}`, reason: "65 pairs"},
+
+		// What writers in other languages make of it.
+		{name: "a byte order mark", record: "\ufeff" + withValue("load", "1")},
+		{name: "an id that is a number", record: withValue("nodeId", `7`), check: func(n Node) bool { return n.ID == "7" }},
+		{name: "load in quotes", record: withValue("load", `"0.5"`), check: func(n Node) bool { return n.Load == 0.5 }},
+		{name: "metadata values that are scalars", record: withValue("metadata", `{"weight":2,"canary":true,"ratio":1.50,"gone":null}`), check: func(n Node) bool {
+			return maps.Equal(n.Metadata, map[string]string{"weight": "2", "canary": "true", "ratio": "1.50"})
+		}},
+		{name: "metadata values that are none", record: withValue("metadata", `{"tags":["a"],"\u001b[2J":{},"zone":"z"}`), check: func(n Node) bool {
+			return maps.Equal(n.Metadata, map[string]string{"zone": "z"}) && slices.Equal(n.LeftOut, []string{`\x1b[2J`, "tags"})
+		}},
+		{name: "very many metadata values that are none", record: withValue("metadata", strings.ReplaceAll(pairs(3*MaxMetadata), `"v"`, `[]`)), check: func(n Node) bool {
+			return len(n.Metadata) == 0 && len(n.LeftOut) == MaxMetadata
+		}},
+		{name: "an escaped text", record: withValue("metadata", `{"a":"\u0041\\\""}`), check: func(n Node) bool { return n.Metadata["a"] == `A\"` }},
+		{name: "reserved keys in another case", record: withValue("metadata", `{"Service":"orders","WEIGHT":2,"Zone":"a","zone":"b"}`), check: func(n Node) bool {
+			return n.Service() == "orders" && n.Weight() == 2 && n.Metadata["zone"] == "b" && n.Metadata["Service"] == "orders"
+		}},
+		{name: "a reserved key in two other cases", record: withValue("metadata", `{"service":null,"sERVICE":"x","Service":"y"}`), check: func(n Node) bool { return n.Service() == "y" }},
+		{name: "a reserved key in another case where there is no room", record: withValue("metadata", `{"Service":"orders",`+pairs(MaxMetadata - 1)[1:]), check: func(n Node) bool {
+			_, spelled := n.Metadata["Service"]
+			return n.Service() == "orders" && len(n.Metadata) == MaxMetadata && !spelled
+		}},
 
 		{name: "nothing", record: "", reason: "want a JSON object"},
 		{name: "null", record: "null", reason: "want a JSON object"},
@@ -159,13 +192,19 @@ func TestParseNode(t *testing.T) {
 		{name: "an id with a line feed", record: withValue("nodeId", `"a\nb"`), reason: "control characters"},
 		{name: "an id with an escape sequence", record: withValue("nodeId", `"\u001b[2J"`), reason: "control characters"},
 		{name: "an id with a C1 control", record: withValue("nodeId", `"\u009b2J"`), reason: "control characters"},
-		{name: "an id that is a number", record: withValue("nodeId", `7`), reason: "number"},
 		{name: "no endpoint", record: `{"nodeId":"a"}`, reason: "endpoint"},
 		{name: "load beyond a float", record: withValue("load", "1e999"), reason: "number"},
 		{name: "negative load", record: withValue("load", "-0.1"), reason: "want a finite number ≥ 0"},
-		{name: "load as a string", record: withValue("load", `"0.5"`), reason: "string"},
-		{name: "metadata as an array", record: withValue("metadata", `[]`), reason: "array"},
-		{name: "a metadata value that is a number", record: withValue("metadata", `{"weight":2}`), reason: "number"},
+		{name: "load that is no number", record: withValue("load", `"high"`), reason: `load "high", want a finite number`},
+		{name: "load in quotes that is none", record: withValue("load", `"NaN"`), reason: "want a finite number"},
+		{name: "load as an object", record: withValue("load", `{"cpu":1}`), reason: "load is an object, want a finite number"},
+		{name: "load as a boolean", record: withValue("load", `true`), reason: "load is true or false, want a finite number"},
+		{name: "an id that is an array", record: withValue("nodeId", `["a"]`), reason: "nodeId is an array, want a string"},
+		{name: "an id that is null", record: withValue("nodeId", `null`), reason: "node id: it is empty"},
+		{name: "an endpoint that is an object", record: withValue("endpoint", `{"host":"h"}`), reason: "endpoint is an object, want a string"},
+		{name: "an endpoint that is a number", record: withValue("endpoint", `8080`), reason: "want http://host:port"},
+		{name: "metadata as an array", record: withValue("metadata", `[]`), reason: "metadata: have array, want an object"},
+		{name: "metadata as a string", record: withValue("metadata", `"service=orders"`), reason: "metadata: have string, want an object"},
 		{name: "too many pairs", record: withValue("metadata", pairs(MaxMetadata+1)), reason: "65 pairs"},
 		{name: "an empty metadata key", record: withValue("metadata", `{"":"x"}`), reason: "keys must not be empty"},
 		{name: "a control character in a key", record: withValue("metadata", `{"a\u0000":"x"}`), reason: "control characters"},
@@ -200,11 +239,13 @@ func TestParseNodeErrorIsShort(t *testing.T) {
 	long := strings.Repeat("9", 60000)
 	for _, record := range []string{
 		withValue("load", long),
+		withValue("load", `"`+long+`"`),
 		withValue("nodeId", long),
+		withValue("endpoint", long),
+		withValue("metadata", long),
 		withValue("nodeId", `"`+long+`"`),
 		withValue("endpoint", `"http://`+long+`"`),
 		withValue("endpoint", `"http://h:1/`+long+`"`),
-		withValue("metadata", `{"`+long+`":1}`),
 		withValue("metadata", `{"`+long+`":"\u0001"}`),
 		"{" + long,
 	} {
@@ -349,6 +390,7 @@ func FuzzParseNode(f *testing.F) {
 		f.Add(data)
 	}
 	f.Add([]byte(`{"nodeId":"a","endpoint":"[::ffff:1.2.3.4]:080","metadata":{"weight":"1e308","lease":"1ns","state":"DRAINING"}}`))
+	f.Add([]byte(`{"nodeId":7,"endpoint":"h:1","load":"1e3","metadata":{"Service":1,"x":[],"y":{"z":1}}}`))
 	f.Add([]byte(`{"NODEID":"\u2028<&>","endpoint":"HTTPS://A.B.","load":1e-320,"load":-0}`))
 	at := time.Date(2025, 10, 10, 12, 0, 0, 0, time.UTC)
 	f.Fuzz(func(t *testing.T, data []byte) {
@@ -389,7 +431,7 @@ func FuzzParseNode(f *testing.F) {
 		if err != nil {
 			t.Fatalf("%s: %v", encoded, err)
 		}
-		n.LastSeen = at
+		n.LastSeen, n.LeftOut = at, nil // which no record of ours has
 		if !reflect.DeepEqual(n, again) {
 			t.Fatalf("%+v became %+v", n, again)
 		}

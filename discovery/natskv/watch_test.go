@@ -210,6 +210,10 @@ func TestWire(t *testing.T) {
 		case strings.HasPrefix(name, "camel-"), strings.HasPrefix(name, "pascal-"):
 			_, after, _ := strings.Cut(strings.ToLower(string(data)), `"nodeid":"`)
 			id, _, _ = strings.Cut(after, `"`)
+		case name == "lenient-scalars.json":
+			id = "42"
+		case name == "lenient-byte-order-mark.json":
+			id = "43"
 		default: // invalid, or no record of a node
 			want, id = discovery.Rejected, "x"
 		}

@@ -58,6 +58,10 @@ func TestWire(t *testing.T) {
 		case strings.HasPrefix(name, "camel-"), strings.HasPrefix(name, "pascal-"):
 			_, after, _ := strings.Cut(strings.ToLower(data), `"nodeid":"`)
 			id, _, _ = strings.Cut(after, `"`)
+		case name == "lenient-scalars.json":
+			id = "42"
+		case name == "lenient-byte-order-mark.json":
+			id = "43"
 		case strings.HasPrefix(name, "invalid-"):
 			want, id = discovery.Rejected, "x"
 			if name == "invalid-truncated.json" || name == "invalid-empty-id.json" {

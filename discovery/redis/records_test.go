@@ -25,7 +25,7 @@ func TestWireSamples(t *testing.T) {
 	var accepted, refused []string
 	for _, f := range files {
 		switch name := f.Name(); {
-		case strings.HasPrefix(name, "camel-"), strings.HasPrefix(name, "pascal-"):
+		case strings.HasPrefix(name, "camel-"), strings.HasPrefix(name, "pascal-"), strings.HasPrefix(name, "lenient-"):
 			accepted = append(accepted, sample(t, name))
 		case strings.HasPrefix(name, "invalid-"):
 			refused = append(refused, sample(t, name))
@@ -69,6 +69,7 @@ func TestWireSamples(t *testing.T) {
 				for id, address := range map[string]string{
 					"orders-1": "127.0.0.1:5001", "orders-2": "127.0.0.1:5002", "pay-1": "pay-1.internal:8443",
 					"orders-3": "127.0.0.1:5003", "orders-4": "[::1]:5004",
+					"42": "127.0.0.1:5006", "43": "127.0.0.1:5006",
 				} {
 					if n := d.Snapshot().Node(id); n == nil || n.Node.Endpoint.Address() != address {
 						t.Errorf("%s is %+v, want it at %s", id, n, address)
