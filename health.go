@@ -31,9 +31,12 @@ import (
 )
 
 // Health are active health checks of discovered nodes: Caddy's own look at static
-// upstreams only. A node gets no request before it has passed a check. Sources of
-// one registry with the same settings share the checks and their results, also
-// across reloads.
+// upstreams only. A node gets no request before it has passed a check; where no
+// node has passed one, those of which nothing is known serve after sync_timeout.
+// Sources of one registry with the same settings share the checks and their
+// results, also across reloads. A reload that changes the settings keeps the
+// results where the same is asked, and otherwise lets a node that was healthy
+// serve until its first result.
 //
 // The checks go over the handler's own transport, so that they see the TLS
 // settings that requests will see. Redirects are not followed.
@@ -47,7 +50,8 @@ type Health struct {
 	// How long a node may take to answer. Default: 5s
 	Timeout caddy.Duration `json:"timeout,omitempty"`
 
-	// How many checks in a row a node must pass to become healthy. Default: 1
+	// How many checks in a row a node that has failed must pass to become healthy
+	// again. A node that was never checked needs one. Default: 1
 	Passes int `json:"passes,omitempty"`
 
 	// How many checks in a row a healthy node must fail to become unhealthy.
@@ -153,6 +157,7 @@ type checker struct {
 	options   Health
 	scheme    string
 	key       poolKey
+	question  poolKey // what is asked, and how: equal for checks that would have the same result
 	log       *zap.Logger
 	lines     *rate.Limiter
 
@@ -163,13 +168,14 @@ type checker struct {
 	failed    atomic.Uint64
 
 	once    sync.Once
-	started atomic.Int64 // Unix nanoseconds
 	cancel  context.CancelFunc
 	done    chan struct{}
 	stirred chan struct{} // the interested have changed; has room for one
+	joined  atomic.Bool   // a source is new, and its nodes may have been checked otherwise before
+
+	nodes atomic.Pointer[map[string]*patient] // by id; what is published is not changed
 
 	mu         sync.RWMutex // guards what follows; nothing else happens under it
-	nodes      map[string]*patient
 	interested map[*Upstreams]struct{}
 	changed    chan struct{} // closed at the next publication
 }
@@ -179,16 +185,24 @@ type health int32
 
 const (
 	unchecked health = iota
+	presumed         // healthy by other checks; this one has no result yet
 	healthy
 	unhealthy
 )
+
+// known reports whether this check has had a result.
+func (h health) known() bool { return h == healthy || h == unhealthy }
+
+// serves reports whether a node may get requests.
+func (h health) serves() bool { return h == healthy || h == presumed }
 
 // A patient is a node that is checked. Only its health is read by others.
 type patient struct {
 	health atomic.Int32
 
 	id, address, instance string
-	host                  string // what the endpoint calls it
+	host                  string    // what the endpoint calls it
+	since                 time.Time // when it was admitted
 	passes, fails         int
 	lane                  int
 	checks                uint64 // how many were made
@@ -218,29 +232,41 @@ func acquireChecker(u *Upstreams, backend Backend, transport http.RoundTripper) 
 	if u.https {
 		scheme = "https"
 	}
-	settings, err := json.Marshal([]any{u.Health, scheme, transport})
-	if err != nil {
-		return nil, fmt.Errorf("encoding the settings of the health checks: %w", err)
+	identify := func(options Health) (poolKey, error) {
+		settings, err := json.Marshal([]any{options, scheme, transport})
+		if err != nil {
+			return poolKey{}, fmt.Errorf("encoding the settings of the health checks: %w", err)
+		}
+		return sha256.Sum256(slices.Concat(registry[:], settings, trust(transport))), nil
 	}
-	key := sha256.Sum256(slices.Concat(registry[:], settings, trust(transport)))
-	v, _, err := checkers.LoadOrNew(poolKey(key), func() (caddy.Destructor, error) {
+	key, err := identify(*u.Health)
+	if err != nil {
+		return nil, err
+	}
+	question, err := identify(u.Health.question())
+	if err != nil {
+		return nil, err
+	}
+	v, _, err := checkers.LoadOrNew(key, func() (caddy.Destructor, error) {
 		directory, err := acquireDirectory(backend)
 		if err != nil {
 			return nil, err
 		}
-		return &checker{
+		c := &checker{
 			directory:  directory,
 			options:    *u.Health,
 			scheme:     scheme,
 			key:        key,
+			question:   question,
 			log:        processLogger("discovery.health").With(zap.String("registry", directory.registry.conn.String())),
 			lines:      rate.NewLimiter(20, 20),
 			done:       make(chan struct{}),
 			stirred:    make(chan struct{}, 1),
-			nodes:      make(map[string]*patient),
 			interested: make(map[*Upstreams]struct{}),
 			changed:    make(chan struct{}),
-		}, nil
+		}
+		c.nodes.Store(new(map[string]*patient))
+		return c, nil
 	})
 	if err != nil {
 		return nil, err
@@ -249,8 +275,17 @@ func acquireChecker(u *Upstreams, backend Backend, transport http.RoundTripper) 
 	c.mu.Lock()
 	c.interested[u] = struct{}{}
 	c.mu.Unlock()
+	c.joined.Store(true)
 	c.stir()
 	return c, nil
+}
+
+// question returns what decides about the result of a single check. How often it
+// is asked, and how many results make a change, is left out.
+func (h *Health) question() Health {
+	q := *h
+	q.Interval, q.Timeout, q.Passes, q.Fails = 0, 0, 0, 0
+	return q
 }
 
 // checkTransport returns the transport for the checks of a handler that is
@@ -311,36 +346,25 @@ func (u *Upstreams) startChecks() {
 	}
 }
 
-// uncheckedYet reports whether only its first check keeps the node from serving.
-func (u *Upstreams) uncheckedYet(e *discovery.Entry) bool {
-	return e.Serves() && u.wants(e) && u.health.of(e) == unchecked
-}
-
-// awaitChecks returns the pool as soon as one of its nodes has passed a check. When
-// the checks have only just begun, as after a cold start or the first config that
-// has these, nobody has.
+// awaitChecks returns the pool as soon as somebody is in it, or nobody is awaited
+// any more. When the checks of a pool's nodes have only just begun, as after a cold
+// start or the first config that has checks, all of them are unchecked.
 func (u *Upstreams) awaitChecks(r *http.Request) *pool {
-	left := time.Until(time.Unix(0, u.health.started.Load()).Add(time.Duration(u.SyncTimeout)))
-	timer := time.NewTimer(left)
-	defer timer.Stop()
 	for {
-		changed, version := u.health.next(), u.health.version.Load()
-		snapshot := u.directory.Snapshot()
-		p := u.pool(snapshot, r)
-		if len(p.tiers) > 0 || left <= 0 {
+		changed := u.health.next()
+		p := u.pool(u.directory.Snapshot(), r)
+		if len(p.tiers) > 0 || p.awaits.IsZero() {
 			return p
 		}
-		// A check that has passed is in the pool once it is published.
-		if !slices.ContainsFunc(snapshot.Nodes(), u.uncheckedYet) && !u.health.dirty.Load() && u.health.version.Load() == version {
-			return p
-		}
+		timer := time.NewTimer(time.Until(p.awaits))
 		select {
 		case <-changed:
 		case <-timer.C:
-			left = 0
 		case <-r.Context().Done():
-			left = 0
+			timer.Stop()
+			return p
 		}
+		timer.Stop()
 	}
 }
 
@@ -371,7 +395,6 @@ func (c *checker) start(transport http.RoundTripper) {
 	c.once.Do(func() {
 		var ctx context.Context
 		ctx, c.cancel = context.WithCancel(context.Background())
-		c.started.Store(time.Now().UnixNano())
 		go func() {
 			defer close(c.done)
 			c.run(ctx)
@@ -386,15 +409,42 @@ func (c *checker) stir() {
 	}
 }
 
-// of returns what the checks have shown of the node.
-func (c *checker) of(e *discovery.Entry) health {
-	c.mu.RLock()
-	p := c.nodes[e.Node.ID]
-	c.mu.RUnlock()
+// of returns what the checks have shown of the node, and since when it is checked:
+// the zero time if it is not yet.
+func (c *checker) of(e *discovery.Entry) (health, time.Time) {
+	p := (*c.nodes.Load())[e.Node.ID]
 	if p == nil || p.address != c.dial(e) || p.instance != e.Node.Instance() {
-		return unchecked
+		return unchecked, time.Time{}
 	}
-	return health(p.health.Load())
+	return health(p.health.Load()), p.since
+}
+
+// elsewhere returns what other checks of this registry have shown of a node: the
+// same, if they ask the same.
+func (c *checker) elsewhere(e *discovery.Entry, others []*checker) health {
+	result := unchecked
+	for _, other := range others {
+		switch h, _ := other.of(e); {
+		case h.known() && other.question == c.question:
+			return h
+		case h.serves():
+			result = presumed
+		}
+	}
+	return result
+}
+
+// others returns the other checks of this registry, such as those of the config
+// that is about to be replaced.
+func (c *checker) others() []*checker {
+	var others []*checker
+	checkers.Range(func(_, v any) bool {
+		if other := v.(*checker); other != c && other.directory == c.directory && other.scheme == c.scheme {
+			others = append(others, other)
+		}
+		return true
+	})
+	return others
 }
 
 // next returns a channel that is closed when the health of some node changes.
@@ -453,40 +503,40 @@ type lane struct {
 func (w *ward) admit(snapshot *discovery.Snapshot) {
 	w.snapshot = snapshot
 	now := time.Now()
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	wanted := make(map[string]bool, len(w.nodes))
+	var others []*checker
+	if w.joined.Swap(false) {
+		others = w.others()
+	}
+	w.mu.RLock()
+	interested := slices.Collect(maps.Keys(w.interested))
+	w.mu.RUnlock()
+	before := *w.nodes.Load()
+	nodes := make(map[string]*patient, len(before))
 	for _, e := range snapshot.Nodes() {
-		interest := false
-		for u := range w.interested {
-			if interest = u.wants(e); interest {
-				break
-			}
-		}
-		if !interest {
+		if !slices.ContainsFunc(interested, func(u *Upstreams) bool { return u.wants(e) }) {
 			continue
 		}
 		id := e.Node.ID
-		wanted[id] = true
-		old := w.nodes[id]
+		old := before[id]
 		if old != nil && old.address == w.dial(e) && old.instance == e.Node.Instance() {
+			nodes[id] = old
 			continue
 		}
 		// Patients are replaced, not changed, because sources read them.
-		p := &patient{id: id, address: w.dial(e), host: e.Node.Endpoint.Address(), instance: e.Node.Instance(), due: now}
-		if old != nil {
-			w.discharge(old)
+		p := &patient{id: id, address: w.dial(e), host: e.Node.Endpoint.Address(), instance: e.Node.Instance(), since: now, due: now}
+		p.health.Store(int32(w.elsewhere(e, others)))
+		if old != nil || health(p.health.Load()) != unchecked {
 			w.dirty.Store(true)
 		}
-		w.nodes[id] = p
+		nodes[id] = p
 		heap.Push(&w.lanes[p.lane].queue, p)
 	}
-	maps.DeleteFunc(w.nodes, func(id string, p *patient) bool {
-		if !wanted[id] {
+	for id, p := range before {
+		if nodes[id] != p {
 			w.discharge(p)
 		}
-		return !wanted[id]
-	})
+	}
+	w.nodes.Store(&nodes)
 }
 
 // discharge takes a patient out of its queue; the result of a check that is under
@@ -587,12 +637,12 @@ func (w *ward) note(r result) {
 	now := was
 	if r.err == nil {
 		p.passes, p.fails = p.passes+1, 0
-		if p.passes >= w.options.Passes {
+		if !was.known() || p.passes >= w.options.Passes {
 			now = healthy
 		}
 	} else {
 		p.passes, p.fails = 0, p.fails+1
-		if was == unchecked || p.fails >= w.options.Fails {
+		if !was.known() || p.fails >= w.options.Fails {
 			now = unhealthy
 		}
 	}
@@ -615,7 +665,7 @@ func (w *ward) note(r result) {
 }
 
 func (w *ward) tell(p *patient, was, now health, err error) {
-	if was == unchecked && now == healthy {
+	if !was.known() && now == healthy {
 		return
 	}
 	change := discovery.Change{Type: discovery.ChangeRestored, ID: p.id, Reason: "it passes its health checks again", Entry: w.directory.Snapshot().Node(p.id)}

@@ -5,6 +5,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -265,4 +266,166 @@ func TestHealthConcurrently(t *testing.T) {
 		list(t, m, fmt.Sprint("n", i), "http://127.0.0.1:1", discovery.KeyZone, fmt.Sprint(i))
 	}
 	group.Wait()
+}
+
+// siteWithChecks is a site whose source checks its nodes.
+func siteWithChecks(port, registry, checks, rest string) string {
+	return "http://127.0.0.1:" + port + " {\nreverse_proxy {\ndynamic discovery {\nregistry memory " + registry + "\n" + rest +
+		"\nhealth {\nuri /healthz\ninterval 1h\ntimeout 1h\n" + checks + "\n}\n}\nlb_policy round_robin\n}\n}"
+}
+
+// TestFirstPassAdmits wants more passes of a node that failed than one, and none of
+// that from nodes that were never checked: they serve from the first request on.
+func TestFirstPassAdmits(t *testing.T) {
+	name, m := newMemory(t)
+	a := newChecked(t, "a", 200, false)
+	list(t, m, "a", a.URL)
+	port := freeport.String(t)
+	load(t, siteWithChecks(port, name, "passes 3", ""))
+	if got := fmt.Sprint(served(t, "http://127.0.0.1:"+port)); got != "map[a:6]" {
+		t.Errorf("served by %s, want the node that has passed its first check", got)
+	}
+	if n := a.checks.Load(); n != 1 {
+		t.Errorf("checked %d times, want once", n)
+	}
+}
+
+// TestPassesOfAFailedNode holds that a node that has failed needs all of them.
+func TestPassesOfAFailedNode(t *testing.T) {
+	name, m := newMemory(t)
+	a := newChecked(t, "a", 500, false)
+	list(t, m, "a", a.URL)
+	u := source(t, "registry memory "+name+"\nhealth {\nuri /healthz\ninterval 5ms\npasses 20\n}")
+	u.start()
+	eventually(t, "it has failed", func() bool { return a.checks.Load() > 2 })
+	a.status.Store(200)
+	usable := func() bool {
+		upstreams, _ := u.GetUpstreams(request())
+		return len(upstreams) == 1
+	}
+	eventually(t, "it serves", usable)
+	if n := u.health.passed.Load(); n < 20 {
+		t.Errorf("it serves after %d checks that it has passed, want 20", n)
+	}
+}
+
+// TestResultsOutliveAChangedCheck reloads with other checks while all checks hang:
+// what is known of the nodes goes on where the same is asked, and where it is not
+// the nodes that were healthy serve until their first result.
+func TestResultsOutliveAChangedCheck(t *testing.T) {
+	for _, test := range []struct {
+		what, checks string
+		same         bool
+	}{
+		{"another fails", "fails 5", true},
+		{"another passes", "passes 4", true},
+		{"another timeout", "interval 30m", true},
+		{"another status", "status 200", false},
+		{"a header", "header X-Check yes", false},
+	} {
+		t.Run(test.what, func(t *testing.T) {
+			name, m := newMemory(t)
+			a, b := newChecked(t, "a", 200, false), newChecked(t, "b", 500, false)
+			list(t, m, "a", a.URL)
+			list(t, m, "b", b.URL)
+			port := freeport.String(t)
+			load(t, siteWithChecks(port, name, "", ""))
+			url := "http://127.0.0.1:" + port
+			eventually(t, "both are checked", func() bool { return a.checks.Load() == 1 && b.checks.Load() == 1 })
+			if got := fmt.Sprint(served(t, url)); got != "map[a:6]" {
+				t.Fatalf("served by %s, want the healthy node", got)
+			}
+			a.status.Store(0)
+			b.status.Store(0)
+			site := siteWithChecks(port, name, test.checks, "sync_timeout 1h")
+			if test.checks == "interval 30m" {
+				site = strings.Replace(site, "interval 1h\n", "", 1)
+			}
+			load(t, site)
+			if got := fmt.Sprint(served(t, url)); got != "map[a:6]" {
+				t.Fatalf("served by %s after the reload, want the node that was healthy before", got)
+			}
+		})
+	}
+}
+
+// TestPresumedUntilTheFirstResult changes what is asked, and the node that was
+// healthy fails it: a single result ends what was known of it before.
+func TestPresumedUntilTheFirstResult(t *testing.T) {
+	name, m := newMemory(t)
+	a, b := newChecked(t, "a", 200, false), newChecked(t, "b", 204, false)
+	list(t, m, "a", a.URL)
+	list(t, m, "b", b.URL)
+	port := freeport.String(t)
+	load(t, siteWithChecks(port, name, "", ""))
+	url := "http://127.0.0.1:" + port
+	eventually(t, "both serve", func() bool { return fmt.Sprint(served(t, url)) == "map[a:3 b:3]" })
+	load(t, siteWithChecks(port, name, "status 204\nfails 9", ""))
+	eventually(t, "the one that fails is out", func() bool { return fmt.Sprint(served(t, url)) == "map[b:6]" })
+	if n := a.checks.Load(); n != 2 {
+		t.Errorf("a was checked %d times, want once by each config", n)
+	}
+}
+
+// TestNoSecondChecksWithoutPasses has two sources whose checks differ: what one of
+// them has found does not admit a node that joins to the other.
+func TestNoSecondChecksWithoutPasses(t *testing.T) {
+	name, m := newMemory(t)
+	first := source(t, "registry memory "+name+"\nhealth {\nuri /\n}")
+	second := source(t, "registry memory "+name+"\nhealth {\nuri /healthz\ntimeout 1h\n}\nsync_timeout 1h")
+	first.start()
+	second.start()
+	list(t, m, "old", newChecked(t, "old", 500, false).URL)
+	eventually(t, "the second has a result", func() bool { return second.health.failed.Load() > 0 })
+	list(t, m, "new", newChecked(t, "new", 0, false).URL)
+	eventually(t, "the node serves the first source", func() bool {
+		upstreams, _ := first.GetUpstreams(request())
+		return len(upstreams) == 2
+	})
+	if p := second.pool(second.directory.Snapshot(), request()); len(p.tiers) > 0 {
+		t.Error("the node serves a source whose checks it has not passed")
+	}
+}
+
+// TestUncheckedServeInTheEnd has checks that hang: after sync_timeout the node
+// serves without, and no longer once it is known to fail.
+func TestUncheckedServeInTheEnd(t *testing.T) {
+	for what, service := range map[string]string{"one service": "orders", "any service": "{header.X-Service}"} {
+		t.Run(what, func(t *testing.T) {
+			name, m := newMemory(t)
+			a := newChecked(t, "a", 0, false)
+			list(t, m, "a", a.URL, "service", "orders")
+			port := freeport.String(t)
+			load(t, siteWithChecks(port, name, "", "sync_timeout 50ms\nservice "+service))
+			url := "http://127.0.0.1:" + port
+			if got := fmt.Sprint(served(t, url, "X-Service", "orders")); got != "map[a:6]" {
+				t.Fatalf("served by %s, want the node of which nothing is known", got)
+			}
+			// Another node that passes is all that is needed.
+			list(t, m, "b", newChecked(t, "b", 200, false).URL, "service", "orders")
+			eventually(t, "the checked node serves", func() bool {
+				return fmt.Sprint(served(t, url, "X-Service", "orders")) == "map[b:6]"
+			})
+		})
+	}
+}
+
+// TestTheOnlyNodeIsReplaced restarts the only node of a service, long after the
+// checks began: requests wait for the first check of its successor.
+func TestTheOnlyNodeIsReplaced(t *testing.T) {
+	name, m := newMemory(t)
+	list(t, m, "a", newChecked(t, "a", 200, false).URL, discovery.KeyInstance, "first")
+	port := freeport.String(t)
+	load(t, siteWithChecks(port, name, "", "sync_timeout 1h"))
+	url := "http://127.0.0.1:" + port
+	for i := range 20 {
+		eventually(t, "it serves", func() bool { return fmt.Sprint(served(t, url)) == "map[a:6]" })
+		next := newChecked(t, "a", 200, false)
+		list(t, m, "a", next.URL, discovery.KeyInstance, fmt.Sprint(i))
+		for next.requests.Load() == 0 {
+			if status, _ := get(t, url); status != http.StatusOK {
+				t.Fatalf("status %d in round %d, want requests to wait for the check", status, i)
+			}
+		}
+	}
 }

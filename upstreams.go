@@ -547,8 +547,12 @@ const (
 func (v *view) keep(key string, p *pool, pick *Pick) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if v.pools[key] != nil {
-		return
+	if old := v.pools[key]; old != nil {
+		if !old.overdue() {
+			return
+		}
+		delete(v.pools, key)
+		v.pooled -= len(key) + old.size(pick)
 	}
 	size := len(key) + p.size(pick)
 	for other, old := range v.pools {
@@ -567,7 +571,7 @@ func (v *view) keep(key string, p *pool, pick *Pick) {
 // no request waits for another, unless nobody was in that one.
 func (u *Upstreams) pool(snapshot *discovery.Snapshot, r *http.Request) *pool {
 	v := u.current.Load()
-	if v == nil || v.snapshot != snapshot || u.health != nil && v.health != u.health.version.Load() {
+	if v == nil || v.snapshot != snapshot || u.health != nil && v.health != u.health.version.Load() || v.fixed != nil && v.fixed.overdue() {
 		if v == nil {
 			u.build.Lock()
 		} else if !u.build.TryLock() {
@@ -589,7 +593,7 @@ func (u *Upstreams) renew(snapshot *discovery.Snapshot) *view {
 		health = u.health.version.Load()
 	}
 	if v := u.current.Load(); v != nil && (v.snapshot.Number > snapshot.Number ||
-		v.snapshot.Number == snapshot.Number && v.health >= health) {
+		v.snapshot.Number == snapshot.Number && v.health >= health && (v.fixed == nil || !v.fixed.overdue())) {
 		return v
 	}
 	v := &view{snapshot: snapshot, health: health}
@@ -657,7 +661,7 @@ func (u *Upstreams) poolOf(v *view, r *http.Request) *pool {
 	v.mu.RLock()
 	p := v.pools[key]
 	v.mu.RUnlock()
-	if p != nil {
+	if p != nil && !p.overdue() {
 		return p
 	}
 	p = u.newPool(v.snapshot, w)
@@ -718,7 +722,14 @@ func (c Criterion) matches(metadata map[string]string) bool {
 // A pool is what a source makes of a snapshot for one wish. It never changes.
 type pool struct {
 	tiers []*tier // by preference; none is empty
+
+	// awaits is when nodes that are kept out because they have not been checked yet
+	// serve all the same, as long as nobody else does; zero if there are none.
+	awaits time.Time
 }
+
+// overdue reports whether the time has come that an empty pool waits for.
+func (p *pool) overdue() bool { return !p.awaits.IsZero() && !time.Now().Before(p.awaits) }
 
 // inherit gives the tiers the rings of those that they replace, to derive theirs
 // from. Pools that depend on the request have to do without.
@@ -769,27 +780,29 @@ func (u *Upstreams) newPool(snapshot *discovery.Snapshot, w wish) *pool {
 			candidates = nil // it expanded to nothing
 		}
 	}
+	nodes := make([]*discovery.Entry, 0, len(candidates))
+	for _, e := range candidates {
+		if u.obstacle(e, w) == "" {
+			nodes = append(nodes, e)
+		}
+	}
+	p := &pool{}
+	if len(nodes) == 0 && u.health != nil {
+		nodes, p.awaits = u.unchecked(candidates, w)
+	}
+	if len(nodes) == 0 {
+		return p
+	}
 	if len(w.prefer) == 0 {
-		nodes := make([]*discovery.Entry, 0, len(candidates))
-		for _, e := range candidates {
-			if u.obstacle(e, w) == "" {
-				nodes = append(nodes, e)
-			}
-		}
-		if len(nodes) == 0 {
-			return &pool{}
-		}
-		return &pool{tiers: []*tier{u.newTier("", nodes)}}
+		p.tiers = []*tier{u.newTier("", nodes)}
+		return p
 	}
 
 	// A node's tier is the binary number whose digits say which criteria it
 	// fails, the earliest criterion first: an earlier line outweighs all later
 	// ones together.
 	tiers := make(map[string][]*discovery.Entry)
-	for _, e := range candidates {
-		if u.obstacle(e, w) != "" {
-			continue
-		}
+	for _, e := range nodes {
 		fails := make([]byte, len(w.prefer))
 		for i, c := range w.prefer {
 			fails[i] = '1'
@@ -799,27 +812,68 @@ func (u *Upstreams) newPool(snapshot *discovery.Snapshot, w wish) *pool {
 		}
 		tiers[string(fails)] = append(tiers[string(fails)], e)
 	}
-	p := &pool{}
 	for _, fails := range slices.Sorted(maps.Keys(tiers)) {
 		p.tiers = append(p.tiers, u.newTier(fails, tiers[fails]))
 	}
 	return p
 }
 
+// unchecked returns those candidates that have waited for their first check for as
+// long as sync_timeout, and otherwise when the first of them will have.
+func (u *Upstreams) unchecked(candidates []*discovery.Entry, w wish) ([]*discovery.Entry, time.Time) {
+	now := time.Now()
+	var nodes []*discovery.Entry
+	var next time.Time
+	for _, e := range candidates {
+		if u.ineligible(e, w) != "" {
+			continue
+		}
+		h, since := u.health.of(e)
+		if h != unchecked {
+			continue
+		}
+		if since.IsZero() {
+			since = now // the checks are about to begin
+		}
+		until := since.Add(time.Duration(u.SyncTimeout))
+		switch {
+		case !until.After(now):
+			nodes = append(nodes, e)
+		case next.IsZero() || until.Before(next):
+			next = until
+		}
+	}
+	if len(nodes) > 0 {
+		next = time.Time{}
+	}
+	return nodes, next
+}
+
 // obstacle returns why a node of the wanted service gets no request by this
 // source, "" if nothing is in the way.
 func (u *Upstreams) obstacle(e *discovery.Entry, w wish) string {
+	reason := u.ineligible(e, w)
+	if reason == "" && u.health != nil {
+		switch h, _ := u.health.of(e); {
+		case h == unchecked:
+			reason = "unhealthy: not checked yet"
+		case !h.serves():
+			reason = "unhealthy"
+		}
+	}
+	return reason
+}
+
+// ineligible returns why a node gets no request by this source whatever its checks
+// say, "" if it may get some.
+func (u *Upstreams) ineligible(e *discovery.Entry, w wish) string {
 	switch {
 	case e.Weight() == 0 && e.Node.State() == discovery.StateUp:
 		return "weight 0"
 	case !e.Serves():
 		return string(e.State())
 	}
-	reason := u.mismatch(e, w)
-	if reason == "" && u.health != nil && u.health.of(e) != healthy {
-		return "unhealthy"
-	}
-	return reason
+	return u.mismatch(e, w)
 }
 
 // mismatch returns why a node does not belong to this source, whatever its state;
@@ -857,6 +911,9 @@ func (u *Upstreams) fits(scheme string) bool {
 // noteStarvation logs when the source begins and ends to have no node: once each,
 // not for each request.
 func (u *Upstreams) noteStarvation(snapshot *discovery.Snapshot, p *pool) {
+	if !p.awaits.IsZero() {
+		return // requests wait for its first check
+	}
 	starving := len(p.tiers) == 0
 	if u.starving.Swap(starving) == starving {
 		return

@@ -189,3 +189,43 @@ func silent(t *testing.T) string {
 	}()
 	return l.Addr().String()
 }
+
+// TestChecksOfNewConfigs starts, and reloads with changed checks, under load: checks
+// that ask for several passes, and whose interval is longer than the test, cost no
+// request.
+func TestChecksOfNewConfigs(t *testing.T) {
+	r := newKV(t)
+	for i := range 5 {
+		id := fmt.Sprintf("orders-%d", i)
+		s := newChecked(t, id)
+		s.healthy.Store(true)
+		r.put(id, camel(id, s.URL, `"service":"orders"`))
+	}
+	port := freeport.String(t)
+	sites := func(checks string) string {
+		return site(port, r.block("ttl 1h")+"\nservice orders\n"+checks, "lb_policy round_robin")
+	}
+	p := start(t, "", sites("health {\nuri /healthz\npasses 3\ninterval 1m\n}"))
+	l := traffic(t, "http://127.0.0.1:"+port)
+	more := func() {
+		t.Helper()
+		before := l.served() + l.failed()
+		eventually(t, "requests", func() bool { return l.served()+l.failed() > before+1000 })
+	}
+	more()
+	for i, checks := range []string{
+		"", // adds them with the next one
+		"health {\nuri /healthz\npasses 3\ninterval 1m\n}",
+		"health {\nuri /healthz\npasses 4\ninterval 1m\n}",
+		"health {\nuri /healthz\npasses 4\ninterval 2m\ntimeout 3s\n}",
+		"health {\nuri /healthz?deep=yes\npasses 4\ninterval 2m\n}",
+		"health {\nuri /healthz?deep=yes\npasses 4\ninterval 2m\nheader X-Check yes\n}",
+	} {
+		p.reload("", sites(checks))
+		more()
+		if n := l.failed(); n > 0 {
+			t.Fatalf("%d of %d requests failed by reload %d, the first: %s", n, l.served()+n, i, l.failures[0])
+		}
+	}
+	l.stop(t)
+}
