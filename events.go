@@ -3,8 +3,10 @@ package caddydiscovery
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyevents"
@@ -26,6 +28,11 @@ const (
 	eventRegistryConnected    = "registry_connected"
 	eventRegistryDisconnected = "registry_disconnected"
 )
+
+var eventNames = []string{
+	eventNodeJoined, eventNodeLeft, eventNodeUpdated, eventNodeUnhealthy, eventNodeHealthy,
+	eventRegistryConnected, eventRegistryDisconnected,
+}
 
 // eventOf returns the name of the event that a change is, "" if it is none.
 func eventOf(c *discovery.Change) string {
@@ -58,11 +65,13 @@ func eventOf(c *discovery.Change) string {
 // An emitter turns what becomes of the nodes of one directory into events of one
 // config, for as long as the config runs. The handlers of events are called in its
 // goroutine: they may take their time, and neither requests nor the directory
-// notice.
+// notice, nor does a reload or the exit wait for them longer than handlerGrace.
 type emitter struct {
 	directory *sharedDirectory
 	app       *caddyevents.App
-	cancel    context.CancelFunc
+	ending    context.Context // ends when no further event is to be emitted
+	end       context.CancelFunc
+	interrupt context.CancelFunc // cancels the handler that is under way
 	done      chan struct{}
 }
 
@@ -75,13 +84,18 @@ type emission struct {
 	emitted  uint64        // the number of the last change that became an event, or need not
 }
 
+// newest reports whether the emitter is the one that emits. The caller has the lock.
+func (e *emission) newest(m *emitter) bool {
+	return len(e.emitters) > 0 && e.emitters[len(e.emitters)-1] == m
+}
+
 // claim makes the change with the number the emitter's to emit, unless it is not
 // the newest one's, or the change was emitted before. It returns how many changes
 // before it were never claimed.
 func (e *emission) claim(by *emitter, number uint64) (missed uint64, ok bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.emitters[len(e.emitters)-1] != by || number <= e.emitted {
+	if !e.newest(by) || number <= e.emitted {
 		return 0, false
 	}
 	missed = number - e.emitted - 1
@@ -94,7 +108,7 @@ func (e *emission) claim(by *emitter, number uint64) (missed uint64, ok bool) {
 func (e *emission) turn(of *emitter) (from uint64, ok bool, changed <-chan struct{}) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.emitters[len(e.emitters)-1] == of {
+	if e.newest(of) {
 		return e.emitted, true, nil
 	}
 	if e.changed == nil {
@@ -136,20 +150,25 @@ func emitEvents(ctx caddy.Context, d *sharedDirectory, log *zap.Logger) (*emitte
 	if !d.emission.join(m) {
 		return nil, nil
 	}
-	ctx.Context, m.cancel = context.WithCancel(ctx.Context)
+	// The context of the config ends before anything of it is cleaned up. A handler
+	// that it interrupted could not even finish the reload that it asked for.
+	ctx.Context, m.interrupt = context.WithCancel(context.WithoutCancel(ctx.Context))
+	m.ending, m.end = context.WithCancel(context.Background())
 	go m.run(ctx, log)
 	return m, nil
 }
 
-// stop ends the emitter, and returns when the last handler has.
+// stop ends the emitter without waiting for the handler that is under way: that
+// one may wait for the very reload that stops it.
 func (m *emitter) stop() {
-	m.cancel()
-	<-m.done
+	m.end()
 	m.directory.emission.leave(m)
+	lateHandlers.add(m)
 }
 
 func (m *emitter) run(ctx caddy.Context, log *zap.Logger) {
 	defer close(m.done)
+	defer m.interrupt()
 	e := &m.directory.emission
 	for {
 		from, ours, wake := e.turn(m)
@@ -157,27 +176,142 @@ func (m *emitter) run(ctx caddy.Context, log *zap.Logger) {
 			var changes []discovery.Change
 			changes, wake = m.directory.Journal().Since(from)
 			for i := range changes {
-				if ctx.Err() != nil {
+				if m.ending.Err() != nil {
+					return
+				}
+				name := eventOf(&changes[i])
+				emit := name != "" && m.app.ShouldEmit(name)
+				if emit && !lateHandlers.wait(m.ending, log) {
 					return
 				}
 				missed, ok := e.claim(m, changes[i].Number)
 				if !ok {
 					break // a newer config goes on
 				}
-				if missed > 0 {
+				// What a listing showed is no event, so that none is missing before one.
+				if missed > 0 && !changes[i].Listed && m.observed() {
 					log.Warn("the handlers of events are too slow; some events were not emitted", zap.Uint64("changes", missed))
 				}
-				if name := eventOf(&changes[i]); name != "" && m.app.ShouldEmit(name) {
+				if emit {
 					m.app.Emit(ctx, name, m.data(&changes[i]))
 				}
 			}
 		}
 		select {
-		case <-ctx.Done():
+		case <-m.ending.Done():
 			return
 		case <-wake:
 		}
 	}
+}
+
+// observed reports whether anybody may notice that an event is missing.
+func (m *emitter) observed() bool { return slices.ContainsFunc(eventNames, m.app.ShouldEmit) }
+
+const (
+	// handlerGrace is how long a handler may go on that is under way when its config
+	// ends or Caddy exits. It is not waited for by a reload, and by an exit no longer.
+	handlerGrace = 2 * time.Second
+	// interruptGrace is how long an exit waits for the handlers that it interrupted,
+	// so that they can end what they started.
+	interruptGrace = 250 * time.Millisecond
+	// maxLateHandlers is how many handlers may be left behind before no further one
+	// is called: one that ignores its context never ends.
+	maxLateHandlers = 8
+)
+
+// lateHandlers are the handlers that were still under way when their config ended.
+var lateHandlers lateEmitters
+
+func init() { caddy.OnExit(func(context.Context) { lateHandlers.exit() }) }
+
+// lateEmitters keeps account of emitters that were stopped while a handler ran.
+type lateEmitters struct {
+	mu    sync.Mutex
+	late  map[*emitter]struct{}
+	fewer chan struct{} // closed when one has ended; nil while nobody waits
+}
+
+// add watches over a stopped emitter until its goroutine has ended.
+func (l *lateEmitters) add(m *emitter) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.late == nil {
+		l.late = make(map[*emitter]struct{})
+	}
+	l.late[m] = struct{}{}
+	go func() {
+		timer := time.AfterFunc(handlerGrace, m.interrupt)
+		<-m.done
+		timer.Stop()
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		delete(l.late, m)
+		if l.fewer != nil {
+			close(l.fewer)
+			l.fewer = nil
+		}
+	}()
+}
+
+// full returns nil if a further handler may be called, and otherwise a channel that
+// is closed when that may have changed.
+func (l *lateEmitters) full() <-chan struct{} {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.late) < maxLateHandlers {
+		return nil
+	}
+	if l.fewer == nil {
+		l.fewer = make(chan struct{})
+	}
+	return l.fewer
+}
+
+// wait returns true when a further handler may be called, and false when the
+// context ends before.
+func (l *lateEmitters) wait(ctx context.Context, log *zap.Logger) bool {
+	for told := false; ; told = true {
+		fewer := l.full()
+		if fewer == nil {
+			return true
+		}
+		if !told {
+			log.Error("handlers of events that earlier configs called do not end; no further one is called until one of them does",
+				zap.Int("handlers", maxLateHandlers))
+		}
+		select {
+		case <-fewer:
+		case <-ctx.Done():
+			return false
+		}
+	}
+}
+
+// exit gives the handlers their time, interrupts those that take longer, and leaves
+// them behind.
+func (l *lateEmitters) exit() {
+	l.mu.Lock()
+	late := slices.Collect(maps.Keys(l.late))
+	l.mu.Unlock()
+	ended := func(within time.Duration) bool {
+		over := time.After(within)
+		for _, m := range late {
+			select {
+			case <-m.done:
+			case <-over:
+				return false
+			}
+		}
+		return true
+	}
+	if ended(handlerGrace) {
+		return
+	}
+	for _, m := range late {
+		m.interrupt()
+	}
+	ended(interruptGrace)
 }
 
 func (m *emitter) data(c *discovery.Change) map[string]any {

@@ -10,19 +10,26 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyevents"
 
 	"github.com/caddy-discovery/caddy-discovery/internal/freeport"
 )
 
-func init() { caddy.RegisterModule(eventRecorder{}) }
+func init() {
+	caddy.RegisterModule(eventRecorder{})
+	caddy.RegisterModule(strangeApp{})
+}
 
 // recorded are the events that the recorders of all configs saw.
 var recorded struct {
 	sync.Mutex
 	lines []string
 	block chan struct{} // a recorder waits for it, where it is set
+	deaf  bool          // and does not heed its context then
+	do    func(caddy.Event)
 }
 
 // eventRecorder is a handler of events that writes them down.
@@ -44,12 +51,18 @@ func (r *eventRecorder) Handle(ctx context.Context, e caddy.Event) error {
 		}
 	}
 	recorded.lines = append(recorded.lines, line)
-	block := recorded.block
+	block, do, interrupted := recorded.block, recorded.do, ctx.Done()
+	if recorded.deaf {
+		interrupted = nil
+	}
 	recorded.Unlock()
+	if do != nil {
+		do(e)
+	}
 	if block != nil {
 		select {
 		case <-block:
-		case <-ctx.Done():
+		case <-interrupted:
 		}
 	}
 	return nil
@@ -65,11 +78,23 @@ func resetEvents(t *testing.T, block chan struct{}) {
 	t.Helper()
 	recorded.Lock()
 	defer recorded.Unlock()
-	recorded.lines, recorded.block = nil, block
+	recorded.lines, recorded.block, recorded.deaf, recorded.do = nil, block, false, nil
 }
 
 // eventConfig runs two sources of one directory, with a recorder of our events.
 func eventConfig(t *testing.T, name, port, more string) {
+	t.Helper()
+	if err := caddy.Load(eventConfigJSON(t, name, port, more), true); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := caddy.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func eventConfigJSON(t *testing.T, name, port, more string) []byte {
 	t.Helper()
 	config := adapt(t, `{
 		admin off
@@ -90,15 +115,7 @@ func eventConfig(t *testing.T, name, port, more string) {
 	}`)
 	// There is no handler of events in a plain Caddy to name in a Caddyfile.
 	events := `{"subscriptions":[{"events":["node_joined","node_left","node_updated","node_unhealthy","node_healthy","registry_connected","registry_disconnected"],"handlers":[{"handler":"recorder"}]}]}`
-	config = []byte(strings.Replace(string(config), `"apps":{`, `"apps":{"events":`+events+`,`, 1))
-	if err := caddy.Load(config, true); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := caddy.Stop(); err != nil {
-			t.Error(err)
-		}
-	})
+	return []byte(strings.Replace(string(config), `"apps":{`, `"apps":{"events":`+events+`,`, 1))
 }
 
 func TestEvents(t *testing.T) {
@@ -163,6 +180,100 @@ func TestEventsAreOffTheHotPath(t *testing.T) {
 	eventually(t, "the event comes late", func() bool { return slices.Contains(eventsSoFar(), "node_joined a") })
 }
 
+// A handler may reload Caddy: the reload stops the config that called the handler,
+// and does not wait for it.
+func TestEventHandlerReloads(t *testing.T) {
+	resetEvents(t, nil)
+	name, m := newMemory(t)
+	port := freeport.String(t)
+	reloaded := make(chan error, 16)
+	recorded.Lock()
+	recorded.do = func(e caddy.Event) {
+		if e.Name() == eventNodeJoined {
+			reloaded <- caddy.Load(eventConfigJSON(t, name, port, fmt.Sprintf("respond /%v 204", e.Data["id"])), true)
+		}
+	}
+	recorded.Unlock()
+	eventConfig(t, name, port, "")
+	eventually(t, "it runs", func() bool { return len(eventsSoFar()) == 1 })
+	for i := range 3 {
+		list(t, m, fmt.Sprintf("n%d", i), "http://10.0.0.1:80")
+	}
+	for range 3 {
+		select {
+		case err := <-reloaded:
+			if err != nil {
+				t.Fatal(err)
+			}
+		case <-time.After(patience):
+			t.Fatal("the reload waits for the handler that waits for the reload")
+		}
+	}
+	if want := []string{"registry_connected", "node_joined n0", "node_joined n1", "node_joined n2"}; !slices.Equal(eventsSoFar(), want) {
+		t.Errorf("events %q, want %q", eventsSoFar(), want)
+	}
+}
+
+// Handlers that never end stop neither reloads nor the exit, and only so many of
+// them are left behind.
+func TestEventHandlersThatNeverEnd(t *testing.T) {
+	block := make(chan struct{})
+	resetEvents(t, block)
+	release := sync.OnceFunc(func() { close(block) })
+	t.Cleanup(release)
+	recorded.Lock()
+	recorded.deaf = true
+	recorded.Unlock()
+	name, m := newMemory(t)
+	port := freeport.String(t)
+	eventConfig(t, name, port, "")
+	called := 1
+	eventually(t, "the first handler hangs", func() bool { return len(eventsSoFar()) == called })
+	for i := range 2 * maxLateHandlers {
+		list(t, m, fmt.Sprintf("n%02d", i), "http://10.0.0.1:80")
+		eventConfig(t, name, port, fmt.Sprintf("respond /%d 204", i))
+		if called < maxLateHandlers {
+			called++
+			eventually(t, "the new config's handler is called", func() bool { return len(eventsSoFar()) == called })
+		}
+	}
+	if err := caddy.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	lateHandlers.exit()
+	// One may be called while the config before has not quite ended.
+	if got := len(eventsSoFar()); got > maxLateHandlers+1 {
+		t.Errorf("%d handlers were called and never ended, want %d", got, maxLateHandlers)
+	}
+	release()
+	eventually(t, "none is left behind", func() bool { return lateCount() == 0 })
+}
+
+// A handler that heeds its context is interrupted, but not at once.
+func TestEventHandlersAreInterrupted(t *testing.T) {
+	block := make(chan struct{})
+	defer close(block)
+	resetEvents(t, block)
+	name, _ := newMemory(t)
+	eventConfig(t, name, freeport.String(t), "")
+	eventually(t, "the handler hangs", func() bool { return len(eventsSoFar()) == 1 })
+	began := time.Now()
+	if err := caddy.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	lateHandlers.exit()
+	if took := time.Since(began); took < handlerGrace {
+		t.Errorf("the handler was interrupted after %v", took)
+	}
+	eventually(t, "none is left behind", func() bool { return lateCount() == 0 })
+}
+
+func lateCount() int {
+	lateHandlers.mu.Lock()
+	defer lateHandlers.mu.Unlock()
+	return len(lateHandlers.late)
+}
+
 // What the health checks find is told like everything else.
 func TestEventsOfHealth(t *testing.T) {
 	resetEvents(t, nil)
@@ -202,4 +313,74 @@ func TestEventsOfHealth(t *testing.T) {
 	if values["changes_total ejected"] != 1 || values["changes_total restored"] != 1 {
 		t.Errorf("counted %v ejected, %v restored", values["changes_total ejected"], values["changes_total restored"])
 	}
+}
+
+// strangeApp is a module of somebody else that emits events of its own.
+type strangeApp struct{}
+
+// strangeContext is the context of the strangeApp that was provisioned last.
+var strangeContext caddy.Context
+
+func (strangeApp) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{ID: "strange", New: func() caddy.Module { return new(strangeApp) }}
+}
+
+func (*strangeApp) Provision(ctx caddy.Context) error { strangeContext = ctx; return nil }
+func (*strangeApp) Start() error                      { return nil }
+func (*strangeApp) Stop() error                       { return nil }
+
+// Events of another module that are called as Caddy's own are none of them, and
+// Caddy's own count once, however often they come.
+func TestEventsOfOthers(t *testing.T) {
+	name, m := newMemory(t)
+	list(t, m, "a", "http://10.0.0.1:80")
+	port := freeport.String(t)
+	config := adapt(t, `{
+		admin off
+		persist_config off
+		registrar {
+			registry memory `+name+`
+			node_id proxy
+			endpoint http://10.0.0.9:80
+		}
+	}
+	http://127.0.0.1:`+port+` {
+		discovery_status /status
+		reverse_proxy {
+			dynamic discovery {
+				registry memory `+name+`
+			}
+		}
+	}`)
+	config = []byte(strings.Replace(string(config), `"apps":{`, `"apps":{"strange":{},`, 1))
+	if err := caddy.Load(config, true); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := caddy.Stop(); err != nil {
+			t.Error(err)
+		}
+		announcements.leaving.Wait()
+	})
+	app, err := strangeContext.App("events")
+	if err != nil {
+		t.Fatal(err)
+	}
+	emit := func(ctx caddy.Context) {
+		for _, name := range []string{"started", "stopping", "started", "stopping"} {
+			app.(*caddyevents.App).Emit(ctx, name, nil)
+		}
+	}
+	s := openStream(t, "http://127.0.0.1:"+port+"/status?stream")
+	emit(strangeContext)
+	s.next("ready")
+	list(t, m, "b", "http://10.0.0.2:80")
+	eventually(t, "the page is kept up to date", func() bool { return strings.Contains(s.next("journal"), `"id":"b"`) })
+
+	// Whoever has no module of his own passes for Caddy, and still breaks nothing.
+	nobody, cancel := caddy.NewContext(caddy.Context{Context: t.Context()})
+	defer cancel()
+	emit(nobody)
+	s.body.Close()
+	http.DefaultClient.CloseIdleConnections()
 }

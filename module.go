@@ -257,22 +257,29 @@ func (d *sharedDirectory) Destruct() error {
 	return d.registry.release()
 }
 
-// onEvent calls f at an event of Caddy itself ("started", "stopping") for as long
-// as the config of ctx runs. It works in Provision only.
+// onEvent calls f once at an event of Caddy itself ("started", "stopping") of the
+// config of ctx. It works in Provision only.
 func onEvent(ctx caddy.Context, name string, f func()) error {
 	events, err := ctx.App("events")
 	if err != nil {
 		return fmt.Errorf("getting the events app: %w", err)
 	}
-	return events.(*caddyevents.App).On(name, &eventHandler{f})
+	return events.(*caddyevents.App).On(name, &eventHandler{f: f})
 }
 
 // eventHandler is a struct, not a func, because the events app encodes handlers
 // into its debug log.
-type eventHandler struct{ f func() }
+type eventHandler struct {
+	f    func()
+	once sync.Once
+}
 
-func (h *eventHandler) Handle(context.Context, caddy.Event) error {
-	h.f()
+// Handle takes an event for Caddy's own only if no module is its origin: any module
+// may give its events any name.
+func (h *eventHandler) Handle(_ context.Context, e caddy.Event) error {
+	if e.Origin() == nil {
+		h.once.Do(h.f)
+	}
 	return nil
 }
 
