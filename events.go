@@ -69,8 +69,7 @@ func eventOf(c *discovery.Change) string {
 type emitter struct {
 	directory *sharedDirectory
 	app       *caddyevents.App
-	ending    context.Context // ends when no further event is to be emitted
-	end       context.CancelFunc
+	end       context.CancelFunc // no further event is emitted
 	interrupt context.CancelFunc // cancels the handler that is under way
 	done      chan struct{}
 }
@@ -153,8 +152,9 @@ func emitEvents(ctx caddy.Context, d *sharedDirectory, log *zap.Logger) (*emitte
 	// The context of the config ends before anything of it is cleaned up. A handler
 	// that it interrupted could not even finish the reload that it asked for.
 	ctx.Context, m.interrupt = context.WithCancel(context.WithoutCancel(ctx.Context))
-	m.ending, m.end = context.WithCancel(context.Background())
-	go m.run(ctx, log)
+	ending, end := context.WithCancel(context.Background())
+	m.end = end
+	go m.run(ending, ctx, log)
 	return m, nil
 }
 
@@ -166,7 +166,8 @@ func (m *emitter) stop() {
 	lateHandlers.add(m)
 }
 
-func (m *emitter) run(ctx caddy.Context, log *zap.Logger) {
+// run emits until ending is over; ctx is for the handlers.
+func (m *emitter) run(ending context.Context, ctx caddy.Context, log *zap.Logger) {
 	defer close(m.done)
 	defer m.interrupt()
 	e := &m.directory.emission
@@ -176,12 +177,12 @@ func (m *emitter) run(ctx caddy.Context, log *zap.Logger) {
 			var changes []discovery.Change
 			changes, wake = m.directory.Journal().Since(from)
 			for i := range changes {
-				if m.ending.Err() != nil {
+				if ending.Err() != nil {
 					return
 				}
 				name := eventOf(&changes[i])
 				emit := name != "" && m.app.ShouldEmit(name)
-				if emit && !lateHandlers.wait(m.ending, log) {
+				if emit && !lateHandlers.wait(ending, log) {
 					return
 				}
 				missed, ok := e.claim(m, changes[i].Number)
@@ -198,7 +199,7 @@ func (m *emitter) run(ctx caddy.Context, log *zap.Logger) {
 			}
 		}
 		select {
-		case <-m.ending.Done():
+		case <-ending.Done():
 			return
 		case <-wake:
 		}

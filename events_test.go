@@ -14,7 +14,10 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyevents"
+	"go.uber.org/zap"
+	logtest "go.uber.org/zap/zaptest/observer"
 
+	"github.com/caddy-discovery/caddy-discovery/discovery"
 	"github.com/caddy-discovery/caddy-discovery/internal/freeport"
 )
 
@@ -383,4 +386,68 @@ func TestEventsOfOthers(t *testing.T) {
 	emit(nobody)
 	s.body.Close()
 	http.DefaultClient.CloseIdleConnections()
+}
+
+// The first listing of a large fleet pushes nothing out of the journal that is an
+// event.
+func TestEventsOfALargeFleet(t *testing.T) {
+	resetEvents(t, nil)
+	name, m := newMemory(t)
+	for i := range 5_000 {
+		list(t, m, fmt.Sprintf("n%04d", i), "http://10.0.0.1:80")
+	}
+	eventConfig(t, name, freeport.String(t), "")
+	eventually(t, "the registry is connected", func() bool { return slices.Contains(eventsSoFar(), "registry_connected") })
+}
+
+// That changes were missed is told only where it may have cost somebody an event.
+func TestEventsMissed(t *testing.T) {
+	for _, c := range []struct {
+		events, want string
+	}{
+		{`{}`, ""},
+		{`{"subscriptions":[{"events":["node_left"],"handlers":[{"handler":"recorder"}]}]}`, "too slow"},
+		{`{"subscriptions":[{"events":["cert_obtained"],"handlers":[{"handler":"recorder"}]}]}`, ""},
+	} {
+		t.Run(c.events, func(t *testing.T) {
+			resetEvents(t, nil)
+			if err := caddy.Load([]byte(`{"admin":{"disabled":true},"apps":{"strange":{},"events":`+c.events+`}}`), true); err != nil {
+				t.Fatal(err)
+			}
+			defer caddy.Stop() //nolint:errcheck // it always succeeds
+			name, _ := newMemory(t)
+			b := &memoryBackend{Name: name}
+			if err := b.Provision(strangeContext); err != nil {
+				t.Fatal(err)
+			}
+			d, err := acquireDirectory(b)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer d.release() //nolint:errcheck // the registry is in memory
+			const changes = 10_000
+			for range changes {
+				d.Journal().Add(discovery.Change{Type: discovery.ChangeLeft, ID: "a"})
+			}
+			core, logs := logtest.New(zap.DebugLevel)
+			m, err := emitEvents(strangeContext, d, zap.New(core))
+			if err != nil {
+				t.Fatal(err)
+			}
+			eventually(t, "it is through", func() bool {
+				d.emission.mu.Lock()
+				defer d.emission.mu.Unlock()
+				return d.emission.emitted == changes
+			})
+			m.stop()
+			<-m.done
+			told := ""
+			for _, l := range logs.All() {
+				told += l.Message
+			}
+			if (told == "") != (c.want == "") || !strings.Contains(told, c.want) {
+				t.Errorf("it was told %q, want %q", told, c.want)
+			}
+		})
+	}
 }

@@ -143,11 +143,16 @@ interrupted, and one when the registry is lost or found.`,
 		return flags.follow(ctx, func(ctx context.Context, registry discovery.Registry, d *discovery.Directory) error {
 			fmt.Fprintf(cmd.ErrOrStderr(), "watching %s with %d nodes\n", registry, len(d.Snapshot().Nodes()))
 			encoder := json.NewEncoder(cmd.OutOrStdout())
+			began := false
 			for number := uint64(0); ; {
 				changes, more := d.Journal().Since(number)
 				for _, c := range changes {
 					number = c.Number
-					if c.Listed || (id != "" && c.ID != id && aboutNode(c.Type)) || (c.Type == discovery.ChangeConnected && c.Number == 1) {
+					if c.Type == discovery.ChangeConnected && !began {
+						began = true // the line above says so
+						continue
+					}
+					if c.Listed || (id != "" && c.ID != id && aboutNode(c.Type)) {
 						continue
 					}
 					var err error

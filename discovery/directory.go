@@ -882,10 +882,11 @@ func (k *keeper) sync(l Listing) {
 		reason = fmt.Sprintf("back after %v, %d nodes, %d awaited, %d left",
 			outage.Round(time.Millisecond), len(k.nodes), kept, removed)
 	}
-	k.journal.Add(Change{Type: ChangeConnected, Reason: reason})
 	if first {
 		k.noteListing()
 	}
+	// It comes last: of a large listing the journal keeps only the end.
+	k.journal.Add(Change{Type: ChangeConnected, Reason: reason})
 	switch {
 	case first:
 		log := k.log

@@ -18,6 +18,9 @@ func init() { caddy.RegisterModule(Run{}) }
 // Run is a handler of events that runs a command and waits for it. There is no
 // shell: each argument stays one argument, whatever a placeholder in it comes to.
 // That matters, because what a node's record says is written by strangers.
+//
+// The command may reload Caddy. That ends the config which called it, and gives it
+// two seconds more.
 type Run struct {
 	// The command and its arguments. Placeholders of the event are expanded in
 	// the arguments: {event.name}, {event.data.id} and the like.
@@ -57,6 +60,10 @@ func (r *Run) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	return nil
 }
 
+// outputDelay is how long the output is waited for after the command ended: a child
+// that goes on has it open, maybe for ever.
+const outputDelay = time.Second
+
 // Handle runs the command. The plugin calls it off the path of requests, one event
 // at a time.
 func (r *Run) Handle(ctx context.Context, e caddy.Event) error {
@@ -70,7 +77,12 @@ func (r *Run) Handle(ctx context.Context, e caddy.Event) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, time.Duration(r.Timeout))
 	defer cancel()
-	out, err := exec.CommandContext(ctx, r.Command[0], args...).CombinedOutput()
+	cmd := exec.CommandContext(ctx, r.Command[0], args...)
+	cmd.WaitDelay = outputDelay
+	out, err := cmd.CombinedOutput()
+	if errors.Is(err, exec.ErrWaitDelay) {
+		err = nil // the command succeeded and left a child behind
+	}
 	if err != nil {
 		return fmt.Errorf("running %s at %s: %w", r.Command[0], e.Name(), err)
 	}
