@@ -46,7 +46,8 @@ type NATSKV struct {
 	// Where the bucket is kept: "file" or "memory". Default: file
 	Storage string `json:"storage,omitempty"`
 
-	// On how many servers of a cluster the bucket is kept, at most 5. Default: 1
+	// On how many servers of a cluster the bucket is kept, at most 5. Default: 1, or
+	// the least that the account allows
 	Replicas int `json:"replicas,omitempty"`
 
 	// The JetStream domain. Default: none

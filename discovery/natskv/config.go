@@ -18,7 +18,6 @@ const (
 	DefaultBucketTTL = 5 * time.Minute
 	DefaultHistory   = 10
 	DefaultMaxBytes  = 10 << 20
-	DefaultReplicas  = 1
 )
 
 // Kinds of storage for a bucket that is created.
@@ -59,7 +58,7 @@ type Config struct {
 	// Storage is StorageFile or StorageMemory. Default: StorageFile.
 	Storage string
 	// Replicas is how many servers keep the bucket, 1 to 5.
-	// Default: DefaultReplicas.
+	// Default: 1, or the least that the account allows.
 	Replicas int
 }
 
@@ -105,7 +104,7 @@ func (c Config) Resolve() (Config, error) {
 		return refuse("max bytes", c.MaxBytes, "a size, or -1 for no bound")
 	case c.Storage != StorageFile && c.Storage != StorageMemory:
 		return refuse("storage", c.Storage, StorageFile+" or "+StorageMemory)
-	case c.Replicas < 1 || c.Replicas > 5:
+	case c.Replicas < 0 || c.Replicas > 5:
 		return refuse("replicas", c.Replicas, "a number from 1 to 5")
 	}
 	return c, nil
@@ -147,9 +146,6 @@ func (c Config) withDefaults() Config {
 	}
 	if c.Storage == "" {
 		c.Storage = StorageFile
-	}
-	if c.Replicas == 0 {
-		c.Replicas = DefaultReplicas
 	}
 	return c
 }

@@ -19,7 +19,7 @@ func TestResolve(t *testing.T) {
 	t.Parallel()
 	defaults := natskv.Config{
 		Config: urls("nats://127.0.0.1:4222"), Bucket: "catga_nodes", KeyPrefix: "node.",
-		BucketTTL: 5 * time.Minute, History: 10, MaxBytes: 10 << 20, Storage: "file", Replicas: 1,
+		BucketTTL: 5 * time.Minute, History: 10, MaxBytes: 10 << 20, Storage: "file",
 	}
 	orders := defaults
 	orders.Bucket = "orders"

@@ -26,6 +26,8 @@ const (
 	codeStorage          = 10047 // insufficient storage resources available
 	codeReplicas         = 10074 // replicas > 1 not supported in non-clustered mode
 	codeStoreFailed      = 10077 // with the store's own reason
+	codeMaxBytesRequired = 10113 // account requires a stream config to have max bytes set
+	codeNoTier           = 10120 // no JetStream default or applicable tiered limit present
 	codeMaxStreamBytes   = 10122 // stream max bytes exceeds account limit
 )
 
@@ -65,8 +67,6 @@ func (r *Registry) explain(parent, ctx context.Context, link *natsconn.Link, err
 		return err
 	}
 	switch int(api.ErrorCode) {
-	case codeReplicas, codeNoPeers:
-		return wrap(discovery.ErrUnsupported, "%d replicas need a cluster of as many servers; set replicas 1 for a single one", r.config.Replicas)
 	case codeClusterAway:
 		return wrap(discovery.ErrUnreachable, "the cluster has no leader")
 	case codeStoreFailed:
@@ -75,7 +75,9 @@ func (r *Registry) explain(parent, ctx context.Context, link *natsconn.Link, err
 			return err
 		}
 		return wrap(discovery.ErrFull, "bucket %q; raise its max_bytes or lower its history", r.config.Bucket)
-	case codeMaxStreamBytes, codeStorage, codeMemory, codeResources, codeAccountResources:
+	case codeNoTier:
+		return wrap(discovery.ErrUnsupported, "the account allows no consumer of bucket %q; allow it streams of as many replicas as that has", r.config.Bucket)
+	case codeStorage, codeMemory, codeResources, codeAccountResources:
 		return wrap(discovery.ErrFull, "JetStream has no room for bucket %q; raise the limits of the server or the account, or lower max_bytes", r.config.Bucket)
 	case codeMaxStreams:
 		return wrap(discovery.ErrFull, "the account may have no more buckets")

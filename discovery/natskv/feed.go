@@ -18,6 +18,12 @@ const (
 	// asked for again when half has come, so that a long list never waits for a
 	// round trip.
 	batch = 2048
+	// maxRequests is how many requests that may be at once, where the server
+	// allows fewer messages for each.
+	maxRequests = 8
+	// maxRequestBytes is how much one request may bring: as much as a batch of
+	// usual records. Somebody may have put values of megabytes there.
+	maxRequestBytes = 4 << 20
 	// requestTTL is how long one request for messages lasts.
 	requestTTL = 30 * time.Second
 	// heartbeat is how often an idle server shows that the consumer lives.
@@ -28,6 +34,11 @@ const (
 	// inactiveThreshold is after how long the server drops a consumer whose
 	// reader went away without a word.
 	inactiveThreshold = 10 * time.Second
+	// interestGrace is how long a consumer that was created may be unknown to the
+	// server that we are connected to, and interestWait how long until it is asked
+	// again.
+	interestGrace = time.Second
+	interestWait  = 20 * time.Millisecond
 	// deleteTimeout bounds the wait for the answer to the farewell. It is part of
 	// every exit of a proxy, and the request is under way in any case.
 	deleteTimeout = 100 * time.Millisecond
@@ -58,10 +69,19 @@ type feed struct {
 	consumer string
 	prefix   string // of the subjects, before the key
 	listed   uint64 // how many messages there were when the feed was opened
+	opened   time.Time
+
+	// limit is how many messages the server allows for one request, and window
+	// how many may be on their way altogether.
+	limit, window int
+	expires       time.Duration // how long one request lasts
+	maxBytes      int           // how much one request may bring
 
 	subscription *nats.Subscription
 	messages     chan *nats.Msg
 	wanted       int    // asked for and not yet delivered
+	tooLarge     bool   // the next message is larger than maxBytes
+	alone        bool   // and is asked for by itself
 	received     uint64 // number of the last message
 	silence      *time.Timer
 }
@@ -92,7 +112,7 @@ func (s *session) open(ctx context.Context, info *jetstream.StreamInfo, policy j
 	if limit := info.Config.ConsumerLimits.InactiveThreshold; limit > 0 {
 		threshold = min(threshold, limit)
 	}
-	consumer, err := s.js.CreateConsumer(ctx, f.stream, jetstream.ConsumerConfig{
+	config := jetstream.ConsumerConfig{
 		Description:       "caddy-discovery",
 		DeliverPolicy:     policy,
 		AckPolicy:         jetstream.AckNonePolicy,
@@ -100,23 +120,52 @@ func (s *session) open(ctx context.Context, info *jetstream.StreamInfo, policy j
 		InactiveThreshold: threshold,
 		MemoryStorage:     true,
 		Replicas:          1,
-	})
+	}
+	consumer, err := s.js.CreateConsumer(ctx, f.stream, config)
+	if isAPIError(err, codeNoTier) {
+		// The account allows no consumer on a single server. What it allows is
+		// what the bucket has.
+		config.Replicas = info.Config.Replicas
+		consumer, err = s.js.CreateConsumer(ctx, f.stream, config)
+	}
 	if err != nil {
 		return nil, err
 	}
-	f.consumer = consumer.CachedInfo().Name
-	f.listed = consumer.CachedInfo().NumPending
+	created := consumer.CachedInfo()
+	f.consumer = created.Name
+	f.listed = created.NumPending
+	f.accept(created.Config)
 	f.subscription, err = s.link.ChanSubscribe(s.link.NewInbox(), f.messages)
 	if err != nil {
 		f.close(ctx)
 		return nil, err
 	}
 	f.silence = time.NewTimer(maxSilence)
+	f.opened = time.Now()
 	return f, nil
+}
+
+// accept takes over what the server allows, which it writes into the configuration
+// of the consumer.
+func (f *feed) accept(config jetstream.ConsumerConfig) {
+	f.limit, f.expires, f.maxBytes = batch, requestTTL, maxRequestBytes
+	if config.MaxRequestBatch > 0 {
+		f.limit = min(f.limit, config.MaxRequestBatch)
+	}
+	if config.MaxRequestExpires > 0 {
+		f.expires = min(f.expires, config.MaxRequestExpires)
+	}
+	if config.MaxRequestMaxBytes > 0 {
+		f.maxBytes = min(f.maxBytes, config.MaxRequestMaxBytes)
+	}
+	f.window = min(batch, maxRequests*f.limit)
 }
 
 // errSilent: neither a message nor a heartbeat came.
 var errSilent = fmt.Errorf("no heartbeat for %v", maxSilence)
+
+// errGone: nobody takes requests for messages.
+var errGone = errors.New("the consumer is gone")
 
 // next returns the next message, or nil after a heartbeat: then the server had
 // nothing to deliver for a while. The error is the context's cause once that
@@ -126,10 +175,8 @@ func (f *feed) next(ctx context.Context) (*message, error) {
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
-		if f.wanted <= batch/2 {
-			if err := f.request(batch - f.wanted); err != nil {
-				return nil, err
-			}
+		if err := f.ask(); err != nil {
+			return nil, err
 		}
 		var m *nats.Msg
 		select {
@@ -151,21 +198,55 @@ func (f *feed) next(ctx context.Context) (*message, error) {
 		if m.Subject != f.subscription.Subject {
 			return f.take(m)
 		}
-		switch status := m.Header.Get("Status"); status {
-		case "100":
-			return nil, nil
-		case "404", "408":
-			// The request has run out: ask again for what it did not bring.
-			left, err := strconv.Atoi(m.Header.Get("Nats-Pending-Messages"))
-			if err != nil {
-				left = f.wanted
+		heartbeat, err := f.told(m.Header)
+		if errors.Is(err, errGone) && f.received == 0 && time.Since(f.opened) < interestGrace {
+			// The members of a cluster hear of a new consumer one after the other.
+			f.wanted = max(f.wanted-f.limit, 0)
+			select {
+			case <-time.After(interestWait):
+			case <-ctx.Done():
 			}
-			f.wanted = max(f.wanted-left, 0)
-		case "503":
-			return nil, errors.New("the consumer is gone")
-		default:
-			return nil, fmt.Errorf("the server says: %s %s", status, strings.ToLower(m.Header.Get("Description")))
+			continue
 		}
+		if heartbeat || err != nil {
+			return nil, err
+		}
+	}
+}
+
+// told takes what the server says of a request, and reports whether it is but a
+// sign of life.
+func (f *feed) told(header nats.Header) (heartbeat bool, err error) {
+	status, description := header.Get("Status"), strings.ToLower(header.Get("Description"))
+	unfulfilled := func() {
+		left, err := strconv.Atoi(header.Get("Nats-Pending-Messages"))
+		if err != nil {
+			left = f.wanted
+		}
+		f.wanted = max(f.wanted-left, 0)
+	}
+	switch {
+	case status == "100":
+		return true, nil
+	case status == "404", status == "408":
+		// The request has run out: ask again for what it did not bring.
+		unfulfilled()
+		f.alone = false
+		return false, nil
+	case status == "409" && description == "batch completed":
+		return false, nil // with fewer bytes than were allowed
+	case status == "409" && strings.HasSuffix(description, "exceeds maxbytes"):
+		// What the request may still bring is less than the next message. If it
+		// has brought nothing yet, no other one like it will either.
+		unfulfilled()
+		if header.Get("Nats-Pending-Bytes") == strconv.Itoa(f.maxBytes) {
+			f.tooLarge = true
+		}
+		return false, nil
+	case status == "503":
+		return false, errGone
+	default:
+		return false, fmt.Errorf("the server says: %s %s", status, description)
 	}
 }
 
@@ -176,6 +257,7 @@ func (f *feed) take(m *nats.Msg) (*message, error) {
 		return nil, fmt.Errorf("a message on %q that no consumer sent: %w", clip(m.Subject), err)
 	}
 	f.wanted--
+	f.alone = false
 	if want := f.received + 1; meta.Sequence.Consumer != want {
 		return nil, fmt.Errorf("a gap: got message %d of the consumer, want %d", meta.Sequence.Consumer, want)
 	}
@@ -191,12 +273,37 @@ func (f *feed) take(m *nats.Msg) (*message, error) {
 	}, nil
 }
 
-func (f *feed) request(n int) error {
+// ask asks for more messages where few are on their way.
+func (f *feed) ask() error {
+	if f.tooLarge {
+		f.tooLarge = false
+		// Every request that waited has met the same message.
+		if !f.alone {
+			f.alone = true
+			if err := f.request(1, 0); err != nil {
+				return err
+			}
+		}
+	}
+	if f.wanted > f.window/2 {
+		return nil
+	}
+	for f.wanted < f.window {
+		if err := f.request(min(f.limit, f.window-f.wanted), f.maxBytes); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// request asks for n messages, of so many bytes altogether unless that is 0.
+func (f *feed) request(n, maxBytes int) error {
 	data, err := json.Marshal(struct {
 		Batch     int           `json:"batch"`
+		MaxBytes  int           `json:"max_bytes,omitempty"`
 		Expires   time.Duration `json:"expires"`
 		Heartbeat time.Duration `json:"idle_heartbeat"`
-	}{n, requestTTL, heartbeat})
+	}{n, maxBytes, f.expires, heartbeat})
 	if err != nil {
 		return err
 	}
@@ -205,6 +312,29 @@ func (f *feed) request(n int) error {
 		return err
 	}
 	f.wanted += n
+	return nil
+}
+
+// list reads what there was when the feed was opened.
+func (f *feed) list(ctx context.Context, take func(*message)) error {
+	for f.received < f.listed {
+		m, err := f.next(ctx)
+		if err != nil {
+			return err
+		}
+		if m == nil {
+			// What was counted may have expired before it was sent.
+			done, err := f.exhausted(ctx, f.received)
+			if done || err != nil {
+				return err
+			}
+			continue
+		}
+		take(m)
+		if m.pending == 0 {
+			return nil
+		}
+	}
 	return nil
 }
 

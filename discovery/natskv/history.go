@@ -63,31 +63,16 @@ func (r *Registry) revisions(ctx context.Context, s *session, info *jetstream.St
 		revisions []discovery.Revision
 		records   discovery.Parser
 	)
-	for f.received < f.listed {
-		m, err := f.next(ctx)
-		if err != nil {
-			return nil, err
-		}
-		if m == nil {
-			// What was counted may have expired before it was sent.
-			done, err := f.exhausted(ctx, f.received)
-			if err != nil {
-				return nil, err
-			}
-			if done {
-				break
-			}
-			continue
-		}
+	err = f.list(ctx, func(m *message) {
 		event := r.config.event(m, &records)
 		if event.Type != discovery.Put || event.ID == id {
 			revisions = append(revisions, discovery.Revision{
 				Number: m.sequence, Time: m.time, Type: event.Type, Node: event.Node, Err: event.Err,
 			})
 		}
-		if m.pending == 0 {
-			break
-		}
+	})
+	if err != nil {
+		return nil, err
 	}
 	return revisions, nil
 }

@@ -32,36 +32,31 @@ const (
 // none. It fails as every call does.
 func (r *Registry) Overrides(ctx context.Context) (map[string]discovery.Override, error) {
 	var all map[string]discovery.Override
-	err := r.do(ctx, "reading the overrides", r.overrideNeeds("CONSUMER.CREATE."), func(ctx context.Context, s *session) error {
-		kv, err := s.js.KeyValue(ctx, r.config.Bucket+overridesSuffix)
-		if errors.Is(err, jetstream.ErrBucketNotFound) {
+	err := r.do(ctx, "reading the overrides", r.overrideNeeds(feedNeeds()...), func(ctx context.Context, s *session) error {
+		f, _, err := r.openOverrides(ctx, s)
+		if errors.Is(err, jetstream.ErrStreamNotFound) {
 			return nil
 		}
 		if err != nil {
 			return err
 		}
-		w, err := kv.WatchAll(ctx)
-		if err != nil {
-			return err
-		}
-		defer func() { _ = w.Stop() }()
+		defer f.close(ctx)
 		all = make(map[string]discovery.Override)
-		for {
-			select {
-			case e, ok := <-w.Updates():
-				switch {
-				case !ok:
-					return discovery.ErrBroken
-				case e == nil:
-					return nil
-				}
-				r.config.override(all, e)
-			case <-ctx.Done():
-				return context.Cause(ctx)
-			}
-		}
+		return f.list(ctx, func(m *message) { r.config.override(all, m) })
 	})
 	return all, err
+}
+
+// openOverrides opens a feed of the bucket of overrides, and returns its stream as
+// it was before.
+func (r *Registry) openOverrides(ctx context.Context, s *session) (*feed, *jetstream.StreamInfo, error) {
+	stream, err := s.js.Stream(ctx, streamPrefix+r.config.Bucket+overridesSuffix)
+	if err != nil {
+		return nil, nil, err
+	}
+	info := stream.CachedInfo()
+	f, err := s.open(ctx, info, jetstream.DeliverLastPerSubjectPolicy, "")
+	return f, info, err
 }
 
 // SetOverride replaces the node's override. The bucket of overrides is created if
@@ -94,20 +89,15 @@ func (r *Registry) SetOverride(ctx context.Context, id string, o discovery.Overr
 func (r *Registry) createOverrides(ctx context.Context, s *session, bucket string) (jetstream.KeyValue, error) {
 	if r.config.NoCreate {
 		return nil, fmt.Errorf("%w: bucket %q does not exist and create is off; create it with: nats kv add %s --history=%d --storage=%s --replicas=%d",
-			discovery.ErrNotFound, bucket, bucket, overridesHistory, r.config.Storage, r.config.Replicas)
+			discovery.ErrNotFound, bucket, bucket, overridesHistory, r.config.Storage, max(r.config.Replicas, 1))
 	}
 	config := jetstream.KeyValueConfig{
 		Bucket:      bucket,
 		Description: "what operators have decided about the nodes of a fleet",
 		History:     overridesHistory,
 		MaxBytes:    r.config.MaxBytes,
-		Storage:     jetstream.FileStorage,
-		Replicas:    r.config.Replicas,
 	}
-	if r.config.Storage == StorageMemory {
-		config.Storage = jetstream.MemoryStorage
-	}
-	kv, err := s.js.CreateKeyValue(ctx, config)
+	kv, err := r.createBucket(ctx, s, config)
 	if errors.Is(err, jetstream.ErrBucketExists) {
 		return s.js.KeyValue(ctx, bucket) // somebody else was faster
 	}
@@ -148,13 +138,13 @@ func (r *Registry) overrideNeeds(more ...string) []string {
 
 // override takes up an entry of the bucket of overrides. One that cannot be read
 // decides nothing.
-func (c *Config) override(all map[string]discovery.Override, e jetstream.KeyValueEntry) {
-	id, ok := decode(e.Key())
+func (c *Config) override(all map[string]discovery.Override, m *message) {
+	id, ok := decode(m.key)
 	if !ok {
-		id = e.Key()
+		id = m.key
 	}
-	o, err := discovery.ParseOverride(e.Value())
-	if e.Operation() != jetstream.KeyValuePut || err != nil {
+	o, err := discovery.ParseOverride(m.data)
+	if m.removal() != discovery.Put || err != nil {
 		delete(all, id)
 		return
 	}
@@ -174,15 +164,15 @@ type overseer struct {
 // wrong, the last ones stand: nobody may be put back into service because a bucket
 // cannot be read.
 //
-// Unlike the nodes it uses the client's own watch, which may stop without a word,
-// and compares it with the bucket from time to time: a decision that comes late in
-// a rare case does little harm.
+// From time to time it compares what it has with the bucket, as the watch of the
+// nodes does, but less strictly: a decision that comes late in a rare case does
+// little harm.
 func (o *overseer) follow(ctx context.Context) {
 	for ctx.Err() == nil {
 		err := o.watch(ctx)
 		o.known.Do(func() { close(o.ready) })
 		wait := overridesInterval
-		if err != nil && !errors.Is(err, jetstream.ErrBucketNotFound) && !errors.Is(err, discovery.ErrBroken) {
+		if err != nil && !errors.Is(err, jetstream.ErrStreamNotFound) && !errors.Is(err, discovery.ErrBroken) {
 			wait = overridesPatience
 		}
 		select {
@@ -193,87 +183,104 @@ func (o *overseer) follow(ctx context.Context) {
 }
 
 func (o *overseer) watch(ctx context.Context) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	r, bucket := o.registry, o.registry.config.Bucket+overridesSuffix
+	r := o.registry
+	ctx, release := o.session.link.Guard(ctx, o.session.concerns(r.overrideNeeds(feedNeeds()...)))
+	defer release()
 	call := func(f func(ctx context.Context) error) error {
-		ctx, cancel := context.WithTimeout(ctx, operationTimeout)
+		bounded, cancel := context.WithTimeout(ctx, operationTimeout)
 		defer cancel()
-		return f(ctx)
+		if err := f(bounded); ctx.Err() == nil {
+			return err
+		}
+		return context.Cause(ctx)
 	}
-	var kv jetstream.KeyValue
+	var (
+		f    *feed
+		info *jetstream.StreamInfo
+	)
 	err := call(func(ctx context.Context) (err error) {
-		kv, err = o.session.js.KeyValue(ctx, bucket)
+		f, info, err = r.openOverrides(ctx, o.session)
 		return err
 	})
-	if errors.Is(err, jetstream.ErrBucketNotFound) && r.overridden.Load() {
+	if errors.Is(err, jetstream.ErrStreamNotFound) && r.overridden.Load() {
 		o.tell(nil) // it was removed, and with it what it said
 	}
 	if err != nil {
 		return err
 	}
-	var created time.Time
-	state := func(ctx context.Context) (uint64, error) {
-		stream, err := o.session.js.Stream(ctx, streamPrefix+bucket)
-		if err != nil {
-			return 0, err
-		}
-		info := stream.CachedInfo()
-		if created.IsZero() {
-			created = info.Created
-		}
-		if !created.Equal(info.Created) {
-			return 0, fmt.Errorf("%w: the bucket was recreated", discovery.ErrBroken)
-		}
-		return info.State.LastSeq, nil
-	}
-	if err := call(func(ctx context.Context) error { _, err := state(ctx); return err }); err != nil {
-		return err
-	}
-	w, err := kv.WatchAll(ctx)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = w.Stop() }()
+	defer f.close(ctx)
+
 	all := make(map[string]discovery.Override)
-	listed, reached := false, uint64(0)
-	patrol := time.NewTicker(patrolInterval)
-	defer patrol.Stop()
+	listed, changed := f.listed == 0, true
+	reached := uint64(0) // up to which revision all is known
+	compared := time.Now()
 	for {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case e, ok := <-w.Updates():
-			switch {
-			case !ok:
-				return discovery.ErrBroken
-			case e == nil:
-				listed = true
-			default:
-				r.config.override(all, e)
-				reached = max(reached, e.Revision())
+		if listed && changed && len(f.messages) == 0 {
+			if len(all) > 0 || r.overridden.Load() {
+				o.tell(all)
 			}
-			if listed && len(w.Updates()) == 0 {
-				if len(all) > 0 || r.overridden.Load() {
-					o.tell(all)
-				}
-				o.known.Do(func() { close(o.ready) })
-			}
-		case <-patrol.C:
-			before := reached
-			var last uint64
+			o.known.Do(func() { close(o.ready) })
+			changed = false
+		}
+		m, err := f.next(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case err != nil:
+			return fmt.Errorf("%w: %w", discovery.ErrBroken, err)
+		case m != nil:
+			r.config.override(all, m)
+			reached = max(reached, m.sequence)
+			listed, changed = listed || m.number >= f.listed || m.pending == 0, true
+		case !listed: // what was to be listed may have gone before it was sent
 			err := call(func(ctx context.Context) (err error) {
-				last, err = state(ctx)
+				listed, err = f.exhausted(ctx, f.received)
 				return err
 			})
 			if err != nil {
 				return err
 			}
-			if last > before && len(w.Updates()) == 0 {
-				return fmt.Errorf("%w: the bucket is ahead of the watch", discovery.ErrBroken)
-			}
+		}
+		if time.Since(compared) < patrolInterval || len(f.messages) > 0 {
+			continue
+		}
+		compared = time.Now()
+		err = call(func(ctx context.Context) (err error) {
+			reached, err = o.compare(ctx, f, info, reached)
+			return err
+		})
+		if err != nil {
+			return err
 		}
 	}
+}
+
+// compare returns up to which revision the bucket of overrides is known, or why
+// the feed is no longer to be trusted.
+func (o *overseer) compare(ctx context.Context, f *feed, before *jetstream.StreamInfo, reached uint64) (uint64, error) {
+	stream, err := o.session.js.Stream(ctx, f.stream)
+	if err != nil {
+		return 0, err
+	}
+	now := stream.CachedInfo()
+	last := now.State.LastSeq
+	switch {
+	case !now.Created.Equal(before.Created):
+		return 0, fmt.Errorf("%w: the bucket was recreated", discovery.ErrBroken)
+	case last < max(reached, before.State.LastSeq):
+		return 0, fmt.Errorf("%w: the bucket went back, it lost data", discovery.ErrBroken)
+	case last <= reached:
+		return reached, nil
+	}
+	// It may no longer hold what was written last.
+	done, err := f.exhausted(ctx, f.received)
+	if err != nil {
+		return 0, err
+	}
+	if !done && len(f.messages) == 0 {
+		return 0, fmt.Errorf("%w: the bucket is ahead of the watch", discovery.ErrBroken)
+	}
+	return max(reached, last), nil
 }
 
 func (o *overseer) tell(all map[string]discovery.Override) {

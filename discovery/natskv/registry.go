@@ -315,7 +315,7 @@ func (r *Registry) ensure(ctx context.Context, s *session) (*jetstream.StreamInf
 		if r.config.NoCreate {
 			return nil, fmt.Errorf("%w: bucket %q does not exist and create is off; create it with: nats kv add %s --ttl=%s --history=%d --max-bucket-size=%d --storage=%s --replicas=%d",
 				discovery.ErrNotFound, r.config.Bucket, r.config.Bucket,
-				r.config.BucketTTL, r.config.History, r.config.MaxBytes, r.config.Storage, r.config.Replicas)
+				r.config.BucketTTL, r.config.History, r.config.MaxBytes, r.config.Storage, max(r.config.Replicas, 1))
 		}
 		if err := r.create(ctx, s); err != nil {
 			return nil, fmt.Errorf("creating bucket %q: %w", r.config.Bucket, err)
@@ -347,19 +347,14 @@ func (r *Registry) create(ctx context.Context, s *session) error {
 		TTL:         r.config.BucketTTL,
 		History:     uint8(r.config.History),
 		MaxBytes:    r.config.MaxBytes,
-		Storage:     jetstream.FileStorage,
-		Replicas:    r.config.Replicas,
 		// With it the server tells of each record that expires. A marker needs
 		// to live no longer than a record.
 		LimitMarkerTTL: r.config.BucketTTL.Truncate(time.Second),
 	}
-	if r.config.Storage == StorageMemory {
-		config.Storage = jetstream.MemoryStorage
-	}
-	_, err := s.js.CreateKeyValue(ctx, config)
+	_, err := r.createBucket(ctx, s, config)
 	if errors.Is(err, jetstream.ErrLimitMarkerTTLNotSupported) {
 		config.LimitMarkerTTL = 0
-		_, err = s.js.CreateKeyValue(ctx, config)
+		_, err = r.createBucket(ctx, s, config)
 	}
 	if errors.Is(err, jetstream.ErrBucketExists) {
 		return nil // somebody else was faster, with another configuration

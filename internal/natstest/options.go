@@ -103,24 +103,50 @@ func Operator() Option {
 
 // OperatorUntil is Operator with credentials that expire.
 func OperatorUntil(expires time.Time) Option {
-	return func(s *Server) {
+	return operator(expires, func(limits *jwt.OperatorLimits) { limits.JetStreamLimits = unlimited })
+}
+
+// AccountLimits is Operator with an account that may do what limits says. The
+// members of a cluster that share the option share the account.
+func AccountLimits(limits jwt.JetStreamLimits) Option {
+	return operator(time.Time{}, func(o *jwt.OperatorLimits) { o.JetStreamLimits = limits })
+}
+
+// Tiers is Operator with an account that may only keep streams of these numbers
+// of replicas: "R1", "R3". The members of a cluster that share the option share
+// the account.
+func Tiers(names ...string) Option {
+	return operator(time.Time{}, func(o *jwt.OperatorLimits) {
+		o.JetStreamTieredLimits = make(jwt.JetStreamTieredLimits)
+		for _, name := range names {
+			o.JetStreamTieredLimits[name] = unlimited
+		}
+	})
+}
+
+var unlimited = jwt.JetStreamLimits{MemoryStorage: -1, DiskStorage: -1, Streams: -1, Consumer: -1}
+
+func operator(expires time.Time, limit func(*jwt.OperatorLimits)) Option {
+	var (
+		claims   *jwt.OperatorClaims // once made, the same for every server
+		resolver = &server.MemAccResolver{}
+		creds    []byte
+	)
+	found := func(s *Server) {
 		operator, operatorID := create(s, nkeys.CreateOperator)
-		system, systemID := create(s, nkeys.CreateAccount)
+		_, systemID := create(s, nkeys.CreateAccount)
 		account, accountID := create(s, nkeys.CreateAccount)
 		user, userID := create(s, nkeys.CreateUser)
-		_ = system
 
-		operatorClaims := jwt.NewOperatorClaims(operatorID)
-		operatorClaims.SystemAccount = systemID
+		claims = jwt.NewOperatorClaims(operatorID)
+		claims.SystemAccount = systemID
 
 		systemClaims := jwt.NewAccountClaims(systemID)
 		systemJWT, err := systemClaims.Encode(operator)
 		must(s, err)
 
 		accountClaims := jwt.NewAccountClaims(accountID)
-		accountClaims.Limits.JetStreamLimits = jwt.JetStreamLimits{
-			MemoryStorage: -1, DiskStorage: -1, Streams: -1, Consumer: -1,
-		}
+		limit(&accountClaims.Limits)
 		accountJWT, err := accountClaims.Encode(operator)
 		must(s, err)
 
@@ -132,16 +158,20 @@ func OperatorUntil(expires time.Time) Option {
 		must(s, err)
 		seed, err := user.Seed()
 		must(s, err)
-		creds, err := jwt.FormatUserConfig(userJWT, seed)
+		creds, err = jwt.FormatUserConfig(userJWT, seed)
 		must(s, err)
-		s.Creds = filepath.Join(s.t.TempDir(), "user.creds")
-		must(s, os.WriteFile(s.Creds, creds, 0o600))
 
-		resolver := &server.MemAccResolver{}
 		must(s, resolver.Store(systemID, systemJWT))
 		must(s, resolver.Store(accountID, accountJWT))
-		s.options.TrustedOperators = []*jwt.OperatorClaims{operatorClaims}
-		s.options.SystemAccount = systemID
+	}
+	return func(s *Server) {
+		if claims == nil {
+			found(s)
+		}
+		s.Creds = filepath.Join(s.t.TempDir(), "user.creds")
+		must(s, os.WriteFile(s.Creds, creds, 0o600))
+		s.options.TrustedOperators = []*jwt.OperatorClaims{claims}
+		s.options.SystemAccount = claims.SystemAccount
 		s.options.AccountResolver = resolver
 		s.login = append(s.login, nats.UserCredentials(s.Creds))
 	}

@@ -1,0 +1,155 @@
+package natskv_test
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/nats-io/jwt/v2"
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/caddy-discovery/caddy-discovery/discovery"
+	"github.com/caddy-discovery/caddy-discovery/discovery/natsconn"
+	"github.com/caddy-discovery/caddy-discovery/discovery/natskv"
+	"github.com/caddy-discovery/caddy-discovery/internal/natstest"
+)
+
+// wantWhole fails the test unless everything that is asked of a bucket works: a
+// list, a change, the overrides, the history, a comparison.
+func wantWhole(t *testing.T, r *natskv.Registry, listed int) {
+	t.Helper()
+	w := watch(t, r)
+	if got, _ := w.listing(); len(got) != listed {
+		t.Errorf("%d nodes are listed, want %d", len(got), listed)
+	}
+	announce(t, r, node(t, "a"))
+	w.want(discovery.Put, "a")
+	if err := r.Verify(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if history, err := r.History(t.Context(), "a", 0); err != nil || len(history) != 1 {
+		t.Errorf("History = %v, %v", history, err)
+	}
+	if err := r.SetOverride(t.Context(), "a", discovery.Override{State: discovery.StateDraining}); err != nil {
+		t.Error(err)
+	}
+	for w.next().Type != discovery.Overridden {
+	}
+	if all, err := r.Overrides(t.Context()); err != nil || all["a"].State != discovery.StateDraining {
+		t.Errorf("Overrides = %v, %v", all, err)
+	}
+	if err := r.Withdraw(t.Context(), node(t, "a")); err != nil {
+		t.Error(err)
+	}
+	w.want(discovery.Left, "a")
+	w.stop()
+}
+
+// A server may limit how many messages one request asks for.
+func TestRequestBatchLimit(t *testing.T) {
+	t.Parallel()
+	const nodes = 1200
+	for _, limit := range []int{1, 500} {
+		t.Run(fmt.Sprint(limit), func(t *testing.T) {
+			t.Parallel()
+			s := natstest.Start(t, natstest.Configure(func(o *server.Options) { o.JetStreamLimits.MaxRequestBatch = limit }))
+			kv := s.Bucket(jetstream.KeyValueConfig{Bucket: "catga_nodes"})
+			for i := range nodes {
+				put(t, kv, fmt.Sprintf("node.n%d", i), record(fmt.Sprintf("n%d", i)))
+			}
+			wantWhole(t, open(t, natskv.Config{Config: urls(s.URL())}), nodes)
+		})
+	}
+}
+
+// The owner of a bucket may limit what its consumers do.
+func TestConsumerLimits(t *testing.T) {
+	t.Parallel()
+	s := natstest.Start(t)
+	for _, bucket := range []string{"catga_nodes", "catga_nodes_overrides"} {
+		config := jetstream.StreamConfig{
+			Name: "KV_" + bucket, Subjects: []string{"$KV." + bucket + ".>"}, MaxMsgsPerSubject: 10,
+			AllowRollup: true, AllowDirect: true, DenyDelete: true, Discard: jetstream.DiscardNew,
+			ConsumerLimits: jetstream.StreamConsumerLimits{InactiveThreshold: 2 * time.Second, MaxAckPending: 5},
+		}
+		if _, err := s.JetStream().CreateStream(t.Context(), config); err != nil {
+			t.Fatal(err)
+		}
+	}
+	wantWhole(t, open(t, natskv.Config{Config: urls(s.URL())}), 0)
+}
+
+func TestMaxConsumers(t *testing.T) {
+	t.Parallel()
+	s := natstest.Start(t, natstest.Configure(func(o *server.Options) { o.JetStreamLimits.DefaultMaxConsumers = 1 }))
+	first := watch(t, open(t, natskv.Config{Config: urls(s.URL())}))
+	first.listing()
+	wantError(t, watch(t, open(t, natskv.Config{Config: urls(s.URL())})).broken(), discovery.ErrFull, "catga_nodes", "watchers")
+}
+
+// credentials of a server that has an operator.
+func credentials(s *natstest.Server) natsconn.Config {
+	return natsconn.Config{URLs: []string{s.URL()}, Credentials: s.Creds}
+}
+
+// An account may allow nothing but streams on three servers.
+func TestAccountOfThreeReplicas(t *testing.T) {
+	t.Parallel()
+	s := natstest.StartCluster(t, 3, natstest.Tiers("R3", "R5"))[0]
+	r := open(t, natskv.Config{Config: credentials(s)})
+	deadline := time.Now().Add(patience)
+	for {
+		// A cluster that has just met may not have told all of its members of the account.
+		err := r.Announce(t.Context(), node(t, "first"))
+		if err == nil {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal(err)
+		}
+	}
+	stream, err := s.JetStream().Stream(t.Context(), "KV_catga_nodes")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := stream.CachedInfo().Config.Replicas; n != 3 {
+		t.Errorf("the bucket has %d replicas, want the least that is allowed, 3", n)
+	}
+	wantWhole(t, r, 1)
+
+	// What was asked for is not changed behind anybody's back.
+	wantBoth(t, natskv.Config{Config: credentials(s), Bucket: "other", Replicas: 1}, discovery.ErrUnsupported, "1 replica", "R3, R5")
+}
+
+func TestAccountOfThreeReplicasWithoutCluster(t *testing.T) {
+	t.Parallel()
+	s := natstest.Start(t, natstest.Tiers("R3"))
+	wantBoth(t, natskv.Config{Config: credentials(s)}, discovery.ErrUnsupported, "3 replicas", "cluster")
+}
+
+func TestAccountLimits(t *testing.T) {
+	t.Parallel()
+	limits := jwt.JetStreamLimits{MemoryStorage: -1, DiskStorage: -1, Streams: -1, Consumer: -1}
+	for name, test := range map[string]struct {
+		limit    func(*jwt.JetStreamLimits)
+		maxBytes int64
+		sentinel error
+		words    []string
+	}{
+		"a bucket needs a size": {
+			func(l *jwt.JetStreamLimits) { l.MaxBytesRequired = true }, -1, discovery.ErrUnsupported, []string{"max_bytes"},
+		},
+		"the size of one bucket": {
+			func(l *jwt.JetStreamLimits) { l.DiskMaxStreamBytes = 1 << 20 }, 0, discovery.ErrFull, []string{"max_bytes", "1048576"},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			limits := limits
+			test.limit(&limits)
+			s := natstest.Start(t, natstest.AccountLimits(limits))
+			wantBoth(t, natskv.Config{Config: credentials(s), MaxBytes: test.maxBytes}, test.sentinel, test.words...)
+		})
+	}
+}
