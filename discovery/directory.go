@@ -380,7 +380,7 @@ type tracked struct {
 
 	doubt   doubt
 	probe   uint64 // the question that waits for an answer, 0 if none does
-	refused bool   // it did not answer since it lapsed
+	from    *grave // what it was kept in, of a node that lapsed and is being asked
 	expired bool   // its record ran out in the batch of events under way
 	// It comes from a warm-start file.
 	remembered bool
@@ -670,8 +670,8 @@ func (k *keeper) put(e Event) {
 			k.reject(e)
 			return
 		}
-		if old := k.gone.byID[e.Node.ID]; old != nil {
-			k.gone.drop(old)
+		if g := k.graves.byID[e.Node.ID]; g != nil {
+			k.graves.drop(g)
 		}
 		t = k.track(e, lease, heard)
 		t.key = "" // it is named below

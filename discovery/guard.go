@@ -59,9 +59,9 @@ func (d doubt) state() State {
 type guard struct {
 	// What ran out in the registry, in this batch of events.
 	expired []*tracked
-	// The nodes that lapsed and are gone, for one lease: part of the same event
-	// as what lapses then, and dialled with it.
-	gone shelf
+	// The nodes that lapsed and are gone. Those of the last lease are part of the
+	// same event as what lapses then, and are dialled with it.
+	graves graveyard
 	// What a first listing showed that had run out before.
 	overdue map[string]*tracked
 	// How many nodes in use are doubted or held.
@@ -83,7 +83,7 @@ type answer struct {
 
 func newGuard() guard {
 	return guard{
-		gone:    newShelf(),
+		graves:  newGraveyard(maxGraves, maxGraveBytes),
 		overdue: make(map[string]*tracked),
 		answers: make(chan answer, maxProbes), // a probe that ends never waits
 	}
@@ -119,14 +119,14 @@ func (k *keeper) lapse(lapsing []*tracked, reason string) {
 		return
 	}
 	at := now()
-	k.gone.expire(at)
-	lost := k.inDoubt + k.gone.len()
+	k.graves.expire(at)
+	lost := k.inDoubt + k.graves.lapsed()
 	for _, t := range lapsing {
 		if t.doubt != doubted && t.doubt != held {
 			lost++
 		}
 	}
-	if !k.massive(lost, len(k.nodes)+k.gone.len()) {
+	if !k.massive(lost, len(k.nodes)+k.graves.lapsed()) {
 		for _, t := range lapsing {
 			if t.doubt == doubted || t.doubt == held {
 				// It was part of a mass lapse, and that it is alone now does not
@@ -134,13 +134,13 @@ func (k *keeper) lapse(lapsing []*tracked, reason string) {
 				k.doubtful(t)
 				continue
 			}
-			k.depart(t, reason)
+			k.depart(t, reason, false)
 		}
 		return
 	}
 	if k.inDoubt == 0 {
 		k.log.Warn("most nodes lapsed at once; those that accept connections stay",
-			zap.Int("lapsed", lost), zap.Int("nodes", len(k.nodes)+k.gone.len()))
+			zap.Int("lapsed", lost), zap.Int("nodes", len(k.nodes)+k.graves.lapsed()))
 	}
 	for _, t := range lapsing {
 		k.doubtful(t)
@@ -148,10 +148,8 @@ func (k *keeper) lapse(lapsing []*tracked, reason string) {
 	for _, t := range lapsing {
 		k.yield(t) // else the other would answer for it
 	}
-	for _, t := range k.gone.byID {
-		if !t.refused && t.probe == 0 {
-			k.ask(t)
-		}
+	for _, g := range k.graves.ask() {
+		k.ask(k.exhume(g))
 	}
 }
 
@@ -173,15 +171,23 @@ func (k *keeper) extend(t *tracked) {
 	k.requeue(t)
 }
 
-// depart removes a node that lapsed, and remembers it for one lease more.
-func (k *keeper) depart(t *tracked, reason string) {
-	key := t.key
+// depart removes a node that lapsed, and keeps its record for a while. If it was
+// asked itself, and did not answer, it need not be asked again.
+func (k *keeper) depart(t *tracked, reason string, asked bool) {
+	at := now()
+	g := t.grave(at + t.entry.lease)
 	k.remove(t, ChangeLapsed, reason)
-	if k.lossGuard <= 0 {
-		return
-	}
-	t.key = key
-	k.gone.add(t, now()+t.entry.lease)
+	k.graves.bury(g, at, asked)
+}
+
+// grave returns what is kept of a node that lapsed.
+func (t *tracked) grave(until time.Duration) *grave {
+	return &grave{entry: t.entry.in(trusted), key: t.key, revision: t.revision, listing: t.listing, until: until}
+}
+
+// exhume returns the node of a grave, not in use.
+func (k *keeper) exhume(g *grave) *tracked {
+	return &tracked{entry: g.entry, key: g.key, revision: g.revision, listing: g.listing, from: g}
 }
 
 // hold keeps a node in use that accepts connections.
@@ -203,7 +209,8 @@ func (k *keeper) mark(t *tracked) {
 // readmit brings a node back that lapsed and accepts connections after all.
 func (k *keeper) readmit(t *tracked) {
 	id := t.entry.Node.ID
-	k.gone.drop(t)
+	k.graves.drop(t.from)
+	t.from = nil
 	if k.nodes[id] != nil || len(k.nodes) >= MaxNodes || (t.key != "" && k.keys[t.key] != nil) || k.claimant(t) != nil {
 		return
 	}
@@ -246,8 +253,8 @@ func (k *keeper) calm(t *tracked) {
 // forget makes sure that a record does not come back of which the registry said
 // something since it lapsed.
 func (k *keeper) forget(e Event) {
-	if t := k.gone.byRecord[rejectionKey(e)]; t != nil {
-		k.gone.drop(t)
+	if g := k.graves.byRecord[rejectionKey(e)]; g != nil {
+		k.graves.drop(g)
 	}
 }
 
@@ -270,10 +277,11 @@ func (k *keeper) judgeOverdue() {
 	for _, t := range candidates {
 		switch lapsed := t.entry.due(); {
 		case massive:
-			k.gone.add(t, at+t.entry.lease)
-			k.ask(t)
-		case k.lossGuard > 0 && lapsed+t.entry.lease > at:
-			k.gone.add(t, lapsed+t.entry.lease)
+			g := t.grave(at + t.entry.lease)
+			k.graves.bury(g, at, true)
+			k.ask(k.exhume(g))
+		default:
+			k.graves.bury(t.grave(lapsed+t.entry.lease), at, false)
 		}
 	}
 }
@@ -340,11 +348,13 @@ func (k *keeper) hear(ctx context.Context, a answer) {
 	case a.err != nil && inconclusive(a.err):
 		if inUse {
 			k.hold(t)
+		} else if t.from != nil {
+			k.graves.askAgain(t.from)
 		}
 	case a.err == nil && inUse:
 		k.hold(t)
 	case a.err == nil:
-		if k.gone.byID[t.entry.Node.ID] == t {
+		if t.from != nil && k.graves.byID[t.entry.Node.ID] == t.from {
 			if len(a.addresses) > 0 {
 				name := t.entry.Node.Endpoint.Host()
 				k.see(name, k.host(name), a.addresses)
@@ -355,10 +365,7 @@ func (k *keeper) hear(ctx context.Context, a answer) {
 		// The registry was lost meanwhile, maybe because this machine's network
 		// was: leases are suspended.
 	case inUse:
-		t.refused = true
-		k.depart(t, "its lease ran out and it does not accept connections")
-	default:
-		t.refused = true
+		k.depart(t, "its lease ran out and it does not accept connections", true)
 	}
 }
 
@@ -388,54 +395,4 @@ func dialTCP(ctx context.Context, address string) error {
 		return err
 	}
 	return conn.Close()
-}
-
-// shelf holds nodes that are not in use, each for a time.
-type shelf struct {
-	queue    leaseQueue
-	byID     map[string]*tracked
-	byRecord map[string]*tracked
-}
-
-func newShelf() shelf {
-	return shelf{byID: make(map[string]*tracked), byRecord: make(map[string]*tracked)}
-}
-
-func (s *shelf) len() int { return len(s.queue) }
-
-// add puts a node on the shelf until a time, in place of what was there of it.
-func (s *shelf) add(t *tracked, until time.Duration) {
-	for _, old := range []*tracked{s.byID[t.entry.Node.ID], s.byRecord[t.record()]} {
-		if old != nil {
-			s.drop(old)
-		}
-	}
-	t.due = until
-	heap.Push(&s.queue, t)
-	s.byID[t.entry.Node.ID] = t
-	s.byRecord[t.record()] = t
-}
-
-// drop takes a node off, if it is there.
-func (s *shelf) drop(t *tracked) {
-	if s.byID[t.entry.Node.ID] != t {
-		return
-	}
-	heap.Remove(&s.queue, t.index)
-	delete(s.byID, t.entry.Node.ID)
-	delete(s.byRecord, t.record())
-	t.probe = 0
-}
-
-// postpone sets another time for a node that is there.
-func (s *shelf) postpone(t *tracked, until time.Duration) {
-	t.due = until
-	heap.Fix(&s.queue, t.index)
-}
-
-// expire takes those off whose time was over at a time.
-func (s *shelf) expire(at time.Duration) {
-	for len(s.queue) > 0 && s.queue[0].due <= at {
-		s.drop(s.queue[0])
-	}
 }

@@ -128,6 +128,16 @@ func (n *Node) Lease() time.Duration {
 	return 0
 }
 
+// footprint is about how many bytes of memory a node takes, in use or remembered:
+// what its record says, and what is kept beside that of every node.
+func (n *Node) footprint() int {
+	size := 1024 + 2*len(n.ID) + len(n.Endpoint.address)
+	for k, v := range n.Metadata {
+		size += len(k) + len(v) + 64
+	}
+	return size
+}
+
 // Validate reports, as an error that wraps [ErrInvalid], why the node may not
 // be listed.
 func (n *Node) Validate() error {

@@ -1,0 +1,224 @@
+package discovery
+
+import (
+	"cmp"
+	"container/heap"
+	"container/list"
+	"slices"
+	"time"
+)
+
+const (
+	// What is kept of nodes that lapsed: so many, of so many bytes, and for so long.
+	// The first two are more than the half of the largest fleet, which is how many
+	// may lapse one by one before the loss guard asks them all.
+	maxGraves     = 1 << 16
+	maxGraveBytes = 96 << 20
+	graveTime     = MaxLease
+
+	// So often a node is asked again of which a probe could tell nothing.
+	maxAgain = 3
+)
+
+// A graveyard keeps the records of nodes that lapsed, so that they can be brought
+// back: by the loss guard, when so many lapsed that they are asked themselves, or by
+// a heartbeat that names no endpoint. Those that lapsed within one lease are counted,
+// as the loss guard needs it, in all and by service. It is bounded in number, bytes
+// and time, the oldest go first, and each step costs the logarithm of their number.
+type graveyard struct {
+	most, mostBytes int
+
+	byID     map[string]*grave
+	byRecord map[string]*grave
+	ages     *list.List // *grave, the oldest first
+	bytes    int
+	recent   recentGraves // those that count, the one first that does so no longer
+	plots    map[string]*plot
+	unasked  int // of all plots
+}
+
+// grave is what is kept of one node.
+type grave struct {
+	entry    *Entry
+	key      string // of its record, where it has one
+	revision uint64
+	listing  uint64 // the last one that showed it
+
+	since time.Duration // when it lapsed
+	until time.Duration // up to when it counts as one that lapsed lately
+	bytes int
+	age   *list.Element
+	index int // in recent, -1 if it does not count
+	again int // how often it was asked in vain
+}
+
+func (g *grave) id() string     { return g.entry.Node.ID }
+func (g *grave) record() string { return recordName(g.key, g.entry.Node.ID) }
+
+// compare orders graves by when they lapsed.
+func (g *grave) compare(o *grave) int {
+	return cmp.Or(cmp.Compare(g.since, o.since), cmp.Compare(g.id(), o.id()))
+}
+
+// plot is what counts of one service.
+type plot struct {
+	lapsed  int
+	unasked map[*grave]struct{} // not dialled since they lapsed
+}
+
+func newGraveyard(most, mostBytes int) graveyard {
+	return graveyard{
+		most: most, mostBytes: mostBytes,
+		byID: make(map[string]*grave), byRecord: make(map[string]*grave),
+		ages: list.New(), plots: make(map[string]*plot),
+	}
+}
+
+// bury keeps a node that lapsed at a time, in place of what was kept of it. It
+// counts as one that lapsed lately up to its until, not at all if that is 0; and it
+// need not be dialled if it was asked already.
+func (y *graveyard) bury(g *grave, at time.Duration, asked bool) {
+	for _, old := range []*grave{y.byID[g.id()], y.byRecord[g.record()]} {
+		if old != nil {
+			y.drop(old)
+		}
+	}
+	g.since, g.index = at, -1
+	g.bytes = g.entry.Node.footprint() + len(g.key)
+	g.age = y.ages.PushBack(g)
+	y.byID[g.id()], y.byRecord[g.record()] = g, g
+	y.bytes += g.bytes
+	if g.until > at {
+		heap.Push(&y.recent, g)
+		p := y.plots[g.entry.Node.Service()]
+		if p == nil {
+			p = &plot{unasked: make(map[*grave]struct{})}
+			y.plots[g.entry.Node.Service()] = p
+		}
+		p.lapsed++
+		if !asked {
+			p.unasked[g] = struct{}{}
+			y.unasked++
+		}
+	}
+	for len(y.byID) > y.most || y.bytes > y.mostBytes {
+		y.drop(y.ages.Front().Value.(*grave))
+	}
+}
+
+// drop forgets a node, if it is there.
+func (y *graveyard) drop(g *grave) {
+	if y.byID[g.id()] != g {
+		return
+	}
+	delete(y.byID, g.id())
+	delete(y.byRecord, g.record())
+	y.ages.Remove(g.age)
+	y.bytes -= g.bytes
+	y.discount(g)
+}
+
+// discount has a node count no longer.
+func (y *graveyard) discount(g *grave) {
+	if g.index < 0 {
+		return
+	}
+	heap.Remove(&y.recent, g.index)
+	g.index = -1
+	service := g.entry.Node.Service()
+	p := y.plots[service]
+	if _, is := p.unasked[g]; is {
+		delete(p.unasked, g)
+		y.unasked--
+	}
+	if p.lapsed--; p.lapsed == 0 {
+		delete(y.plots, service)
+	}
+}
+
+// expire brings the graveyard up to a time.
+func (y *graveyard) expire(at time.Duration) {
+	for len(y.recent) > 0 && y.recent[0].until <= at {
+		y.discount(y.recent[0])
+	}
+	for e := y.ages.Front(); e != nil && e.Value.(*grave).since+graveTime <= at; e = y.ages.Front() {
+		y.drop(e.Value.(*grave))
+	}
+}
+
+// lapsed returns how many nodes lapsed lately.
+func (y *graveyard) lapsed() int { return len(y.recent) }
+
+// lapsedOf returns how many nodes of a service lapsed lately.
+func (y *graveyard) lapsedOf(service string) int {
+	if p := y.plots[service]; p != nil {
+		return p.lapsed
+	}
+	return 0
+}
+
+// ask returns the nodes that lapsed lately and were not asked since, each once.
+func (y *graveyard) ask() (asked []*grave) {
+	if y.unasked == 0 {
+		return nil
+	}
+	for service := range y.plots {
+		asked = append(asked, y.askOf(service)...)
+	}
+	slices.SortFunc(asked, (*grave).compare)
+	return asked
+}
+
+// askOf is ask for one service.
+func (y *graveyard) askOf(service string) (asked []*grave) {
+	p := y.plots[service]
+	if p == nil || len(p.unasked) == 0 {
+		return nil
+	}
+	asked = make([]*grave, 0, len(p.unasked))
+	for g := range p.unasked {
+		asked = append(asked, g)
+	}
+	clear(p.unasked)
+	y.unasked -= len(asked)
+	slices.SortFunc(asked, (*grave).compare)
+	return asked
+}
+
+// askAgain has a node asked once more, the next time that many are: it could not be
+// told whether it answers. That is so a few times only.
+func (y *graveyard) askAgain(g *grave) {
+	if y.byID[g.id()] != g || g.index < 0 || g.again >= maxAgain {
+		return
+	}
+	g.again++
+	p := y.plots[g.entry.Node.Service()]
+	if _, is := p.unasked[g]; !is {
+		p.unasked[g] = struct{}{}
+		y.unasked++
+	}
+}
+
+// recentGraves is a heap.Interface ordered by until.
+type recentGraves []*grave
+
+func (q recentGraves) Len() int           { return len(q) }
+func (q recentGraves) Less(i, j int) bool { return q[i].until < q[j].until }
+func (q recentGraves) Swap(i, j int) {
+	q[i], q[j] = q[j], q[i]
+	q[i].index, q[j].index = i, j
+}
+
+func (q *recentGraves) Push(x any) {
+	g := x.(*grave)
+	g.index = len(*q)
+	*q = append(*q, g)
+}
+
+func (q *recentGraves) Pop() any {
+	old := *q
+	g := old[len(old)-1]
+	old[len(old)-1] = nil
+	*q = old[:len(old)-1]
+	return g
+}
