@@ -416,10 +416,10 @@ func (k *keeper) run(ctx context.Context) error {
 			for range len(k.answers) {
 				k.hear(ctx, <-k.answers)
 			}
-		case l := <-k.found:
+		case l := <-k.resolver.found:
 			k.learn(ctx, l)
-			for range len(k.found) {
-				k.learn(ctx, <-k.found)
+			for range len(k.resolver.found) {
+				k.learn(ctx, <-k.resolver.found)
 			}
 		case m := <-k.loaded:
 			k.remember(m)
@@ -432,8 +432,9 @@ func (k *keeper) run(ctx context.Context) error {
 			k.write()
 		case s := <-k.saved:
 			k.written(s)
-		case <-k.tick.C:
-			k.refresh()
+		case <-k.resolver.tick.C:
+			k.resolver.refresh()
+		case <-k.resolver.crowded.C:
 		case <-k.locate.C:
 			k.askLocation()
 		case <-k.settled.C:
@@ -451,7 +452,7 @@ func (k *keeper) run(ctx context.Context) error {
 		}
 		k.settle()
 		k.dial(ctx)
-		k.resolve(ctx)
+		k.resolver.start(ctx)
 		k.publish()
 	}
 }
@@ -996,7 +997,7 @@ func (k *keeper) publish() {
 	if old.Synced && (k.awaited || len(k.changed) == 0 && !k.moved) {
 		return
 	}
-	if !old.Synced && !k.impatient && (k.untried > 0 || len(k.waiting) > 0 || k.dialled > 0) {
+	if !old.Synced && !k.impatient && (k.resolver.untried > 0 || len(k.waiting) > 0 || k.dialled > 0) {
 		return
 	}
 	if old.Synced && k.tooSoon() {

@@ -320,7 +320,7 @@ var errNotPermitted = errors.New("it may not be dialled")
 // try dials a node, and looks up its host name before that if nobody did.
 func (d *Directory) try(ctx context.Context, e *Entry) (addresses []netip.Addr, err error) {
 	if e.Address() == "" {
-		if addresses, err = d.lookUp(ctx, e.Node.Endpoint.Host()); err != nil {
+		if addresses, err = lookUp(ctx, d.lookup, e.Node.Endpoint.Host()); err != nil {
 			return nil, err
 		}
 		e = e.at(addresses)
@@ -357,7 +357,7 @@ func (k *keeper) hear(ctx context.Context, a answer) {
 		if t.from != nil && k.graves.byID[t.entry.Node.ID] == t.from {
 			if len(a.addresses) > 0 {
 				name := t.entry.Node.Endpoint.Host()
-				k.see(name, k.host(name), a.addresses)
+				k.see(name, a.addresses)
 			}
 			k.readmit(t)
 		}

@@ -2,8 +2,7 @@ package discovery
 
 import (
 	"context"
-	"fmt"
-	"math/rand/v2"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -14,69 +13,32 @@ import (
 )
 
 const (
-	// A host name is looked up again so long after it was resolved, give or take
-	// a fifth. A resolver of the system does not tell for how long its answer
-	// holds.
-	resolveEvery = 30 * time.Second
-	// One that could not be resolved is tried again sooner at first.
-	resolveRetry = time.Second
-
-	lookupTimeout = 5 * time.Second
-	maxLookups    = 32
-
 	// locateEvery is how often the directory asks a registry that was listed which
 	// of its servers it has been told of.
 	locateEvery = 5 * time.Second
-
-	// namesTick is how often the directory looks which names are due.
-	namesTick = time.Second
 
 	// settleTime is for how long a first listing is kept back while its host names
 	// are being resolved and its overdue nodes dialled.
 	settleTime = 500 * time.Millisecond
 )
 
-// names is the part of a keeper that resolves host names, in the background. What
-// a name stands for is part of the snapshots: whoever checks an address and dials
-// it later uses the same one, whatever the name's server says meanwhile.
+// names is the part of a keeper that knows what host names stand for, those of
+// nodes and those of the registry. That is part of the snapshots: whoever checks an
+// address and dials it later uses the same one, whatever the name's server says
+// meanwhile.
 type names struct {
-	hosts   map[string]*host
-	queue   []string // to be looked up
-	lookups int      // under way
-	found   chan lookup
-	tick    *time.Timer
-	ticking bool
-	untried int // hosts that were never looked up
-	moved   bool
-	ports   map[string][]uint16 // of the registry, by its host names
-	fixed   []netip.AddrPort    // of the registry, where it is written as an address
-	located []string            // what the registry's Locator said last
-	locate  *time.Timer
-}
-
-// host is a host name that endpoints have, or the registry.
-type host struct {
-	users     map[string]struct{} // ids of nodes
-	addresses []netip.Addr        // sorted; none before the first success
-	tried     bool
-	failures  int
-	next      time.Duration // when it is looked up again
-	busy      bool          // it waits in the queue, or is being looked up
-}
-
-// lookup is what a host name stands for.
-type lookup struct {
-	host      string
-	addresses []netip.Addr
-	err       error
+	resolver *resolver
+	moved    bool
+	ports    map[string][]uint16 // of the registry, by its host names
+	fixed    []netip.AddrPort    // of the registry, where it is written as an address
+	located  []string            // what the registry's Locator said last
+	locate   *time.Timer
 }
 
 func (d *Directory) newNames() names {
 	n := names{
-		hosts:  make(map[string]*host),
-		found:  make(chan lookup, maxLookups),
-		tick:   stoppedTimer(),
-		locate: stoppedTimer(),
+		resolver: newResolver(d.lookup),
+		locate:   stoppedTimer(),
 	}
 	n.place(d.addresses)
 	return n
@@ -85,6 +47,7 @@ func (d *Directory) newNames() names {
 // place notes where the registry is, as host:port.
 func (n *names) place(addresses []string) {
 	n.ports, n.fixed = make(map[string][]uint16), nil
+	defer func() { n.resolver.pin(slices.Sorted(maps.Keys(n.ports))) }()
 	for _, address := range addresses {
 		name, port, err := net.SplitHostPort(address)
 		number, err2 := strconv.ParseUint(port, 10, 16)
@@ -119,8 +82,7 @@ func (k *keeper) askLocation() {
 func (k *keeper) locateRegistry() {
 	sockets := slices.Clone(k.fixed)
 	for name, ports := range k.ports {
-		h := k.host(name)
-		for _, addr := range h.addresses {
+		for _, addr := range k.resolver.of(name) {
 			for _, port := range ports {
 				sockets = append(sockets, netip.AddrPortFrom(addr, port))
 			}
@@ -133,22 +95,6 @@ func (k *keeper) locateRegistry() {
 	}
 }
 
-// host returns the state of a host name; a new one is looked up soon.
-func (k *keeper) host(name string) *host {
-	h := k.hosts[name]
-	if h == nil {
-		h = &host{users: make(map[string]struct{}), busy: true}
-		k.hosts[name] = h
-		k.queue = append(k.queue, name)
-		k.untried++
-	}
-	if !k.ticking {
-		k.ticking = true
-		k.tick.Reset(namesTick)
-	}
-	return h
-}
-
 // occupy notes that a node in use has the endpoint it has, and completes its entry
 // by what is known of that.
 func (k *keeper) occupy(t *tracked) {
@@ -156,108 +102,48 @@ func (k *keeper) occupy(t *tracked) {
 	if !t.entry.named {
 		return
 	}
-	h := k.host(t.entry.Node.Endpoint.Host())
-	h.users[t.entry.Node.ID] = struct{}{}
-	t.entry = t.entry.at(h.addresses)
+	t.entry = t.entry.at(k.resolver.use(t.entry.Node.ID, t.entry.Node.Endpoint.Host()))
 }
 
 // vacate is the end of occupy.
 func (k *keeper) vacate(t *tracked) {
 	k.places.leave(t)
-	if !t.entry.named {
-		return
-	}
-	if h := k.hosts[t.entry.Node.Endpoint.Host()]; h != nil {
-		delete(h.users, t.entry.Node.ID)
-	}
+	k.resolver.leave(t.entry.Node.ID)
 }
 
 // vacateAll is vacate for every node.
 func (k *keeper) vacateAll() {
 	clear(k.places)
-	for _, h := range k.hosts {
-		clear(h.users)
-	}
-}
-
-// resolve looks up the names that wait for it, a bounded number at once.
-func (k *keeper) resolve(ctx context.Context) {
-	for len(k.queue) > 0 && k.lookups < maxLookups {
-		name := k.queue[0]
-		k.queue = k.queue[1:]
-		if k.hosts[name] == nil {
-			continue
-		}
-		k.lookups++
-		go func() {
-			l := lookup{host: name}
-			l.addresses, l.err = k.lookUp(ctx, name)
-			k.found <- l
-		}()
-	}
-}
-
-// lookUp returns the addresses behind a name, sorted.
-func (d *Directory) lookUp(ctx context.Context, name string) ([]netip.Addr, error) {
-	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
-	defer cancel()
-	found, err := d.lookup(ctx, name)
-	if err != nil {
-		return nil, err
-	}
-	addresses := make([]netip.Addr, 0, len(found))
-	for _, addr := range found {
-		if addr = addr.Unmap().WithZone(""); addr.IsValid() {
-			addresses = append(addresses, addr)
-		}
-	}
-	if len(addresses) == 0 {
-		return nil, fmt.Errorf("looking up %s: no address", name)
-	}
-	slices.SortFunc(addresses, netip.Addr.Compare)
-	return slices.Compact(addresses), nil
+	k.resolver.leaveAll()
 }
 
 // learn takes in what a lookup found.
 func (k *keeper) learn(ctx context.Context, l lookup) {
-	k.lookups--
-	h := k.hosts[l.host]
-	if ctx.Err() != nil || h == nil {
+	found := k.resolver.done(l)
+	if ctx.Err() != nil {
 		return
 	}
-	h.busy = false
-	if !h.tried {
-		h.tried = true
-		k.untried--
+	if found.failed != nil && k.everyNode && k.lines.Allow() {
+		k.log.Warn("cannot resolve the host name of an endpoint",
+			zap.String("host", found.name), zap.Int("nodes", len(found.users)), zap.Error(found.failed))
 	}
-	if l.err != nil {
-		// Stale beats none: what the name stood for was checked, and it still is
-		// when it is dialled.
-		wait := resolveEvery
-		if h.failures++; len(h.addresses) == 0 {
-			wait = min(resolveRetry<<min(h.failures-1, 10), resolveEvery)
-		}
-		h.next = now() + jitter(wait)
-		if h.failures == 1 && k.everyNode && k.lines.Allow() {
-			k.log.Warn("cannot resolve the host name of an endpoint",
-				zap.String("host", l.host), zap.Int("nodes", len(h.users)), zap.Error(l.err))
-		}
-		return
+	if found.changed {
+		k.moveTo(found.name)
 	}
-	h.failures = 0
-	h.next = now() + jitter(resolveEvery)
-	k.see(l.host, h, l.addresses)
 }
 
-// see notes what a host name stands for now.
-func (k *keeper) see(name string, h *host, addresses []netip.Addr) {
-	if slices.Equal(h.addresses, addresses) {
-		return
+// see notes what a host name stands for, as somebody else found out.
+func (k *keeper) see(name string, addresses []netip.Addr) {
+	if k.resolver.put(name, addresses) {
+		k.moveTo(name)
 	}
-	h.addresses = addresses
-	for id := range h.users {
+}
+
+// moveTo gives all that have a host name the addresses for which it stands now.
+func (k *keeper) moveTo(name string) {
+	for id := range k.resolver.usersOf(name) {
 		if t := k.nodes[id]; t != nil {
-			t.entry = t.entry.at(addresses)
+			t.entry = t.entry.at(k.resolver.of(name))
 			k.change(id, t.entry)
 		}
 	}
@@ -266,39 +152,8 @@ func (k *keeper) see(name string, h *host, addresses []netip.Addr) {
 	}
 }
 
-// refresh queues the names that are due, and forgets those that nobody uses.
-func (k *keeper) refresh() {
-	at := now()
-	for name, h := range k.hosts {
-		switch {
-		case h.busy:
-		case len(h.users) == 0 && k.ports[name] == nil:
-			delete(k.hosts, name)
-		case h.next <= at:
-			h.busy = true
-			k.queue = append(k.queue, name)
-		}
-	}
-	if k.ticking = len(k.hosts) > 0; k.ticking {
-		k.tick.Reset(namesTick)
-	}
-}
-
 // stopResolving waits for the lookups that are under way. Their context has ended.
 func (k *keeper) stopResolving() {
-	k.tick.Stop()
 	k.locate.Stop()
-	for ; k.lookups > 0; k.lookups-- {
-		<-k.found
-	}
-}
-
-// jitter returns the duration, give or take a fifth.
-func jitter(d time.Duration) time.Duration {
-	return d*4/5 + time.Duration(rand.Int64N(int64(d)*2/5+1))
-}
-
-// lookupHost is the default lookup.
-func lookupHost(ctx context.Context, name string) ([]netip.Addr, error) {
-	return net.DefaultResolver.LookupNetIP(ctx, "ip", name)
+	k.resolver.stop()
 }

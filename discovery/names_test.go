@@ -346,3 +346,126 @@ func TestProbePermitted(t *testing.T) {
 		}
 	})
 }
+
+// What the names of others cost must not keep a good node from being used.
+func TestNamesOfOthersDelayNobody(t *testing.T) {
+	silent := func(z *zone) func(context.Context, string) ([]netip.Addr, error) {
+		return func(ctx context.Context, name string) ([]netip.Addr, error) {
+			if strings.HasPrefix(name, "silent") {
+				z.mu.Lock()
+				z.asked[name]++
+				z.mu.Unlock()
+				<-ctx.Done()
+				return nil, ctx.Err()
+			}
+			return z.lookup(ctx, name)
+		}
+	}
+	// resolves writes a good node and returns after how long it can be reached.
+	resolves := func(t *testing.T, m *discoverytest.Memory, d *discovery.Directory, id string) time.Duration {
+		t.Helper()
+		start := time.Now()
+		write(m, atEndpoint(newNode(id), "http://"+id+":80"))
+		for {
+			synctest.Wait()
+			if e := d.Snapshot().Node(id); e != nil && e.Address() != "" {
+				return time.Since(start)
+			}
+			if time.Since(start) > time.Hour {
+				t.Fatal("it is never resolved")
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+	}
+	t.Run("one node with a new name each time", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			z := newZone("good-1", "10.0.0.1", "good-2", "10.0.0.2")
+			m := discoverytest.NewMemory()
+			write(m, newNode("other"))
+			d := follow(t, m.Open(), discovery.Options{TTL: 24 * time.Hour, Lookup: silent(z)})
+			stop := make(chan struct{})
+			defer close(stop)
+			go func() {
+				for i := 0; ; i++ {
+					select {
+					case <-stop:
+						return
+					case <-time.After(100 * time.Millisecond):
+						write(m, atEndpoint(newNode("bad"), fmt.Sprintf("http://silent-%d:80", i)))
+					}
+				}
+			}()
+			time.Sleep(10 * time.Minute)
+			if took := resolves(t, m, d, "good-1"); took > time.Second {
+				t.Errorf("a good node is reached after %v", took)
+			}
+			z.mu.Lock()
+			asked := len(z.asked)
+			z.mu.Unlock()
+			if asked > 100 {
+				t.Errorf("one node had %d names looked up in ten minutes", asked)
+			}
+			// The names of a node that settles are looked up like those of any.
+			write(m, atEndpoint(newNode("bad"), "http://good-2:80"))
+		})
+	})
+	t.Run("many nodes whose name server is silent", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			z := newZone("good-1", "10.0.0.1", "good-2", "10.0.0.2", "good-3", "10.0.0.3")
+			z.delay = 20 * time.Millisecond
+			m := discoverytest.NewMemory()
+			for i := range 5000 {
+				write(m, atEndpoint(newNode(fmt.Sprint("bad", i)), fmt.Sprintf("http://silent-%d:80", i)))
+			}
+			d := follow(t, m.Open(), discovery.Options{TTL: 24 * time.Hour, Lookup: silent(z)})
+			<-d.Synced()
+			took := resolves(t, m, d, "good-1")
+			t.Logf("behind 5000 new names it took %v", took)
+			if took > time.Minute {
+				t.Errorf("behind 5000 new names a good node is reached after %v", took)
+			}
+			for _, wait := range []time.Duration{0, 10 * time.Minute, time.Hour} {
+				time.Sleep(wait)
+			}
+			if took = resolves(t, m, d, "good-2"); took > 2*time.Second {
+				t.Errorf("beside 5000 names that failed a good node is reached after %v", took)
+			}
+			// The good ones are followed as ever.
+			z.set("good-1", "10.0.0.9")
+			time.Sleep(40 * time.Second)
+			synctest.Wait()
+			if got := addresses(d, "good-1"); got != "[10.0.0.9] 10.0.0.9:80" {
+				t.Errorf("40 s after it moved: %s", got)
+			}
+			// And so are those whose server speaks again, though the others do not.
+			write(m, atEndpoint(newNode("bad7"), "http://good-3:80"))
+			time.Sleep(2 * time.Second)
+			synctest.Wait()
+			if got := addresses(d, "bad7"); got != "[10.0.0.3] 10.0.0.3:80" {
+				t.Errorf("with another record: %s", got)
+			}
+		})
+	})
+}
+
+// A name server that is merely slow delays its own names, and they are resolved in
+// the end, however many.
+func TestSlowNamesAreResolved(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		z := newZone()
+		z.delay = 3 * time.Second
+		m := discoverytest.NewMemory()
+		for i := range 300 {
+			z.names[fmt.Sprint("h", i)] = "10.0.0.1"
+			write(m, atEndpoint(newNode(fmt.Sprint("a", i)), fmt.Sprintf("http://h%d:80", i)))
+		}
+		d := follow(t, m.Open(), discovery.Options{TTL: 24 * time.Hour, Lookup: z.lookup})
+		time.Sleep(10 * time.Minute)
+		synctest.Wait()
+		for _, e := range d.Snapshot().Nodes() {
+			if e.Address() == "" {
+				t.Fatalf("%s is not resolved", e.Node.ID)
+			}
+		}
+	})
+}

@@ -241,7 +241,7 @@ func (k *keeper) endRestore(l Listing, at time.Duration) (awaited int) {
 		}
 		if t.entry.named {
 			name := t.entry.Node.Endpoint.Host()
-			k.see(name, k.host(name), t.entry.addresses)
+			k.see(name, t.entry.addresses)
 		}
 		k.occupy(t)
 		t.entry.vitals.renewed.Store(int64(at))

@@ -1,0 +1,482 @@
+package discovery
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+)
+
+const (
+	// A host name is looked up again so long after it was resolved, give or take
+	// a fifth. A resolver of the system does not tell for how long its answer
+	// holds.
+	resolveEvery = 30 * time.Second
+	// One that could not be resolved is tried again sooner at first, and one whose
+	// name server keeps silent more seldom in the end: it holds a lookup for long.
+	resolveRetry  = time.Second
+	resolveSeldom = 2 * time.Minute
+
+	lookupTimeout  = 5 * time.Second
+	maxLookups     = 32
+	maxSlowLookups = maxLookups / 2 // of names that failed or were slow the last time
+
+	// What one node may have asked for at once: its first names and those it changes
+	// to, at most three in a row and one each 30 seconds after that.
+	askEvery = 30 * time.Second
+	askBurst = 3
+
+	// namesTick is how often the resolver looks which names are due.
+	namesTick = time.Second
+)
+
+// lookupClass is the order in which names are looked up. The more time the last
+// lookup of a name took, the later its class: where name servers keep silent, that
+// costs the names that they serve and not the others.
+type lookupClass int
+
+const (
+	classKnown   lookupClass = iota // resolved, and quickly
+	classNew                        // never looked up
+	classFailing                    // not there, or a little slow; what follows is slower still
+	lookupClasses
+)
+
+const slowest = lookupClasses + 1
+
+// patience is how long a lookup may take where other names wait for its place.
+// Where none does it may take all of lookupTimeout.
+var patience = [slowest + 1]time.Duration{
+	classKnown: 200 * time.Millisecond, classNew: 200 * time.Millisecond,
+	classFailing: 600 * time.Millisecond, slowest - 1: 2400 * time.Millisecond, slowest: lookupTimeout,
+}
+
+// A resolver keeps known what host names stand for, in the background. Whoever
+// uses it has one name at a time. All its methods are for one goroutine, which
+// also receives from the channels that it shows; lookups run beside.
+type resolver struct {
+	lookup func(ctx context.Context, host string) ([]netip.Addr, error)
+
+	names   map[string]*hostName
+	users   map[string]*nameUser
+	queues  [slowest + 1][]*hostName
+	turn    int // takes known names and new ones by turns
+	running map[*hostName]struct{}
+	slow    int         // how many of the running ones are of classFailing or later
+	untried int         // names that were never looked up and are about to be
+	found   chan lookup // results, for done
+	tick    *time.Timer // for refresh
+	crowded *time.Timer // for start
+	ticking bool
+}
+
+// hostName is a name and what is known of it.
+type hostName struct {
+	name      string
+	users     map[string]struct{}
+	pinned    bool         // used by the directory itself
+	addresses []netip.Addr // sorted; none before the first success
+	tried     bool
+	cost      time.Duration // of its last lookup
+	failures  int
+	retry     *backoff.ExponentialBackOff
+	next      time.Duration // when it is looked up again
+
+	queued  bool
+	again   bool // it has to be asked once more after the lookup under way
+	class   lookupClass
+	began   time.Duration
+	cancel  context.CancelFunc // while a lookup is under way
+	dropped bool               // nobody knows it any more
+}
+
+// nameUser is somebody who has a name looked up.
+type nameUser struct {
+	name string
+	// paid is until when what it asked for is paid, at one for each askEvery.
+	paid time.Duration
+}
+
+// lookup is what a lookup found.
+type lookup struct {
+	of        *hostName
+	addresses []netip.Addr
+	err       error
+}
+
+func newResolver(find func(ctx context.Context, host string) ([]netip.Addr, error)) *resolver {
+	return &resolver{
+		lookup:  find,
+		names:   make(map[string]*hostName),
+		users:   make(map[string]*nameUser),
+		running: make(map[*hostName]struct{}),
+		found:   make(chan lookup, maxLookups),
+		tick:    stoppedTimer(),
+		crowded: stoppedTimer(),
+	}
+}
+
+// use notes the name that a user has from now on, and returns what is known of it.
+func (r *resolver) use(user, name string) []netip.Addr {
+	u := r.users[user]
+	if u == nil {
+		u = &nameUser{paid: now()}
+		r.users[user] = u
+	}
+	if u.name != name {
+		r.leave(user)
+		u.name = name
+	}
+	h := r.names[name]
+	if h == nil {
+		h = r.add(name)
+		h.next = math.MaxInt64
+	}
+	h.users[user] = struct{}{}
+	if len(h.addresses) == 0 && h.idle() && h.next > now() {
+		if wait := u.pay(); wait == 0 {
+			r.enqueue(h)
+		} else {
+			h.next = min(h.next, now()+wait)
+		}
+	}
+	return h.addresses
+}
+
+// leave ends what use began. What the user asked for is remembered for a while.
+func (r *resolver) leave(user string) {
+	u := r.users[user]
+	if u == nil {
+		return
+	}
+	if h := r.names[u.name]; h != nil {
+		delete(h.users, user)
+	}
+	u.name = ""
+}
+
+// leaveAll is leave for every user.
+func (r *resolver) leaveAll() {
+	for user := range r.users {
+		r.leave(user)
+	}
+}
+
+// pin keeps exactly these names known, whoever uses them.
+func (r *resolver) pin(names []string) {
+	for _, h := range r.names {
+		h.pinned = false
+	}
+	for _, name := range names {
+		h := r.names[name]
+		if h == nil {
+			h = r.add(name)
+		}
+		if h.pinned = true; len(h.addresses) == 0 && h.idle() {
+			r.enqueue(h)
+		}
+	}
+}
+
+// of returns what is known of a name.
+func (r *resolver) of(name string) []netip.Addr {
+	if h := r.names[name]; h != nil {
+		return h.addresses
+	}
+	return nil
+}
+
+// ask has the user's name looked up anew, soon: there is a reason to doubt what is
+// known. Who does that too often waits until the name is due anyway.
+func (r *resolver) ask(user string) {
+	u := r.users[user]
+	if u == nil || u.name == "" {
+		return
+	}
+	h := r.names[u.name]
+	if h == nil || h.queued || h.again || h.next <= now() || u.pay() > 0 {
+		return
+	}
+	if h.cancel != nil {
+		h.again = true
+		return
+	}
+	r.enqueue(h)
+}
+
+// pay takes one of what the user may ask for, or returns how long that has to wait.
+func (u *nameUser) pay() time.Duration {
+	paid := max(u.paid, now()) + askEvery
+	if wait := paid - now() - askBurst*askEvery; wait > 0 {
+		return wait
+	}
+	u.paid = paid
+	return 0
+}
+
+func (r *resolver) add(name string) *hostName {
+	h := &hostName{name: name, users: make(map[string]struct{})}
+	r.names[name] = h
+	if !r.ticking {
+		r.ticking = true
+		r.tick.Reset(namesTick)
+	}
+	return h
+}
+
+func (h *hostName) wanted() bool { return !h.dropped && (h.pinned || len(h.users) > 0) }
+
+// idle reports whether the name neither waits for a lookup nor is looked up.
+func (h *hostName) idle() bool { return !h.queued && h.cancel == nil }
+
+func (r *resolver) enqueue(h *hostName) {
+	switch {
+	case h.cost >= patience[slowest-1]:
+		h.class = slowest
+	case h.cost >= patience[classFailing]:
+		h.class = slowest - 1
+	case h.cost >= patience[classKnown], h.failures > 0:
+		h.class = classFailing
+	case !h.tried:
+		h.class = classNew
+	default:
+		h.class = classKnown
+	}
+	if !h.tried {
+		r.untried++
+	}
+	h.queued = true
+	r.queues[h.class] = append(r.queues[h.class], h)
+}
+
+// start looks up the names that wait for it, a bounded number at once.
+func (r *resolver) start(ctx context.Context) {
+	r.crowded.Stop()
+	for {
+		class, waits := r.nextClass()
+		if !waits {
+			return
+		}
+		if class >= classFailing && r.slow >= maxSlowLookups || len(r.running) >= maxLookups {
+			r.makeRoom(class)
+			return
+		}
+		queue := r.queues[class]
+		h, last := queue[0], len(queue)-1
+		if class == classNew && r.turn%4 == 3 {
+			// A node that comes beside a flood of others gets its turn, too.
+			h = queue[last]
+			queue[last] = nil
+			r.queues[class] = queue[:last]
+		} else {
+			queue[0] = nil
+			r.queues[class] = queue[1:]
+		}
+		if !h.wanted() {
+			r.untry(h)
+			h.queued = false
+			continue
+		}
+		r.turn++
+		h.queued, h.began = false, now()
+		ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
+		h.cancel = cancel
+		r.running[h] = struct{}{}
+		if class >= classFailing {
+			r.slow++
+		}
+		go func() {
+			defer cancel()
+			l := lookup{of: h}
+			l.addresses, l.err = lookUp(ctx, r.lookup, h.name)
+			r.found <- l
+		}()
+	}
+}
+
+// nextClass returns the class whose first name is looked up next. Names that
+// nobody uses any more lose their place.
+func (r *resolver) nextClass() (lookupClass, bool) {
+	first, found := lookupClass(0), false
+	for class := range r.queues {
+		for len(r.queues[class]) > 0 && !r.queues[class][0].wanted() {
+			r.untry(r.queues[class][0])
+			r.queues[class][0].queued = false
+			r.queues[class][0] = nil
+			r.queues[class] = r.queues[class][1:]
+		}
+		if len(r.queues[class]) > 0 && (!found || lookupClass(class) == classNew && r.turn%2 == 1) {
+			first, found = lookupClass(class), true
+		}
+	}
+	return first, found
+}
+
+// makeRoom gives up lookups in favour of names that wait, or has start called when
+// there is one that can be given up.
+func (r *resolver) makeRoom(class lookupClass) {
+	next := time.Duration(-1)
+	for h := range r.running {
+		if class >= classFailing && h.class < classFailing {
+			continue
+		}
+		left := h.began + patience[h.class] - now()
+		if left <= 0 {
+			h.cancel()
+		} else if next < 0 || left < next {
+			next = left
+		}
+	}
+	if next >= 0 {
+		r.crowded.Reset(next)
+	}
+}
+
+// untry notes that a name does not wait for its first lookup any more.
+func (r *resolver) untry(h *hostName) {
+	if !h.tried && h.queued {
+		r.untried--
+	}
+}
+
+// resolved is what became of a lookup.
+type resolved struct {
+	name    string
+	users   map[string]struct{}
+	changed bool
+	failed  error // the first failure in a row
+}
+
+// done takes in what a lookup found.
+func (r *resolver) done(l lookup) resolved {
+	h := l.of
+	delete(r.running, h)
+	if h.class >= classFailing {
+		r.slow--
+	}
+	h.cancel = nil
+	if !h.tried {
+		h.tried = true
+		r.untried--
+	}
+	if h.dropped {
+		return resolved{}
+	}
+	h.cost = now() - h.began
+	result := resolved{name: h.name, users: h.users}
+	if l.err != nil {
+		// Stale beats none: what the name stood for was checked, and it still is
+		// when it is dialled.
+		if h.failures++; h.failures == 1 {
+			result.failed = l.err
+			h.retry = &backoff.ExponentialBackOff{InitialInterval: resolveRetry, Multiplier: 2, RandomizationFactor: 0.2}
+			if len(h.addresses) > 0 {
+				h.retry.InitialInterval = resolveEvery
+			}
+		}
+		h.retry.MaxInterval = resolveEvery
+		if h.cost > patience[classFailing] {
+			h.retry.MaxInterval = resolveSeldom
+		}
+		h.next = now() + h.retry.NextBackOff()
+	} else {
+		h.failures, h.retry = 0, nil
+		h.next = now() + jitter(resolveEvery)
+		result.changed = r.put(h.name, l.addresses)
+	}
+	if h.again {
+		h.again = false
+		r.enqueue(h)
+	}
+	return result
+}
+
+// put notes what a name stands for, and reports whether that is news.
+func (r *resolver) put(name string, addresses []netip.Addr) bool {
+	h := r.names[name]
+	if h == nil {
+		h = r.add(name)
+		h.tried, h.next = true, now()+jitter(resolveEvery)
+	}
+	changed := !slices.Equal(h.addresses, addresses)
+	h.addresses = addresses
+	return changed
+}
+
+// usersOf returns who uses a name. Read it only.
+func (r *resolver) usersOf(name string) map[string]struct{} {
+	if h := r.names[name]; h != nil {
+		return h.users
+	}
+	return nil
+}
+
+// refresh queues the names that are due, and forgets those that nobody uses.
+func (r *resolver) refresh() {
+	at := now()
+	for name, h := range r.names {
+		switch {
+		case !h.wanted():
+			r.untry(h)
+			h.queued, h.dropped = false, true
+			delete(r.names, name)
+			if h.cancel != nil {
+				h.cancel()
+			}
+		case h.idle() && h.next <= at:
+			r.enqueue(h)
+		}
+	}
+	for user, u := range r.users {
+		if u.name == "" && (u.paid <= at || len(r.users) > 2*MaxNodes) {
+			delete(r.users, user)
+		}
+	}
+	if r.ticking = len(r.names) > 0 || len(r.users) > 0; r.ticking {
+		r.tick.Reset(namesTick)
+	}
+}
+
+// stop waits for the lookups that are under way. Their context has ended.
+func (r *resolver) stop() {
+	r.tick.Stop()
+	r.crowded.Stop()
+	for range len(r.running) {
+		<-r.found
+	}
+}
+
+// lookUp returns the addresses behind a name, sorted.
+func lookUp(ctx context.Context, lookup func(context.Context, string) ([]netip.Addr, error), name string) ([]netip.Addr, error) {
+	found, err := lookup(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	addresses := make([]netip.Addr, 0, len(found))
+	for _, addr := range found {
+		if addr = addr.Unmap().WithZone(""); addr.IsValid() {
+			addresses = append(addresses, addr)
+		}
+	}
+	if len(addresses) == 0 {
+		return nil, fmt.Errorf("looking up %s: no address", name)
+	}
+	slices.SortFunc(addresses, netip.Addr.Compare)
+	return slices.Compact(addresses), nil
+}
+
+// jitter returns the duration, give or take a fifth.
+func jitter(d time.Duration) time.Duration {
+	return d*4/5 + time.Duration(rand.Int64N(int64(d)*2/5+1))
+}
+
+// lookupHost is the default lookup.
+func lookupHost(ctx context.Context, name string) ([]netip.Addr, error) {
+	return net.DefaultResolver.LookupNetIP(ctx, "ip", name)
+}
