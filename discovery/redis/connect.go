@@ -132,8 +132,11 @@ func (d *connector) commands() goredis.UniversalClient {
 func (d *connector) connect(ctx context.Context, network, address string) (net.Conn, error) {
 	d.locate(address)
 	conn, err := (&net.Dialer{KeepAlive: 15 * time.Second}).DialContext(ctx, network, address)
-	if err != nil || !d.config.secure() {
-		return conn, err
+	if err != nil {
+		return nil, err
+	}
+	if !d.config.secure() {
+		return limit(conn), nil
 	}
 	host, _, _ := net.SplitHostPort(address)
 	config, err := d.config.files().Config(host)
@@ -150,7 +153,7 @@ func (d *connector) connect(ctx context.Context, network, address string) (net.C
 		}
 		return nil, fmt.Errorf("connecting to %s: %w", address, err)
 	}
-	return secure, nil
+	return limit(secure), nil
 }
 
 func (d *connector) dial(ctx context.Context, network, address string) (net.Conn, error) {

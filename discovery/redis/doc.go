@@ -22,6 +22,10 @@
 // written since the last look, and everything only when the number of members
 // says that something else happened, and every few seconds.
 //
+// What is longer than a record may be is not read: the script puts its length in its
+// place. Of all other answers of the server no string is read for longer than that
+// either.
+//
 // # Keys
 //
 // A key holds a record and expires with it; it exists, so the node lives. A look

@@ -10,6 +10,9 @@ import (
 	goredis "github.com/redis/go-redis/v9"
 )
 
+// maxOverride is the longest override that is read; ours have a hundred bytes.
+const maxOverride = 4 << 10
+
 // overridesKey is the hash of the operator's overrides, by the node's id. The
 // channel on which a change of it is announced has the same name.
 func (r *Registry) overridesKey() string { return r.config.side("overrides") }
@@ -25,13 +28,19 @@ func (r *Registry) Overrides(ctx context.Context) (map[string]discovery.Override
 }
 
 func (r *Registry) readOverrides(ctx context.Context) (map[string]string, error) {
-	var records map[string]string
+	var answer any
 	err := r.do(ctx, func(ctx context.Context) (err error) {
-		records, err = r.commands.HGetAll(ctx, r.overridesKey()).Result()
+		answer, err = overridesScript.run(ctx, r.commands, []string{r.overridesKey()},
+			discovery.MaxID, maxOverride, discovery.MaxNodes)
 		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("reading the overrides: %w", err)
+	}
+	flat := listOf(answer)
+	records := make(map[string]string, len(flat)/2)
+	for i := 0; i+1 < len(flat); i += 2 {
+		records[flat[i]] = flat[i+1]
 	}
 	return records, nil
 }

@@ -18,12 +18,21 @@ var (
 	withdrawKeyLua string
 	//go:embed override.lua
 	overrideLua string
+	//go:embed overrides.lua
+	overridesLua string
+	//go:embed history.lua
+	historyLua string
+	//go:embed record.lua
+	recordLua string
 
 	announceScript    = newScript(announceLua)
 	withdrawScript    = newScript(withdrawLua)
 	lookScript        = newScript(lookLua)
 	withdrawKeyScript = newScript(withdrawKeyLua)
 	overrideScript    = newScript(overrideLua)
+	overridesScript   = newScript(overridesLua)
+	historyScript     = newScript(historyLua)
+	recordScript      = newScript(recordLua)
 )
 
 type script struct {
@@ -38,4 +47,14 @@ func newScript(source string) script { return script{source, goredis.NewScript(s
 func (s script) run(ctx context.Context, c goredis.Scripter, keys []string, args ...any) (any, error) {
 	answer, err := s.Run(ctx, c, keys, args...).Result()
 	return answer, explainScript(err, s.source)
+}
+
+// listOf returns the strings of a list that a script answered.
+func listOf(answer any) []string {
+	list, _ := answer.([]any)
+	out := make([]string, len(list))
+	for i := range list {
+		out[i], _ = list[i].(string)
+	}
+	return out
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"maps"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -31,6 +32,24 @@ const (
 	wholeInterval = 5 * time.Second
 	// How long the stream may lag behind what looks have found in it.
 	streamLag = 2 * time.Second
+	// How long a member that is too long counts as being there because as many as
+	// before have its score. To look at it costs the server a copy of it.
+	longInterval = time.Minute
+	// maxLong is of how many scores that may be known.
+	maxLong = 64
+)
+
+// Bounds of what one look reads.
+const (
+	// maxRead is how many bytes of records are read without a question; a hundred
+	// thousand usual ones are a fourth of it.
+	maxRead = 128 << 20
+	// usualRecord is the longest record that is read when there are more. It bounds
+	// the rest without a judgement about who may be listed.
+	usualRecord = 1 << 10
+	// maxMembers is how many members are read. Those of nodes that come and go
+	// twice as often as a directory has room for are among the newest.
+	maxMembers = 2 * discovery.MaxNodes
 )
 
 // sortedSet is the layout of one sorted set.
@@ -90,9 +109,11 @@ func (l *sortedSet) Withdraw(ctx context.Context, n discovery.Node) error {
 }
 
 func (l *sortedSet) record(ctx context.Context, id string) (string, error) {
-	member, err := l.r.commands.HGet(ctx, l.members, id).Result()
 	// The digest and a space come first: see announce.lua.
-	return member[min(len(member), 17):], err
+	const before = 17
+	answer, err := recordScript.run(ctx, l.r.commands, []string{l.members}, id, before+discovery.MaxRecord)
+	member, _ := answer.(string)
+	return member[min(len(member), before):], err
 }
 
 // History reads the stream backwards, in parts, so that it keeps the server from
@@ -104,39 +125,68 @@ func (l *sortedSet) History(ctx context.Context, id string, limit int) ([]discov
 	const page = 1000
 	var revisions []discovery.Revision
 	for end := "+"; ; {
-		var entries []goredis.XMessage
+		var answer any
 		err := l.r.do(ctx, func(ctx context.Context) (err error) {
-			entries, err = l.r.commands.XRevRangeN(ctx, l.changes, end, "-", page).Result()
+			answer, err = historyScript.run(ctx, l.r.commands, []string{l.changes},
+				id, end, page, limit-len(revisions), discovery.MaxRecord)
 			return err
 		})
 		if err != nil {
 			return nil, err
 		}
+		more, last, entries := readHistory(answer)
 		for _, m := range entries {
-			e, err := parseEntry(m)
-			if err != nil || e.id != id || e.kind == entryOverride {
-				continue
-			}
-			revision := discovery.Revision{Number: e.seq, Time: e.time, Type: discovery.Put}
-			switch e.kind {
-			case entryLeft:
-				revision.Type = discovery.Left
-			case entryExpired:
-				revision.Type = discovery.Expired
-			default:
-				if revision.Node, revision.Err = discovery.ParseNode([]byte(e.record)); revision.Err != nil {
-					revision.Type, revision.Node = discovery.Rejected, discovery.Node{}
-				}
-			}
-			if revisions = append(revisions, revision); len(revisions) == limit {
-				return revisions, nil
+			if e, err := parseEntry(m); err == nil && e.kind != entryOverride {
+				revisions = append(revisions, e.revision())
 			}
 		}
-		if len(entries) < page {
+		if len(revisions) >= limit || !more {
 			return revisions, nil
 		}
-		end = before(entries[len(entries)-1].ID)
+		end = before(last)
 	}
+}
+
+// readHistory reads what the script answered: whether there may be more entries, the
+// id of the last that it looked at, and those about the node.
+func readHistory(answer any) (more bool, last string, entries []goredis.XMessage) {
+	parts, _ := answer.([]any)
+	if len(parts) != 3 {
+		return false, "", nil
+	}
+	n, _ := parts[0].(int64)
+	last, _ = parts[1].(string)
+	found, _ := parts[2].([]any)
+	for _, f := range found {
+		entry, _ := f.([]any)
+		if len(entry) != 2 {
+			continue
+		}
+		m := goredis.XMessage{Values: make(map[string]any)}
+		m.ID, _ = entry[0].(string)
+		fields := listOf(entry[1])
+		for i := 0; i+1 < len(fields); i += 2 {
+			m.Values[fields[i]] = fields[i+1]
+		}
+		entries = append(entries, m)
+	}
+	return n == 1 && last != "", last, entries
+}
+
+// revision returns the entry as history.
+func (e entry) revision() discovery.Revision {
+	r := discovery.Revision{Number: e.seq, Time: e.time, Type: discovery.Put}
+	switch e.kind {
+	case entryLeft:
+		r.Type = discovery.Left
+	case entryExpired:
+		r.Type = discovery.Expired
+	default:
+		if r.Node, r.Err = discovery.ParseNode([]byte(e.record)); r.Err != nil {
+			r.Type, r.Node = discovery.Rejected, discovery.Node{}
+		}
+	}
+	return r
 }
 
 // before returns the id before one of the stream. Redis understands "(" only
@@ -196,6 +246,7 @@ type member struct {
 	look  uint64 // the last look that found it
 	seq   uint64 // of the entry of the stream that brought it, or 0
 	node  *discovery.Node
+	long  int // the length of one that is too long to be read; else 0
 }
 
 // nameless begins the names that are made up. No id may contain it.
@@ -204,7 +255,11 @@ const nameless = "\x00"
 // parse reads the record. It is not kept longer than for one event: it would
 // double what a large fleet takes.
 func (m *member) parse(records *discovery.Parser) {
-	n, err := records.Parse([]byte(m.text))
+	var n discovery.Node
+	err := tooLong(m.long)
+	if m.long == 0 {
+		n, err = records.Parse([]byte(m.text))
+	}
 	m.err, m.id, m.node = err, n.ID, nil
 	if err == nil {
 		m.node = &n
@@ -214,6 +269,43 @@ func (m *member) parse(records *discovery.Parser) {
 		_, _ = h.Write([]byte(m.text))
 		m.id = fmt.Sprintf("%s%08x", nameless, h.Sum32())
 	}
+}
+
+// tooLong says why a record of so many bytes was not read.
+func tooLong(length int) error {
+	if length > discovery.MaxRecord {
+		return fmt.Errorf("%w record: %d bytes, want at most %d", discovery.ErrInvalid, length, discovery.MaxRecord)
+	}
+	return fmt.Errorf("%w record: %d bytes, and at most %d are read where all records together are more than %d MiB",
+		discovery.ErrInvalid, length, usualRecord, maxRead>>20)
+}
+
+// idAt finds the id in the beginning of a record that cannot be read.
+var idAt = regexp.MustCompile(`(?i)"nodeId"\s*:\s*"([^"\\]{1,128})"`)
+
+// guessID returns the id that the beginning of a record names, to be shown, or "".
+func guessID(beginning string) string {
+	if found := idAt.FindStringSubmatch(beginning); found != nil {
+		return found[1]
+	}
+	return ""
+}
+
+// longMember is one that a look found and did not read.
+type longMember struct {
+	text   string // made up: what tells it from others, and its beginning
+	length int
+}
+
+// readLong reads what stands in the place of a member that is too long.
+func readLong(answer []any) (longMember, bool) {
+	if len(answer) != 3 {
+		return longMember{}, false
+	}
+	length, _ := answer[0].(int64)
+	sum, _ := answer[1].(string)
+	beginning, _ := answer[2].(string)
+	return longMember{text: fmt.Sprintf("%s%d %s %s", nameless, length, sum, beginning), length: int(length)}, length > 0
 }
 
 // node is what a watch knows of one id.
@@ -255,6 +347,8 @@ type setView struct {
 	clockBefore float64
 	margin      time.Duration
 	wholeAt     time.Time
+	long        map[string][]longMember // by score, as the server writes it: those that share it with no other
+	longAt      time.Time               // when they were looked at last
 }
 
 func (l *sortedSet) watch(ctx context.Context, w *watch) (view, error) {
@@ -336,6 +430,13 @@ type setLook struct {
 	count  int    // members of the set
 	texts  []string
 	scores []float64
+	sizes  []int // of members that are too long, of which the texts are made up; else 0
+
+	known     []string                // scores that only members had that were too long
+	knownLong [][]longMember          // those members
+	long      map[string][]longMember // by score; it is nobody else's
+	afresh    bool                    // all such were looked at
+	alike     map[string]int          // how often a made-up text came
 }
 
 func (v *setView) look(q request) func(context.Context) (any, error) {
@@ -344,6 +445,8 @@ func (v *setView) look(q request) func(context.Context) (any, error) {
 		least:   max(v.seq, v.streamed),
 		since:   v.clock - float64(v.margin.Milliseconds()),
 		started: time.Now(),
+		long:    make(map[string][]longMember),
+		afresh:  time.Since(v.longAt) >= longInterval,
 	}
 	lowest, keys := "-inf", []string{v.set, v.changes, v.meta}
 	if v.narrow {
@@ -352,10 +455,25 @@ func (v *setView) look(q request) func(context.Context) (any, error) {
 	if !l.whole {
 		lowest = strconv.FormatFloat(l.since, 'f', 0, 64)
 	}
+	// Where the stream begins matters to the listing; and whether it may be read,
+	// where it is not.
+	last := "0"
+	if !v.listed || !v.streams {
+		last = "1"
+	}
+	args := []any{lowest, last, discovery.MaxRecord, maxRead, usualRecord, maxMembers}
+	if l.afresh = l.afresh && l.whole; !l.afresh {
+		for _, score := range v.longScores() {
+			if at, _ := strconv.ParseFloat(score, 64); l.whole || at >= l.since {
+				l.known, l.knownLong = append(l.known, score), append(l.knownLong, v.long[score])
+				args = append(args, score, len(v.long[score]))
+			}
+		}
+	}
 	return func(ctx context.Context) (any, error) {
 		var answer any
 		err := v.r.do(ctx, func(ctx context.Context) (err error) {
-			answer, err = lookScript.run(ctx, v.r.commands, keys, lowest)
+			answer, err = lookScript.run(ctx, v.r.commands, keys, args...)
 			return err
 		})
 		if err == nil {
@@ -370,18 +488,11 @@ func (v *setView) look(q request) func(context.Context) (any, error) {
 
 func (l *setLook) read(answer any) error {
 	parts, _ := answer.([]any)
-	if len(parts) != 6 {
+	if len(parts) != 7 {
 		return fmt.Errorf("%w: the script answered %d parts", discovery.ErrUnsupported, len(parts))
 	}
-	texts := func(v any) []string {
-		list, _ := v.([]any)
-		out := make([]string, len(list))
-		for i := range list {
-			out[i], _ = list[i].(string)
-		}
-		return out
-	}
-	if t := texts(parts[0]); len(t) == 2 {
+	list := func(v any) []any { l, _ := v.([]any); return l }
+	if t := listOf(parts[0]); len(t) == 2 {
 		sec, _ := strconv.ParseFloat(t[0], 64)
 		usec, _ := strconv.ParseFloat(t[1], 64)
 		l.clock = sec*1e3 + usec/1e3
@@ -392,18 +503,69 @@ func (l *setLook) read(answer any) error {
 	l.last, _ = parts[3].(string)
 	count, _ := parts[4].(int64)
 	l.count = int(count)
-	flat := texts(parts[5])
-	l.texts = make([]string, 0, len(flat)/2)
-	l.scores = make([]float64, 0, len(flat)/2)
-	for i := 0; i+1 < len(flat); i += 2 {
-		score, err := strconv.ParseFloat(flat[i+1], 64)
-		if err != nil {
-			return fmt.Errorf("%w score %q: %w", discovery.ErrInvalid, flat[i+1], err)
+	for _, page := range list(parts[5]) {
+		if err := l.readPage(list(page)); err != nil {
+			return err
 		}
-		l.texts = append(l.texts, flat[i])
-		l.scores = append(l.scores, score)
+	}
+	return l.readSkipped(list(parts[6]))
+}
+
+// readPage reads members and their scores.
+func (l *setLook) readPage(page []any) error {
+	for i := 0; i+1 < len(page); i += 2 {
+		score, _ := page[i+1].(string)
+		at, err := strconv.ParseFloat(score, 64)
+		if err != nil {
+			return fmt.Errorf("%w score %q: %w", discovery.ErrInvalid, score, err)
+		}
+		switch m := page[i].(type) {
+		case string:
+			l.add(m, at, 0)
+		case []any:
+			if long, ok := readLong(m); ok {
+				l.add(long.text, at, long.length)
+				l.long[score] = append(l.long[score], long)
+			}
+		}
 	}
 	return nil
+}
+
+// readSkipped adds the members of scores at which the server looked no further.
+// What is known of the others' was read anew.
+func (l *setLook) readSkipped(skipped []any) error {
+	if len(skipped) != len(l.known) {
+		return fmt.Errorf("%w: the script answered for %d scores of %d", discovery.ErrUnsupported, len(skipped), len(l.known))
+	}
+	for i, score := range l.known {
+		n := l.knownLong[i]
+		if skip, _ := skipped[i].(int64); skip == 0 {
+			continue
+		}
+		at, err := strconv.ParseFloat(score, 64)
+		if err != nil {
+			return fmt.Errorf("%w score %q: %w", discovery.ErrInvalid, score, err)
+		}
+		for _, m := range n {
+			l.add(m.text, at, m.length)
+		}
+		l.long[score] = n
+	}
+	return nil
+}
+
+func (l *setLook) add(text string, score float64, long int) {
+	if long > 0 {
+		// Two that are alike where we looked are still two.
+		if l.alike == nil {
+			l.alike = make(map[string]int)
+		}
+		if l.alike[text]++; l.alike[text] > 1 {
+			text = fmt.Sprintf("%s #%d", text, l.alike[text])
+		}
+	}
+	l.texts, l.scores, l.sizes = append(l.texts, text), append(l.scores, score), append(l.sizes, long)
 }
 
 func (v *setView) list(ctx context.Context) (discovery.Listing, error) {
@@ -499,11 +661,12 @@ func (v *setView) apply(result any) (next request, after time.Duration, err erro
 	}
 
 	var found []*node
+	v.noteLong(l)
 	for i, text := range l.texts {
 		m, score := v.members[text], l.scores[i]
 		fresh := m == nil
 		if fresh {
-			m = &member{text: text, score: score}
+			m = &member{text: text, score: score, long: l.sizes[i]}
 			m.parse(&v.records)
 			v.members[text] = m
 		}
@@ -542,6 +705,41 @@ func (v *setView) apply(result any) (next request, after time.Duration, err erro
 		}
 	}
 	return request{}, 0, nil
+}
+
+// noteLong remembers the members that are too long.
+func (v *setView) noteLong(l *setLook) {
+	if l.whole {
+		v.long = l.long
+		if l.afresh {
+			v.longAt = l.started
+		}
+		return
+	}
+	if v.long == nil {
+		v.long = make(map[string][]longMember)
+	}
+	maps.Copy(v.long, l.long)
+}
+
+// longScores returns the scores of the largest of them, in order.
+func (v *setView) longScores() []string {
+	size := func(score string) (n int) {
+		for _, m := range v.long[score] {
+			n += m.length
+		}
+		return n
+	}
+	scores := slices.SortedFunc(maps.Keys(v.long), func(a, b string) int {
+		return cmp.Or(cmp.Compare(size(b), size(a)), cmp.Compare(a, b))
+	})
+	scores = scores[:min(len(scores), maxLong)]
+	slices.SortFunc(scores, func(a, b string) int {
+		x, _ := strconv.ParseFloat(a, 64)
+		y, _ := strconv.ParseFloat(b, 64)
+		return cmp.Compare(x, y)
+	})
+	return scores
 }
 
 // place finds out where in the registry's life the look was taken.
@@ -672,7 +870,7 @@ func (v *setView) forget(n *node) {
 // has a made-up key, to be told from others.
 func (m *member) event() discovery.Event {
 	if made, ok := strings.CutPrefix(m.id, nameless); ok {
-		return discovery.Event{Key: "#" + made}
+		return discovery.Event{Key: "#" + made, ID: guessID(m.text[:min(len(m.text), 512)])}
 	}
 	return discovery.Event{ID: m.id}
 }
@@ -682,7 +880,8 @@ func (v *setView) stream(entries []goredis.XMessage) error {
 	for _, x := range entries {
 		e, err := parseEntry(x)
 		if err != nil {
-			return err
+			// Somebody else's. If it stands for one of ours the sequence shows it.
+			continue
 		}
 		if e.seq != v.streamed+1 {
 			return fmt.Errorf("%w: the stream of changes goes from %d to %d", discovery.ErrBroken, v.streamed, e.seq)
@@ -718,6 +917,9 @@ func (v *setView) stream(entries []goredis.XMessage) error {
 }
 
 func (v *setView) streamPut(n *node, e entry) {
+	if len(e.record) > discovery.MaxRecord {
+		return // the next look finds what became of the node
+	}
 	if m := v.members[e.record]; m != nil {
 		// A look was faster.
 		m.seq = e.seq

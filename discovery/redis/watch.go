@@ -28,6 +28,8 @@ const (
 	// keys ran out that nobody could renew.
 	slowLook    = 500 * time.Millisecond
 	slowestLook = 2 * time.Second
+	// How many entries one XREAD asks for: each may hold a record.
+	streamCount = 250
 	// How long one XREAD waits for changes.
 	block = time.Second
 	// How long a subscription may say nothing before it is asked, and then to
@@ -341,7 +343,7 @@ func (w *watch) read(ctx context.Context, client *goredis.Client, key, id string
 			// The library's own limit for a blocked read is ten seconds more.
 			readCtx, cancel := context.WithTimeout(ctx, block+readTimeout)
 			streams, err := client.XRead(readCtx, &goredis.XReadArgs{
-				Streams: []string{key, id}, Count: 1000, Block: block,
+				Streams: []string{key, id}, Count: streamCount, Block: block,
 			}).Result()
 			cancel()
 			switch {
