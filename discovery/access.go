@@ -64,21 +64,88 @@ var never = []struct {
 	// What else hands out a cloud's credentials, beside 169.254.169.254.
 	{netip.MustParsePrefix("100.100.100.200/32"), "cloud metadata"},     // Alibaba
 	{netip.MustParsePrefix("168.63.129.16/32"), "cloud metadata"},       // Azure
+	{netip.MustParsePrefix("192.0.0.192/32"), "cloud metadata"},         // Oracle, the elder
 	{netip.MustParsePrefix("fd00:ec2::254/128"), "cloud metadata"},      // AWS
+	{netip.MustParsePrefix("fd00:ec2::23/128"), "cloud metadata"},       // AWS, identities of pods
 	{netip.MustParsePrefix("fd20:ce::254/128"), "cloud metadata"},       // Google
 	{netip.MustParsePrefix("fd00:c1::a9fe:a9fe/128"), "cloud metadata"}, // Oracle
+	{netip.MustParsePrefix("fd00:42::42/128"), "cloud metadata"},        // Scaleway
+	{netip.MustParsePrefix("fd00:a9fe:a9fe::1/128"), "cloud metadata"},  // Linode
 }
 
-// translated are the IPv6 ranges behind which an IPv4 address may stand: what a
-// translator on the way makes of them is what counts.
-var translated = []struct {
+// embedded4 is a place of IPv6 addresses at which an IPv4 address may stand: what a
+// translator or a tunnel on the way makes of it is what counts.
+type embedded4 struct {
 	prefix netip.Prefix
-	at     int // the bit at which the IPv4 address begins
-}{
-	{netip.MustParsePrefix("64:ff9b::/96"), 96},   // NAT64, RFC 6052
-	{netip.MustParsePrefix("64:ff9b:1::/48"), 96}, // NAT64 of one site, RFC 8215
-	{netip.MustParsePrefix("2002::/16"), 16},      // 6to4
-	{netip.MustParsePrefix("::/96"), 96},          // IPv4-compatible
+	at     int  // the bit at which the IPv4 address begins
+	split  bool // it skips the bits 64 to 71 (RFC 6052, section 2.2)
+	not    bool // all its bits are inverted
+	// guess says that the place is one of several, of which only the site knows the
+	// right one. What reads as 0.0.0.0/8 there is the padding of another.
+	guess bool
+}
+
+var embeddings = []embedded4{
+	{prefix: netip.MustParsePrefix("64:ff9b::/96"), at: 96}, // NAT64, RFC 6052
+	// NAT64 of one site, RFC 8215, at each length of RFC 6052 that fits.
+	{prefix: netip.MustParsePrefix("64:ff9b:1::/48"), at: 96, guess: true},
+	{prefix: netip.MustParsePrefix("64:ff9b:1::/48"), at: 64, split: true, guess: true},
+	{prefix: netip.MustParsePrefix("64:ff9b:1::/48"), at: 56, split: true, guess: true},
+	{prefix: netip.MustParsePrefix("64:ff9b:1::/48"), at: 48, split: true, guess: true},
+	{prefix: netip.MustParsePrefix("2002::/16"), at: 16},            // 6to4, RFC 3056
+	{prefix: netip.MustParsePrefix("2001::/32"), at: 32},            // Teredo, RFC 4380: its server
+	{prefix: netip.MustParsePrefix("2001::/32"), at: 96, not: true}, // and its client
+	{prefix: netip.MustParsePrefix("::ffff:0:0:0/96"), at: 96},      // IPv4-translated, SIIT, RFC 2765
+	{prefix: netip.MustParsePrefix("::/96"), at: 96},                // IPv4-compatible, RFC 4291
+}
+
+// isatap is the place in addresses of any prefix whose interface identifier is one
+// of ISATAP (RFC 5214, section 6.1).
+var isatap = embedded4{at: 96}
+
+// in returns the IPv4 address that stands at the place.
+func (p *embedded4) in(addr netip.Addr) netip.Addr {
+	bytes := addr.As16()
+	var v4 [4]byte
+	at := p.at / 8
+	for i := range v4 {
+		if p.split && at == 8 {
+			at++
+		}
+		v4[i] = bytes[at]
+		if p.not {
+			v4[i] = ^v4[i]
+		}
+		at++
+	}
+	return netip.AddrFrom4(v4)
+}
+
+// reach returns how many bits of the IPv6 address determine the first ones of the
+// IPv4 address.
+func (p *embedded4) reach(bits int) int {
+	if p.split && p.at+bits > 64 {
+		bits += 8
+	}
+	return p.at + bits
+}
+
+// eachEmbedded calls f with each place of the address at which an IPv4 address may
+// stand, until it returns false.
+func eachEmbedded(addr netip.Addr, f func(p *embedded4) bool) {
+	if !addr.Is6() || addr == netip.IPv6Unspecified() || addr == netip.IPv6Loopback() {
+		return
+	}
+	for i := range embeddings {
+		if embeddings[i].prefix.Contains(addr) && !f(&embeddings[i]) {
+			return
+		}
+	}
+	bytes := addr.As16()
+	// The first byte has the bits that say whether it is unique and whether a group.
+	if bytes[8]&^0x03 == 0 && bytes[9] == 0 && bytes[10] == 0x5e && bytes[11] == 0xfe {
+		f(&isatap)
+	}
 }
 
 var privateRanges = []netip.Prefix{
@@ -94,7 +161,7 @@ var privateRanges = []netip.Prefix{
 // pass unless a range of Allow that lies inside of them names them: loopback
 // (where Loopback is not set), link-local, unspecified, broadcast and multicast
 // addresses and those at which clouds hand out credentials, also where they are
-// written as IPv6 (mapped, compatible, NAT64, 6to4); and, unless Allow names the
+// written as IPv6 (mapped, compatible, translated, NAT64, 6to4, Teredo, ISATAP); and, unless Allow names the
 // single address, LocalPorts on this machine and the registry itself. The error
 // wraps [ErrInvalid].
 func NewRules(a Access) (*Rules, error) {
@@ -247,59 +314,74 @@ func usual(addresses []netip.Addr) bool {
 				return false
 			}
 		}
-		for _, t := range translated {
-			if t.prefix.Contains(addr) {
-				return false
-			}
+		hides := false
+		eachEmbedded(addr, func(*embedded4) bool { hides = true; return false })
+		if hides {
+			return false
 		}
 	}
 	return true
 }
 
 func (r *Rules) checkAddress(addr netip.Addr, port uint16, usual bool, registry []netip.AddrPort) string {
-	if usual {
-		return r.checkForm(addr, addr, addr.BitLen(), port, registry)
-	}
 	addr = addr.Unmap().WithZone("")
 	if !addr.IsValid() {
 		return "no address"
 	}
-	if reason := r.checkForm(addr, addr, 0, port, registry); reason != "" || addr.Is4() {
+	if !usual {
+		if reason := r.checkReserved(addr, addr, nil); reason != "" {
+			return reason
+		}
+	}
+	reason := r.checkMeaning(addr, addr, port, registry)
+	if usual || reason != "" {
 		return reason
 	}
-	for _, t := range translated {
-		if t.prefix.Contains(addr) && addr != netip.IPv6Unspecified() && addr != netip.IPv6Loopback() {
-			bytes := addr.As16()
-			v4 := netip.AddrFrom4([4]byte(bytes[t.at/8 : t.at/8+4]))
-			if reason := r.checkForm(addr, v4, t.at, port, registry); reason != "" {
-				return reason
+	guesses, padding := 0, 0
+	eachEmbedded(addr, func(p *embedded4) bool {
+		meaning := p.in(addr)
+		if p.guess {
+			if guesses++; meaning.As4()[0] == 0 {
+				padding++
+				return true
 			}
 		}
+		if reason = r.checkReserved(addr, meaning, p); reason == "" {
+			reason = r.checkMeaning(addr, meaning, port, registry)
+		}
+		return reason == ""
+	})
+	if reason == "" && guesses > 0 && guesses == padding && !r.allow.lifts(addr, addr.BitLen()) {
+		return "unspecified"
+	}
+	return reason
+}
+
+// checkReserved checks one meaning of an address, which stands at a place of it,
+// against the ranges that never pass. Only the address as it stands can lift them.
+func (r *Rules) checkReserved(addr, meaning netip.Addr, p *embedded4) string {
+	for _, n := range never {
+		if !n.prefix.Contains(meaning) {
+			continue
+		}
+		bits := n.prefix.Bits()
+		if p != nil {
+			bits = p.reach(bits)
+		} else if meaning.IsLoopback() && r.loopback {
+			break
+		}
+		if _, denied := r.deny.contains(meaning); !denied && !r.allow.lifts(addr, bits) {
+			return n.reason
+		}
+		break
 	}
 	return ""
 }
 
-// checkForm checks one meaning of an address, which begins at a bit of it; at its
-// end there is nothing to check but what was configured. Only the address as it
-// stands can lift anything.
-func (r *Rules) checkForm(addr, meaning netip.Addr, at int, port uint16, registry []netip.AddrPort) string {
+// checkMeaning checks one meaning of an address against what was configured.
+func (r *Rules) checkMeaning(addr, meaning netip.Addr, port uint16, registry []netip.AddrPort) string {
 	if pattern, ok := r.deny.contains(meaning); ok {
 		return "by deny " + pattern
-	}
-	for _, n := range never {
-		if at == addr.BitLen() {
-			break
-		}
-		if !n.prefix.Contains(meaning) {
-			continue
-		}
-		if meaning.IsLoopback() && r.loopback && at == 0 {
-			break
-		}
-		if !r.allow.lifts(addr, at+n.prefix.Bits()) {
-			return n.reason
-		}
-		break
 	}
 	reserved := ""
 	switch {

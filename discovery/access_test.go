@@ -91,6 +91,34 @@ func TestRules(t *testing.T) {
 		{name: "AWS", endpoint: "[fd00:ec2::254]:80", want: "denied: cloud metadata"},
 		{name: "Alibaba by NAT64", endpoint: "[64:ff9b::100.100.100.200]:80", want: "denied: cloud metadata"},
 
+		{name: "Oracle, the elder", endpoint: "192.0.0.192:80", want: "denied: cloud metadata"},
+		{name: "Scaleway", endpoint: "[fd00:42::42]:80", want: "denied: cloud metadata"},
+		{name: "Linode", endpoint: "[fd00:a9fe:a9fe::1]:80", want: "denied: cloud metadata"},
+		{name: "AWS, pods", endpoint: "[fd00:ec2::23]:80", want: "denied: cloud metadata"},
+		{name: "ISATAP", endpoint: "[2001:db8::5efe:169.254.169.254]:80", want: "denied: link-local"},
+		{name: "ISATAP of a unique address", endpoint: "[2001:db8::200:5efe:127.0.0.1]:80", want: "denied: loopback"},
+		{name: "ISATAP of a good address", endpoint: "[2001:db8::5efe:10.0.0.7]:80"},
+		{name: "no ISATAP", endpoint: "[2001:db8::400:5efe:127.0.0.1]:80"},
+		{name: "ISATAP, denied inside", deny: "10.0.0.0/8", endpoint: "[2001:db8::5efe:10.0.0.7]:80", want: "denied: by deny 10.0.0.0/8"},
+		{name: "ISATAP admin", allow: "2001:db8::5efe:7f00:0/104", endpoint: "[2001:db8::5efe:127.0.0.1]:2019", want: "denied: Caddy's admin port"},
+		{name: "ISATAP of the registry", endpoint: "[2001:db8::5efe:10.0.0.5]:4222", want: "denied: the registry itself"},
+		{name: "SIIT", endpoint: "[::ffff:0:169.254.169.254]:80", want: "denied: link-local"},
+		{name: "SIIT of a good address", endpoint: "[::ffff:0:10.0.0.7]:80"},
+		{name: "Teredo client", endpoint: "[2001:0:a00:1::5601:5601]:80", want: "denied: link-local"},
+		{name: "Teredo server", endpoint: "[2001:0:a9fe:a9fe::f5ff:fff8]:80", want: "denied: link-local"},
+		{name: "Teredo of good addresses", endpoint: "[2001:0:a00:1::f5ff:fff8]:80"},
+		{name: "NAT64 of a site, /48", endpoint: "[64:ff9b:1:a9fe:a9:fe00::]:80", want: "denied: link-local"},
+		{name: "NAT64 of a site, /48, with what is not looked at", endpoint: "[64:ff9b:1:a9fe:ffa9:fe12:3456:789a]:80", want: "denied: link-local"},
+		{name: "NAT64 of a site, /56", endpoint: "[64:ff9b:1:a9:fe:a9fe::]:80", want: "denied: link-local"},
+		{name: "NAT64 of a site, /64", endpoint: "[64:ff9b:1:7:a9:fea9:fe00::]:80", want: "denied: link-local"},
+		{name: "NAT64 of a site, Alibaba in /64", endpoint: "[64:ff9b:1:7:64:6464:c800:0]:80", want: "denied: cloud metadata"},
+		{name: "NAT64 of a site, a good address", endpoint: "[64:ff9b:1::10.0.0.7]:80"},
+		{name: "NAT64 of a site, a good address in /48", endpoint: "[64:ff9b:1:a00:0:700::]:80"},
+		{name: "NAT64 of a site, no address at all", endpoint: "[64:ff9b:1::1]:80", want: "denied: unspecified"},
+		{name: "lifted in /48", allow: "64:ff9b:1:a9fe::/64", endpoint: "[64:ff9b:1:a9fe:1:100::1]:80"},
+		{name: "not lifted in /48", allow: "64:ff9b:1:6464::/87", endpoint: "[64:ff9b:1:6464:64:c800::1]:80", want: "denied: cloud metadata"},
+		{name: "lifted up to the split", allow: "64:ff9b:1:6464:64:c800::/88", endpoint: "[64:ff9b:1:6464:64:c800::1]:80"},
+
 		{name: "lifted", allow: "169.254.0.0/16", endpoint: "169.254.1.1:80"},
 		{name: "lifted for one", allow: "169.254.169.254/32", endpoint: "169.254.169.254:80"},
 		{name: "not by everything", allow: "0.0.0.0/0 ::/0", endpoint: "169.254.169.254:80", want: "denied: link-local"},
@@ -180,6 +208,10 @@ func FuzzRules(f *testing.F) {
 	f.Add("*.internal 0.0.0.0/0 ::/0", "private_ranges", "[::ffff:169.254.169.254]:80")
 	f.Add("64:ff9b::/96 2002::/16", "*", "[64:ff9b::127.0.0.1]:2019")
 	f.Add("", "", "https://[2002:a9fe:a9fe::]")
+	f.Add("2001::/16", "10.0.0.0/8", "[2001:0:a00:1::5601:5601]:80")
+	f.Add("64:ff9b:1::/48", "private_ranges", "[64:ff9b:1:a9fe:a9:fe00::1]:80")
+	f.Add("2001:db8::/64", "", "[2001:db8::200:5efe:127.0.0.1]:80")
+	f.Add("", "127.0.0.0/8", "[::ffff:0:169.254.169.254]:80")
 	f.Fuzz(func(t *testing.T, allow, deny, endpoint string) {
 		r, err := NewRules(Access{Allow: words(allow), Deny: words(deny), LocalPorts: []uint16{2019}})
 		if err != nil {
@@ -213,12 +245,65 @@ func FuzzRules(f *testing.F) {
 		if bad && !narrow {
 			t.Errorf("%v passes with allow %q", addr, allow)
 		}
+		for _, inside := range insideOf(addr) {
+			reserved := inside.IsLoopback() || inside.IsLinkLocalUnicast() || inside.IsMulticast() || inside == netip.MustParseAddr("192.0.0.192")
+			narrow := false
+			for _, word := range words(allow) {
+				if p, ok := parsePrefix(word); ok && p.Contains(addr) && p.Bits() > 16 {
+					narrow = true
+				}
+			}
+			if reserved && !narrow {
+				t.Errorf("%v passes with allow %q, and may stand for %v", addr, allow, inside)
+			}
+			for _, word := range words(deny) {
+				if p, ok := parsePrefix(word); ok && p.Contains(inside) && inside.As4()[0] != 0 {
+					t.Errorf("%v passes with deny %q, and may stand for %v", addr, deny, inside)
+				}
+			}
+		}
 		for _, word := range words(deny) {
 			if p, ok := parsePrefix(word); ok && p.Contains(addr) {
 				t.Errorf("%v passes with deny %q", addr, deny)
 			}
 		}
 	})
+}
+
+// insideOf returns what an IPv6 address may stand for, by how it is written: an
+// opinion beside that of the code.
+func insideOf(addr netip.Addr) (inside []netip.Addr) {
+	if !addr.Is6() {
+		return nil
+	}
+	at := func(bytes ...int) {
+		var v4 [4]byte
+		for i, b := range bytes {
+			v4[i] = addr.As16()[b]
+		}
+		inside = append(inside, netip.AddrFrom4(v4))
+	}
+	written := addr.StringExpanded()
+	switch {
+	case strings.HasPrefix(written, "0064:ff9b:0001:"):
+		at(12, 13, 14, 15)
+		at(6, 7, 9, 10)
+		at(7, 9, 10, 11)
+		at(9, 10, 11, 12)
+	case strings.HasPrefix(written, "0064:ff9b:0000:0000:0000:0000:"),
+		strings.HasPrefix(written, "0000:0000:0000:0000:ffff:0000:"):
+		at(12, 13, 14, 15)
+	case strings.HasPrefix(written, "2002:"):
+		at(2, 3, 4, 5)
+	case strings.HasPrefix(written, "2001:0000:"):
+		at(4, 5, 6, 7)
+		b := addr.As16()
+		inside = append(inside, netip.AddrFrom4([4]byte{^b[12], ^b[13], ^b[14], ^b[15]}))
+	}
+	if id := written[20:30]; id == "0000:5efe:" || id == "0200:5efe:" {
+		at(12, 13, 14, 15)
+	}
+	return inside
 }
 
 func BenchmarkRules(b *testing.B) {
