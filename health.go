@@ -25,6 +25,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 	"go.uber.org/zap"
+	"golang.org/x/net/http/httpguts"
 	"golang.org/x/time/rate"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
@@ -106,14 +107,56 @@ func (h *Health) check() error {
 	if h.Port < 0 || h.Port > 65535 {
 		return fmt.Errorf("health: invalid port %d, want 1 to 65535", h.Port)
 	}
-	for name, values := range h.Headers {
-		for i := range values {
-			if err := replaceGlobals(&values[i]); err != nil {
-				return fmt.Errorf("health: header %s: %w", name, err)
-			}
+	for _, name := range slices.Sorted(maps.Keys(h.Headers)) {
+		if err := checkHeader(name, h.Headers[name]); err != nil {
+			return fmt.Errorf("health: header: %w", err)
+		}
+	}
+	if _, err := h.request(context.Background(), "http", "127.0.0.1:80", "127.0.0.1:80"); err != nil {
+		return fmt.Errorf("health: invalid uri %q: %w", h.URI, err)
+	}
+	return nil
+}
+
+// checkHeader replaces the placeholders in the values of a header field, and refuses
+// what no request can carry.
+func checkHeader(name string, values []string) error {
+	if !httpguts.ValidHeaderFieldName(name) {
+		return fmt.Errorf("invalid name %q, want one such as X-Check", name)
+	}
+	if len(values) == 0 {
+		return fmt.Errorf("%s has no value, want one", name)
+	}
+	for i := range values {
+		if err := replaceGlobals(&values[i]); err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+		if !httpguts.ValidHeaderFieldValue(values[i]) {
+			return fmt.Errorf("%s: invalid value, want one without control characters", name)
 		}
 	}
 	return nil
+}
+
+// request returns the request of a check. The host is what the endpoint says, which
+// may be a name.
+func (h *Health) request(ctx context.Context, scheme, address, host string) (*http.Request, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, scheme+"://"+address+h.URI, nil)
+	if err != nil {
+		return nil, err
+	}
+	if address != host && h.Port == 0 {
+		req.Host = host
+	}
+	req.Header.Set("User-Agent", "caddy-discovery")
+	for name, values := range h.Headers {
+		if http.CanonicalHeaderKey(name) == "Host" {
+			req.Host = values[0]
+			continue
+		}
+		req.Header[http.CanonicalHeaderKey(name)] = values
+	}
+	return req, nil
 }
 
 const maxChecks = 100
@@ -591,20 +634,9 @@ func (c *checker) ask(ctx context.Context, address, host string) error {
 	ctx = context.WithValue(ctx, caddyhttp.VarsCtxKey, map[string]any{
 		"reverse_proxy.proxy_protocol_info": reverseproxy.ProxyProtocolInfo{AddrPort: netip.MustParseAddrPort("127.0.0.1:1")},
 	})
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.scheme+"://"+address+c.options.URI, nil)
+	req, err := c.options.request(ctx, c.scheme, address, host)
 	if err != nil {
 		return err
-	}
-	if address != host && c.options.Port == 0 {
-		req.Host = host
-	}
-	req.Header.Set("User-Agent", "caddy-discovery")
-	for name, values := range c.options.Headers {
-		if http.CanonicalHeaderKey(name) == "Host" {
-			req.Host = values[0]
-			continue
-		}
-		req.Header[http.CanonicalHeaderKey(name)] = values
 	}
 	resp, err := (*c.transport.Load()).RoundTrip(req)
 	if err != nil {

@@ -92,11 +92,14 @@ func mentionsNodes(ctx caddy.Context, handler *reverseproxy.Handler) bool {
 
 func appMentionsNodes(app *caddyhttp.App) bool {
 	for _, s := range app.Servers {
+		if s == nil {
+			continue
+		}
 		if routesMentionNodes(s.Routes) || s.Errors != nil && routesMentionNodes(s.Errors.Routes) {
 			return true
 		}
 		for _, r := range s.NamedRoutes {
-			if routesMentionNodes(caddyhttp.RouteList{*r}) {
+			if r != nil && routesMentionNodes(caddyhttp.RouteList{*r}) {
 				return true
 			}
 		}

@@ -98,6 +98,9 @@ func (app *Registrar) Provision(ctx caddy.Context) error {
 	}
 	ids := make(map[announcementKey]int)
 	for i, n := range app.Nodes {
+		if n == nil {
+			return fmt.Errorf(`registrar: node %d is null; want {"registry": …}`, i+1)
+		}
 		if err := n.provision(ctx); err != nil {
 			return fmt.Errorf("registrar: node %d: %w", i+1, err)
 		}
@@ -224,6 +227,9 @@ func listeners(ctx caddy.Context) ([]listener, error) {
 			continue // Caddy's own, and nothing to proxy to
 		}
 		server := http.Servers[name]
+		if server == nil {
+			continue
+		}
 		for _, address := range server.Listen {
 			a, err := caddy.ParseNetworkAddress(address)
 			if err != nil || a.IsUnixNetwork() || a.StartPort == 0 {
