@@ -329,9 +329,8 @@ type keeper struct {
 	rejected map[string]rejection
 	amended  bool // rejected differs from what Status shows
 
-	// What operators have decided, by the node's id.
-	overrides   map[string]Override
-	overrideEnd *time.Timer
+	decisions
+	overrideEnd *time.Timer // the next one of them ends
 
 	// Nodes that are heard again are not new: see join.
 	relearns  bool
@@ -675,12 +674,8 @@ func (k *keeper) put(e Event) {
 			k.graves.drop(g)
 		}
 		t = k.track(e, lease, heard)
-		t.key = "" // it is named below
 		k.join(t.entry)
-		k.nodes[e.Node.ID] = t
-		k.occupy(t)
-		heap.Push(&k.leases, t)
-		k.change(e.Node.ID, t.entry)
+		k.insert(t)
 		k.note(ChangeSeen, t.entry, "")
 		moved = true
 	case t.listing == k.listing && !k.listed && e.Revision < t.revision:
@@ -700,7 +695,7 @@ func (k *keeper) put(e Event) {
 			k.watchFight(t, &e.Node)
 			moved = t.entry.Node.Endpoint.Address() != e.Node.Endpoint.Address()
 			k.vacate(t)
-			k.replace(t, newEntry(e.Node, lease, t.entry.vitals).under(k.overrideOf(e.Node.ID)).in(t.doubt))
+			k.replace(t, newEntry(e.Node, lease, t.entry.vitals).under(k.decisions.of(e.Node.ID)).in(t.doubt))
 			k.occupy(t)
 			k.requeue(t)
 			k.change(e.Node.ID, t.entry)
@@ -715,15 +710,33 @@ func (k *keeper) put(e Event) {
 	k.armExpiry()
 }
 
+// insert puts a node into use, and is the only one who does: a node in use
+//
+//   - is as the operators say that are in force at that moment, whatever was known
+//     when its entry was made;
+//   - is found by its id, by the key of its record where it has one, by its address,
+//     and by its host name, whose addresses complete its entry;
+//   - has a lease that runs;
+//   - is in the next snapshot.
+func (k *keeper) insert(t *tracked) {
+	id, key := t.entry.Node.ID, t.key
+	t.entry = t.entry.under(k.decisions.of(id)).in(t.doubt)
+	k.nodes[id] = t
+	t.key = ""
+	k.name(t, key)
+	k.occupy(t)
+	t.due = t.entry.due()
+	heap.Push(&k.leases, t)
+	k.change(id, t.entry)
+}
+
 // track returns the node of a record, not in use.
 func (k *keeper) track(e Event, lease, heard time.Duration) *tracked {
 	v := new(vitals)
 	v.load.Store(math.Float64bits(e.Node.Load))
 	v.heard.Store(int64(heard))
 	v.renewed.Store(int64(heard))
-	t := &tracked{entry: newEntry(e.Node, lease, v).under(k.overrideOf(e.Node.ID)), key: e.Key, revision: e.Revision, listing: k.listing}
-	t.due = t.entry.due()
-	return t
+	return &tracked{entry: newEntry(e.Node, lease, v), key: e.Key, revision: e.Revision, listing: k.listing}
 }
 
 // sameRecord reports whether a route would do the same with either.
@@ -997,7 +1010,7 @@ func (k *keeper) publish() {
 	if old.Synced && (k.awaited || len(k.changed) == 0 && !k.moved) {
 		return
 	}
-	if !old.Synced && !k.impatient && (k.resolver.untried > 0 || len(k.waiting) > 0 || k.dialled > 0) {
+	if !old.Synced && !k.impatient && (k.resolver.untried > 0 || len(k.waiting) > 0 || k.dialled > 0 || k.loading && k.decisions.known.IsZero()) {
 		return
 	}
 	if old.Synced && k.tooSoon() {

@@ -1,7 +1,6 @@
 package discovery
 
 import (
-	"container/heap"
 	"context"
 	"errors"
 	"net"
@@ -214,14 +213,8 @@ func (k *keeper) readmit(t *tracked) {
 	if k.nodes[id] != nil || len(k.nodes) >= MaxNodes || (t.key != "" && k.keys[t.key] != nil) || k.claimant(t) != nil {
 		return
 	}
-	k.nodes[id] = t
-	k.occupy(t)
-	if t.key != "" {
-		k.keys[t.key] = t
-	}
 	t.entry.vitals.renewed.Store(int64(now()))
-	t.due = t.entry.due()
-	heap.Push(&k.leases, t)
+	k.insert(t)
 	k.inDoubt++
 	k.hold(t)
 	k.armExpiry()

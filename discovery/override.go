@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"math"
 	"strings"
 	"time"
@@ -24,7 +25,15 @@ type Override struct {
 }
 
 // An Overrider is a Registry that keeps overrides. Its Watch emits [Overridden]
-// before Synced if there are any, and whenever they change.
+// before anything else, also if there are none, and whenever they change: no node
+// is listed before it is known what operators decided about it.
+//
+// Where they cannot be had, the watch goes on without, and those that were emitted
+// last stand: nobody is put back into service because something cannot be read. If
+// the registry says that this user may not read them, that is so at once. If it does
+// not say anything, the watch waits for them for a moment, which its backend chooses by how long its other questions took, and emits
+// them when they come. A [Directory] also has those that its warm-start file
+// remembers.
 type Overrider interface {
 	// Overrides returns all of them, also those that have ended, by the node's id.
 	Overrides(ctx context.Context) (map[string]Override, error)
@@ -40,7 +49,8 @@ func (o Override) IsZero() bool { return o.State == "" && o.Weight == nil }
 // Ended reports whether the override has ended by itself.
 func (o Override) Ended(now time.Time) bool { return !o.Until.IsZero() && !now.Before(o.Until) }
 
-func (o Override) equal(other Override) bool {
+// Equal reports whether both decide the same.
+func (o Override) Equal(other Override) bool {
 	if (o.Weight == nil) != (other.Weight == nil) || o.Weight != nil && *o.Weight != *other.Weight {
 		return false
 	}
@@ -129,7 +139,7 @@ func AppendOverride(b []byte, o Override) ([]byte, error) {
 // under returns the entry of the same node under an override, out of doubt if that
 // is another one.
 func (e *Entry) under(o Override) *Entry {
-	if o.equal(e.override) {
+	if o.Equal(e.override) {
 		return e
 	}
 	next := *e
@@ -153,9 +163,16 @@ func (e *Entry) ownState() State {
 // nothing was.
 func (e *Entry) Override() Override { return e.override }
 
-// overrideOf returns the override of a node that is in force.
-func (k *keeper) overrideOf(id string) Override {
-	if o := k.overrides[id]; !o.Ended(time.Now()) {
+// decisions are what operators have decided, as far as it is known.
+type decisions struct {
+	all     map[string]Override // by the node's id
+	known   time.Time           // when they were told of last; the zero time for never
+	listing uint64              // the watch that did
+}
+
+// of returns the override of a node that is in force.
+func (d *decisions) of(id string) Override {
+	if o := d.all[id]; !o.Ended(time.Now()) {
 		return o
 	}
 	return Override{}
@@ -163,21 +180,24 @@ func (k *keeper) overrideOf(id string) Override {
 
 // setOverrides takes up all the overrides there are.
 func (k *keeper) setOverrides(all map[string]Override) {
-	old := k.overrides
-	k.overrides = all
+	old := k.decisions.all
+	k.decisions = decisions{all: all, known: time.Now(), listing: k.listing}
 	for id := range old {
 		if _, stands := all[id]; !stands {
 			k.applyOverride(id)
 		}
 	}
 	k.applyOverrides()
+	if k.everyNode && !maps.EqualFunc(old, all, Override.Equal) {
+		k.keep()
+	}
 }
 
 // applyOverrides brings the nodes in line with the overrides, and comes back when
 // the next one ends.
 func (k *keeper) applyOverrides() {
 	now, next := time.Now(), time.Duration(math.MaxInt64)
-	for id, o := range k.overrides {
+	for id, o := range k.decisions.all {
 		k.applyOverride(id)
 		if !o.Until.IsZero() && !o.Ended(now) {
 			next = min(next, o.Until.Sub(now))
@@ -191,11 +211,17 @@ func (k *keeper) applyOverrides() {
 }
 
 func (k *keeper) applyOverride(id string) {
+	if t := k.memory.byID[id]; t != nil && t.doubt == restored {
+		if next := t.entry.under(k.decisions.of(id)); next != t.entry {
+			t.entry = next.in(restored)
+			k.recalled[id] = t.entry
+		}
+	}
 	t := k.nodes[id]
 	if t == nil {
 		return
 	}
-	if next := t.entry.under(k.overrideOf(id)); next != t.entry {
+	if next := t.entry.under(k.decisions.of(id)); next != t.entry {
 		next = next.in(t.doubt)
 		k.replace(t, next)
 		k.change(id, next)

@@ -23,7 +23,8 @@ type Registry interface {
 
 // A Watcher follows a registry.
 type Watcher interface {
-	// Watch emits every listed node, then Synced, then changes as they happen,
+	// Watch emits what operators decided, where the registry keeps that (see
+	// [Overrider]), every listed node, then Synced, then changes as they happen,
 	// until ctx ends or the stream breaks; it always returns a non-nil error
 	// (the context's, or why the stream broke). It neither retries nor keeps
 	// state: the Directory does both. It calls emit from one goroutine at a
@@ -120,8 +121,7 @@ const (
 	// Synced: everything that was listed has been emitted.
 	Synced
 	// Overridden: the operator's overrides, all of them, in place of what was
-	// emitted before, also by an earlier Watch. A backend that cannot read them
-	// emits nothing.
+	// emitted before, also by an earlier Watch. See [Overrider].
 	Overridden
 )
 

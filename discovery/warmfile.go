@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -55,8 +56,11 @@ type memento struct {
 	Written  time.Time `json:"written"` // when the list was known to be current
 	Epoch    string    `json:"epoch,omitempty"`
 	Revision uint64    `json:"revision,omitempty"`
+	// Overrides is when the overrides were known to be current.
+	Overrides time.Time `json:"overrides,omitzero"`
 
-	nodes []remembered
+	nodes     []remembered
+	overrides map[string]Override
 }
 
 // remembered is a node in a warm-start file.
@@ -66,11 +70,13 @@ type remembered struct {
 	node  Node
 }
 
-// rememberedJSON is one line of the file.
+// rememberedJSON is one line of the file: a node, or what operators have decided
+// about one, which need not be among the nodes.
 type rememberedJSON struct {
-	Key    string          `json:"key,omitempty"`
-	Heard  time.Time       `json:"heard"`
-	Record json.RawMessage `json:"record"`
+	Override string          `json:"override,omitempty"` // the node's id
+	Key      string          `json:"key,omitempty"`
+	Heard    time.Time       `json:"heard,omitzero"`
+	Record   json.RawMessage `json:"record"`
 }
 
 // checksum is the last line of the file, over all lines before it.
@@ -79,7 +85,7 @@ type checksum struct {
 }
 
 // write writes the file's contents: one JSON object a line, a header, the nodes,
-// and a checksum. Equal mementos are written equally.
+// the overrides, and a checksum. Equal mementos are written equally.
 func (m *memento) write(w io.Writer) error {
 	sum := sha256.New()
 	out := bufio.NewWriterSize(io.MultiWriter(w, sum), 64<<10)
@@ -97,6 +103,18 @@ func (m *memento) write(w io.Writer) error {
 			continue // it was accepted once, and it is only one node
 		}
 		if err := encoder.Encode(rememberedJSON{Key: n.key, Heard: n.heard.UTC(), Record: record}); err != nil {
+			return err
+		}
+	}
+	for i, id := range slices.Sorted(maps.Keys(m.overrides)) {
+		if i == MaxNodes {
+			break
+		}
+		var err error
+		if record, err = AppendOverride(record[:0], m.overrides[id]); err != nil {
+			continue
+		}
+		if err := encoder.Encode(rememberedJSON{Override: id, Record: record}); err != nil {
 			return err
 		}
 	}
@@ -137,6 +155,12 @@ func readMemento(r io.Reader) (*memento, error) {
 		if err := json.Unmarshal(line, &n); err != nil {
 			return nil, fmt.Errorf("%w warm-start file: node %d: %w", ErrInvalid, len(m.nodes)+1, err)
 		}
+		if n.Override != "" {
+			if err := m.decided(n.Override, n.Record); err != nil {
+				return nil, fmt.Errorf("%w warm-start file: override %d: %w", ErrInvalid, len(m.overrides)+1, err)
+			}
+			continue
+		}
 		node, err := ParseNode(n.Record)
 		if err != nil {
 			return nil, fmt.Errorf("%w warm-start file: node %d: %w", ErrInvalid, len(m.nodes)+1, err)
@@ -146,6 +170,25 @@ func readMemento(r io.Reader) (*memento, error) {
 		}
 		m.nodes = append(m.nodes, remembered{key: n.Key, heard: n.Heard, node: node})
 	}
+}
+
+// decided takes up an override.
+func (m *memento) decided(id string, record []byte) error {
+	if len(m.overrides) == MaxNodes {
+		return fmt.Errorf("there are more than %d", MaxNodes)
+	}
+	o, err := ParseOverride(record)
+	if err == nil {
+		err = ValidateID(id)
+	}
+	if err != nil {
+		return err
+	}
+	if m.overrides == nil {
+		m.overrides = make(map[string]Override)
+	}
+	m.overrides[id] = o
+	return nil
 }
 
 // warmLine reads one line, with its end. A line is a record and a little more.
@@ -270,6 +313,9 @@ func (s *warmStore) read(path string) (*memento, error) {
 	}
 	if age := time.Since(m.Written); age > maxWarmAge || age < -maxWarmAge {
 		return nil, fmt.Errorf("it was written %v ago, want at most %v", age.Round(time.Second), maxWarmAge)
+	}
+	if age := time.Since(m.Overrides); age > maxWarmAge || age < -maxWarmAge {
+		m.overrides, m.Overrides = nil, time.Time{}
 	}
 	return m, nil
 }

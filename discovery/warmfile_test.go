@@ -15,7 +15,9 @@ import (
 func testMemento(tb testing.TB) []byte {
 	tb.Helper()
 	at := time.Date(2025, 10, 10, 12, 0, 0, 0, time.UTC)
-	m := memento{Registry: "r", Written: at, Epoch: "e", Revision: 7}
+	m := memento{Registry: "r", Written: at, Epoch: "e", Revision: 7, Overrides: at, overrides: map[string]Override{
+		"orders-00001": {State: StateDraining}, "é.1": {State: StateUp, Until: at},
+	}}
 	for i := range 3 {
 		n, err := ParseNode(benchRecord(2 - i))
 		if err != nil {
@@ -38,6 +40,9 @@ func TestMementoRoundTrip(t *testing.T) {
 	}
 	if len(m.nodes) != 3 || m.nodes[0].node.ID != "orders-00000" || m.nodes[0].key != "node.orders-00000" || m.Epoch != "e" || m.Revision != 7 {
 		t.Errorf("read %+v", m)
+	}
+	if len(m.overrides) != 2 || m.overrides["orders-00001"].State != StateDraining || !m.overrides["é.1"].Until.Equal(m.Written) || !m.Overrides.Equal(m.Written) {
+		t.Errorf("read the overrides %+v of %v", m.overrides, m.Overrides)
 	}
 	want, err := ParseNode(benchRecord(0))
 	if err != nil {
@@ -96,6 +101,11 @@ func FuzzMemento(f *testing.F) {
 				t.Error(err)
 			}
 		}
+		for id, o := range m.overrides {
+			if err := errors.Join(ValidateID(id), o.Validate()); err != nil {
+				t.Error(err)
+			}
+		}
 		var b bytes.Buffer
 		if err := m.write(&b); err != nil {
 			return // a time that JSON cannot hold
@@ -104,7 +114,7 @@ func FuzzMemento(f *testing.F) {
 		if err != nil {
 			t.Fatalf("what was written cannot be read: %v", err)
 		}
-		if len(again.nodes) != len(m.nodes) || again.Registry != strings.ToValidUTF8(m.Registry, "\ufffd") {
+		if len(again.nodes) != len(m.nodes) || len(again.overrides) != len(m.overrides) || again.Registry != strings.ToValidUTF8(m.Registry, "\ufffd") {
 			t.Errorf("read again: %+v, want %+v", again, m)
 		}
 	})

@@ -1,7 +1,6 @@
 package discovery
 
 import (
-	"container/heap"
 	"math"
 	"time"
 
@@ -112,6 +111,10 @@ func (k *keeper) load() {
 // remember takes in what was loaded.
 func (k *keeper) remember(m *memento) {
 	k.loading = false
+	if m != nil && k.decisions.known.IsZero() {
+		k.decisions.all, k.decisions.known = m.overrides, m.Overrides
+		k.applyOverrides()
+	}
 	if !k.everyNode {
 		k.memento = m
 		k.recall()
@@ -171,7 +174,7 @@ func (k *keeper) restoreOr(a answer) {
 	switch {
 	case a.err == nil && t.doubt != restored:
 		t.doubt = restored
-		t.entry = t.entry.in(restored)
+		t.entry = t.entry.under(k.decisions.of(t.entry.Node.ID)).in(restored)
 		k.recalled[t.entry.Node.ID] = t.entry
 		k.journal.Add(Change{
 			Type: ChangeRestored, ID: t.entry.Node.ID, Entry: t.entry,
@@ -235,19 +238,12 @@ func (k *keeper) endRestore(l Listing, at time.Duration) (awaited int) {
 			k.change(id, nil)
 			continue
 		}
-		k.nodes[id] = t
-		if t.key != "" {
-			k.keys[t.key] = t
-		}
 		if t.entry.named {
 			name := t.entry.Node.Endpoint.Host()
 			k.see(name, t.entry.addresses)
 		}
-		k.occupy(t)
 		t.entry.vitals.renewed.Store(int64(at))
-		t.due = t.entry.due()
-		heap.Push(&k.leases, t)
-		k.change(id, t.entry)
+		k.insert(t)
 		awaited++
 	}
 	return awaited
@@ -290,6 +286,10 @@ func (k *keeper) reminisce() *memento {
 	m := &memento{Written: time.Now(), Epoch: k.last.Epoch, Revision: k.revision.Load(), nodes: make([]remembered, 0, len(k.nodes))}
 	if !k.listed {
 		m.Written = processStart.Add(k.lostAt)
+	}
+	m.overrides, m.Overrides = k.decisions.all, k.decisions.known
+	if k.decisions.listing == k.complete {
+		m.Overrides = m.Written // the watch would have told of a change
 	}
 	for _, t := range k.nodes {
 		n := t.entry.Node

@@ -247,14 +247,11 @@ func (c *memoryConn) Watch(ctx context.Context, emit func(discovery.Event)) erro
 		defer m.mu.Unlock()
 		m.watches--
 	}()
-	var listed []discovery.Event
+	listed := []discovery.Event{{Type: discovery.Overridden, Overrides: maps.Clone(m.overrides)}}
 	for _, id := range slices.Sorted(maps.Keys(m.records)) {
 		e := m.event(id)
 		e.Age = time.Since(m.records[id].written)
 		listed = append(listed, e)
-	}
-	if m.overrides != nil {
-		listed = append(listed, discovery.Event{Type: discovery.Overridden, Overrides: maps.Clone(m.overrides)})
 	}
 	epoch, seq, next, broken := m.epoch, m.seq, len(m.log), m.broken
 	m.mu.Unlock()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"sync"
 	"testing"
 	"time"
@@ -45,6 +46,8 @@ func Run(t *testing.T, newHarness func(t *testing.T) Harness) {
 		{"History", history},
 		{"Record", record},
 		{"Registrar", registrar},
+		{"Overrides", overrides},
+		{"OverridesOutliveRestart", overridesOutliveRestart},
 	}
 	for _, p := range parts {
 		t.Run(p.name, func(t *testing.T) {
@@ -86,11 +89,20 @@ func (s *suite) open() discovery.Registry {
 // directory runs a directory on a connection of its own until the part ends.
 func (s *suite) directory() *discovery.Directory {
 	s.Helper()
-	d := discovery.NewDirectory(s.open(), discovery.Options{Logger: zaptest.NewLogger(s.T), Probe: Refuse})
+	d, stop := s.start(discovery.Options{Probe: Refuse})
+	s.closers = append(s.closers, stop)
+	return d
+}
+
+// start runs a directory on a connection of its own until stop is called.
+func (s *suite) start(o discovery.Options) (d *discovery.Directory, stop func()) {
+	s.Helper()
+	o.Logger = zaptest.NewLogger(s.T)
+	d = discovery.NewDirectory(s.open(), o)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- d.Run(ctx) }()
-	s.closers = append(s.closers, func() {
+	return d, func() {
 		cancel()
 		select {
 		case err := <-done:
@@ -100,8 +112,7 @@ func (s *suite) directory() *discovery.Directory {
 		case <-time.After(patience):
 			s.Errorf("Run did not return after its context ended")
 		}
-	})
-	return d
+	}
 }
 
 func (s *suite) synced(d *discovery.Directory) {
@@ -238,6 +249,11 @@ func listThenSynced(s *suite) {
 		panic("unreachable")
 	}
 	listed := map[string]bool{}
+	if _, ok := watcher.(discovery.Overrider); ok {
+		if e := next(); e.Type != discovery.Overridden || len(e.Overrides) != 0 {
+			s.Errorf("the watch of a registry that keeps overrides begins with %v %v, want that there are none", e.Type, e.Overrides)
+		}
+	}
 	for {
 		e := next()
 		if e.Type == discovery.Synced {
@@ -663,6 +679,103 @@ func registrar(s *suite) {
 	if err := <-done; err != nil {
 		s.Errorf("Run returned %v", err)
 	}
+}
+
+// overrides holds that a watch begins with what operators decided, and tells of
+// what they decide while it runs.
+func overrides(s *suite) {
+	r := s.open()
+	operator, ok := r.(discovery.Overrider)
+	if !ok {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	s.announce(r, s.node("a"), s.node("b"))
+	half := 0.5
+	if err := errors.Join(
+		operator.SetOverride(ctx, "a", discovery.Override{State: discovery.StateDraining}),
+		operator.SetOverride(ctx, "not-listed", discovery.Override{Weight: &half}),
+	); err != nil {
+		s.Fatal(err)
+	}
+	events := make(chan discovery.Event, 1000)
+	done := make(chan error, 1)
+	watchCtx, stop := context.WithCancel(ctx)
+	watcher := s.open()
+	go func() { done <- watcher.Watch(watchCtx, func(e discovery.Event) { events <- e }) }()
+	told := func(want string) {
+		s.Helper()
+		for first := true; ; first = false {
+			select {
+			case e := <-events:
+				if e.Type == discovery.Overridden && fmt.Sprint(e.Overrides) == want {
+					if !first && want == "map[a:state draining not-listed:weight × 0.5]" {
+						s.Error("something came before the overrides")
+					}
+					return
+				}
+			case err := <-done:
+				s.Fatalf("Watch returned early: %v", err)
+			case <-ctx.Done():
+				s.Fatalf("waited in vain for the overrides %s", want)
+			}
+		}
+	}
+	told("map[a:state draining not-listed:weight × 0.5]")
+	if err := operator.ClearOverride(ctx, "not-listed"); err != nil {
+		s.Fatal(err)
+	}
+	told("map[a:state draining]")
+	if err := operator.ClearOverride(ctx, "a"); err != nil {
+		s.Fatal(err)
+	}
+	told("map[]")
+	stop()
+	<-done
+}
+
+// overridesOutliveRestart holds that a node which an operator drained gets no
+// requests from a proxy that starts while the registry is away, nor when it is back.
+func overridesOutliveRestart(s *suite) {
+	r := s.open()
+	operator, ok := r.(discovery.Overrider)
+	if !ok {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	s.announce(r, s.node("a"), s.node("b"))
+	if err := operator.SetOverride(ctx, "a", discovery.Override{State: discovery.StateDraining}); err != nil {
+		s.Fatal(err)
+	}
+	o := discovery.Options{
+		WarmStart: discovery.WarmStart{Path: filepath.Join(s.TempDir(), "nodes.json"), Registry: "suite"},
+		Probe:     func(context.Context, string) error { return nil },
+	}
+	// rest follows a directory until a condition holds, and holds that a never serves.
+	rest := func(d *discovery.Directory, what string, ok func(*discovery.Snapshot) bool) {
+		s.Helper()
+		s.until(d, what, func(snap *discovery.Snapshot) bool {
+			if e := snap.Node("a"); e != nil && e.Serves() {
+				s.Errorf("%s: the drained node serves", what)
+			}
+			return ok(snap)
+		})
+	}
+	both := func(snap *discovery.Snapshot) bool { return snap.Node("a") != nil && snap.Node("b") != nil }
+	d, stop := s.start(o)
+	rest(d, "both are listed", both)
+	stop()
+	s.h.Break(s.T)
+	d, stop = s.start(o)
+	defer func() { stop() }()
+	d.Restore()
+	rest(d, "both are restored", both)
+	s.h.Restore(s.T)
+	rest(d, "the registry is back", func(snap *discovery.Snapshot) bool { return snap.Synced && both(snap) })
+	s.eventually("the override is taken back", func() bool { return operator.ClearOverride(ctx, "a") == nil })
+	s.until(d, "a serves again", func(snap *discovery.Snapshot) bool { return snap.Node("a") != nil && snap.Node("a").Serves() })
 }
 
 // record holds that a Reader reads the record that stands, whoever wrote it.

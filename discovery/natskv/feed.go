@@ -84,6 +84,7 @@ type feed struct {
 	alone        bool   // and is asked for by itself
 	received     uint64 // number of the last message
 	silence      *time.Timer
+	wake         <-chan struct{} // makes next return, where it is not nil
 }
 
 // feedNeeds returns the subjects that a feed publishes to. That of its farewell
@@ -161,6 +162,9 @@ func (f *feed) accept(config jetstream.ConsumerConfig) {
 	f.window = min(batch, maxRequests*f.limit)
 }
 
+// errWoken: something beside the feed wants to be looked at.
+var errWoken = errors.New("woken")
+
 // errSilent: neither a message nor a heartbeat came.
 var errSilent = fmt.Errorf("no heartbeat for %v", maxSilence)
 
@@ -169,7 +173,7 @@ var errGone = errors.New("the consumer is gone")
 
 // next returns the next message, or nil after a heartbeat: then the server had
 // nothing to deliver for a while. The error is the context's cause once that
-// ended, errSilent, or what the server or a gap says.
+// ended, errWoken, errSilent, or what the server or a gap says.
 func (f *feed) next(ctx context.Context) (*message, error) {
 	for {
 		if ctx.Err() != nil {
@@ -181,6 +185,8 @@ func (f *feed) next(ctx context.Context) (*message, error) {
 		var m *nats.Msg
 		select {
 		case m = <-f.messages:
+		case <-f.wake:
+			return nil, errWoken
 		case <-ctx.Done():
 			return nil, context.Cause(ctx)
 		case <-f.silence.C:

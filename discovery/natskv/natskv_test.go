@@ -103,7 +103,12 @@ func watch(t *testing.T, r discovery.Watcher) *watcher {
 	w := &watcher{t: t, events: make(chan discovery.Event), result: make(chan error, 1), cancel: cancel}
 	go func() {
 		defer close(w.result)
+		first := true
 		w.result <- r.Watch(ctx, func(e discovery.Event) {
+			if first && e.Type == discovery.Overridden && len(e.Overrides) == 0 {
+				return // every watch begins so
+			}
+			first = false
 			select {
 			case w.events <- e:
 			case <-ctx.Done():

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -23,9 +24,10 @@ const (
 	// and overridesPatience how long after something else went wrong.
 	overridesInterval = time.Second
 	overridesPatience = 10 * time.Second
-	// overridesWait is how long a listing of the nodes waits for that of the
-	// overrides, so that a draining node does not begin with a burst of requests.
-	overridesWait = 250 * time.Millisecond
+	// A listing of the nodes waits for the overrides for four times as long as it
+	// took to begin, which are as many questions, within these bounds.
+	overridesWait    = time.Second
+	overridesWaitMax = 10 * time.Second
 )
 
 // Overrides returns all overrides by the node's id. Without the bucket there are
@@ -151,18 +153,51 @@ func (c *Config) override(all map[string]discovery.Override, m *message) {
 	all[id] = o
 }
 
-// overseer follows the overrides for one watch of the nodes.
+// overseer follows the overrides for one watch of the nodes, beside its loop: it
+// leaves what it finds for the loop, which alone emits.
 type overseer struct {
 	registry *Registry
 	session  *session
-	emit     func(discovery.Event)
-	known    sync.Once
-	ready    chan struct{} // closed when the overrides are known, or known to be unknown
+	// found are the newest overrides, until the loop has taken them; wake holds a
+	// token then.
+	found atomic.Pointer[map[string]discovery.Override]
+	wake  chan struct{}
+	ready chan struct{} // closed when the overrides are known, or known to be unknown
+	known sync.Once
+	last  map[string]discovery.Override // what was left last; nil before the first
 }
 
-// follow emits the overrides whenever they change, until ctx ends. Whatever goes
-// wrong, the last ones stand: nobody may be put back into service because a bucket
-// cannot be read.
+func newOverseer(r *Registry, s *session) *overseer {
+	return &overseer{registry: r, session: s, wake: make(chan struct{}, 1), ready: make(chan struct{})}
+}
+
+// take returns overrides that are to be emitted, nil if there are none.
+func (o *overseer) take() map[string]discovery.Override {
+	if all := o.found.Swap(nil); all != nil {
+		return *all
+	}
+	return nil
+}
+
+// leave leaves the overrides for the loop, if they differ from the last ones.
+func (o *overseer) leave(all map[string]discovery.Override) {
+	defer o.known.Do(func() { close(o.ready) })
+	if o.last != nil && maps.EqualFunc(o.last, all, discovery.Override.Equal) {
+		return
+	}
+	o.last = make(map[string]discovery.Override, len(all))
+	maps.Copy(o.last, all)
+	left := maps.Clone(o.last)
+	o.found.Store(&left)
+	select {
+	case o.wake <- struct{}{}:
+	default:
+	}
+}
+
+// follow leaves the overrides for the loop whenever they change, until ctx ends.
+// Whatever goes wrong, the last ones stand: nobody may be put back into service
+// because a bucket cannot be read.
 //
 // From time to time it compares what it has with the bucket, as the watch of the
 // nodes does, but less strictly: a decision that comes late in a rare case does
@@ -202,8 +237,8 @@ func (o *overseer) watch(ctx context.Context) error {
 		f, info, err = r.openOverrides(ctx, o.session)
 		return err
 	})
-	if errors.Is(err, jetstream.ErrStreamNotFound) && r.overridden.Load() {
-		o.tell(nil) // it was removed, and with it what it said
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		o.leave(nil) // there are none, or it was removed, and with it what it said
 	}
 	if err != nil {
 		return err
@@ -216,10 +251,7 @@ func (o *overseer) watch(ctx context.Context) error {
 	compared := time.Now()
 	for {
 		if listed && changed && len(f.messages) == 0 {
-			if len(all) > 0 || r.overridden.Load() {
-				o.tell(all)
-			}
-			o.known.Do(func() { close(o.ready) })
+			o.leave(all)
 			changed = false
 		}
 		m, err := f.next(ctx)
@@ -281,11 +313,6 @@ func (o *overseer) compare(ctx context.Context, f *feed, before *jetstream.Strea
 		return 0, fmt.Errorf("%w: the bucket is ahead of the watch", discovery.ErrBroken)
 	}
 	return max(reached, last), nil
-}
-
-func (o *overseer) tell(all map[string]discovery.Override) {
-	o.registry.overridden.Store(len(all) > 0)
-	o.emit(discovery.Event{Type: discovery.Overridden, Overrides: maps.Clone(all)})
 }
 
 var _ discovery.Overrider = (*Registry)(nil)

@@ -9,6 +9,7 @@ import (
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
 	"github.com/caddy-discovery/caddy-discovery/discovery/discoverytest"
+	"github.com/caddy-discovery/caddy-discovery/discovery/natsconn"
 	"github.com/caddy-discovery/caddy-discovery/discovery/natskv"
 	"github.com/caddy-discovery/caddy-discovery/internal/natstest"
 )
@@ -118,5 +119,37 @@ func TestOverridesAreNotLostWithTheConnection(t *testing.T) {
 	}
 	if got := d.Snapshot().Node("a").State(); got != discovery.StateDraining {
 		t.Fatalf("the node is %s after the registry came back, want it draining", got)
+	}
+}
+
+// Who may not read the overrides lists the nodes without them, and at once: the
+// server says so.
+func TestOverridesThatMayNotBeRead(t *testing.T) {
+	t.Parallel()
+	for name, denied := range map[string]string{
+		"find": "$JS.API.STREAM.INFO.KV_catga_nodes_overrides",
+		"read": "$JS.API.CONSUMER.MSG.NEXT.KV_catga_nodes_overrides.>",
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := natstest.Start(t, natstest.Users(
+				natstest.User{Name: "admin", Password: secret},
+				natstest.User{Name: "u", Password: secret, Publish: natstest.Deny(denied)},
+			))
+			login := func(user string) natskv.Config {
+				return natskv.Config{Config: natsconn.Config{URLs: []string{s.URL()}, User: user, Password: secret}}
+			}
+			operator := open(t, login("admin"))
+			announce(t, operator, node(t, "a"))
+			if err := operator.SetOverride(t.Context(), "a", discovery.Override{State: discovery.StateDraining}); err != nil {
+				t.Fatal(err)
+			}
+			w := watch(t, open(t, login("u")))
+			if listed, _ := w.listing(); len(listed) != 1 || listed[0].Type != discovery.Put {
+				t.Errorf("listed %v, want the node alone", listed)
+			}
+			_, err := open(t, login("u")).Overrides(t.Context())
+			wantError(t, err, discovery.ErrPermission)
+		})
 	}
 }

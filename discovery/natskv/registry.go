@@ -12,7 +12,6 @@ import (
 	"fmt"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -34,8 +33,6 @@ const (
 type Registry struct {
 	config Config // resolved
 	conn   *natsconn.Conn
-	// overridden says that the last overrides that were emitted are some.
-	overridden atomic.Bool
 
 	mu      sync.Mutex // guards what follows; no I/O happens under it
 	session *session   // of the last connection

@@ -65,6 +65,7 @@ type watch struct {
 	session *session
 	feed    *feed
 	info    *jetstream.StreamInfo // from before the feed was opened
+	began   time.Duration         // how long it took to begin
 	ended   chan struct{}         // closed when Watch is about to return
 	fail    context.CancelCauseFunc
 	clock   atomic.Pointer[time.Duration] // how far the server's is ahead, once known
@@ -83,6 +84,7 @@ type watch struct {
 func (r *Registry) begin(ctx context.Context) (*watch, error) {
 	w := &watch{ended: make(chan struct{})}
 	what := fmt.Sprintf("watching bucket %q", r.config.Bucket)
+	started := time.Now()
 	err := r.do(ctx, what, feedNeeds(), func(ctx context.Context, s *session) error {
 		info, err := r.ensure(ctx, s)
 		if err != nil {
@@ -98,6 +100,7 @@ func (r *Registry) begin(ctx context.Context) (*watch, error) {
 	if err != nil {
 		return nil, err
 	}
+	w.began = time.Since(started)
 	return w, nil
 }
 
@@ -111,16 +114,9 @@ func (r *Registry) run(parent context.Context, w *watch, emit func(discovery.Eve
 	r.mu.Lock()
 	r.watch = w
 	r.mu.Unlock()
-	var emitting sync.Mutex
-	unlocked := emit
-	emit = func(e discovery.Event) {
-		emitting.Lock()
-		defer emitting.Unlock()
-		unlocked(e)
-	}
 	var patrol sync.WaitGroup
 	patrol.Go(func() { r.patrol(ctx, w) })
-	overseer := &overseer{registry: r, session: w.session, emit: emit, ready: make(chan struct{})}
+	overseer := newOverseer(r, w.session)
 	patrol.Go(func() { overseer.follow(ctx) })
 	defer func() {
 		r.mu.Lock()
@@ -130,8 +126,8 @@ func (r *Registry) run(parent context.Context, w *watch, emit func(discovery.Eve
 		r.mu.Unlock()
 		close(w.ended)
 		w.fail(nil)
+		patrol.Go(func() { w.feed.close(parent) }) // while the overseer closes its own
 		patrol.Wait()
-		w.feed.close(parent)
 	}()
 
 	finish := func() { // the listing
@@ -140,13 +136,29 @@ func (r *Registry) run(parent context.Context, w *watch, emit func(discovery.Eve
 			Revision: w.info.State.LastSeq,
 			Expiry:   w.info.Config.MaxAge,
 		}
-		select {
-		case <-overseer.ready:
-		case <-time.After(overridesWait):
-		}
 		emit(discovery.Event{Type: discovery.Synced, Revision: listing.Revision, Listing: listing})
 		w.sync(w.info.State.LastSeq)
 	}
+	tell := func() {
+		if all := overseer.take(); all != nil {
+			w.setBusy(true)
+			emit(discovery.Event{Type: discovery.Overridden, Overrides: all})
+			w.setBusy(false)
+		}
+	}
+	// The records are on their way meanwhile, but none is emitted before it is
+	// known what operators decided.
+	if err := w.feed.ask(); err != nil {
+		return err
+	}
+	select {
+	case <-overseer.ready:
+	case <-time.After(min(max(overridesWait, 4*w.began), overridesWaitMax)):
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	tell()
+	w.feed.wake = overseer.wake
 	synced := w.feed.listed == 0
 	if synced {
 		finish()
@@ -157,6 +169,10 @@ func (r *Registry) run(parent context.Context, w *watch, emit func(discovery.Eve
 	var records discovery.Parser
 	for {
 		m, err := w.feed.next(ctx)
+		if errors.Is(err, errWoken) {
+			tell()
+			continue
+		}
 		if errors.Is(err, errSilent) {
 			return w.silent(ctx)
 		}
@@ -176,7 +192,7 @@ func (r *Registry) run(parent context.Context, w *watch, emit func(discovery.Eve
 			}
 			continue
 		}
-		w.setBusy()
+		w.setBusy(true)
 		event := r.config.event(m, &records)
 		switch {
 		case event.Type == discovery.Put:
@@ -214,10 +230,10 @@ func (w *watch) silent(ctx context.Context) error {
 	return errSilent
 }
 
-func (w *watch) setBusy() {
+func (w *watch) setBusy(on bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.busy = true
+	w.busy = on
 }
 
 func (w *watch) advance(m *message) {

@@ -104,7 +104,7 @@ func (r *Registry) override(ctx context.Context, id, record string) error {
 // whole: operators decide about few nodes.
 type overrides struct {
 	w       *watch
-	known   map[string]string // their records
+	known   map[string]string // their records; nil before they are read
 	denied  bool              // the user may not read them
 	due     bool              // they may have changed
 	reading bool
@@ -116,8 +116,8 @@ type overridesRead struct {
 	err     error
 }
 
-// list emits the overrides that there are, as part of the listing, and begins to
-// listen for changes where the layout's own channel does not tell of them.
+// list emits the overrides that there are, before the listing of the nodes, and
+// begins to listen for changes where the layout's own channel does not tell of them.
 func (o *overrides) list(ctx context.Context) error {
 	if o.w.r.config.Layout == LayoutKeys && !o.w.told {
 		if _, err := offered(o.w.subscribe(ctx, o.w.r.commands, false, o.w.r.overridesKey())); err != nil {
@@ -129,22 +129,20 @@ func (o *overrides) list(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	o.denied = !ok
-	if len(records) == 0 && o.w.r.overrides.Load() {
-		// They went with the registry's data while nobody watched.
-		o.known = map[string]string{"": ""}
+	if o.denied = !ok; ok {
+		o.take(records)
 	}
-	o.take(records)
+	// What changes before the listing is read is not told of after it.
+	o.due = true
 	return nil
 }
 
 // take emits the overrides if they differ from what is known.
 func (o *overrides) take(records map[string]string) {
-	if maps.Equal(records, o.known) {
+	if o.known != nil && maps.Equal(records, o.known) {
 		return
 	}
 	o.known = records
-	o.w.r.overrides.Store(len(records) > 0)
 	o.w.emit(discovery.Event{Type: discovery.Overridden, Overrides: parseOverrides(records)})
 }
 

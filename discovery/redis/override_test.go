@@ -46,8 +46,8 @@ func TestOverrides(t *testing.T) {
 			set("é.1", discovery.Override{Weight: &half})
 
 			listed, events, done := watchEvents(t, open(t, c))
-			if len(listed) < 2 || fmt.Sprint(listed[len(listed)-2].Overrides) != "map[a:state draining é.1:weight × 0.5]" {
-				t.Errorf("listed %v, want the overrides among it", listed)
+			if len(listed) < 2 || fmt.Sprint(listed[0].Overrides) != "map[a:state draining é.1:weight × 0.5]" {
+				t.Errorf("listed %v, want the overrides first", listed)
 			}
 			want := func(overrides string) {
 				t.Helper()

@@ -41,7 +41,8 @@ func (h *harness) Open(t *testing.T) discovery.Registry {
 		return struct {
 			discovery.Registry
 			discovery.Verifier
-		}{r, r}
+			discovery.Overrider
+		}{r, r, r}
 	}
 	return r
 }

@@ -36,8 +36,6 @@ type Registry struct {
 	watching atomic.Pointer[watch] // the newest watch once it has listed, or nil
 	push     atomic.Pointer[string]
 
-	overrides atomic.Bool // the last ones that a watch emitted were some
-
 	closing chan struct{} // closed by Close
 
 	mu      sync.Mutex // guards closed, and that nothing is added to running then

@@ -152,12 +152,12 @@ func (w *watch) run(ctx context.Context) error {
 	if err := v.follow(ctx); err != nil {
 		return err
 	}
-	listing, err := v.list(ctx)
-	if err != nil {
-		return err
-	}
 	o := &overrides{w: w, found: make(chan overridesRead, 1)}
 	if err := o.list(ctx); err != nil {
+		return err
+	}
+	listing, err := v.list(ctx)
+	if err != nil {
 		return err
 	}
 	push := v.push()
