@@ -71,6 +71,12 @@ func dialledAt(e *discovery.Entry, address string) bool {
 	return address == e.Address() || e.Named() && address == e.Node.Endpoint.Address()
 }
 
+// dialledAtAny reports whether one of the addresses is one at which the node is
+// dialled.
+func dialledAtAny(e *discovery.Entry, addresses *addressSet) bool {
+	return addresses.has(e.Address()) || e.Named() && addresses.has(e.Node.Endpoint.Address())
+}
+
 // permits reports whether a request through any of the sources of the directory
 // could reach the node: what none of them may reach is not probed either.
 func (d *sharedDirectory) permits(e *discovery.Entry) bool {

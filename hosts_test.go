@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/caddy-discovery/caddy-discovery/internal/freeport"
@@ -101,10 +102,81 @@ func TestNobodyCanServe(t *testing.T) {
 		r := request()
 		replacerOf(r).Set("test.key", "x")
 		before := picked(t, u, r)
-		u.observer.course(r).tried = []string{at("a"), at("b")}
+		for _, address := range []string{at("a"), at("b")} {
+			u.observer.course(r).tried.add(address)
+		}
 		if got := picked(t, u, r); len(got) != len(before) {
 			t.Errorf("%q: returned %v when all have failed, before it was %v", options, got, before)
 		}
+	}
+}
+
+// TestEverybodyHasFailed has a request that makes every node close its connection,
+// and retries: afterwards all nodes count as failing for an hour, and serve all the
+// same. One that serves as many requests as it may stays out.
+func TestEverybodyHasFailed(t *testing.T) {
+	for _, test := range []struct{ options, rest string }{
+		{"", ""},
+		{"", "lb_policy least_load"},
+		{"", "lb_policy first"},
+		{"", "lb_policy client_ip_hash"},
+		{"pick 2", "lb_policy least_conn"},
+		{"pick 2", "lb_policy least_load"},
+		{"pick 2 hash {query.key}", "lb_policy first"},
+		{"prefer zone eu", ""},
+		{"subset 2\npick 1", ""},
+	} {
+		t.Run(strings.NewReplacer("{", "", "}", "").Replace(test.options+" "+test.rest), func(t *testing.T) {
+			name, m := newMemory(t)
+			release := make(chan struct{})
+			entered := make(chan struct{}, 10)
+			for _, id := range []string{"a", "b", "c"} {
+				s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					switch r.URL.Path {
+					case "/poison":
+						panic(http.ErrAbortHandler)
+					case "/slow":
+						entered <- struct{}{}
+						<-release
+					}
+					_, _ = io.WriteString(w, id)
+				}))
+				t.Cleanup(s.Close)
+				list(t, m, id, s.URL, "zone", map[string]string{"a": "eu"}[id])
+			}
+			port := freeport.String(t)
+			load(t, "http://127.0.0.1:"+port+" {\nreverse_proxy {\ndynamic discovery {\nregistry memory "+name+"\n"+test.options+"\n}\n"+test.rest+
+				"\nlb_retries 5\nfail_duration 1h\nunhealthy_request_count 2\n}\n}")
+			url := "http://127.0.0.1:" + port
+			for range 3 {
+				if status, _ := get(t, url+"/poison"); status != http.StatusBadGateway {
+					t.Fatalf("status %d of a request that every node refuses, want 502", status)
+				}
+			}
+			for i := range 20 {
+				if status, body := get(t, fmt.Sprint(url, "/?key=", i)); status != http.StatusOK {
+					t.Fatalf("status %d, %q, want nodes that failed to serve when nobody else is there", status, body)
+				}
+			}
+			if test.options != "" {
+				close(release)
+				return
+			}
+			var slow sync.WaitGroup
+			for range 6 {
+				slow.Go(func() {
+					if status, _ := get(t, url+"/slow"); status != http.StatusOK {
+						t.Errorf("status %d, want each node to take two requests", status)
+					}
+				})
+				<-entered
+			}
+			if status, _ := get(t, url); status != http.StatusServiceUnavailable {
+				t.Errorf("status %d, want 503 when all nodes are full", status)
+			}
+			close(release)
+			slow.Wait()
+		})
 	}
 }
 
@@ -138,7 +210,9 @@ func TestSubsetReplacesWhatFails(t *testing.T) {
 		now := make(map[string]int)
 		for range 500 {
 			r := request()
-			u.observer.course(r).tried = tried
+			for _, address := range tried {
+				u.observer.course(r).tried.add(address)
+			}
 			for _, id := range picked(t, u, r) {
 				now[id]++
 			}

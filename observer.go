@@ -18,13 +18,18 @@ import (
 // the handler calls the policy in the goroutine of the request, all of it can be
 // read without a race.
 //
+// It also decides what is left where the policy has nobody to choose: see choose.
+//
 // Handlers that need none of this are left as they are.
 type observer struct {
 	reverseproxy.Selector
 
-	key   string // of the course among the request's variables
-	hosts bool   // the candidates' states are of interest
-	nodes bool   // the chosen node is asked for by a placeholder
+	handler *reverseproxy.Handler
+
+	key    string // of the course among the request's variables
+	tracks bool   // what requests have been through is of interest
+	hosts  bool   // the candidates' states are of interest
+	nodes  bool   // the chosen node is asked for by a placeholder
 }
 
 var observers atomic.Uint64
@@ -42,7 +47,7 @@ func observe(handler *reverseproxy.Handler) *observer {
 	if policy == nil {
 		policy = reverseproxy.RandomSelection{} // Caddy's own default
 	}
-	o := &observer{Selector: policy, key: fmt.Sprintf("discovery.course.%d", observers.Add(1))}
+	o := &observer{Selector: policy, handler: handler, key: fmt.Sprintf("discovery.course.%d", observers.Add(1))}
 	handler.LoadBalancing.SelectionPolicy = o
 	return o
 }
@@ -64,12 +69,11 @@ type course struct {
 	// request is the handler's copy of the request: the same one in all
 	// attempts, and another one if the request comes to the handler again.
 	request *http.Request
-	tried   []string // where it was sent so far, all in vain
-	batches []batch  // what the sources returned for the present attempt
-	choice  *choice  // nil if nobody asks for it
+	tried   addressSet // where it was sent so far, all in vain
+	batches []batch    // what the sources returned for the present attempt
+	choice  *choice    // nil if nobody asks for it
 
 	room struct { // for the usual case, to save allocations
-		tried   [2]string
 		batches [1]batch
 		entries [2]*discovery.Entry
 	}
@@ -93,7 +97,7 @@ func (o *observer) course(r *http.Request) *course {
 		return c
 	}
 	c = &course{request: r}
-	c.tried, c.batches = c.room.tried[:0], c.room.batches[:0]
+	c.batches = c.room.batches[:0]
 	vars[o.key] = c
 	if o.nodes {
 		c.choice = choiceOf(vars, r)
@@ -103,22 +107,21 @@ func (o *observer) course(r *http.Request) *course {
 
 // Select calls the policy, and notes what the handler found and the policy chose.
 func (o *observer) Select(pool reverseproxy.UpstreamPool, r *http.Request, w http.ResponseWriter) *reverseproxy.Upstream {
-	c := o.course(r)
+	var c *course
+	if o.tracks {
+		c = o.course(r)
+	}
 	if c == nil {
-		return o.Selector.Select(pool, r, w)
+		chosen, _ := o.choose(pool, nil, r, w)
+		return chosen
 	}
 	if o.hosts {
 		c.each(pool, noteHost)
 	}
-	var chosen *reverseproxy.Upstream
-	if policy, ok := o.Selector.(*LeastLoad); ok {
-		chosen = policy.choose(pool, c)
-	} else {
-		chosen = o.Selector.Select(pool, r, w)
-	}
+	chosen, pool := o.choose(pool, c, r, w)
 	if chosen != nil {
 		// If the request comes back, it failed there.
-		c.tried = append(c.tried, chosen.Dial)
+		c.tried.add(chosen.Dial)
 		if c.choice != nil {
 			c.choice.node = nil // it may be none of the nodes
 			c.each(pool, func(e *discovery.Entry, up *reverseproxy.Upstream) {
@@ -130,6 +133,60 @@ func (o *observer) Select(pool reverseproxy.UpstreamPool, r *http.Request, w htt
 	}
 	c.batches = c.batches[:0]
 	return chosen
+}
+
+// choose asks the policy, and returns what it chose and from which upstreams:
+//
+//   - Where no source has a node, from the handler's static upstreams. Caddy itself
+//     falls back to them only if a source returns an error, which it logs for each
+//     request, and never behind multi, which returns none.
+//   - Where everybody has failed lately, from all of them, as if nobody had: a pool
+//     of which everything fails is more likely judged wrongly than down, and a
+//     request that is sent has a chance. Who is full stays out, and so does
+//     everybody while the handler's circuit breaker is open.
+func (o *observer) choose(pool reverseproxy.UpstreamPool, c *course, r *http.Request, w http.ResponseWriter) (*reverseproxy.Upstream, reverseproxy.UpstreamPool) {
+	if len(pool) == 0 {
+		pool = o.handler.Upstreams
+		return o.ask(pool, c, r, w), pool
+	}
+	chosen := o.ask(pool, c, r, w)
+	if chosen == nil && forgets(o.handler) && (o.handler.CB == nil || o.handler.CB.OK()) {
+		pool = forgiven(pool, c)
+		chosen = o.ask(pool, c, r, w)
+	}
+	return chosen, pool
+}
+
+func (o *observer) ask(pool reverseproxy.UpstreamPool, c *course, r *http.Request, w http.ResponseWriter) *reverseproxy.Upstream {
+	if policy, ok := o.Selector.(*LeastLoad); ok && c != nil {
+		return policy.choose(pool, c)
+	}
+	return o.Selector.Select(pool, r, w)
+}
+
+// forgets reports whether the handler leaves alone for some time what has failed.
+func forgets(handler *reverseproxy.Handler) bool {
+	hc := handler.HealthChecks
+	return hc != nil && hc.Passive != nil && hc.Passive.FailDuration > 0
+}
+
+// forgiven returns the upstreams without the rules by which Caddy finds them
+// failing. They stand for the same hosts, so that requests and failures count.
+func forgiven(pool reverseproxy.UpstreamPool, c *course) reverseproxy.UpstreamPool {
+	block := make([]reverseproxy.Upstream, len(pool))
+	again := make(reverseproxy.UpstreamPool, len(pool))
+	for i, up := range pool {
+		block[i].Host, block[i].Dial, block[i].MaxRequests = up.Host, up.Dial, up.MaxRequests
+		again[i] = &block[i]
+	}
+	if c != nil {
+		for i, b := range c.batches {
+			if j := slices.Index(pool, b.first); j >= 0 {
+				c.batches[i].first = again[j]
+			}
+		}
+	}
+	return again
 }
 
 // each calls f with each candidate that is a node.

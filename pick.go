@@ -80,18 +80,18 @@ func (p *Pick) value(r *http.Request) string {
 
 // A screen decides for one attempt of one request which nodes can serve it.
 type screen struct {
-	tried  []string // addresses at which this request has failed
+	tried  *addressSet // where this request has failed; nil: nowhere
 	limits limits
 	ramp   time.Duration // how long a new node takes to get its full share; 0: no time
 	blind  bool          // everybody will do, since nobody can serve
 }
 
 // sees reports whether the screen looks at anything.
-func (s *screen) sees() bool { return !s.blind && (len(s.tried) > 0 || s.limits.checks != nil) }
+func (s *screen) sees() bool { return !s.blind && (!s.tried.empty() || s.limits.checks != nil) }
 
 // failed reports whether this request has failed at the node.
 func (s *screen) failed(e *discovery.Entry) bool {
-	return len(s.tried) > 0 && !s.blind && slices.ContainsFunc(s.tried, func(address string) bool { return dialledAt(e, address) })
+	return !s.blind && !s.tried.empty() && dialledAtAny(e, s.tried)
 }
 
 // able reports whether the node can serve. That it is up and healthy goes without
@@ -167,7 +167,7 @@ func (t *tier) all(s *screen) []*discovery.Entry {
 	if !slices.ContainsFunc(t.nodes, s.able) && !slices.ContainsFunc(t.reserve, s.able) {
 		return nil
 	}
-	if len(s.tried) == 0 && len(t.reserve) == 0 {
+	if s.tried.empty() && len(t.reserve) == 0 {
 		return t.nodes
 	}
 	left := make([]*discovery.Entry, 0, len(t.nodes))

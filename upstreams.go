@@ -305,9 +305,13 @@ func (u *Upstreams) watch(ctx caddy.Context, handler *reverseproxy.Handler, poli
 	_, byLoad := policy.(*LeastLoad)
 	nodes := mentionsNodes(ctx, handler)
 	if !retries && !byLoad && !nodes && u.limits.checks == nil {
+		if u.fallback || forgets(handler) {
+			observe(handler)
+		}
 		return
 	}
 	u.observer = observe(handler)
+	u.observer.tracks = true
 	u.observer.hosts = u.observer.hosts || u.limits.checks != nil
 	u.observer.nodes = u.observer.nodes || nodes
 }
@@ -362,9 +366,6 @@ func (u *Upstreams) closeIdle() {
 	}
 }
 
-// errNoNode makes Caddy fall back to static upstreams.
-var errNoNode = errors.New("no discovered node can serve")
-
 // GetUpstreams returns the nodes for a request: sorted by id, or in the order in
 // which they were picked. They are freshly allocated, because Caddy writes to them
 // (https://github.com/caddyserver/caddy/issues/5736).
@@ -382,7 +383,7 @@ func (u *Upstreams) GetUpstreams(r *http.Request) ([]*reverseproxy.Upstream, err
 		var few [4]*discovery.Entry // on the stack
 		return u.upstreams(u.choose(pool, &s, r, few[:0]))
 	}
-	s.tried = c.tried
+	s.tried = &c.tried
 	var few []*discovery.Entry
 	if len(c.batches) == 0 {
 		few = c.room.entries[:0]
@@ -398,10 +399,7 @@ func (u *Upstreams) GetUpstreams(r *http.Request) ([]*reverseproxy.Upstream, err
 func (u *Upstreams) upstreams(nodes []*discovery.Entry) ([]*reverseproxy.Upstream, error) {
 	u.directory.stats.lookup(len(nodes) > 0)
 	if len(nodes) == 0 {
-		if u.fallback {
-			return nil, errNoNode
-		}
-		return nil, nil
+		return nil, nil // see observer.choose for static upstreams
 	}
 	block := make([]reverseproxy.Upstream, len(nodes))
 	upstreams := make([]*reverseproxy.Upstream, len(nodes))

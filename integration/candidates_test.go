@@ -190,6 +190,40 @@ func silent(t *testing.T) string {
 	return l.Addr().String()
 }
 
+// TestPoisonedRequest sends a request at which every node closes its connection, with
+// what the manual recommends and with what takes each of them out at once: others are
+// served all the while.
+func TestPoisonedRequest(t *testing.T) {
+	for _, rest := range []string{"lb_retries 3\nfail_duration 10s\nmax_fails 3", "lb_retries 5\nfail_duration 1m"} {
+		t.Run(rest, func(t *testing.T) {
+			r := newKV(t)
+			for i := range 5 {
+				id := fmt.Sprintf("orders-%d", i)
+				s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					if r.URL.Path == "/poison" {
+						panic(http.ErrAbortHandler)
+					}
+					_, _ = io.WriteString(w, id)
+				}))
+				t.Cleanup(s.Close)
+				r.put(id, camel(id, s.URL, `"service":"orders"`))
+			}
+			port := freeport.String(t)
+			start(t, "", site(port, r.block("ttl 1h")+"\nservice orders", rest))
+			url := "http://127.0.0.1:" + port
+			l := traffic(t, url)
+			for range 10 {
+				if status, err := ask(url + "/poison"); status != "502" {
+					t.Fatalf("the poisoned request was answered %s, %v, want 502", status, err)
+				}
+			}
+			before := l.served()
+			eventually(t, "requests after that", func() bool { return l.served()+l.failed() > before+1000 })
+			l.stop(t)
+		})
+	}
+}
+
 // TestChecksOfNewConfigs starts, and reloads with changed checks, under load: checks
 // that ask for several passes, and whose interval is longer than the test, cost no
 // request.

@@ -289,24 +289,40 @@ func TestNextTier(t *testing.T) {
 // TestStaticFallback loses the last node while a static upstream stands by.
 func TestStaticFallback(t *testing.T) {
 	onEach(t, func(t *testing.T, r registry) {
-		port := freeport.String(t)
-		static, a := newService(t, "static"), newService(t, "a")
-		start(t, "", "http://127.0.0.1:"+port+" {\nreverse_proxy http://"+static.address+" {\ndynamic discovery {\n"+r.block("ttl 1h")+"\n}\n}\n}\n")
-		url := "http://127.0.0.1:" + port
-		serves := func(id string) func() bool {
-			return func() bool {
-				body, err := ask(url)
-				return err == nil && body == id
-			}
-		}
-		eventually(t, "the static upstream serves an empty fleet", serves("static"))
-		l := traffic(t, url)
-		r.put("a", camel("a", "http://"+a.address, ""))
-		eventually(t, "the node takes over", serves("a"))
-		r.remove("a")
-		eventually(t, "the static upstream takes over", serves("static"))
-		l.stop(t)
+		fallBack(t, r, "dynamic discovery {\n"+r.block("ttl 1h")+"\n}")
 	})
+}
+
+// TestStaticFallbackBehindMulti does so with two sources, neither of which has a node
+// in the end.
+func TestStaticFallbackBehindMulti(t *testing.T) {
+	r := newKV(t)
+	fallBack(t, r, "dynamic multi {\ndiscovery {\n"+r.block("ttl 1h")+"\nservice other\n}\ndiscovery {\n"+r.block("ttl 1h")+"\n}\n}")
+}
+
+func fallBack(t *testing.T, r registry, source string) {
+	t.Helper()
+	port := freeport.String(t)
+	static, a := newService(t, "static"), newService(t, "a")
+	p := start(t, "", "http://127.0.0.1:"+port+" {\nreverse_proxy http://"+static.address+" {\n"+source+"\n}\n}\n")
+	url := "http://127.0.0.1:" + port
+	serves := func(id string) func() bool {
+		return func() bool {
+			body, err := ask(url)
+			return err == nil && body == id
+		}
+	}
+	eventually(t, "the static upstream serves an empty fleet", serves("static"))
+	l := traffic(t, url)
+	r.put("a", camel("a", "http://"+a.address, ""))
+	eventually(t, "the node takes over", serves("a"))
+	r.remove("a")
+	eventually(t, "the static upstream takes over", serves("static"))
+	l.stop(t)
+	// What falls back for each request is told once.
+	if log := p.log.String(); strings.Contains(log, "failed getting dynamic upstreams") || strings.Contains(log, "source returned error") {
+		t.Errorf("requests that fell back are logged as errors:\n%s", log)
+	}
 }
 
 // TestColdStart has the registry come up one second after the proxy: the first
