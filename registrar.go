@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"math"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -61,7 +62,8 @@ type ProxyNode struct {
 	TTL caddy.Duration `json:"ttl,omitempty"`
 
 	// The node's load: "system" for the load average of the last minute per
-	// core, or a placeholder that gives a number. Default: system
+	// core, or a placeholder that gives a number of 0 or more. While it gives none,
+	// the last one is announced, and before any that of the system. Default: system
 	Load string `json:"load,omitempty"`
 
 	// Announce the node only while this URL answers with a status of 2xx, for a
@@ -256,7 +258,8 @@ func httpPort(app *caddyhttp.App) int {
 }
 
 func (n *ProxyNode) node(endpoint discovery.Endpoint) discovery.Node {
-	return discovery.Node{ID: n.NodeID, Endpoint: endpoint, Metadata: n.Metadata}
+	// The load stands until the node's own gives a number.
+	return discovery.Node{ID: n.NodeID, Endpoint: endpoint, Metadata: n.Metadata, Load: discovery.SystemLoad()}
 }
 
 func (n *ProxyNode) options() discovery.RegistrarOptions {
@@ -284,7 +287,7 @@ func (n *ProxyNode) load() float64 {
 	}
 	v, err := strconv.ParseFloat(strings.TrimSpace(caddy.NewReplacer().ReplaceAll(n.Load, "")), 64)
 	if err != nil {
-		return 0
+		return math.NaN()
 	}
 	return v
 }

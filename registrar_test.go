@@ -80,6 +80,34 @@ func TestRegistrarAnnouncesAndLeaves(t *testing.T) {
 	eventually(t, "the node left", func() bool { return record(t, m, "edge-1") == nil })
 }
 
+// TestRegistrarLoadWithoutNumber has a placeholder that gives no number for a while:
+// the node must not look idle.
+func TestRegistrarLoadWithoutNumber(t *testing.T) {
+	name, m := newMemory(t)
+	t.Setenv("LOAD", "12.5")
+	load(t, registrarConfig(name, freeport.String(t), `
+		node_id edge-1
+		endpoint https://edge.example.com
+		heartbeat 20ms
+		ttl 5s
+		load {env.LOAD}
+		drain 0s`))
+	eventually(t, "the node is listed with its load", func() bool {
+		n := record(t, m, "edge-1")
+		return n != nil && n.Load == 12.5
+	})
+	for _, nonsense := range []string{"", "much", "NaN", "-1"} {
+		t.Setenv("LOAD", nonsense)
+		writes := m.Writes()
+		eventually(t, "it is renewed", func() bool { return m.Writes() > writes+2 })
+		if got := record(t, m, "edge-1").Load; got != 12.5 {
+			t.Errorf("a load of %q was announced as %v", nonsense, got)
+		}
+	}
+	t.Setenv("LOAD", "0")
+	eventually(t, "a number counts again", func() bool { return record(t, m, "edge-1").Load == 0 })
+}
+
 func TestRegistrarDefaults(t *testing.T) {
 	name, m := newMemory(t)
 	port := freeport.String(t)

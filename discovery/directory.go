@@ -592,10 +592,14 @@ func (k *keeper) apply(e Event) {
 			k.renew(t, load, now())
 		}
 	case Left:
+		t := k.named(e)
+		if t != nil && e.Instance != "" && e.Instance != t.entry.Node.Instance() {
+			return // another process has taken the id, and is there
+		}
 		k.accept(e)
 		k.forget(e)
 		k.recant(e)
-		if t := k.named(e); t != nil {
+		if t != nil {
 			k.remove(t, ChangeLeft, "its record was removed")
 		}
 	case Expired:

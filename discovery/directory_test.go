@@ -1502,3 +1502,27 @@ func TestWorstDays(t *testing.T) {
 		})
 	}
 }
+
+// A goodbye of one instance does not concern the record of another, though a watch
+// that has begun anew does not know it yet.
+func TestLeftOfAnotherInstance(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newScripted()
+		d := follow(t, w, discovery.Options{})
+		s := <-w.streams
+		s.put("", 0, newNode("a", discovery.KeyInstance, "2"))
+		s.sync(discovery.Listing{})
+		for _, test := range []struct {
+			instance string
+			stays    bool
+		}{{"1", true}, {"2", false}, {"", false}} {
+			s.put("", 0, newNode("a", discovery.KeyInstance, "2"))
+			s.emit(discovery.Event{Type: discovery.Left, ID: "a", Instance: test.instance})
+			time.Sleep(coalesced)
+			synctest.Wait()
+			if stays := d.Snapshot().Node("a") != nil; stays != test.stays {
+				t.Errorf("after the goodbye of %q instance 2 stays: %v", test.instance, stays)
+			}
+		}
+	})
+}

@@ -23,7 +23,7 @@ const (
 
 const (
 	// leaveTimeout bounds what leaving takes beyond the drain, whatever the
-	// registry does: half for the draining record, half for the withdrawal.
+	// registry does: at least half of it is left for the withdrawal.
 	leaveTimeout = time.Second
 	// callTimeout bounds one call of Ready, and one of the registry while the
 	// Registrar runs: where no answer comes, nothing says that the next try would
@@ -43,8 +43,10 @@ type RegistrarOptions struct {
 	// goes, so that no proxy sends a request to a closed door. Default:
 	// DefaultDrain; negative: none.
 	Drain time.Duration
-	// Load is asked for the node's load before each heartbeat. A negative or
-	// not finite value counts as 0. Default: the load that the node carries.
+	// Load is asked for the node's load before each heartbeat. A negative or not
+	// finite value says that it is not known just now: then the last one that was
+	// is announced, and before any was the load that the node carries, which is
+	// also the default.
 	Load func() float64
 	// Ready, where given, is asked before each heartbeat; while it returns an
 	// error the node is not listed.
@@ -80,6 +82,7 @@ type Registrar struct {
 	instance  string
 
 	rivalry rivalry // of Run
+	loads   loads   // of Run
 
 	mu      sync.Mutex // guards node and options; nothing is called under it
 	node    Node
@@ -148,9 +151,9 @@ func (r *Registrar) current() (Node, RegistrarOptions) {
 // Run keeps the node listed until ctx ends. Then it announces the node as
 // draining, waits for the drain, removes the record if it is still its own, and
 // returns nil, or why the record could not be removed. Beyond the drain this
-// takes at most a second. Where the announcer is a [Historian], and another
-// process has written the record since, that record is left as it is. Run must be
-// called once.
+// takes at most a second. Where another process has written the record since, as
+// when a container is replaced, that record is left as it is. Run must be called
+// once.
 func (r *Registrar) Run(ctx context.Context) error {
 	var (
 		listed  bool  // the record stands, as far as is known
@@ -168,7 +171,7 @@ func (r *Registrar) Run(ctx context.Context) error {
 	for {
 		select {
 		case <-ctx.Done():
-			return r.leave(context.WithoutCancel(ctx), listed)
+			return r.leave(context.WithoutCancel(ctx), listed, doubt)
 		case <-r.updated:
 		case <-timer.C:
 		}
@@ -199,7 +202,9 @@ func (r *Registrar) Run(ctx context.Context) error {
 			retry.Reset()
 			timer.Reset(spread(options.Heartbeat))
 		case ctx.Err() != nil:
-			// The next turn leaves.
+			// The next turn leaves. What was under way may have arrived.
+			var unready notReadyError
+			doubt = doubt || !errors.As(err, &unready)
 		default:
 			var unready notReadyError
 			if doubt = !errors.As(err, &unready); !doubt {
@@ -226,7 +231,7 @@ func (r *Registrar) beat(ctx context.Context, n Node, o RegistrarOptions, stands
 		cancel()
 		if err != nil {
 			if ctx.Err() != nil {
-				return ctx.Err()
+				return notReadyError{ctx.Err()}
 			}
 			if stands {
 				withdrawCtx, cancel := context.WithTimeout(ctx, callTimeout)
@@ -242,54 +247,73 @@ func (r *Registrar) beat(ctx context.Context, n Node, o RegistrarOptions, stands
 	ctx, cancel := context.WithTimeout(ctx, min(callTimeout, max(o.TTL, time.Second)))
 	defer cancel()
 	if o.Load != nil {
-		n.Load = o.Load()
-		if math.IsNaN(n.Load) || math.IsInf(n.Load, 0) || n.Load < 0 {
-			n.Load = 0
-		}
+		n.Load = r.loads.next(o.Load(), n, o.Logger)
 	}
 	return r.announcer.Announce(ctx, n)
 }
 
-// leave takes the node out of service in the order that costs no request.
-func (r *Registrar) leave(ctx context.Context, listed bool) error {
-	n, o := r.current()
-	if !listed {
-		// A failed announcement may still have arrived.
-		return r.withdraw(ctx, n)
+// loads are the figures that a node's function has given for its load.
+type loads struct {
+	last    float64 // the last one that was a load
+	known   bool    // there was one
+	missing bool    // the newest was none, which has been told
+}
+
+// next returns the load to announce where the function has given v. To announce 0
+// for a load that is not known would make the node look idler than any other.
+func (l *loads) next(v float64, n Node, log *zap.Logger) float64 {
+	if good := v >= 0 && !math.IsInf(v, 0); good {
+		if l.missing {
+			log.Info("the node's load is known again", zap.String("node", n.ID), zap.Float64("load", v))
+		}
+		*l = loads{last: v, known: true}
+		return v
 	}
-	if o.Drain > 0 {
+	load := n.Load
+	if l.known {
+		load = l.last
+	}
+	if !l.missing {
+		log.Warn("the node's load is no number of 0 or more; announcing another until it is",
+			zap.String("node", n.ID), zap.Float64("announced", load), zap.Bool("announced_before", l.known))
+	}
+	l.missing = true
+	return load
+}
+
+// leave takes the node out of service in the order that costs no request, and
+// touches no record but its own: another process may have taken the id meanwhile,
+// as when a container is replaced.
+func (r *Registrar) leave(ctx context.Context, listed, doubt bool) error {
+	n, o := r.current()
+	ctx, cancel := context.WithTimeout(ctx, o.Drain+leaveTimeout)
+	defer cancel()
+	if o.Drain > 0 && (listed || doubt) {
 		wait := time.NewTimer(o.Drain)
 		defer wait.Stop()
-		announceCtx, cancel := context.WithTimeout(ctx, max(leaveTimeout/2, min(o.Drain, leaveTimeout)))
-		if r.taken(announceCtx, n.ID) {
-			o.Logger.Info("leaving the record alone; another process has taken the id", zap.String("node", n.ID))
-		} else if r.announcer.Announce(announceCtx, draining(n)) == nil {
-			o.Logger.Info("draining", zap.String("node", n.ID), zap.Duration("for", o.Drain))
-		}
+		drainCtx, cancel := context.WithTimeout(ctx, max(leaveTimeout/2, o.Drain))
+		own, err := r.announcer.Drain(drainCtx, draining(n))
 		cancel()
-		// Wait although the announcement failed: the requests that are under
-		// way have the same right to end.
-		<-wait.C
+		switch {
+		case err == nil && own:
+			o.Logger.Info("draining", zap.String("node", n.ID), zap.Duration("for", o.Drain))
+		case err == nil && listed:
+			o.Logger.Info("leaving the record as it is: it is gone, or another process has taken the id", zap.String("node", n.ID))
+		case err != nil && listed:
+			o.Logger.Warn("cannot announce that the node drains", zap.String("node", n.ID), zap.Error(err))
+		}
+		if listed || own {
+			// Also where it was not announced: the requests that are under way
+			// have the same right to end.
+			<-wait.C
+		}
 	}
+	// Also where it was not listed: a failed announcement may still have arrived.
 	err := r.withdraw(ctx, n)
-	if err == nil {
+	if err == nil && listed {
 		o.Logger.Info("left", zap.String("node", n.ID))
 	}
 	return err
-}
-
-// taken reports whether another process is known to have written the record
-// since, as when a container is replaced: to announce that the node drains would
-// take its successor out of service. A registry without a memory cannot tell.
-func (r *Registrar) taken(ctx context.Context, id string) bool {
-	h, ok := r.announcer.(Historian)
-	if !ok {
-		return false
-	}
-	ctx, cancel := context.WithTimeout(ctx, leaveTimeout/4)
-	defer cancel()
-	past, err := h.History(ctx, id, 1)
-	return err == nil && len(past) > 0 && past[0].Type == Put && past[0].Node.Instance() != r.instance
 }
 
 // draining returns the node as it is announced before it leaves.
@@ -300,8 +324,6 @@ func draining(n Node) Node {
 }
 
 func (r *Registrar) withdraw(ctx context.Context, n Node) error {
-	ctx, cancel := context.WithTimeout(ctx, leaveTimeout/2)
-	defer cancel()
 	if err := r.announcer.Withdraw(ctx, n); err != nil {
 		return fmt.Errorf("removing the record of node %q, which now lapses instead: %w", n.ID, err)
 	}

@@ -56,6 +56,13 @@ func (r *recorder) Announce(ctx context.Context, n discovery.Node) error {
 	return err
 }
 
+func (r *recorder) Drain(ctx context.Context, n discovery.Node) (bool, error) {
+	at := time.Now()
+	own, err := r.Registry.Drain(ctx, n)
+	r.note(call{at: at, node: n, err: err})
+	return own, err
+}
+
 func (r *recorder) Withdraw(ctx context.Context, n discovery.Node) error {
 	at := time.Now()
 	err := r.Registry.Withdraw(ctx, n)
@@ -244,9 +251,12 @@ func TestRegistrarUpdateConcurrently(t *testing.T) {
 	})
 }
 
+// A load that is not known is never announced as 0, which would look idler than
+// everybody else.
 func TestRegistrarLoad(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := discoverytest.NewMemory()
+		core, logs := observer.New(zapcore.InfoLevel)
 		var load float64
 		n := newNode("a")
 		n.Load = 7
@@ -255,16 +265,20 @@ func TestRegistrarLoad(t *testing.T) {
 			t.Errorf("without a function: load %v, want the node's", got)
 		}
 		for _, test := range []struct{ given, want float64 }{
-			{0.5, 0.5}, {math.NaN(), 0}, {math.Inf(1), 0}, {math.Inf(-1), 0}, {-1, 0}, {12, 12},
+			{math.NaN(), 7}, {-1, 7}, {0.5, 0.5}, {math.NaN(), 0.5}, {math.Inf(1), 0.5}, {math.Inf(-1), 0.5}, {-1, 0.5},
+			{12, 12}, {-1, 12}, {0, 0}, {math.NaN(), 0},
 		} {
 			load = test.given
-			if err := r.Update(n, discovery.RegistrarOptions{Load: func() float64 { return load }}); err != nil {
+			if err := r.Update(n, discovery.RegistrarOptions{Load: func() float64 { return load }, Logger: zap.New(core)}); err != nil {
 				t.Fatal(err)
 			}
 			synctest.Wait()
 			if got := record(t, m, "a").Load; got != test.want {
 				t.Errorf("load %v was announced as %v, want %v", test.given, got, test.want)
 			}
+		}
+		if n := logs.FilterMessageSnippet("announcing another").Len(); n != 4 {
+			t.Errorf("warned %d times, want once each of four times: %v", n, logs.All())
 		}
 	})
 }
@@ -534,6 +548,48 @@ func TestRegistrarTaken(t *testing.T) {
 			t.Errorf("the successor was disturbed: %+v", d.Snapshot().Node("a"))
 		}
 	})
+}
+
+// The answer to the first announcement is still on its way when the process ends:
+// the record may stand, and drains like any other. Where it does not, nobody waits.
+func TestRegistrarLeavesBeforeAnswer(t *testing.T) {
+	for _, arrives := range []bool{true, false} {
+		t.Run(fmt.Sprint("it arrived: ", arrives), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				m := discoverytest.NewMemory()
+				a := &recorder{Registry: &unanswered{Registry: m.Open(), arrives: arrives}}
+				r := register(t, a, newNode("a"), discovery.RegistrarOptions{})
+				start, want := time.Now(), time.Duration(0)
+				if arrives {
+					want = discovery.DefaultDrain
+				}
+				if err := r.leave(); err != nil || time.Since(start) != want {
+					t.Errorf("leaving took %v, want %v: %v", time.Since(start), want, err)
+				}
+				calls := a.taken()
+				if len(calls) != 3 || calls[1].node.State() != discovery.StateDraining || !calls[2].withdraw {
+					t.Errorf("calls %+v, want that it is announced, drains, and goes", calls)
+				}
+				if m.Record("a") != nil {
+					t.Error("still listed")
+				}
+			})
+		})
+	}
+}
+
+// unanswered is a registry whose answers to announcements never arrive.
+type unanswered struct {
+	discovery.Registry
+	arrives bool
+}
+
+func (u *unanswered) Announce(ctx context.Context, n discovery.Node) error {
+	if u.arrives {
+		_ = u.Registry.Announce(ctx, n)
+	}
+	<-ctx.Done()
+	return ctx.Err()
 }
 
 func TestRegistrarLogsOnce(t *testing.T) {

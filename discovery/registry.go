@@ -66,9 +66,19 @@ type Announcer interface {
 	// Announce puts the node's record and renews its lease. It fails with one
 	// of the errors of this package wherever one fits.
 	Announce(ctx context.Context, n Node) error
+	// Drain puts the node's record, which says that the node drains, in place of
+	// the one that stands, if that is still the caller's own: its metadata names
+	// the same instance as n does. It reports whether it was. A record that is not
+	// there, or is somebody else's, is left as it is, without an error.
+	//
+	// To compare and to write is one step: what another process announces
+	// meanwhile stands in the end, and is never covered for a moment. A registry
+	// that keeps no records cannot compare; there the readers do, and Drain reports
+	// true as long as it knows of no other record.
+	Drain(ctx context.Context, n Node) (own bool, err error)
 	// Withdraw removes the node's record, if that record is still the caller's
-	// own: its metadata names the same instance as n does. A record that is
-	// not there, or is somebody else's, is left as it is, without an error.
+	// own, by the same rule and in one step as well. A record that is not there,
+	// or is somebody else's, is left as it is, without an error.
 	Withdraw(ctx context.Context, n Node) error
 }
 
@@ -175,6 +185,10 @@ type Event struct {
 
 	// Revision is the registry's sequence number of the change, or 0.
 	Revision uint64
+
+	// Instance is whose record was removed, for Left, where the registry tells; else
+	// "". The record of another instance is not concerned.
+	Instance string
 
 	// Err is why the record was rejected, for Rejected.
 	Err error

@@ -109,18 +109,12 @@ func (l *line) Withdraw(ctx context.Context, n discovery.Node) error {
 	return l.call(func() error { return l.announcer.Withdraw(ctx, n) })
 }
 
-// History is what a registrar asks before it drains: whether the id is still its
-// own.
-func (l *line) History(ctx context.Context, id string, limit int) (past []discovery.Revision, err error) {
-	h, ok := l.announcer.(discovery.Historian)
-	if !ok {
-		return nil, nil
-	}
+func (l *line) Drain(ctx context.Context, n discovery.Node) (own bool, err error) {
 	err = l.call(func() error {
-		past, err = h.History(ctx, id, limit)
+		own, err = l.announcer.Drain(ctx, n)
 		return err
 	})
-	return past, err
+	return own, err
 }
 
 // A wildWriter announces as the fleets in the wild do, who know nothing of
@@ -136,6 +130,12 @@ func (w wildWriter) Announce(_ context.Context, n discovery.Node) error {
 	}
 	record := camel(n.ID, n.Endpoint.String(), strings.Join(metadata, ","))
 	return w.put(n.ID, strings.Replace(record, `"load":0.35`, fmt.Sprintf(`"load":%.3f`, n.Load), 1))
+}
+
+// Drain covers whatever stands there, as those fleets do.
+func (w wildWriter) Drain(ctx context.Context, n discovery.Node) (own bool, err error) {
+	err = w.Announce(ctx, n)
+	return err == nil, err
 }
 
 func (w wildWriter) Withdraw(_ context.Context, n discovery.Node) error { return w.remove(n.ID) }

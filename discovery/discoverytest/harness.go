@@ -29,3 +29,13 @@ type Forgetful interface {
 	Harness
 	Forgetful() bool
 }
+
+// A Distant harness is one of a registry that is reached through the network: the
+// suite then also acts from far away.
+type Distant interface {
+	Harness
+	// Addr returns where the registry is, as host:port.
+	Addr() string
+	// OpenVia is Open, by way of another address that leads to it.
+	OpenVia(t *testing.T, address string) discovery.Registry
+}

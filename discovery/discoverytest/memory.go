@@ -342,18 +342,37 @@ func (c *memoryConn) Announce(ctx context.Context, n discovery.Node) error {
 	})
 }
 
-func (c *memoryConn) Withdraw(ctx context.Context, n discovery.Node) error {
-	return c.write(ctx, func(m *Memory) error {
-		r, ok := m.records[n.ID]
-		if !ok {
-			return nil
+func (c *memoryConn) Drain(ctx context.Context, n discovery.Node) (own bool, err error) {
+	data, err := discovery.AppendRecord(nil, n, time.Now())
+	if err != nil {
+		return false, err
+	}
+	err = c.write(ctx, func(m *Memory) error {
+		if own = m.owned(n); own {
+			m.put(n.ID, data)
 		}
-		if was, err := discovery.ParseNode(r.data); err != nil || was.Instance() != n.Instance() {
-			return nil //nolint:nilerr // somebody else's record, readable or not
-		}
-		m.delete(n.ID, discovery.Left)
 		return nil
 	})
+	return own, err
+}
+
+func (c *memoryConn) Withdraw(ctx context.Context, n discovery.Node) error {
+	return c.write(ctx, func(m *Memory) error {
+		if m.owned(n) {
+			m.delete(n.ID, discovery.Left)
+		}
+		return nil
+	})
+}
+
+// owned reports whether the record that stands names the same instance as n does.
+func (m *Memory) owned(n discovery.Node) bool {
+	r, ok := m.records[n.ID]
+	if !ok {
+		return false
+	}
+	was, err := discovery.ParseNode(r.data)
+	return err == nil && was.Instance() == n.Instance()
 }
 
 func (c *memoryConn) Record(_ context.Context, id string) (discovery.Node, error) {

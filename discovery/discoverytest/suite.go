@@ -36,6 +36,10 @@ func Run(t *testing.T, newHarness func(t *testing.T) Harness) {
 		{"HeartbeatPublishesNothing", heartbeatPublishesNothing},
 		{"Leave", leave},
 		{"WithdrawLeavesOthersAlone", withdrawLeavesOthersAlone},
+		{"Drain", drain},
+		{"DrainLeavesOthersAlone", drainLeavesOthersAlone},
+		{"SuccessorStays", successorStays},
+		{"LeaveBeforeListed", leaveBeforeListed},
 		{"Lapse", lapse},
 		{"Verify", verify},
 		{"SurvivesBreak", survivesBreak},
@@ -77,13 +81,32 @@ func (s *suite) finish() {
 
 func (s *suite) open() discovery.Registry {
 	s.Helper()
-	r := s.h.Open(s.T)
+	return s.closing(s.h.Open(s.T))
+}
+
+func (s *suite) closing(r discovery.Registry) discovery.Registry {
 	s.closers = append(s.closers, func() {
 		if err := r.Close(); err != nil {
 			s.Errorf("Close: %v", err)
 		}
 	})
 	return r
+}
+
+// openFar returns a connection whose other end is that far away. It reports false
+// where that cannot be had.
+func (s *suite) openFar(roundTrip time.Duration) (discovery.Registry, bool) {
+	s.Helper()
+	h, ok := s.h.(Distant)
+	if !ok {
+		return nil, false
+	}
+	way, err := newDistance(h.Addr(), roundTrip)
+	if err != nil {
+		s.Fatal(err)
+	}
+	s.closers = append(s.closers, way.close)
+	return s.closing(h.OpenVia(s.T, way.address())), true
 }
 
 // directory runs a directory on a connection of its own until the part ends.
@@ -411,6 +434,215 @@ func withdrawLeavesOthersAlone(s *suite) {
 	if d.Snapshot().Node("a") == nil {
 		s.Error("a withdrawal removed the record of another instance")
 	}
+}
+
+// drainingNode is the node as it is announced before it leaves.
+func (s *suite) drainingNode(id, instance string) discovery.Node {
+	s.Helper()
+	return s.node(id, discovery.KeyInstance, instance, discovery.KeyState, string(discovery.StateDraining))
+}
+
+func (s *suite) drain(r discovery.Announcer, n discovery.Node) (own bool) {
+	s.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	own, err := r.Drain(ctx, n)
+	if err != nil {
+		s.Fatalf("Drain(%q): %v", n.ID, err)
+	}
+	return own
+}
+
+func stateOf(id string, state discovery.State) func(*discovery.Snapshot) bool {
+	return func(s *discovery.Snapshot) bool { return s.Node(id) != nil && s.Node(id).State() == state }
+}
+
+func drain(s *suite) {
+	writer, d := s.open(), s.directory()
+	s.synced(d)
+	if _, keeps := writer.(discovery.Reader); keeps && s.drain(writer, s.drainingNode("a", "1")) {
+		s.Error("a record that is not there was the caller's own")
+	}
+	s.announce(writer, s.node("a", discovery.KeyInstance, "1"))
+	s.until(d, "a joins", stateOf("a", discovery.StateUp))
+	if !s.drain(writer, s.drainingNode("a", "1")) {
+		s.Error("the record was not the caller's own")
+	}
+	s.until(d, "a drains", stateOf("a", discovery.StateDraining))
+	// Another connection of the same process has the same right.
+	s.announce(writer, s.node("b", discovery.KeyInstance, "1"))
+	s.until(d, "b joins", stateOf("b", discovery.StateUp))
+	if !s.drain(s.open(), s.drainingNode("b", "1")) {
+		s.Error("the record was not the caller's own, by another connection")
+	}
+	s.until(d, "b drains", stateOf("b", discovery.StateDraining))
+	s.withdraw(writer, s.node("a", discovery.KeyInstance, "1"))
+	s.until(d, "a leaves", lacks("a"))
+}
+
+// drainLeavesOthersAlone lets a successor announce while its predecessor drains and
+// withdraws: whoever is faster, the successor's record stands, and is up.
+func drainLeavesOthersAlone(s *suite) {
+	old, successor, d := s.open(), s.open(), s.directory()
+	s.synced(d)
+	for i := range 30 {
+		id := fmt.Sprintf("n%d", i)
+		mine, theirs := s.node(id, discovery.KeyInstance, "old"), s.node(id, discovery.KeyInstance, "new")
+		s.announce(old, mine)
+		var group sync.WaitGroup
+		group.Go(func() { s.announce(successor, theirs) })
+		if i%2 == 0 { // else it may come between the drain and the withdrawal
+			group.Wait()
+		}
+		if own := s.drain(old, s.drainingNode(id, "old")); own && i%2 == 0 {
+			if _, keeps := old.(discovery.Reader); keeps {
+				s.Error("the record of another instance was the caller's own")
+			}
+		}
+		s.withdraw(old, mine)
+		group.Wait()
+	}
+	// The marker comes after all of that.
+	s.announce(successor, s.node("marker"))
+	s.announce(old, s.node("other-marker"))
+	snapshot := s.until(d, "the markers join", func(snap *discovery.Snapshot) bool {
+		return snap.Node("marker") != nil && snap.Node("other-marker") != nil
+	})
+	for i := range 30 {
+		e := snapshot.Node(fmt.Sprintf("n%d", i))
+		if e == nil || e.State() != discovery.StateUp || e.Instance() != "new" {
+			s.Errorf("the successor of n%d, announced at the same time: %v, is %+v", i, i%2 != 0, e)
+		}
+	}
+}
+
+// successorStays has a process take over an id, and then its predecessor leave:
+// nobody hears anything of that, however far away the registry is.
+func successorStays(s *suite) {
+	events := make(chan discovery.Event, 1000)
+	watcher := s.open()
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- watcher.Watch(ctx, func(e discovery.Event) { events <- e }) }()
+	defer func() { cancel(); <-done }()
+	next := func(what string, ok func(discovery.Event) bool) discovery.Event {
+		s.Helper()
+		for {
+			select {
+			case e := <-events:
+				if ok(e) {
+					return e
+				}
+			case err := <-done:
+				done <- err
+				s.Fatalf("Watch returned early: %v", err)
+			case <-time.After(patience):
+				s.Fatalf("waited in vain for: %s", what)
+			}
+		}
+	}
+	next("the listing", func(e discovery.Event) bool { return e.Type == discovery.Synced })
+	run := func(r discovery.Registry, id string) (instance string, leave func()) {
+		s.Helper()
+		listed := make(chan struct{})
+		var once sync.Once
+		registrar, err := discovery.NewRegistrar(r, s.node(id), discovery.RegistrarOptions{
+			Drain: time.Second, Logger: zaptest.NewLogger(s.T),
+			Beaten: func(err error) {
+				if err == nil {
+					once.Do(func() { close(listed) })
+				}
+			},
+		})
+		if err != nil {
+			s.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(context.Background())
+		ended := make(chan error, 1)
+		go func() { ended <- registrar.Run(ctx) }()
+		s.closers = append(s.closers, cancel)
+		next(id+" joins", func(e discovery.Event) bool {
+			return e.Type == discovery.Put && e.ID == id && e.Node.Instance() == registrar.Instance()
+		})
+		select {
+		case <-listed:
+		case <-time.After(patience):
+			s.Fatalf("%s does not know that it is listed", id)
+		}
+		return registrar.Instance(), func() {
+			cancel()
+			if err := <-ended; err != nil {
+				s.Errorf("leaving %s: %v", id, err)
+			}
+		}
+	}
+	together := func(leave []func()) {
+		var group sync.WaitGroup
+		for _, f := range leave {
+			group.Go(f)
+		}
+		group.Wait()
+	}
+	writer := s.open()
+	instances := make(map[string]string) // of the successors, by id
+	var predecessors, successors []func()
+	for _, roundTrip := range []time.Duration{0, 80 * time.Millisecond, 150 * time.Millisecond} {
+		old, ok := s.openFar(roundTrip)
+		if !ok && roundTrip > 0 {
+			continue
+		}
+		if !ok {
+			old = s.open()
+		}
+		id := "at-" + roundTrip.String()
+		_, leave := run(old, id)
+		predecessors = append(predecessors, leave)
+		instance, leave := run(writer, id)
+		instances[id] = instance
+		successors = append(successors, leave)
+	}
+	together(predecessors)
+	s.announce(writer, s.node("marker"))
+	next("the marker", func(e discovery.Event) bool {
+		if instance := instances[e.ID]; instance != "" && (e.Type != discovery.Put || e.Node.Instance() != instance) {
+			s.Errorf("a predecessor's leaving told of its successor %s: %v %q of instance %q", e.ID, e.Type, e.Node.State(), e.Node.Instance())
+		}
+		return e.ID == "marker"
+	})
+	together(successors)
+}
+
+// leaveBeforeListed has a registrar leave while it waits for the answer to its first
+// announcement, which has arrived: it drains all the same.
+func leaveBeforeListed(s *suite) {
+	d := s.directory()
+	s.synced(d)
+	r, err := discovery.NewRegistrar(&slowAnswer{Announcer: s.open()}, s.node("a"), discovery.RegistrarOptions{Drain: 100 * time.Millisecond})
+	if err != nil {
+		s.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	done := make(chan error, 1)
+	go func() { done <- r.Run(ctx) }()
+	s.until(d, "a joins", has("a"))
+	cancel()
+	s.until(d, "a drains", stateOf("a", discovery.StateDraining))
+	s.until(d, "a leaves", lacks("a"))
+	if err := <-done; err != nil {
+		s.Errorf("Run returned %v", err)
+	}
+}
+
+// slowAnswer delivers announcements at once, and the answers to them never.
+type slowAnswer struct{ discovery.Announcer }
+
+func (a *slowAnswer) Announce(ctx context.Context, n discovery.Node) error {
+	if err := a.Announcer.Announce(ctx, n); err != nil {
+		return err
+	}
+	<-ctx.Done()
+	return ctx.Err()
 }
 
 func lapse(s *suite) {

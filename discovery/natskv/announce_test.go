@@ -60,6 +60,52 @@ func TestAnnounceAndWithdraw(t *testing.T) {
 	w.want(discovery.Put, "end") // and not Left
 }
 
+// A process of ours takes an id over within one process, as over a reload: what it
+// wrote is not what another instance may change. And a bucket that is made anew
+// counts from 1 again.
+func TestOwnRecordOnly(t *testing.T) {
+	t.Parallel()
+	s := natstest.Start(t)
+	r := open(t, natskv.Config{Config: urls(s.URL())})
+	old, successor := node(t, "a", "instance", "1", "state", "draining"), node(t, "a", "instance", "2")
+	stands := func(want string) {
+		t.Helper()
+		if n, err := r.Record(t.Context(), "a"); err != nil || n.Instance() != want {
+			t.Errorf("instance %q stands, %v, want %q", n.Instance(), err, want)
+		}
+	}
+	drain := func(n discovery.Node, want bool) {
+		t.Helper()
+		if own, err := r.Drain(t.Context(), n); err != nil || own != want {
+			t.Errorf("Drain = %v, %v, want %v", own, err, want)
+		}
+	}
+	announce(t, r, old)
+	announce(t, r, successor)
+	drain(old, false)
+	if err := r.Withdraw(t.Context(), old); err != nil {
+		t.Error(err)
+	}
+	stands("2")
+
+	for range 5 {
+		announce(t, r, old)
+	}
+	if err := s.JetStream().DeleteKeyValue(t.Context(), "catga_nodes"); err != nil {
+		t.Fatal(err)
+	}
+	drain(old, false)
+	if err := r.Withdraw(t.Context(), old); err != nil {
+		t.Errorf("without a bucket: %v", err)
+	}
+	announce(t, open(t, natskv.Config{Config: urls(s.URL())}), successor)
+	drain(old, false)
+	stands("")
+	announce(t, open(t, natskv.Config{Config: urls(s.URL())}), old)
+	drain(old, true)
+	stands("1")
+}
+
 func TestWithdrawWithoutBucket(t *testing.T) {
 	t.Parallel()
 	s := natstest.Start(t)

@@ -1,6 +1,7 @@
 package natskv_test
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
@@ -24,8 +25,14 @@ func (h harness) Open(t *testing.T) discovery.Registry {
 	return open(t, natskv.Config{Config: urls(h.server.URL())})
 }
 
+func (h harness) Addr() string { return strings.TrimPrefix(h.server.URL(), "nats://") }
+
+func (h harness) OpenVia(t *testing.T, address string) discovery.Registry {
+	return open(t, natskv.Config{Config: urls("nats://" + address)})
+}
+
 func (h harness) Break(*testing.T) { h.server.Stop() }
 
 func (h harness) Restore(*testing.T) { h.server.Start() }
 
-var _ discoverytest.Harness = harness{}
+var _ discoverytest.Distant = harness{}

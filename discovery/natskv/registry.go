@@ -10,6 +10,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -37,8 +38,14 @@ type Registry struct {
 	mu      sync.Mutex // guards what follows; no I/O happens under it
 	session *session   // of the last connection
 	watch   *watch     // the one that runs
-	// written are the revisions of our own records, by key.
-	written map[string]uint64
+	// written are our own records, by key.
+	written map[string]written
+}
+
+// written is a record that was put here last.
+type written struct {
+	instance string
+	revision uint64
 }
 
 // A session is what stands on one connection.
@@ -65,7 +72,7 @@ func Open(config Config) (*Registry, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Registry{config: config, conn: conn, written: make(map[string]uint64)}, nil
+	return &Registry{config: config, conn: conn, written: make(map[string]written)}, nil
 }
 
 // String names the bucket and its servers, and no secret.
@@ -95,11 +102,16 @@ func (r *Registry) Announce(ctx context.Context, n discovery.Node) error {
 		if err != nil {
 			return err
 		}
-		r.mu.Lock()
-		defer r.mu.Unlock()
-		r.written[key] = revision
+		r.wrote(key, n, revision)
 		return nil
 	})
+}
+
+// wrote notes a record of ours.
+func (r *Registry) wrote(key string, n discovery.Node, revision uint64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.written[key] = written{n.Instance(), revision}
 }
 
 func (r *Registry) put(ctx context.Context, s *session, key string, record []byte) (uint64, error) {
@@ -121,6 +133,28 @@ func (r *Registry) put(ctx context.Context, s *session, key string, record []byt
 	return kv.Put(ctx, key, record)
 }
 
+// Drain puts the node's record in place of the one that stands, if that names the
+// same instance. Its errors are those of Announce.
+func (r *Registry) Drain(ctx context.Context, n discovery.Node) (own bool, err error) {
+	what := fmt.Sprintf("announcing that node %q drains", n.ID)
+	record, err := discovery.AppendRecord(nil, n, time.Now())
+	if err != nil {
+		return false, fmt.Errorf("%s: %w", what, err)
+	}
+	key := r.config.key(n.ID)
+	err = r.do(ctx, what, r.readsAndWrites(key), func(ctx context.Context, s *session) (err error) {
+		own, err = r.change(ctx, s, key, n, func(kv jetstream.KeyValue, last uint64) error {
+			revision, err := kv.Update(ctx, key, record, last)
+			if err == nil {
+				r.wrote(key, n, revision)
+			}
+			return err
+		})
+		return err
+	})
+	return own, err
+}
+
 // Withdraw removes the node's record if its metadata names the same instance as
 // n does. A record that is not there, or is somebody else's, is no error.
 func (r *Registry) Withdraw(ctx context.Context, n discovery.Node) error {
@@ -129,61 +163,97 @@ func (r *Registry) Withdraw(ctx context.Context, n discovery.Node) error {
 		return fmt.Errorf("%s: %w", what, err)
 	}
 	key := r.config.key(n.ID)
-	return r.do(ctx, what, append(r.writes(key), "DIRECT.GET.", "STREAM.MSG.GET."), func(ctx context.Context, s *session) error {
-		stream, err := s.js.Stream(ctx, streamPrefix+r.config.Bucket)
-		if errors.Is(err, jetstream.ErrStreamNotFound) {
-			return nil
-		}
-		if err == nil {
-			err = r.check(stream)
-		}
-		if err != nil {
+	return r.do(ctx, what, r.readsAndWrites(key), func(ctx context.Context, s *session) error {
+		_, err := r.change(ctx, s, key, n, func(kv jetstream.KeyValue, last uint64) error {
+			err := kv.Delete(ctx, key, jetstream.LastRevision(last))
+			if err == nil {
+				r.mu.Lock()
+				defer r.mu.Unlock()
+				delete(r.written, key)
+			}
 			return err
-		}
-		kv, entry, written, err := r.read(ctx, s, key)
-		if entry == nil {
-			return err
-		}
-		revision := entry.Revision()
-		if written > revision {
-			// Any replica may answer, also one that has not heard of our last
-			// put yet. What we wrote last is ours for sure, and goes only if
-			// nobody has written since.
-			revision = written
-		} else if current, err := discovery.ParseNode(entry.Value()); err != nil || current.Instance() != n.Instance() {
-			return nil
-		}
-		err = kv.Delete(ctx, key, jetstream.LastRevision(revision))
-		if errors.Is(err, jetstream.ErrKeyRevisionMismatch) {
-			return nil // somebody else was faster, and it is theirs now
-		}
-		if err != nil {
-			return err
-		}
-		r.mu.Lock()
-		defer r.mu.Unlock()
-		delete(r.written, key)
-		return nil
+		})
+		return err
 	})
 }
 
-// read returns what stands under a key, nil if nothing does or it fails, and the
-// revision that was put there last by us, 0 if none was.
-func (r *Registry) read(ctx context.Context, s *session, key string) (jetstream.KeyValue, jetstream.KeyValueEntry, uint64, error) {
-	kv, err := r.bucket(ctx, s)
-	if err != nil {
-		return nil, nil, 0, err
-	}
-	entry, err := kv.Get(ctx, key)
-	if errors.Is(err, jetstream.ErrKeyNotFound) {
-		return kv, nil, 0, nil
-	}
-	if err != nil {
-		return kv, nil, 0, err
+// replicaLag is how long a replica that has not heard of a write is left to hear of
+// it.
+const replicaLag = 10 * time.Millisecond
+
+// change calls write with the revision of the record that stands, if that record
+// names the same instance as n, and reports whether it was still there when it was
+// written. A record that was put here last need not be read first: that saves a
+// round trip where the registry is far away.
+func (r *Registry) change(ctx context.Context, s *session, key string, n discovery.Node, write func(kv jetstream.KeyValue, last uint64) error) (bool, error) {
+	kv, err := r.existing(ctx, s)
+	if kv == nil || err != nil {
+		return false, err
 	}
 	r.mu.Lock()
-	defer r.mu.Unlock()
-	return kv, entry, r.written[key], nil
+	last := r.written[key]
+	r.mu.Unlock()
+	if last.instance != n.Instance() {
+		last.revision = 0
+	}
+	for {
+		if last.revision == 0 {
+			entry, err := kv.Get(ctx, key)
+			if errors.Is(err, jetstream.ErrKeyNotFound) {
+				return false, nil
+			}
+			if err != nil {
+				return false, err
+			}
+			if current, err := discovery.ParseNode(entry.Value()); err != nil || current.Instance() != n.Instance() {
+				return false, nil //nolint:nilerr // somebody else's record, readable or not
+			}
+			last.revision = entry.Revision()
+		}
+		err := write(kv, last.revision)
+		switch {
+		case err == nil:
+			return true, nil
+		case errors.Is(err, jetstream.ErrKeyRevisionMismatch):
+			// Somebody was faster. It may have been an announcement of our own whose
+			// caller did not wait for it. Any replica may tell, also one that is behind.
+			last.revision = 0
+			select {
+			case <-time.After(replicaLag):
+			case <-ctx.Done():
+				return false, ctx.Err()
+			}
+		case errors.Is(err, jetstream.ErrNoStreamResponse):
+			if _, gone := s.js.Stream(ctx, streamPrefix+r.config.Bucket); errors.Is(gone, jetstream.ErrStreamNotFound) {
+				return false, nil
+			}
+			return false, err
+		default:
+			return false, err
+		}
+	}
+}
+
+// existing returns the bucket, nil if there is none: to leave is no reason to
+// create it.
+func (r *Registry) existing(ctx context.Context, s *session) (jetstream.KeyValue, error) {
+	s.mu.Lock()
+	kv := s.kv
+	s.mu.Unlock()
+	if kv != nil {
+		return kv, nil
+	}
+	stream, err := s.js.Stream(ctx, streamPrefix+r.config.Bucket)
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := r.check(stream); err != nil {
+		return nil, err
+	}
+	return r.bucket(ctx, s)
 }
 
 // Record returns the node's record, the zero Node if there is none. Its errors are
@@ -195,10 +265,23 @@ func (r *Registry) Record(ctx context.Context, id string) (discovery.Node, error
 	}
 	key := r.config.key(id)
 	var node discovery.Node
-	err := r.do(ctx, what, []string{"DIRECT.GET.", "STREAM.MSG.GET."}, func(ctx context.Context, s *session) error {
-		_, entry, written, err := r.read(ctx, s, key)
-		if entry == nil || written > entry.Revision() {
-			return err // or a replica that has not heard of our last put yet
+	err := r.do(ctx, what, reads, func(ctx context.Context, s *session) error {
+		kv, err := r.bucket(ctx, s)
+		if err != nil {
+			return err
+		}
+		entry, err := kv.Get(ctx, key)
+		if errors.Is(err, jetstream.ErrKeyNotFound) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		r.mu.Lock()
+		last := r.written[key]
+		r.mu.Unlock()
+		if last.revision > entry.Revision() {
+			return nil // of a replica that has not heard of our last put yet
 		}
 		if n, err := discovery.ParseNode(entry.Value()); err == nil {
 			node = n
@@ -207,6 +290,11 @@ func (r *Registry) Record(ctx context.Context, id string) (discovery.Node, error
 	})
 	return node, err
 }
+
+// reads are the subjects that reading a key needs; see do.
+var reads = []string{"DIRECT.GET.", "STREAM.MSG.GET."}
+
+func (r *Registry) readsAndWrites(key string) []string { return append(r.writes(key), reads...) }
 
 // writes returns the subjects that a write of the key needs; see do.
 func (r *Registry) writes(key string) []string {
@@ -225,7 +313,7 @@ func (r *Registry) do(ctx context.Context, what string, needs []string, f func(c
 		return fmt.Errorf("%s: %w", what, err)
 	}
 	denied := s.link.Denied()
-	guarded, release := s.link.Guard(bounded, s.concerns(append(needs, "STREAM.INFO.", "STREAM.CREATE.", "INFO")))
+	guarded, release := s.link.Guard(bounded, s.concerns(append(slices.Clip(needs), "STREAM.INFO.", "STREAM.CREATE.", "INFO")))
 	defer release()
 	err = f(guarded, s)
 	if err == nil {

@@ -100,6 +100,48 @@ func TestWithdrawAfterReload(t *testing.T) {
 	}
 }
 
+// What an old process says when it leaves is not sent where its successor shares the
+// connection, and not heard by those who know the successor; its answers to those
+// who come late do not cover it either.
+func TestDrainOfAnotherInstance(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	shared, other := open(t, config(s)), open(t, config(s))
+	w := watch(t, open(t, config(s)))
+	w.listing()
+	leaving := func(instance string) discovery.Node { return node(t, "a", "instance", instance, "state", "draining") }
+	announce(t, shared, node(t, "a", "instance", "1"))
+	w.want(discovery.Put, "a")
+	announce(t, other, node(t, "a", "instance", "2"))
+	w.want(discovery.Put, "a")
+	announce(t, shared, node(t, "a", "instance", "3"))
+	w.want(discovery.Put, "a")
+	for r, n := range map[*natspubsub.Registry]discovery.Node{shared: leaving("1"), other: leaving("2")} {
+		own, err := r.Drain(t.Context(), n)
+		if err != nil || own != (r == other) {
+			t.Errorf("Drain of instance %s = %v, %v", n.Instance(), own, err)
+		}
+	}
+	withdraw(t, other, leaving("2"))
+	// Nor where nobody said which process it is.
+	nc := s.Conn()
+	publish(t, nc, "catga.nodes.join", `{"nodeId":"b","endpoint":"http://10.0.0.1:80"}`)
+	w.want(discovery.Put, "b")
+	if _, err := other.Drain(t.Context(), node(t, "b", "instance", "1", "state", "draining")); err != nil {
+		t.Fatal(err)
+	}
+	// One that says nothing of instances is believed.
+	publish(t, nc, "catga.nodes.heartbeat", `{"nodeId":"a","endpoint":"http://10.0.0.1:80","metadata":{"state":"draining"}}`)
+	if e := w.want(discovery.Put, "a"); e.Node.State() != discovery.StateDraining || e.Node.Instance() != "" {
+		t.Errorf("got %+v", e.Node)
+	}
+	// And a process that comes back draining.
+	announce(t, open(t, config(s)), leaving("4"))
+	if e := w.want(discovery.Put, "a"); e.Node.Instance() != "4" {
+		t.Errorf("got %+v", e.Node)
+	}
+}
+
 func TestLongestRecord(t *testing.T) {
 	t.Parallel()
 	s := start(t)

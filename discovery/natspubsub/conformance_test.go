@@ -1,6 +1,7 @@
 package natspubsub_test
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
@@ -24,10 +25,19 @@ func (h harness) Open(t *testing.T) discovery.Registry {
 	return open(t, natspubsub.Config{Config: urls(h.server.URL()), Listen: 2 * patience})
 }
 
+func (h harness) Addr() string { return strings.TrimPrefix(h.server.URL(), "nats://") }
+
+func (h harness) OpenVia(t *testing.T, address string) discovery.Registry {
+	return open(t, natspubsub.Config{Config: urls("nats://" + address), Listen: 2 * patience})
+}
+
 func (h harness) Break(*testing.T) { h.server.Stop() }
 
 func (h harness) Restore(*testing.T) { h.server.Start() }
 
 func (harness) Forgetful() bool { return true }
 
-var _ discoverytest.Forgetful = harness{}
+var (
+	_ discoverytest.Forgetful = harness{}
+	_ discoverytest.Distant   = harness{}
+)

@@ -143,23 +143,52 @@ func (r *Registry) Announce(ctx context.Context, n discovery.Node) error {
 		if r.hasJoined(s, n.ID) {
 			subject, message = r.config.heartbeat(), appendHeartbeat(nil, data, now)
 		}
-		var before *record
-		err := s.ask(ctx, publishing(subject), func(ctx context.Context) error {
-			release, err := r.take(ctx)
-			if err != nil {
-				return err
-			}
-			defer release()
-			before = r.remember(n.ID, announced)
-			// First, so that whoever asks too early for this is told by the join.
-			if err := r.answer(s); err != nil {
-				return err
-			}
-			return s.link.Publish(subject, message)
-		})
-		r.settle(s, n.ID, announced, before, err)
-		return err
+		return r.say(ctx, s, n.ID, announced, subject, message)
 	})
+}
+
+// Drain says that the node lives and drains, in a heartbeat with its record. Nobody
+// keeps records with which that could be compared, so listeners of our kind do it:
+// they let it count only if the record that they saw last is of the same instance;
+// see [Registry.Watch]. Where this very Registry announces the id for another
+// instance, nothing is sent and false is returned. It fails as Announce does.
+func (r *Registry) Drain(ctx context.Context, n discovery.Node) (own bool, err error) {
+	what := fmt.Sprintf("announcing that node %q drains", n.ID)
+	now := time.Now()
+	data, err := discovery.AppendRecord(nil, n, now)
+	if err != nil {
+		return false, fmt.Errorf("%s: %w", what, err)
+	}
+	if r.takenHere(n.ID, n.Instance()) {
+		return false, nil
+	}
+	announced := &record{instance: n.Instance(), data: data, until: now.Add(lease(&n))}
+	err = r.do(ctx, what, func(ctx context.Context, s *session) error {
+		// Never a join, with which a node comes rather than goes.
+		return r.say(ctx, s, n.ID, announced, r.config.heartbeat(), appendHeartbeat(nil, data, now))
+	})
+	return err == nil, err
+}
+
+// say publishes a message about a record of ours, with which queries are answered
+// from then on.
+func (r *Registry) say(ctx context.Context, s *session, id string, announced *record, subject string, message []byte) error {
+	var before *record
+	err := s.ask(ctx, publishing(subject), func(ctx context.Context) error {
+		release, err := r.take(ctx)
+		if err != nil {
+			return err
+		}
+		defer release()
+		before = r.remember(id, announced)
+		// First, so that whoever asks too early for this is told by the join.
+		if err := r.answer(s); err != nil {
+			return err
+		}
+		return s.link.Publish(subject, message)
+	})
+	r.settle(s, id, announced, before, err)
+	return err
 }
 
 // Withdraw says that the node leaves. The message names the instance, and
@@ -321,12 +350,25 @@ func (r *Registry) settle(s *session, id string, announced, before *record, err 
 	}
 }
 
+// takenHere reports whether we announce the id for another instance.
+func (r *Registry) takenHere(id, instance string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.taken(id, instance)
+}
+
+// taken is takenHere for those who hold mu.
+func (r *Registry) taken(id, instance string) bool {
+	own := r.records[id]
+	return own != nil && own.instance != instance && time.Now().Before(own.until)
+}
+
 // forget drops our record of the id, and reports false if it is another
 // instance's.
 func (r *Registry) forget(id, instance string) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if own := r.records[id]; own != nil && own.instance != instance && time.Now().Before(own.until) {
+	if r.taken(id, instance) {
 		return false
 	}
 	delete(r.records, id)

@@ -55,7 +55,9 @@ const statusNoResponders = "503"
 // if it is not older than the record's lease.
 //
 // A node that says goodbye is Left, unless the goodbye names another instance
-// than the record that was seen last. Messages that were dropped because emit
+// than the record that was seen last: somebody else has taken the id, as when a
+// container is replaced. For the same reason a heartbeat or an answer that says that
+// the node drains counts only for the instance that was seen last. Messages that were dropped because emit
 // blocked for too long break the watch.
 func (r *Registry) Watch(ctx context.Context, emit func(discovery.Event)) error {
 	w, err := r.begin(ctx)
@@ -203,7 +205,7 @@ func (r *Registry) run(parent context.Context, w *watch, emit func(discovery.Eve
 			case m.Sub == w.leaves:
 				t.leave(m.Data)
 			case m.Sub == w.heartbeats:
-				t.take(parseHeartbeat(m.Data, &records))
+				t.beat(parseHeartbeat(m.Data, &records))
 			case m.Sub == w.joins:
 				t.take(parseRecord(m.Data, &records))
 			case len(m.Data) == 0 && m.Header.Get("Status") == statusNoResponders:
@@ -212,7 +214,7 @@ func (r *Registry) run(parent context.Context, w *watch, emit func(discovery.Eve
 				}
 			default:
 				if len(m.Data) > 0 {
-					t.take(parseRecord(m.Data, &records))
+					t.beat(parseRecord(m.Data, &records))
 				}
 				if !synced {
 					if patience == 0 {
@@ -267,6 +269,22 @@ func newTranslator(emit func(discovery.Event)) *translator {
 	}
 }
 
+// beat emits what a heartbeat or an answer says. What leaves must not cover the
+// record of the one that has come in its place.
+func (t *translator) beat(e discovery.Event) {
+	if e.Type == discovery.Put && e.Node.State() == discovery.StateDraining && t.replaced(e.ID, e.Node.Instance()) {
+		return
+	}
+	t.take(e)
+}
+
+// replaced reports whether an instance of a node, if it says which it is, is another
+// one than that whose record was seen last.
+func (t *translator) replaced(id, instance string) bool {
+	last, known := t.instances.recall(id)
+	return known && instance != "" && instance != last
+}
+
 // take emits what a record or a heartbeat says.
 func (t *translator) take(e discovery.Event) {
 	t.emit(e)
@@ -297,12 +315,13 @@ func (t *translator) leave(data []byte) {
 		t.emit(discovery.Event{Type: discovery.Rejected, Err: err})
 		return
 	}
-	if instance, known := t.instances.recall(f.NodeID); known && f.Instance != "" && f.Instance != instance {
-		return // somebody else has taken the id
+	if t.replaced(f.NodeID, f.Instance) {
+		return
 	}
 	t.instances.forget(f.NodeID)
 	t.aside.forget(f.NodeID)
-	t.emit(discovery.Event{Type: discovery.Left, ID: f.NodeID})
+	// A directory may know the node from an earlier watch.
+	t.emit(discovery.Event{Type: discovery.Left, ID: f.NodeID, Instance: f.Instance})
 }
 
 // Verify makes a round trip to the server, which sends what it has for us before

@@ -1,6 +1,8 @@
--- Puts a node's record in one step with what our watchers read.
+-- Puts a node's record in one step with what our watchers read; with an instance
+-- only in place of one that names it, else it returns -1.
 -- KEYS: set, members, leases, changes, meta
--- ARGV: id, digest (16 characters), record, lease in ms, history, epoch
+-- ARGV: id, digest (16 characters), record, lease in ms, history, epoch, and maybe
+-- the instance
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local ms = string.format('%.0f', now)
@@ -9,6 +11,17 @@ local keep = ARGV[4] * 10
 -- What is removed comes first: a server out of memory lets a script that has
 -- written go on, so that a node that is listed can still renew its record.
 local old = redis.call('HGET', KEYS[2], ARGV[1])
+if ARGV[7] then
+  local member = old and string.sub(old, 18) or ''
+  local ok, record = pcall(cjson.decode, member)
+  local instance
+  if ok and type(record) == 'table' and type(record['metadata']) == 'table' then
+    instance = record['metadata']['instance'] or ''
+  end
+  if instance ~= ARGV[7] or not redis.call('ZSCORE', KEYS[1], member) then
+    return -1
+  end
+end
 local changed = true
 if old then
   local there = redis.call('ZREM', KEYS[1], string.sub(old, 18))

@@ -41,7 +41,7 @@ func (l *keysLayout) Announce(ctx context.Context, n discovery.Node) error {
 	if err != nil {
 		return err
 	}
-	lease := (leaseOf(n) + time.Second - 1).Truncate(time.Second)
+	lease := keyLease(n)
 	return l.r.do(ctx, func(ctx context.Context) error {
 		pipe := l.r.commands.Pipeline()
 		set := pipe.Set(ctx, l.prefix+n.ID, record, lease)
@@ -67,9 +67,24 @@ func execute(ctx context.Context, pipe goredis.Pipeliner) error {
 	return err
 }
 
+// keyLease is how long a key stands that is not renewed, in whole seconds.
+func keyLease(n discovery.Node) time.Duration {
+	return (leaseOf(n) + time.Second - 1).Truncate(time.Second)
+}
+
+func (l *keysLayout) Drain(ctx context.Context, n discovery.Node) (bool, error) {
+	record, err := discovery.AppendRecord(nil, n, time.Now())
+	if err != nil {
+		return false, err
+	}
+	return l.r.changed(ctx, func(ctx context.Context) (any, error) {
+		return ownKeyScript.run(ctx, l.r.commands, []string{l.prefix + n.ID}, n.Instance(), record, int64(keyLease(n)/time.Second))
+	})
+}
+
 func (l *keysLayout) Withdraw(ctx context.Context, n discovery.Node) error {
 	return l.r.do(ctx, func(ctx context.Context) error {
-		_, err := withdrawKeyScript.run(ctx, l.r.commands, []string{l.prefix + n.ID}, n.Instance())
+		_, err := ownKeyScript.run(ctx, l.r.commands, []string{l.prefix + n.ID}, n.Instance())
 		return err
 	})
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -42,13 +43,30 @@ func (h *harness) Open(t *testing.T) discovery.Registry {
 			discovery.Registry
 			discovery.Verifier
 			discovery.Overrider
-		}{r, r, r}
+			discovery.Reader
+		}{r, r, r, r}
 	}
 	return r
 }
 
 func (h *harness) Break(*testing.T)   { h.stop() }
 func (h *harness) Restore(*testing.T) { h.restart() }
+
+// single is the harness of one server, which is the only one that is named.
+type single struct {
+	harness
+	server *redistest.Server
+}
+
+func (h *single) Addr() string { return h.server.Addr() }
+
+func (h *single) OpenVia(t *testing.T, address string) discovery.Registry {
+	via := h.harness
+	via.config.URLs = []string{strings.Replace(h.server.URL(), h.server.Addr(), address, 1)}
+	return via.Open(t)
+}
+
+var _ discoverytest.Distant = (*single)(nil)
 
 // conform runs the suite against a single server.
 func conform(t *testing.T, c Config, options func(t *testing.T, c *Config) []redistest.Option) {
@@ -61,7 +79,7 @@ func conform(t *testing.T, c Config, options func(t *testing.T, c *Config) []red
 		}
 		s := redistest.Start(t, o...)
 		c.URLs = []string{s.URL()}
-		return &harness{config: c, stop: s.Stop, restart: s.Restart}
+		return &single{harness{config: c, stop: s.Stop, restart: s.Restart}, s}
 	})
 }
 

@@ -98,6 +98,15 @@ func (r *Registry) Announce(ctx context.Context, n discovery.Node) error {
 	return nil
 }
 
+// Drain puts the node's record in place of the one that stands, if that is of the
+// same instance. Its errors are those of Announce.
+func (r *Registry) Drain(ctx context.Context, n discovery.Node) (own bool, err error) {
+	if own, err = r.layout.Drain(ctx, n); err != nil {
+		return false, fmt.Errorf("announcing that node %q drains: %w", n.ID, err)
+	}
+	return own, nil
+}
+
 // Withdraw removes the node's record if it is still of the same instance. Its
 // errors are those of Announce.
 func (r *Registry) Withdraw(ctx context.Context, n discovery.Node) error {

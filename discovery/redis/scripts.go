@@ -14,8 +14,8 @@ var (
 	withdrawLua string
 	//go:embed look.lua
 	lookLua string
-	//go:embed withdraw_key.lua
-	withdrawKeyLua string
+	//go:embed own_key.lua
+	ownKeyLua string
 	//go:embed override.lua
 	overrideLua string
 	//go:embed overrides.lua
@@ -25,14 +25,14 @@ var (
 	//go:embed record.lua
 	recordLua string
 
-	announceScript    = newScript(announceLua)
-	withdrawScript    = newScript(withdrawLua)
-	lookScript        = newScript(lookLua)
-	withdrawKeyScript = newScript(withdrawKeyLua)
-	overrideScript    = newScript(overrideLua)
-	overridesScript   = newScript(overridesLua)
-	historyScript     = newScript(historyLua)
-	recordScript      = newScript(recordLua)
+	announceScript  = newScript(announceLua)
+	withdrawScript  = newScript(withdrawLua)
+	lookScript      = newScript(lookLua)
+	ownKeyScript    = newScript(ownKeyLua)
+	overrideScript  = newScript(overrideLua)
+	overridesScript = newScript(overridesLua)
+	historyScript   = newScript(historyLua)
+	recordScript    = newScript(recordLua)
 )
 
 type script struct {

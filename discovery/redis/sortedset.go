@@ -86,6 +86,33 @@ func (l *sortedSet) Announce(ctx context.Context, n discovery.Node) error {
 	})
 }
 
+func (l *sortedSet) Drain(ctx context.Context, n discovery.Node) (bool, error) {
+	record, err := discovery.AppendRecord(nil, n, time.Now())
+	if err != nil {
+		return false, err
+	}
+	return l.r.changed(ctx, func(ctx context.Context) (any, error) {
+		return announceScript.run(ctx, l.r.commands, l.keys(),
+			n.ID, digest(n), record, leaseOf(n).Milliseconds(), l.r.config.History, rand.Text(), n.Instance())
+	})
+}
+
+// changed calls a script that answers with a negative number if it has left the
+// record as it was, because that is not the caller's own.
+func (r *Registry) changed(ctx context.Context, call func(context.Context) (any, error)) (bool, error) {
+	answers := make(chan any, 1) // the call may outlive its caller
+	err := r.do(ctx, func(ctx context.Context) error {
+		answer, err := call(ctx)
+		answers <- answer
+		return err
+	})
+	if err != nil {
+		return false, err
+	}
+	n, ok := (<-answers).(int64)
+	return ok && n >= 0, nil
+}
+
 // digest tells records apart that differ in more than the time: 16 characters.
 func digest(n discovery.Node) string {
 	record, _ := discovery.AppendRecord(nil, n, time.Time{})

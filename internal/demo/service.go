@@ -132,14 +132,19 @@ func (w *witness) Announce(ctx context.Context, n discovery.Node) error {
 	if err := w.Announcer.Announce(ctx, n); err != nil {
 		return err
 	}
-	switch {
-	case n.State() == discovery.StateDraining:
-		w.tell(saysDraining)
-	case !w.registered:
+	if !w.registered {
 		w.registered = true
 		w.tell(saysRegistered)
 	}
 	return nil
+}
+
+// Drain implements discovery.Announcer.
+func (w *witness) Drain(ctx context.Context, n discovery.Node) (own bool, err error) {
+	if own, err = w.Announcer.Drain(ctx, n); own {
+		w.tell(saysDraining)
+	}
+	return own, err
 }
 
 // Withdraw implements discovery.Announcer.

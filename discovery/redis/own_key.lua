@@ -1,13 +1,14 @@
--- Removes a node's key if its record names the given instance.
+-- Replaces a node's record, or removes it, if it names the given instance; else it
+-- returns -1.
 -- KEYS: the node's key
--- ARGV: instance
+-- ARGV: instance, and to replace it: record, lease in s
 local value = redis.call('GET', KEYS[1])
 if not value then
-  return 0
+  return -1
 end
 local ok, record = pcall(cjson.decode, value)
 if not ok or type(record) ~= 'table' then
-  return 0
+  return -1
 end
 local instance = ''
 local metadata = record['metadata'] or record['Metadata']
@@ -15,6 +16,10 @@ if type(metadata) == 'table' then
   instance = metadata['instance'] or ''
 end
 if instance ~= ARGV[1] then
-  return 0
+  return -1
+end
+if ARGV[2] then
+  redis.call('SET', KEYS[1], ARGV[2], 'EX', ARGV[3])
+  return 1
 end
 return redis.call('DEL', KEYS[1])
