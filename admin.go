@@ -67,6 +67,7 @@ type nodeView struct {
 	Service   string            `json:"service"`
 	Load      float64           `json:"load"`
 	Metadata  map[string]string `json:"metadata"`
+	LeftOut   []string          `json:"left_out,omitempty"` // metadata keys without a string
 	LastHeard time.Time         `json:"last_heard"`
 	LeaseLeft float64           `json:"lease_left"`
 	State     string            `json:"state"`
@@ -164,6 +165,7 @@ func viewNode(registry string, e *discovery.Entry, sources []namedSource) nodeVi
 		Service:   n.Service(),
 		Load:      e.Load(),
 		Metadata:  n.Metadata,
+		LeftOut:   n.LeftOut,
 		LastHeard: e.LastHeard(),
 		weight:    e.Weight(),
 		LeaseLeft: max(seconds(time.Until(e.LeaseEnd())), 0),

@@ -680,7 +680,11 @@ func (k *keeper) put(e Event) {
 		t = k.track(e, lease, heard)
 		k.join(t.entry)
 		k.insert(t)
-		k.note(ChangeSeen, t.entry, "")
+		reason := ""
+		if keys := leftOut(&e.Node); keys != "" {
+			reason = "metadata left out, no texts: " + keys
+		}
+		k.note(ChangeSeen, t.entry, reason)
 		moved = true
 	case t.listing == k.listing && !k.listed && e.Revision < t.revision:
 		// The node stands under two keys and the newer one was listed first.
@@ -743,9 +747,9 @@ func (k *keeper) track(e Event, lease, heard time.Duration) *tracked {
 	return &tracked{entry: newEntry(e.Node, lease, v), key: e.Key, revision: e.Revision, listing: k.listing}
 }
 
-// sameRecord reports whether a route would do the same with either.
+// sameRecord reports whether two records say the same of the node, but for its load.
 func sameRecord(a, b *Node) bool {
-	return a.Endpoint == b.Endpoint && maps.Equal(a.Metadata, b.Metadata)
+	return a.Endpoint == b.Endpoint && maps.Equal(a.Metadata, b.Metadata) && slices.Equal(a.LeftOut, b.LeftOut)
 }
 
 // renew notes that the node was heard, maybe some time ago: a listing repeats

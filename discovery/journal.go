@@ -231,6 +231,7 @@ func difference(was, is *Node) string {
 		}
 	}
 	note("endpoint", was.Endpoint.String(), is.Endpoint.String())
+	note("metadata left out", leftOut(was), leftOut(is))
 	keys := make(map[string]struct{}, len(is.Metadata))
 	for _, metadata := range []map[string]string{was.Metadata, is.Metadata} {
 		for k := range metadata {
@@ -259,6 +260,16 @@ func difference(was, is *Node) string {
 		parts = append(parts[:most], "…")
 	}
 	return strings.Join(parts, ", ")
+}
+
+// leftOut names the metadata keys of a record that are left out, "" if none are.
+func leftOut(n *Node) string {
+	const most = 5
+	keys := n.LeftOut
+	if len(keys) > most {
+		keys = append(keys[:most:most], "…")
+	}
+	return strings.Join(keys, ", ")
 }
 
 func quoteEmpty(s string) string {

@@ -227,3 +227,24 @@ func BenchmarkJournal(b *testing.B) {
 		j.Add(discovery.Change{Type: discovery.ChangeSeen, ID: "orders-1", Reason: "x"})
 	}
 }
+
+// A metadata value that is no text costs its node nothing, and is told of.
+func TestJournalTellsWhatIsLeftOut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := discoverytest.NewMemory()
+		d := follow(t, m.Open(), discovery.Options{})
+		for _, metadata := range []string{`{"service":"orders","tags":["a"]}`, `{"service":"orders","tags":[]}`, `{"service":"orders","tags":"a"}`} {
+			m.Put("a", []byte(`{"nodeId":"a","endpoint":"h:1","metadata":`+metadata+`}`))
+			synctest.Wait()
+			if e := d.Snapshot().Node("a"); e == nil || e.Node.Service() != "orders" {
+				t.Fatalf("with metadata %s the node is %+v", metadata, e)
+			}
+			time.Sleep(time.Second)
+		}
+		got := strings.Join(journalOf(d.Journal())[1:], "\n")
+		want := "seen a: metadata left out, no texts: tags\n" + `updated a: metadata left out tags → "", tags a`
+		if got != want {
+			t.Errorf("the journal says\n%s\nwant\n%s", got, want)
+		}
+	})
+}
