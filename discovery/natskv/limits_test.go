@@ -2,6 +2,7 @@ package natskv_test
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -152,4 +153,63 @@ func TestAccountLimits(t *testing.T) {
 			wantBoth(t, natskv.Config{Config: credentials(s), MaxBytes: test.maxBytes}, test.sentinel, test.words...)
 		})
 	}
+}
+
+// Who may write may put megabytes. What waits for us then is bounded, and the
+// good nodes are listed all the same.
+func TestLargeValues(t *testing.T) {
+	t.Parallel()
+	const (
+		small, large, huge = 20, 50, 3 // values, and the sizes of the latter:
+		largeSize          = 1 << 20
+		hugeSize           = 6 << 20
+	)
+	s := natstest.Start(t, natstest.Configure(func(o *server.Options) { o.MaxPayload = 8 << 20 }))
+	kv := s.Bucket(jetstream.KeyValueConfig{Bucket: "catga_nodes", Storage: jetstream.MemoryStorage})
+	for i := range large {
+		put(t, kv, fmt.Sprintf("node.large%d", i), strings.Repeat("x", largeSize))
+	}
+	for i := range huge {
+		put(t, kv, fmt.Sprintf("node.huge%d", i), strings.Repeat("x", hugeSize))
+	}
+	for i := range small {
+		put(t, kv, fmt.Sprintf("node.n%d", i), record(fmt.Sprintf("n%d", i)))
+	}
+
+	w := watch(t, open(t, natskv.Config{Config: urls(s.URL())}))
+	// Nobody takes the first event yet, and the server sends what it may.
+	stream, err := s.JetStream().Stream(t.Context(), "KV_catga_nodes")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var info *jetstream.ConsumerInfo
+	for deadline := time.Now().Add(patience); info == nil || info.Delivered.Consumer == 0 || info.NumWaiting > 0 && info.NumPending > 0; {
+		if time.Now().After(deadline) {
+			t.Fatal("the server has neither sent everything nor stopped")
+		}
+		for each := range stream.ListConsumers(t.Context()).Info() {
+			info = each
+		}
+	}
+	if most := uint64(8); info.Delivered.Consumer > most {
+		t.Errorf("%d values of %d bytes were sent at once, want at most %d", info.Delivered.Consumer, largeSize, most)
+	}
+	good, rejected := 0, 0
+	listed, _ := w.listing()
+	for _, e := range listed {
+		switch e.Type {
+		case discovery.Put:
+			good++
+		case discovery.Rejected:
+			rejected++
+		}
+	}
+	if good != small || rejected != large+huge {
+		t.Errorf("%d nodes and %d rejected are listed, want %d and %d", good, rejected, small, large+huge)
+	}
+	// One that is written later is no gap either.
+	put(t, kv, "node.huge0", strings.Repeat("y", hugeSize))
+	w.want(discovery.Rejected, "huge0")
+	put(t, kv, "node.n0", record("n0"))
+	w.want(discovery.Put, "n0")
 }
