@@ -20,6 +20,7 @@ import (
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
 	"github.com/caddy-discovery/caddy-discovery/discovery/redis"
+	backends "github.com/caddy-discovery/caddy-discovery/discovery/registries"
 )
 
 func init() {
@@ -165,6 +166,8 @@ func parseRegistrar(d *caddyfile.Dispenser, existing any) (any, error) {
 //	    tls_ca          <file>
 //	    tls_client_auth <certificate> <key>
 //	    tls_server_name <name>
+//	    tls_handshake_first on|off
+//	    inbox_prefix    <prefix>
 //	    ttl             <duration>
 //	    loss_guard      <percent>|off
 //	    warm_start      on|off
@@ -199,7 +202,11 @@ func (n *NATSKV) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 //	    tls_ca          <file>
 //	    tls_client_auth <certificate> <key>
 //	    tls_server_name <name>
+//	    tls_handshake_first on|off
+//	    inbox_prefix    <prefix>
 //	    ttl             <duration>
+//	    loss_guard      <percent>|off
+//	    warm_start      on|off
 //	}
 func (n *NATS) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // consume the name
@@ -254,6 +261,9 @@ func (c *NATSConnection) options() map[string]option {
 		"nkey":        text("<seed-file>", &c.NKey),
 		"token":       text("<token>", &c.Token),
 		"user":        texts("<name> <password>", &c.User, &c.Password),
+
+		"inbox_prefix":        text("<prefix>", &c.InboxPrefix),
+		"tls_handshake_first": switched(&c.TLSHandshakeFirst),
 	}
 }
 
@@ -273,31 +283,17 @@ func (o *DirectoryOptions) options() map[string]option {
 	}
 }
 
-// schemes names the backend of each registry URL.
-var schemes = map[string]string{
-	"nats":            "nats_kv",
-	"tls":             "nats_kv",
-	"nats+pubsub":     "nats",
-	"redis":           "redis",
-	"rediss":          "redis",
-	"redis+sentinel":  "redis",
-	"rediss+sentinel": "redis",
-	"redis+cluster":   "redis",
-	"rediss+cluster":  "redis",
-}
-
 // registryFromArgs builds the registry module from the URLs on the line, nil if
 // there are none.
 func registryFromArgs(d *caddyfile.Dispenser, what string) (json.RawMessage, error) {
 	var backend string
 	var tokens []caddyfile.Token
 	for d.NextArg() {
-		scheme, _, _ := strings.Cut(d.Val(), "://")
-		name, ok := schemes[scheme]
+		name, ok := backends.Backend(d.Val())
 		switch {
 		case !ok:
 			return nil, d.Errf("%s: %s does not name a backend by its scheme, want one of %s; for anything else write a line 'registry <backend> <url>' into the block",
-				what, redactURL(d.Val()), strings.Join(slices.Sorted(maps.Keys(schemes)), "://, ")+"://")
+				what, redactURL(d.Val()), strings.Join(backends.Schemes(), "://, ")+"://")
 		case backend != "" && name != backend:
 			return nil, d.Errf("%s: the URLs name two backends, %s and %s; want one", what, backend, name)
 		}
@@ -465,6 +461,21 @@ func onOff(to **bool) option {
 		}
 		on := word == "on"
 		*to = &on
+		return nil
+	}
+	return o
+}
+
+// switched is onOff where leaving it out is off.
+func switched(to *bool) option {
+	var on *bool
+	o := onOff(&on)
+	set := o.set
+	o.set = func(args []string) error {
+		if err := set(args); err != nil {
+			return err
+		}
+		*to = *on
 		return nil
 	}
 	return o

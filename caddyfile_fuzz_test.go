@@ -49,7 +49,7 @@ func FuzzCaddyfile(f *testing.F) {
 		"registry redis redis+sentinel://h:26379 {\nmode sentinel\nsentinel_master m\n}\npick 2 hash {client_ip}\nsubset 3\nproxy_id x",
 		"nats://u:p@h/bucket tls://h2",
 		"bucket b\nkey_prefix n.\ncreate off\nbucket_ttl 5m\nhistory 3\nmax_bytes 10MiB\nstorage memory\nreplicas 3\ndomain d\nuser a b",
-		"subject_prefix a.b\ntoken t\ntls_ca f\ntls_client_auth c k\ntls_server_name s\nttl 30s\nloss_guard off\nwarm_start off",
+		"subject_prefix a.b\ninbox_prefix i\ntls_handshake_first on\ntoken t\ntls_ca f\ntls_client_auth c k\ntls_server_name s\nttl 30s\nloss_guard off\nwarm_start off",
 		"mode cluster\nkey {tag}:x\nlayout keys\npoll 1s\nhistory 2\nusername u\npassword p\ndb 3\nloss_guard 70%",
 		"node_id n\nendpoint https://h:1\nmetadata a b\nmetadata {\nc d\n}\nheartbeat 1s\nttl 5s\nload system\nhealth_url http://h\ndrain 0s",
 		"redis://h redis://i {\ndrain 1s\n}\nregistrar nats://h",

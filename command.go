@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"os"
 	"os/signal"
 	"slices"
@@ -14,7 +13,6 @@ import (
 	"syscall"
 	"text/tabwriter"
 	"time"
-	"unicode"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
@@ -23,6 +21,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
+	backends "github.com/caddy-discovery/caddy-discovery/discovery/registries"
 )
 
 func init() {
@@ -100,7 +99,7 @@ func command(cmd *cobra.Command, run func(ctx context.Context, cmd *cobra.Comman
 			return nil
 		}
 		cmd.SilenceErrors = true
-		fmt.Fprintln(cmd.ErrOrStderr(), "Error:", printableLine(err.Error()))
+		fmt.Fprintln(cmd.ErrOrStderr(), "Error:", discovery.PrintableLine(err.Error()))
 		if code := exitCode(err); code != exitFailure {
 			// Only Caddy itself can make an error with an exit code.
 			return caddycmd.WrapCommandFuncForCobra(func(caddycmd.Flags) (int, error) { return code, nil })(cmd, args)
@@ -150,10 +149,9 @@ func (f *registryFlags) add(cmd *cobra.Command) {
 	}
 	_ = cmd.RegisterFlagCompletionFunc("registry", func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
 		var completions []string
-		for scheme := range maps.Keys(schemes) {
+		for _, scheme := range backends.Schemes() {
 			completions = append(completions, scheme+"://")
 		}
-		slices.Sort(completions)
 		return completions, cobra.ShellCompDirectiveNoSpace
 	})
 }
@@ -220,12 +218,11 @@ func (f *registryFlags) backend(ctx caddy.Context, create bool) (Backend, error)
 	}
 	var backend string
 	for _, u := range urls {
-		scheme, _, _ := strings.Cut(u, "://")
-		name, ok := schemes[scheme]
+		name, ok := backends.Backend(u)
 		switch {
 		case !ok:
 			return nil, fmt.Errorf("--registry: %s does not name a backend by its scheme, want one of %s",
-				redactURL(u), strings.Join(slices.Sorted(maps.Keys(schemes)), "://, ")+"://")
+				redactURL(u), strings.Join(backends.Schemes(), "://, ")+"://")
 		case backend != "" && backend != name:
 			return nil, fmt.Errorf("--registry: the URLs name two backends, %s and %s; want one", backend, name)
 		}
@@ -348,7 +345,7 @@ func newTable(w io.Writer, heads ...string) *table {
 
 func (t *table) row(cells ...string) {
 	for i, c := range cells {
-		cells[i] = printableLine(c)
+		cells[i] = discovery.PrintableLine(c)
 		if cells[i] == "" && i < len(cells)-1 {
 			cells[i] = "-"
 		}
@@ -357,17 +354,3 @@ func (t *table) row(cells ...string) {
 }
 
 func (t *table) flush() { _ = t.w.Flush() }
-
-// printableLine makes of what strangers wrote one line that does nothing to a
-// terminal: no control characters, and none that turn the direction of writing.
-func printableLine(s string) string {
-	return strings.Map(func(r rune) rune {
-		if r == '\n' || r == '\t' {
-			return ' '
-		}
-		if !unicode.IsPrint(r) {
-			return unicode.ReplacementChar
-		}
-		return r
-	}, s)
-}

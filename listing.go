@@ -192,7 +192,7 @@ func changeLine(c discovery.Change) string {
 	if c.Reason != "" {
 		parts = append(parts, "("+c.Reason+")")
 	}
-	return printableLine(strings.Join(parts, "  "))
+	return discovery.PrintableLine(strings.Join(parts, "  "))
 }
 
 // revisionView is a past record as the CLI shows it.

@@ -29,7 +29,16 @@ type NATSConnection struct {
 	// The user's password.
 	Password string `json:"password,omitempty"`
 
+	// What the subjects begin with on which answers come, for a user who may
+	// subscribe to no other: _INBOX_proxy where he may subscribe to
+	// "_INBOX_proxy.>". Default: _INBOX
+	InboxPrefix string `json:"inbox_prefix,omitempty"`
+
 	TLSClient
+
+	// Whether to secure the connection before the server says a word. Servers with
+	// handshake_first set demand it, and no others take it. Default: false
+	TLSHandshakeFirst bool `json:"tls_handshake_first,omitempty"`
 }
 
 func (c *NATSConnection) provision() error {
@@ -41,21 +50,26 @@ func (c *NATSConnection) provision() error {
 	if err := replaceGlobals(&c.Credentials, &c.NKey, &c.Token, &c.User, &c.Password); err != nil {
 		return fmt.Errorf("credentials: %w", err)
 	}
+	if err := replaceGlobals(&c.InboxPrefix); err != nil {
+		return fmt.Errorf("inbox_prefix: %w", err)
+	}
 	return c.TLSClient.provision()
 }
 
 func (c *NATSConnection) config() natsconn.Config {
 	return natsconn.Config{
-		URLs:          c.URLs,
-		Credentials:   c.Credentials,
-		NKey:          c.NKey,
-		Token:         c.Token,
-		User:          c.User,
-		Password:      c.Password,
-		TLSCA:         c.TLSCA,
-		TLSCert:       c.TLSCertificate,
-		TLSKey:        c.TLSKey,
-		TLSServerName: c.TLSServerName,
-		Name:          "caddy-discovery",
+		URLs:              c.URLs,
+		Credentials:       c.Credentials,
+		NKey:              c.NKey,
+		Token:             c.Token,
+		User:              c.User,
+		Password:          c.Password,
+		InboxPrefix:       c.InboxPrefix,
+		TLSCA:             c.TLSCA,
+		TLSCert:           c.TLSCertificate,
+		TLSKey:            c.TLSKey,
+		TLSServerName:     c.TLSServerName,
+		TLSHandshakeFirst: c.TLSHandshakeFirst,
+		Name:              "caddy-discovery",
 	}
 }

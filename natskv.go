@@ -50,7 +50,9 @@ type NATSKV struct {
 	// the least that the account allows
 	Replicas int `json:"replicas,omitempty"`
 
-	// The JetStream domain. Default: none
+	// The JetStream domain: of a hub that the server is a leaf of, or the name under
+	// which the account imports the JetStream of another ($JS.API.> as
+	// $JS.<name>.API.>, $KV.> as $JS.<name>.API.$KV.>). Default: none
 	Domain string `json:"domain,omitempty"`
 
 	resolved natskv.Config

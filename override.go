@@ -84,11 +84,11 @@ func (f *overrideFlags) decide(ctx context.Context, cmd *cobra.Command, id strin
 		for s := d.Snapshot(); ; s = d.Snapshot() {
 			e := s.Node(id)
 			if e == nil {
-				fmt.Fprintf(cmd.OutOrStdout(), "%s is not listed now; when it is: %s\n", printableLine(id), o)
+				fmt.Fprintf(cmd.OutOrStdout(), "%s is not listed now; when it is: %s\n", discovery.PrintableLine(id), o)
 				return nil
 			}
 			if is := e.Override(); is.State == o.State && equalWeights(is.Weight, o.Weight) {
-				fmt.Fprintf(cmd.OutOrStdout(), "%s is %s with weight %v, seen after %v; operator: %s\n", printableLine(id), e.State(), e.Weight(),
+				fmt.Fprintf(cmd.OutOrStdout(), "%s is %s with weight %v, seen after %v; operator: %s\n", discovery.PrintableLine(id), e.State(), e.Weight(),
 					time.Since(began).Round(100*time.Microsecond), o)
 				return nil
 			}

@@ -124,7 +124,7 @@ again with its next heartbeat: to take it out of service, drain it.`,
 			if !awaitGone(ctx, d, args[0], min(flags.timeout, 3*time.Second)) {
 				return fmt.Errorf("%s still lists %q: it stands under a key that is not the id's own, or listed itself again at once", registry, args[0])
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "%s left %s\n", printableLine(args[0]), registry)
+			fmt.Fprintf(cmd.OutOrStdout(), "%s left %s\n", discovery.PrintableLine(args[0]), registry)
 			return nil
 		})
 	})

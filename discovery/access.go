@@ -189,7 +189,7 @@ func parsePatterns(words []string) (p patterns, err error) {
 		glob := strings.ToLower(strings.TrimSuffix(word, "."))
 		if !isGlob(glob) {
 			return p, fmt.Errorf("%w pattern %q: want a range such as 10.0.0.0/8, an IP address, %s, or host names such as *.example.com",
-				ErrInvalid, clip(word), PrivateRanges)
+				ErrInvalid, Clip(word), PrivateRanges)
 		}
 		p.globs = append(p.globs, glob)
 	}

@@ -27,7 +27,7 @@ type Endpoint struct {
 // error wraps [ErrInvalid].
 func ParseEndpoint(s string) (Endpoint, error) {
 	refuse := func(why string) (Endpoint, error) {
-		return Endpoint{}, fmt.Errorf("%w endpoint %q: %s", ErrInvalid, clip(withoutSecrets(s)), why)
+		return Endpoint{}, fmt.Errorf("%w endpoint %q: %s", ErrInvalid, Clip(withoutSecrets(s)), why)
 	}
 	const accepted = "want http://host:port, https://host:port or host:port"
 	if s == "" {
@@ -181,16 +181,16 @@ func canonicalHost(host string) (string, error) {
 	labels := strings.Split(host, ".")
 	for _, label := range labels {
 		if label == "" || len(label) > 63 || label[0] == '-' || label[len(label)-1] == '-' {
-			return "", fmt.Errorf("%q is not a host name", clip(host))
+			return "", fmt.Errorf("%q is not a host name", Clip(host))
 		}
 		for _, c := range []byte(label) {
 			if (c < 'a' || c > 'z') && (c < '0' || c > '9') && c != '-' && c != '_' {
-				return "", fmt.Errorf("%q is not a host name", clip(host))
+				return "", fmt.Errorf("%q is not a host name", Clip(host))
 			}
 		}
 	}
 	if last := labels[len(labels)-1]; isNumeric(last) {
-		return "", fmt.Errorf("%q is not an IPv4 address in its usual form", clip(host))
+		return "", fmt.Errorf("%q is not an IPv4 address in its usual form", Clip(host))
 	}
 	return host, nil
 }

@@ -249,11 +249,11 @@ func difference(was, is *Node) string {
 		case k == KeyInstance && from != to:
 			parts = append(parts, "another process")
 		case !had:
-			parts = append(parts, clip(k)+" "+quoteEmpty(clip(to)))
+			parts = append(parts, Clip(k)+" "+quoteEmpty(Clip(to)))
 		case !has:
-			parts = append(parts, clip(k)+" gone")
+			parts = append(parts, Clip(k)+" gone")
 		default:
-			note(clip(k), clip(from), clip(to))
+			note(Clip(k), Clip(from), Clip(to))
 		}
 	}
 	if len(parts) > most {

@@ -7,8 +7,6 @@ import (
 	"strconv"
 	"strings"
 	"time"
-	"unicode"
-	"unicode/utf8"
 )
 
 // Limits of one record. A record past one of them is rejected.
@@ -145,23 +143,23 @@ func (n *Node) Validate() error {
 		return err
 	}
 	if n.Endpoint.address == "" {
-		return fmt.Errorf("%w record of node %q: it has no endpoint", ErrInvalid, clip(n.ID))
+		return fmt.Errorf("%w record of node %q: it has no endpoint", ErrInvalid, Clip(n.ID))
 	}
 	switch n.Endpoint.Scheme {
 	case "", "http", "https":
 	default:
-		return fmt.Errorf("%w endpoint of node %q: the scheme must be http or https", ErrInvalid, clip(n.ID))
+		return fmt.Errorf("%w endpoint of node %q: the scheme must be http or https", ErrInvalid, Clip(n.ID))
 	}
 	if math.IsNaN(n.Load) || math.IsInf(n.Load, 0) || n.Load < 0 {
-		return fmt.Errorf("%w load %v of node %q: want a finite number ≥ 0", ErrInvalid, n.Load, clip(n.ID))
+		return fmt.Errorf("%w load %v of node %q: want a finite number ≥ 0", ErrInvalid, n.Load, Clip(n.ID))
 	}
 	if len(n.Metadata) > MaxMetadata {
-		return fmt.Errorf("%w metadata of node %q: %d pairs, want at most %d", ErrInvalid, clip(n.ID), len(n.Metadata), MaxMetadata)
+		return fmt.Errorf("%w metadata of node %q: %d pairs, want at most %d", ErrInvalid, Clip(n.ID), len(n.Metadata), MaxMetadata)
 	}
 	for k, v := range n.Metadata {
 		if k == "" || !printable(k) || !printable(v) {
 			return fmt.Errorf("%w metadata %q of node %q: keys must not be empty, and keys and values must be UTF-8 without control characters",
-				ErrInvalid, clip(k), clip(n.ID))
+				ErrInvalid, Clip(k), Clip(n.ID))
 		}
 	}
 	return nil
@@ -174,9 +172,9 @@ func ValidateID(id string) error {
 	case id == "":
 		return fmt.Errorf("%w node id: it is empty", ErrInvalid)
 	case len(id) > MaxID:
-		return fmt.Errorf("%w node id %q: %d bytes, want at most %d", ErrInvalid, clip(id), len(id), MaxID)
+		return fmt.Errorf("%w node id %q: %d bytes, want at most %d", ErrInvalid, Clip(id), len(id), MaxID)
 	case !printable(id):
-		return fmt.Errorf("%w node id %q: want UTF-8 without control characters", ErrInvalid, clip(id))
+		return fmt.Errorf("%w node id %q: want UTF-8 without control characters", ErrInvalid, Clip(id))
 	}
 	return nil
 }
@@ -209,46 +207,10 @@ func AppendRecord(b []byte, n Node, now time.Time) ([]byte, error) {
 		IsOnline: true,
 	})
 	if err != nil {
-		return b, fmt.Errorf("encoding the record of node %q: %w", clip(n.ID), err)
+		return b, fmt.Errorf("encoding the record of node %q: %w", Clip(n.ID), err)
 	}
 	if len(data) > MaxRecord {
-		return b, fmt.Errorf("%w record of node %q: %d bytes, want at most %d", ErrInvalid, clip(n.ID), len(data), MaxRecord)
+		return b, fmt.Errorf("%w record of node %q: %d bytes, want at most %d", ErrInvalid, Clip(n.ID), len(data), MaxRecord)
 	}
 	return append(b, data...), nil
-}
-
-// printable reports whether s is UTF-8 without control characters, which would
-// otherwise reach logs, headers and terminals, and without what breaks a line there
-// or turns the direction in which it is read
-// (https://trojansource.codes).
-func printable(s string) bool {
-	if !utf8.ValidString(s) {
-		return false
-	}
-	return !strings.ContainsFunc(s, func(r rune) bool {
-		return unicode.IsControl(r) || r >= 0x2028 && r <= 0x202e || r >= 0x2066 && r <= 0x2069
-	})
-}
-
-// clip shortens what a stranger wrote for use in a message.
-func clip(s string) string {
-	const most = 64
-	if len(s) <= most {
-		return s
-	}
-	return strings.ToValidUTF8(s[:most], "") + "…"
-}
-
-// visible returns what may be shown of an id or a key that was not accepted: what a
-// terminal would obey, or a reader not see, is escaped, and too much of it cut off.
-func visible(s string) string {
-	const most = 2 * MaxID
-	if len(s) > most {
-		s = s[:most] + "…"
-	}
-	if utf8.ValidString(s) && !strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }) {
-		return s
-	}
-	quoted := strconv.QuoteToGraphic(s)
-	return quoted[1 : len(quoted)-1]
 }

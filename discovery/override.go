@@ -81,7 +81,7 @@ func (o Override) Validate() error {
 	switch o.State {
 	case "", StateUp, StateDraining, StateMaintenance:
 	default:
-		return fmt.Errorf("%w state %q of an override, want up, draining or maintenance", ErrInvalid, clip(string(o.State)))
+		return fmt.Errorf("%w state %q of an override, want up, draining or maintenance", ErrInvalid, Clip(string(o.State)))
 	}
 	if o.Weight != nil && !(*o.Weight >= 0 && *o.Weight <= MaxWeight) {
 		return fmt.Errorf("%w weight %v of an override, want a number from 0 to %v", ErrInvalid, *o.Weight, MaxWeight)
@@ -114,7 +114,7 @@ func ParseOverride(data []byte) (Override, error) {
 	o := Override{State: State(strings.ToLower(r.State)), Weight: r.Weight}
 	if r.Until != "" {
 		if o.Until = parseTime(r.Until); o.Until.IsZero() {
-			return Override{}, fmt.Errorf("%w time %q of an override, want one such as 2025-10-10T12:00:00Z", ErrInvalid, clip(r.Until))
+			return Override{}, fmt.Errorf("%w time %q of an override, want one such as 2025-10-10T12:00:00Z", ErrInvalid, Clip(r.Until))
 		}
 	}
 	return o, o.Validate()

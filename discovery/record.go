@@ -52,7 +52,7 @@ func ParseNode(data []byte) (Node, error) {
 	}
 	n.ID = strings.Clone(id)
 	if mismatch != nil {
-		return Node{ID: n.ID}, fmt.Errorf("%w record: metadata: have %s, want an object such as {\"service\":\"orders\"}", ErrInvalid, clip(mismatch.Value))
+		return Node{ID: n.ID}, fmt.Errorf("%w record: metadata: have %s, want an object such as {\"service\":\"orders\"}", ErrInvalid, Clip(mismatch.Value))
 	}
 	if err := w.complete(&n); err != nil {
 		return Node{ID: n.ID}, err
@@ -87,7 +87,7 @@ func (w *wireRecord) complete(n *Node) error {
 		switch v.kind {
 		case kindAbsent:
 		case kindObject, kindArray:
-			n.LeftOut = append(n.LeftOut, visible(clip(k)))
+			n.LeftOut = append(n.LeftOut, visible(Clip(k)))
 		default:
 			if n.Metadata == nil {
 				n.Metadata = make(map[string]string, len(w.Metadata))
@@ -211,7 +211,7 @@ func (v value) number(name string) (float64, error) {
 	case kindNumber, kindString:
 		number, err := strconv.ParseFloat(strings.TrimSpace(v.text), 64)
 		if err != nil {
-			return 0, fmt.Errorf("%w record: %s %s, %s", ErrInvalid, name, strconv.Quote(clip(v.text)), want)
+			return 0, fmt.Errorf("%w record: %s %s, %s", ErrInvalid, name, strconv.Quote(Clip(v.text)), want)
 		}
 		return number, nil
 	default:

@@ -10,8 +10,6 @@ package natsconn
 
 import (
 	"crypto/tls"
-	"crypto/x509"
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -24,6 +22,7 @@ import (
 	"github.com/nats-io/nkeys"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
+	"github.com/caddy-discovery/caddy-discovery/discovery/internal/tlsfiles"
 )
 
 // DefaultURL is dialled where no URL is given.
@@ -53,6 +52,15 @@ type Config struct {
 	// TLSServerName is the name that the servers' certificates must hold.
 	// Default: the host of the URL.
 	TLSServerName string
+	// TLSHandshakeFirst secures the connection before the server has said a word,
+	// as those demand that have handshake_first set. It needs TCP: nats:// or
+	// tls://.
+	TLSHandshakeFirst bool
+
+	// InboxPrefix is what the subjects begin with on which answers come, of one or
+	// more tokens. It is for users who may subscribe to no other. Default:
+	// "_INBOX".
+	InboxPrefix string
 
 	// Name is what the servers call this client in their own logs.
 	Name string
@@ -230,8 +238,12 @@ func (c Config) addresses() ([]address, error) {
 	if c.Password != "" && c.User == "" {
 		return nil, fmt.Errorf("%w NATS options: a password without a user", discovery.ErrInvalid)
 	}
-	if (c.TLSCert == "") != (c.TLSKey == "") {
-		return nil, fmt.Errorf("%w NATS options: a TLS client certificate and its key go together, only one is given", discovery.ErrInvalid)
+	if err := c.files().Validate(); err != nil {
+		return nil, err
+	}
+	if c.InboxPrefix != "" && !validInboxPrefix(c.InboxPrefix) {
+		return nil, fmt.Errorf(`%w NATS inbox prefix %q: want at most %d bytes, such as _INBOX_proxy for a user who may subscribe to "_INBOX_proxy.>"`,
+			discovery.ErrInvalid, discovery.Clip(c.InboxPrefix), maxInboxPrefix)
 	}
 
 	var addresses []address
@@ -245,6 +257,9 @@ func (c Config) addresses() ([]address, error) {
 			return nil, fmt.Errorf("%w NATS URL %q: a path is not accepted here", discovery.ErrInvalid, redact(raw))
 		}
 		u.Path, u.RawPath = "", ""
+		if c.TLSHandshakeFirst && strings.HasPrefix(u.Scheme, "ws") {
+			return nil, fmt.Errorf("%w NATS URL %q: a handshake first is only for nats:// and tls://; wss:// always begins with it", discovery.ErrInvalid, redact(raw))
+		}
 		inURL = inURL || u.User != nil
 		addresses = append(addresses, address{url: *u})
 	}
@@ -300,37 +315,39 @@ func (c Config) login() ([]nats.Option, error) {
 // tls returns the TLS configuration for a server, nil where nothing of the
 // configuration asks for TLS. Files are read anew each time.
 func (c Config) tls(a address) (*tls.Config, error) {
-	if c.TLSCA == "" && c.TLSCert == "" && c.TLSServerName == "" && a.tlsName == "" &&
-		a.url.Scheme != "tls" && a.url.Scheme != "wss" {
+	if !c.files().Given() && !c.TLSHandshakeFirst && a.tlsName == "" && a.url.Scheme != "tls" && a.url.Scheme != "wss" {
 		return nil, nil
 	}
-	config := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: a.url.Hostname()}
-	if a.tlsName != "" {
-		config.ServerName = a.tlsName
+	host := a.tlsName
+	if host == "" {
+		host = a.url.Hostname()
 	}
-	if c.TLSServerName != "" {
-		config.ServerName = c.TLSServerName
+	return c.files().Config(host)
+}
+
+func (c Config) files() tlsfiles.Files {
+	return tlsfiles.Files{CA: c.TLSCA, Cert: c.TLSCert, Key: c.TLSKey, ServerName: c.TLSServerName}
+}
+
+const maxInboxPrefix = 100
+
+// inboxes returns what the subjects of answers begin with, with the dot.
+func (c Config) inboxes() string {
+	if c.InboxPrefix == "" {
+		return nats.InboxPrefix
 	}
-	if c.TLSCA != "" {
-		data, err := os.ReadFile(c.TLSCA)
-		if err != nil {
-			return nil, fmt.Errorf("%w TLS authority: %w", discovery.ErrInvalid, err)
+	return c.InboxPrefix + "."
+}
+
+// validInboxPrefix reports whether answers can come on subjects under it.
+func validInboxPrefix(prefix string) bool {
+	if len(prefix) > maxInboxPrefix || prefix[0] == '$' {
+		return false
+	}
+	for token := range strings.SplitSeq(prefix, ".") {
+		if token == "" || strings.ContainsFunc(token, func(r rune) bool { return r <= ' ' || r > '~' || r == '*' || r == '>' }) {
+			return false
 		}
-		config.RootCAs = x509.NewCertPool()
-		if !config.RootCAs.AppendCertsFromPEM(data) {
-			return nil, fmt.Errorf("%w TLS authority: %s holds no certificate in PEM", discovery.ErrInvalid, c.TLSCA)
-		}
 	}
-	if c.TLSCert != "" {
-		pair, err := tls.LoadX509KeyPair(c.TLSCert, c.TLSKey)
-		var path *os.PathError
-		switch {
-		case errors.As(err, &path):
-			return nil, fmt.Errorf("%w TLS client certificate: %w", discovery.ErrInvalid, err)
-		case err != nil:
-			return nil, fmt.Errorf("%w TLS client certificate %s with key %s: %w", discovery.ErrInvalid, c.TLSCert, c.TLSKey, err)
-		}
-		config.Certificates = []tls.Certificate{pair}
-	}
-	return config, nil
+	return true
 }

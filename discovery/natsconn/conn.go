@@ -2,6 +2,7 @@ package natsconn
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -298,6 +299,12 @@ func (c *Conn) dial(ctx context.Context, a address) (*Link, error) {
 		nats.ClosedHandler(link.onClosed),
 		nats.DiscoveredServersHandler(func(nc *nats.Conn) { c.remember(link, nc) }),
 	}
+	if c.config.InboxPrefix != "" {
+		options = append(options, nats.CustomInboxPrefix(c.config.InboxPrefix))
+	}
+	if c.config.TLSHandshakeFirst {
+		options = append(options, nats.TLSHandshakeFirst())
+	}
 	if tlsConfig != nil {
 		options = append(options, nats.Secure(tlsConfig))
 	}
@@ -310,12 +317,30 @@ func (c *Conn) dial(ctx context.Context, a address) (*Link, error) {
 		if dialer.err != nil {
 			// The client says of a refused connection only that there are no
 			// servers.
-			err = dialer.err
+			return nil, dialer.err
 		}
-		return nil, err
+		return nil, whoBegins(err, c.config.TLSHandshakeFirst, tlsConfig != nil)
 	}
 	link.attach(nc)
 	return link, nil
+}
+
+// The two sides do not agree on who speaks first.
+var (
+	errServerWaits  = errors.New("the server waits")
+	errServerSpeaks = errors.New("the server speaks")
+)
+
+// whoBegins adds to the error of a handshake what it may mean.
+func whoBegins(err error, handshakeFirst, secured bool) error {
+	var record tls.RecordHeaderError
+	switch {
+	case handshakeFirst && errors.As(err, &record):
+		return fmt.Errorf("%w: %w", errServerSpeaks, err)
+	case !handshakeFirst && secured && isTimeout(err):
+		return fmt.Errorf("%w: %w", errServerWaits, err)
+	}
+	return err
 }
 
 // A dialer ends both the dialling and the handshake that follows it when its

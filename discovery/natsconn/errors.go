@@ -38,8 +38,11 @@ func describe(err error) description {
 	refused := func(format string, args ...any) description {
 		return description{discovery.ErrCredentials, fmt.Sprintf(format, args...)}
 	}
-	var timeout net.Error
 	switch {
+	case errors.Is(err, errServerWaits):
+		return unreachable("it accepts the connection and does not answer; if it waits for the TLS handshake (handshake_first), set tls_handshake_first on")
+	case errors.Is(err, errServerSpeaks):
+		return unreachable("it does not begin with the TLS handshake; set tls_handshake_first off")
 	case isAuth(err):
 		return refused("%s", authText(err))
 	case errors.As(err, &authority):
@@ -64,8 +67,7 @@ func describe(err error) description {
 		return unreachable("connection refused")
 	case errors.Is(err, nats.ErrStaleConnection):
 		return unreachable("it stopped answering")
-	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, nats.ErrTimeout),
-		errors.As(err, &timeout) && timeout.Timeout():
+	case isTimeout(err):
 		return unreachable("it does not answer")
 	case isClosed(err):
 		return unreachable("the server closed the connection")
@@ -101,6 +103,12 @@ func authText(err error) string {
 	default:
 		return "the server refused the credentials, or there are none"
 	}
+}
+
+func isTimeout(err error) bool {
+	var timeout net.Error
+	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, nats.ErrTimeout) ||
+		errors.As(err, &timeout) && timeout.Timeout()
 }
 
 func isClosed(err error) bool {

@@ -61,6 +61,14 @@ func (l *Link) attach(nc *nats.Conn) {
 // Address names the server, without user info.
 func (l *Link) Address() string { return l.address.String() }
 
+// IsInbox reports whether a subject is one on which clients of NATS take answers:
+// ours, others' under a prefix as the documentation of NATS recommends it
+// (_INBOX_<user>), and those that servers make for another account.
+func (l *Link) IsInbox(subject string) bool {
+	return strings.HasPrefix(subject, "_INBOX") || strings.HasPrefix(subject, "_R_.") ||
+		strings.HasPrefix(subject, l.owner.config.inboxes())
+}
+
 // Lost is closed when the connection is lost, or was closed.
 func (l *Link) Lost() <-chan struct{} { return l.lost }
 
@@ -225,12 +233,12 @@ func (l *Link) onError(nc *nats.Conn, _ *nats.Subscription, err error) {
 		}
 	}
 	l.mu.Unlock()
-	if operation == Subscribe && strings.HasPrefix(subject, nats.InboxPrefix) && strings.HasSuffix(subject, ".*") {
+	if operation == Subscribe && strings.HasPrefix(subject, l.owner.config.inboxes()) && strings.HasSuffix(subject, ".*") {
 		// All answers to requests come through one subscription that is made
 		// once, so that no request works on this connection, nor ever will: the
 		// next one may have been given the right meanwhile. (An inbox of its own
 		// has no wildcard, and concerns only whoever made it.)
-		l.fail(denied)
+		l.fail(fmt.Errorf("%w, on which answers come; if the user may subscribe to inboxes of another prefix, set inbox_prefix", denied))
 		nc.Close()
 		return
 	}

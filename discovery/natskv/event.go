@@ -41,7 +41,7 @@ func (c *Config) event(m *message, records *discovery.Parser) discovery.Event {
 	}
 	node, err := records.Parse(m.data)
 	if err == nil && !c.names(m.key, node.ID) {
-		err = fmt.Errorf("%w record: the key names another node, %q", discovery.ErrInvalid, clip(c.idOf(m.key)))
+		err = fmt.Errorf("%w record: the key names another node, %q", discovery.ErrInvalid, discovery.Clip(c.idOf(m.key)))
 	}
 	if err != nil {
 		e.Type, e.Err = discovery.Rejected, err
@@ -49,13 +49,4 @@ func (c *Config) event(m *message, records *discovery.Parser) discovery.Event {
 	}
 	e.ID, e.Node = node.ID, node
 	return e
-}
-
-// clip shortens what a stranger wrote for use in a message.
-func clip(s string) string {
-	const most = 64
-	if len(s) <= most {
-		return s
-	}
-	return s[:most] + "…"
 }

@@ -11,6 +11,8 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/caddy-discovery/caddy-discovery/discovery"
 )
 
 const (
@@ -260,7 +262,7 @@ func (f *feed) told(header nats.Header) (heartbeat bool, err error) {
 func (f *feed) take(m *nats.Msg) (*message, error) {
 	meta, err := m.Metadata()
 	if err != nil {
-		return nil, fmt.Errorf("a message on %q that no consumer sent: %w", clip(m.Subject), err)
+		return nil, fmt.Errorf("a message on %q that no consumer sent: %w", discovery.Clip(m.Subject), err)
 	}
 	f.wanted--
 	f.alone = false

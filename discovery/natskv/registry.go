@@ -324,7 +324,22 @@ func (r *Registry) do(ctx context.Context, what string, needs []string, f func(c
 		// Something was denied meanwhile that we did not know we needed.
 		err = now
 	}
-	return fmt.Errorf("%s: %w", what, err)
+	return fmt.Errorf("%s: %w%s", what, err, r.importHint(s, needs, err))
+}
+
+// importHint says what may be wrong where a key of another domain gives no answer:
+// the subjects of the keys are imported by themselves, and a server drops silently
+// what nobody imports.
+func (r *Registry) importHint(s *session, needs []string, err error) string {
+	if r.config.Domain == "" || !errors.Is(err, context.DeadlineExceeded) || s.link.Err() != nil {
+		return ""
+	}
+	for _, need := range needs {
+		if need[0] == '$' {
+			return fmt.Sprintf(" on %q; if the bucket is another account's, import its $KV.> as %s$KV.> as well", s.api+need, s.api)
+		}
+	}
+	return ""
 }
 
 // concerns returns whether a denied subject is one of these. Those that do not

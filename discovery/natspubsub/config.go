@@ -63,7 +63,7 @@ func (c Config) Resolve() (Config, error) {
 	switch {
 	case !validPrefix(c.SubjectPrefix):
 		return Config{}, fmt.Errorf(`%w NATS subject prefix %q: want at most %d bytes, words with "." between them, without spaces, * and >, and not those of the server ($…, _INBOX)`,
-			discovery.ErrInvalid, clip(c.SubjectPrefix), maxSubjectPrefix)
+			discovery.ErrInvalid, discovery.Clip(c.SubjectPrefix), maxSubjectPrefix)
 	case c.Listen < stall:
 		return Config{}, fmt.Errorf("%w NATS listen %q: want at least %v", discovery.ErrInvalid, c.Listen, stall)
 	}

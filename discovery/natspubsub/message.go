@@ -75,12 +75,3 @@ func parseFarewell(data []byte) (farewell, error) {
 	}
 	return f, nil
 }
-
-// clip shortens what a stranger wrote for use in a message.
-func clip(s string) string {
-	const most = 64
-	if len(s) <= most {
-		return s
-	}
-	return s[:most] + "…"
-}

@@ -239,3 +239,24 @@ func (w *watcher) broken() error {
 		}
 	}
 }
+
+// A user may be kept from every inbox but his own, and is answered there all the
+// same by nodes that know nothing of it.
+func TestInboxPrefix(t *testing.T) {
+	t.Parallel()
+	fleet := natstest.Allow("catga.nodes.*", "_INBOX_proxy.>", "answers.proxy.>")
+	s := natstest.Start(t, natstest.Users(
+		natstest.User{Name: "node", Password: secret},
+		natstest.User{Name: "proxy", Password: secret, Subscribe: fleet},
+	))
+	config := func(user, prefix string) natspubsub.Config {
+		return natspubsub.Config{Config: natsconn.Config{URLs: []string{s.URL()}, User: user, Password: secret, InboxPrefix: prefix}, Listen: patience}
+	}
+	announce(t, open(t, config("node", "")), node(t, "a"))
+	wantError(t, watch(t, open(t, config("proxy", ""))).broken(), discovery.ErrPermission, "_INBOX.")
+	watch(t, open(t, config("proxy", "_INBOX_proxy"))).want(discovery.Put, "a")
+
+	// Any other prefix is taken for an inbox by those who have it as well.
+	announce(t, open(t, config("node", "answers.proxy")), node(t, "b"))
+	watch(t, open(t, config("proxy", "answers.proxy"))).want(discovery.Put, "b")
+}

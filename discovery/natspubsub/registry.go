@@ -12,9 +12,10 @@
 // neither are learnt of when they join; see [Registry.Watch].
 //
 // To watch takes the right to subscribe to join, heartbeat, leave and
-// _INBOX.>, and to publish to query; to announce, that to publish to join,
-// heartbeat and leave. To answer queries takes the right to subscribe to query
-// and to publish to _INBOX.>; without it a node is listed all the same, and
+// _INBOX.> or the inbox prefix that is configured, and to publish to query; to
+// announce, that to publish to join, heartbeat and leave. To answer queries takes
+// the right to subscribe to query and to publish to the inboxes of those who ask,
+// which begin with _INBOX or with our own inbox prefix; without it a node is listed all the same, and
 // late listeners learn of it by its next heartbeat.
 package natspubsub
 
@@ -25,7 +26,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -412,7 +412,9 @@ func (r *Registry) answer(s *session) error {
 // reply answers one query with every record of ours that stands, a message each.
 // Who has none, any more, answers with nothing, so that nobody waits for him.
 func (r *Registry) reply(s *session, to string) {
-	if !isInbox(to) {
+	// Whoever may ask could otherwise make us publish, with our own rights, to
+	// whatever he likes.
+	if !s.link.IsInbox(to) {
 		return
 	}
 	sent := 0
@@ -436,13 +438,6 @@ func (r *Registry) reply(s *session, to string) {
 	if sent == 0 {
 		_ = s.link.Publish(to, nil) // a lost connection ends the loop above
 	}
-}
-
-// isInbox reports whether a subject is one of those that NATS makes for answers,
-// here or in another account. Whoever may ask could otherwise make us publish,
-// with our own rights, to whatever he likes.
-func isInbox(subject string) bool {
-	return strings.HasPrefix(subject, nats.InboxPrefix) || strings.HasPrefix(subject, "_R_.")
 }
 
 // standing returns the ids of our records that stand, sorted, and drops those

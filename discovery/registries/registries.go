@@ -5,6 +5,8 @@ package registries
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
@@ -20,16 +22,45 @@ import (
 // prefix or the database; user info is the login. It does not connect. The error
 // wraps [discovery.ErrInvalid] and shows no secret.
 func Open(url string) (discovery.Registry, error) {
-	scheme, _, _ := strings.Cut(url, "://")
-	switch scheme = strings.ToLower(scheme); {
-	case scheme == "nats", scheme == "tls":
+	switch backend, _ := Backend(url); backend {
+	case NATSKV:
 		return natskv.Open(natskv.Config{Config: natsconn.Config{URLs: []string{url}}})
-	case scheme == natspubsub.Scheme:
+	case NATS:
 		return natspubsub.Open(natspubsub.Config{Config: natsconn.Config{URLs: []string{url}}})
-	case strings.HasPrefix(scheme, "redis"):
+	case Redis:
 		return redis.Open(redis.Config{URLs: []string{url}})
 	default:
-		return nil, fmt.Errorf("%w registry URL: want one that starts with nats://, tls://, nats+pubsub://, redis://, rediss://, redis+sentinel:// or redis+cluster://",
-			discovery.ErrInvalid)
+		return nil, fmt.Errorf("%w registry URL: want one that starts with %s://", discovery.ErrInvalid, strings.Join(Schemes(), "://, "))
 	}
 }
+
+// The backends, by the names that they have in a configuration.
+const (
+	NATSKV = "nats_kv"
+	NATS   = "nats"
+	Redis  = "redis"
+)
+
+// backends are those that the schemes of URLs name.
+var backends = map[string]string{
+	"nats":            NATSKV,
+	"tls":             NATSKV,
+	natspubsub.Scheme: NATS,
+	"redis":           Redis,
+	"rediss":          Redis,
+	"redis+sentinel":  Redis,
+	"rediss+sentinel": Redis,
+	"redis+cluster":   Redis,
+	"rediss+cluster":  Redis,
+}
+
+// Backend returns which backend a URL names by its scheme, in whatever case that is
+// written, and whether it names one.
+func Backend(url string) (name string, ok bool) {
+	scheme, _, found := strings.Cut(url, "://")
+	name, ok = backends[strings.ToLower(scheme)]
+	return name, found && ok
+}
+
+// Schemes returns those of the URLs that name a backend, sorted.
+func Schemes() []string { return slices.Sorted(maps.Keys(backends)) }

@@ -10,6 +10,8 @@ import (
 
 func TestOpen(t *testing.T) {
 	for url, want := range map[string]string{
+		"NATS://10.0.0.5/fleet":                     "nats_kv://10.0.0.5:4222/fleet",
+		"Redis+Cluster://10.0.0.6":                  "redis+cluster://10.0.0.6:6379/",
 		"nats://10.0.0.5/fleet":                     "nats_kv://10.0.0.5:4222/fleet",
 		"tls://10.0.0.5":                            "nats_kv://10.0.0.5:4222/catga_nodes",
 		"nats+pubsub://u:hunter2@10.0.0.5/my.nodes": "nats+pubsub://10.0.0.5:4222/my.nodes",

@@ -71,6 +71,11 @@ func Deny(subjects ...string) *server.SubjectPermission {
 	return &server.SubjectPermission{Deny: subjects}
 }
 
+// Allow returns permissions that allow these subjects only.
+func Allow(subjects ...string) *server.SubjectPermission {
+	return &server.SubjectPermission{Allow: subjects}
+}
+
 // Token lets in whoever knows the token.
 func Token(token string) Option {
 	return func(s *Server) {
@@ -196,23 +201,39 @@ func MutualTLS() Option { return withTLS(true) }
 func withTLS(mutual bool) Option {
 	return func(s *Server) {
 		s.TLS = certtest.New(s.t)
-		config, err := server.GenTLSConfig(&server.TLSConfigOpts{
-			CertFile: s.TLS.ServerCert,
-			KeyFile:  s.TLS.ServerKey,
-			CaFile:   s.TLS.CA,
-			Verify:   mutual,
-			Timeout:  ready.Seconds(),
-		})
-		must(s, err)
 		s.options.TLS = true
 		s.options.TLSVerify = mutual
-		s.options.TLSConfig = config
 		s.options.TLSTimeout = ready.Seconds()
+		s.RenewCertificates()
 		s.scheme = "tls"
 		s.login = append(s.login, nats.RootCAs(s.TLS.CA))
 		if mutual {
 			s.login = append(s.login, nats.ClientCert(s.TLS.ClientCert, s.TLS.ClientKey))
 		}
+	}
+}
+
+// RenewCertificates makes the server use, from its next start, what the files of
+// [Server.TLS] hold by now.
+func (s *Server) RenewCertificates() {
+	s.t.Helper()
+	config, err := server.GenTLSConfig(&server.TLSConfigOpts{
+		CertFile: s.TLS.ServerCert,
+		KeyFile:  s.TLS.ServerKey,
+		CaFile:   s.TLS.CA,
+		Verify:   s.options.TLSVerify,
+		Timeout:  ready.Seconds(),
+	})
+	must(s, err)
+	s.options.TLSConfig = config
+}
+
+// HandshakeFirst makes a server with TLS wait for the handshake before it says
+// anything. It comes after TLS or MutualTLS.
+func HandshakeFirst() Option {
+	return func(s *Server) {
+		s.options.TLSHandshakeFirst = true
+		s.login = append(s.login, nats.TLSHandshakeFirst())
 	}
 }
 
