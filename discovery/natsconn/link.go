@@ -65,7 +65,7 @@ func (l *Link) Address() string { return l.address.String() }
 // ours, others' under a prefix as the documentation of NATS recommends it
 // (_INBOX_<user>), and those that servers make for another account.
 func (l *Link) IsInbox(subject string) bool {
-	return strings.HasPrefix(subject, "_INBOX") || strings.HasPrefix(subject, "_R_.") ||
+	return strings.HasPrefix(subject, nats.InboxPrefix) || strings.HasPrefix(subject, "_INBOX_") || strings.HasPrefix(subject, "_R_.") ||
 		strings.HasPrefix(subject, l.owner.config.inboxes())
 }
 
