@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
@@ -28,6 +29,7 @@ func (u *Upstreams) provisionAccess(ctx caddy.Context, backend Backend) error {
 		Deny:       u.Deny,
 		Loopback:   loopback,
 		LocalPorts: adminPorts(ctx),
+		Listeners:  ownSockets(ctx),
 	})
 	return err
 }
@@ -155,4 +157,44 @@ func adminPorts(ctx caddy.Context) []uint16 {
 		}
 	}
 	return ports
+}
+
+// ownSockets returns the sockets on which the HTTP servers of the configuration listen.
+// A host name among them stands for every address of this machine: it is one of them,
+// and looking it up would make loading a configuration depend on the network.
+func ownSockets(ctx caddy.Context) (sockets []netip.AddrPort) {
+	for _, m := range ctx.Modules() {
+		app, ok := m.(*caddyhttp.App)
+		if !ok {
+			continue
+		}
+		for _, server := range app.Servers {
+			if server == nil {
+				continue // Caddy refuses it
+			}
+			for _, listen := range server.Listen {
+				// Those of servers that are provisioned later have their placeholders.
+				listen, err := caddy.NewReplacer().ReplaceOrErr(listen, true, true)
+				if err != nil {
+					continue // Caddy refuses it
+				}
+				address, err := caddy.ParseNetworkAddress(listen)
+				if err != nil || address.IsUnixNetwork() || address.IsFdNetwork() {
+					continue
+				}
+				hosts := []netip.Addr{netip.IPv6Unspecified()}
+				if addr, err := netip.ParseAddr(address.Host); err == nil {
+					hosts[0] = addr
+				} else if isLoopback(address.Host) {
+					hosts = []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()}
+				}
+				for port := address.StartPort; port <= address.EndPort; port++ {
+					for _, host := range hosts {
+						sockets = append(sockets, netip.AddrPortFrom(host, uint16(port)))
+					}
+				}
+			}
+		}
+	}
+	return sockets
 }

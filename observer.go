@@ -20,7 +20,8 @@ import (
 //
 // It also decides what is left where the policy has nobody to choose: see choose.
 //
-// Handlers that need none of this are left as they are.
+// Where nobody needs what requests have been through, it does no more than that and
+// looks for requests that go round.
 type observer struct {
 	reverseproxy.Selector
 
@@ -107,6 +108,9 @@ func (o *observer) course(r *http.Request) *course {
 
 // Select calls the policy, and notes what the handler found and the policy chose.
 func (o *observer) Select(pool reverseproxy.UpstreamPool, r *http.Request, w http.ResponseWriter) *reverseproxy.Upstream {
+	if n := hops(r.Header); n > maxHops {
+		return refuseLoop(r, n)
+	}
 	var c *course
 	if o.tracks {
 		c = o.course(r)

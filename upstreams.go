@@ -33,7 +33,8 @@ const (
 // Nodes that are draining, in maintenance or have weight 0 get no new requests.
 // Nodes with the role "proxy" are left out unless service or where asks for
 // something, and this very process is always left out, so that proxies that list
-// themselves do not proxy to each other in a circle.
+// themselves do not proxy to each other in a circle. A request that has come through
+// more than ten proxy handlers of Caddy, by its header Via, is answered with 508.
 //
 // Once a node is chosen there are placeholders for it, for headers that go to the
 // node and for whatever comes after the handler, such as the directive log_append:
@@ -73,8 +74,9 @@ type Upstreams struct {
 	// must be. Loopback (unless the registry is reached by loopback only),
 	// link-local, unspecified, broadcast and multicast addresses and those of cloud
 	// metadata are denied unless a range that lies inside of theirs is allowed;
-	// Caddy's admin port on this machine and the registry itself are denied unless
-	// their single address is. Default: everywhere else
+	// Caddy's admin port on this machine, what this Caddy serves itself and the
+	// registry itself are denied unless their single address is. Default: everywhere
+	// else
 	Allow []string `json:"allow,omitempty"`
 
 	// Where the nodes' endpoints may not point, in the form of allow. It wins over
@@ -304,13 +306,12 @@ func (u *Upstreams) watch(ctx caddy.Context, handler *reverseproxy.Handler, poli
 	}
 	_, byLoad := policy.(*LeastLoad)
 	nodes := mentionsNodes(ctx, handler)
+	o := observe(handler)
+	u.warnOfLoops()
 	if !retries && !byLoad && !nodes && u.limits.checks == nil {
-		if u.fallback || forgets(handler) {
-			observe(handler)
-		}
 		return
 	}
-	u.observer = observe(handler)
+	u.observer = o
 	u.observer.tracks = true
 	u.observer.hosts = u.observer.hosts || u.limits.checks != nil
 	u.observer.nodes = u.observer.nodes || nodes

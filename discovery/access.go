@@ -27,6 +27,10 @@ type Access struct {
 	Loopback bool
 	// LocalPorts do not pass on any address of this machine.
 	LocalPorts []uint16
+	// Listeners are the sockets on which this process serves requests: a node there
+	// would have each of them go round. One at an unspecified address listens on all
+	// addresses of this machine.
+	Listeners []netip.AddrPort
 }
 
 // Rules decide whether a node's endpoint may be used. They never change.
@@ -34,6 +38,7 @@ type Rules struct {
 	allow, deny patterns
 	loopback    bool
 	localPorts  []uint16
+	listeners   map[uint16][]netip.Addr
 }
 
 // patterns are what allow or deny names.
@@ -162,10 +167,16 @@ var privateRanges = []netip.Prefix{
 // (where Loopback is not set), link-local, unspecified, broadcast and multicast
 // addresses and those at which clouds hand out credentials, also where they are
 // written as IPv6 (mapped, compatible, translated, NAT64, 6to4, Teredo, ISATAP); and, unless Allow names the
-// single address, LocalPorts on this machine and the registry itself. The error
-// wraps [ErrInvalid].
+// single address, LocalPorts on this machine, Listeners and the registry itself. The
+// error wraps [ErrInvalid].
 func NewRules(a Access) (*Rules, error) {
 	r := &Rules{loopback: a.Loopback, localPorts: a.LocalPorts}
+	for _, l := range a.Listeners {
+		if r.listeners == nil {
+			r.listeners = make(map[uint16][]netip.Addr)
+		}
+		r.listeners[l.Port()] = append(r.listeners[l.Port()], l.Addr().Unmap().WithZone(""))
+	}
 	var err error
 	if r.allow, err = parsePatterns(a.Allow); err != nil {
 		return nil, fmt.Errorf("allow: %w", err)
@@ -387,6 +398,8 @@ func (r *Rules) checkMeaning(addr, meaning netip.Addr, port uint16, registry []n
 	switch {
 	case slices.Contains(r.localPorts, port) && isLocal(meaning):
 		reserved = "Caddy's admin port"
+	case r.listens(meaning, port):
+		reserved = "this proxy itself"
 	case isRegistry(meaning, port, registry):
 		reserved = "the registry itself"
 	}
@@ -394,6 +407,13 @@ func (r *Rules) checkMeaning(addr, meaning netip.Addr, port uint16, registry []n
 		return reserved
 	}
 	return ""
+}
+
+// listens reports whether this process serves requests at a socket.
+func (r *Rules) listens(addr netip.Addr, port uint16) bool {
+	return slices.ContainsFunc(r.listeners[port], func(l netip.Addr) bool {
+		return l == addr || l.IsUnspecified() && isLocal(addr)
+	})
 }
 
 // isRegistry reports whether a socket is one of the registry. One on this machine
