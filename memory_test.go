@@ -62,7 +62,13 @@ func (b *memoryBackend) Open(*zap.Logger) (discovery.Registry, error) {
 // offline are the registries in memory whose addresses do not resolve.
 var offline sync.Map
 
+// moved are other addresses of registries in memory.
+var moved sync.Map // name → host:port
+
 func (b *memoryBackend) Addresses() []string {
+	if address, ok := moved.Load(b.Name); ok {
+		return []string{address.(string)}
+	}
 	if _, ok := offline.Load(b.Name); ok {
 		return []string{"127.0.0.1:no-such-port"}
 	}

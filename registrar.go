@@ -1,6 +1,7 @@
 package caddydiscovery
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -43,12 +44,13 @@ type ProxyNode struct {
 	// The registry in which to list the node.
 	RegistryRaw json.RawMessage `json:"registry,omitempty" caddy:"namespace=discovery.registries inline_key=backend"`
 
-	// The node's id. Default: the host name and the start of Caddy's instance ID
+	// The node's id. Default: the host name, the start of Caddy's instance ID, and
+	// where the first HTTP server listens
 	NodeID string `json:"node_id,omitempty"`
 
 	// Where the node serves: http://host:port, https://host:port or host:port.
-	// Default: the local address that reaches the registry, with the scheme and
-	// port of the first HTTP server
+	// Default: the local address that reaches the registry, as it is at each
+	// heartbeat, with the scheme and port of the first HTTP server
 	Endpoint string `json:"endpoint,omitempty"`
 
 	// The node's metadata. "role" is "proxy" unless it is set here.
@@ -149,9 +151,6 @@ func (n *ProxyNode) provision(ctx caddy.Context) error {
 	if n.Drain != nil && *n.Drain < 0 {
 		return fmt.Errorf("drain: invalid duration %v, want 0s or more", time.Duration(*n.Drain))
 	}
-	if n.NodeID == "" {
-		n.NodeID = defaultNodeID()
-	}
 	metadata := map[string]string{discovery.KeyRole: discovery.RoleProxy}
 	for k, v := range n.Metadata {
 		if err := replaceGlobals(&v); err != nil {
@@ -171,10 +170,12 @@ func (n *ProxyNode) provision(ctx caddy.Context) error {
 			return err
 		}
 	}
+	servers, err := listeners(ctx)
 	if n.Endpoint == "" {
-		if n.servers, err = listeners(ctx); err != nil {
+		if err != nil {
 			return err
 		}
+		n.servers = servers
 	}
 
 	// A stand-in endpoint lets everything else be checked now, although the
@@ -187,6 +188,9 @@ func (n *ProxyNode) provision(ctx caddy.Context) error {
 	if err != nil {
 		return err
 	}
+	if n.NodeID == "" {
+		n.NodeID = defaultNodeID(servers)
+	}
 	if _, err := discovery.NewRegistrar(nil, n.node(parsed), n.options()); err != nil {
 		return err
 	}
@@ -198,17 +202,31 @@ func (n *ProxyNode) provision(ctx caddy.Context) error {
 	return nil
 }
 
-// defaultNodeID is stable across restarts of one Caddy on one host.
-func defaultNodeID() string {
-	host, err := os.Hostname()
-	if err != nil || host == "" {
-		host = "caddy"
+// defaultNodeID is stable across restarts of one Caddy on one host, and tells it from
+// others there: those that share a data directory have one instance ID, but not all
+// of them can listen at one place.
+func defaultNodeID(servers []listener) string {
+	id, err := os.Hostname()
+	if err != nil || id == "" {
+		id = "caddy"
 	}
-	instance, err := caddy.InstanceID()
-	if err != nil {
-		return host // a read-only file system is no reason not to be listed
+	// A read-only file system is no reason not to be listed.
+	if instance, err := caddy.InstanceID(); err == nil {
+		id += "-" + instance.String()[:8]
 	}
-	return host + "-" + instance.String()[:8]
+	if len(servers) == 0 {
+		return id
+	}
+	if first := servers[0]; !first.wildcard() {
+		id += "-" + strings.ReplaceAll(first.host, ":", ".")
+	}
+	return id + "-" + strconv.FormatUint(uint64(servers[0].port), 10)
+}
+
+// wildcard reports whether it listens on every address of the machine.
+func (l listener) wildcard() bool {
+	ip := net.ParseIP(l.host)
+	return l.host == "" || ip != nil && ip.IsUnspecified()
 }
 
 // listeners returns where the HTTP app's servers listen, in the order of their
@@ -222,32 +240,40 @@ func listeners(ctx caddy.Context) ([]listener, error) {
 	case err != nil:
 		return nil, err
 	}
-	http := app.(*caddyhttp.App)
-	var found []listener
-	for _, name := range slices.Sorted(maps.Keys(http.Servers)) {
+	found := listenersOf(app.(*caddyhttp.App))
+	if len(found) == 0 {
+		return nil, missing
+	}
+	return found, nil
+}
+
+// listenersOf is listeners for those who have the app, which need not have been
+// provisioned: then nothing is known of TLS.
+func listenersOf(app *caddyhttp.App) (found []listener) {
+	for _, name := range slices.Sorted(maps.Keys(app.Servers)) {
 		if name == "remaining_auto_https_redirects" {
 			continue // Caddy's own, and nothing to proxy to
 		}
-		server := http.Servers[name]
+		server := app.Servers[name]
 		if server == nil {
 			continue
 		}
 		for _, address := range server.Listen {
+			if replaceGlobals(&address) != nil {
+				continue // the app itself says so
+			}
 			a, err := caddy.ParseNetworkAddress(address)
 			if err != nil || a.IsUnixNetwork() || a.StartPort == 0 {
 				continue
 			}
 			scheme := "http"
-			if len(server.TLSConnPolicies) > 0 && a.StartPort != uint(httpPort(http)) {
+			if len(server.TLSConnPolicies) > 0 && a.StartPort != uint(httpPort(app)) {
 				scheme = "https"
 			}
 			found = append(found, listener{scheme, a.Host, a.StartPort})
 		}
 	}
-	if len(found) == 0 {
-		return nil, missing
-	}
-	return found, nil
+	return found
 }
 
 func httpPort(app *caddyhttp.App) int {
@@ -318,6 +344,25 @@ func healthCheck(target string) func(context.Context) error {
 	}
 }
 
+// follows reports whether the endpoint is the machine's address, which may change
+// while Caddy runs.
+func (n *ProxyNode) follows() bool {
+	return n.Endpoint == "" && n.servers[0].wildcard()
+}
+
+// heartbeat is how often the record is renewed, and the machine's address looked at.
+func (n *ProxyNode) heartbeat() time.Duration {
+	return cmp.Or(time.Duration(n.Heartbeat), discovery.DefaultHeartbeat)
+}
+
+// lease is how long a record stands that is not renewed.
+func (n *ProxyNode) lease() time.Duration {
+	return cmp.Or(time.Duration(n.TTL), 3*n.heartbeat())
+}
+
+// resolveTimeout bounds one look for the endpoint.
+const resolveTimeout = 5 * time.Second
+
 // resolve returns the endpoint to announce. It may take as long as a look-up of
 // the registry's name, which is why it is not part of loading a config.
 func (n *ProxyNode) resolve(ctx context.Context) (discovery.Endpoint, error) {
@@ -326,7 +371,9 @@ func (n *ProxyNode) resolve(ctx context.Context) (discovery.Endpoint, error) {
 	}
 	first := n.servers[0]
 	host := first.host
-	if ip := net.ParseIP(host); host == "" || (ip != nil && ip.IsUnspecified()) {
+	if n.follows() {
+		ctx, cancel := context.WithTimeout(ctx, resolveTimeout)
+		defer cancel()
 		var err error
 		if host, err = localAddress(ctx, n.backend.Addresses()); err != nil {
 			return discovery.Endpoint{}, err
@@ -366,8 +413,12 @@ func localAddress(ctx context.Context, registry []string) (string, error) {
 // Start takes hold of the nodes, so that those which the config before announced
 // stay listed. What is new is announced when every app has started.
 func (app *Registrar) Start() error {
+	announcements.Lock()
+	announcements.generations++
+	generation := announcements.generations
+	announcements.Unlock()
 	for _, n := range app.Nodes {
-		a, err := hold(n)
+		a, err := hold(n, generation)
 		if err != nil {
 			_ = app.Stop()
 			return err
@@ -380,6 +431,11 @@ func (app *Registrar) Start() error {
 // Stop lets go of the nodes. Those that no other config announces leave, in the
 // background: the proxy goes on, and so may the reload.
 func (app *Registrar) Stop() error {
+	announcements.Lock()
+	if announcements.inForce.app == app {
+		announcements.inForce.put(nil)
+	}
+	announcements.Unlock()
 	for i, a := range app.held {
 		a.release(app.Nodes[i])
 	}
@@ -394,6 +450,9 @@ func (app *Registrar) Cleanup() error { return app.Stop() }
 
 // announceAll makes this config the one that says how its nodes are announced.
 func (app *Registrar) announceAll() {
+	announcements.Lock()
+	announcements.inForce.put(app)
+	announcements.Unlock()
 	for _, a := range app.held {
 		a.poke()
 	}
@@ -402,6 +461,9 @@ func (app *Registrar) announceAll() {
 // leaveAll takes all nodes of an exiting Caddy out of service, and returns when
 // their records are gone.
 func (app *Registrar) leaveAll() {
+	announcements.Lock()
+	announcements.inForce.put(nil) // who waits for a successor waits no longer
+	announcements.Unlock()
 	var group sync.WaitGroup
 	for _, a := range app.held {
 		group.Go(a.leave)
@@ -414,6 +476,9 @@ func (app *Registrar) leaveAll() {
 var announcements = struct {
 	sync.Mutex
 	nodes map[announcementKey]*announcement
+	// generations counts the configs that have started.
+	generations uint64
+	inForce     inForce
 	// leaving counts those that are on their way out, so that an exit can wait.
 	leaving sync.WaitGroup
 }{nodes: make(map[announcementKey]*announcement)}
@@ -447,12 +512,17 @@ func announcedHere(instance string) bool {
 
 // announcement keeps one node listed, for as long as a config wants it.
 type announcement struct {
-	key      announcementKey
-	registry *sharedRegistry
-	cancel   context.CancelFunc
-	done     chan struct{}
+	key        announcementKey
+	kind       string // of registry
+	generation uint64 // of the config that began it
+	registry   *sharedRegistry
+	cancel     context.CancelFunc
+	done       chan struct{}
 	// changed holds at most one token. The first one starts the announcing.
 	changed chan struct{}
+	// renewal holds at most one token, which makes it announce as it does, at once.
+	renewal   chan struct{}
+	announced chan struct{} // closed when the registry has taken the record
 
 	// wanted are the configs that want the node, newest last: the newest one
 	// says how. Should it fail to start, the one before says so again. Guarded
@@ -462,7 +532,7 @@ type announcement struct {
 
 // hold notes that a config wants a node to be announced, and how; poke puts that
 // into force. It is matched by one of release.
-func hold(n *ProxyNode) (*announcement, error) {
+func hold(n *ProxyNode, generation uint64) (*announcement, error) {
 	key, err := n.key()
 	if err != nil {
 		return nil, err
@@ -475,7 +545,10 @@ func hold(n *ProxyNode) (*announcement, error) {
 	defer announcements.Unlock()
 	a := announcements.nodes[key]
 	if a == nil {
-		a = &announcement{key: key, registry: registry, done: make(chan struct{}), changed: make(chan struct{}, 1)}
+		a = &announcement{
+			key: key, kind: n.backend.CaddyModule().ID.Name(), generation: generation, registry: registry, done: make(chan struct{}),
+			changed: make(chan struct{}, 1), renewal: make(chan struct{}, 1), announced: make(chan struct{}),
+		}
 		a.wanted = []*ProxyNode{n}
 		var ctx context.Context
 		ctx, a.cancel = context.WithCancel(context.Background())
@@ -505,7 +578,8 @@ func (a *announcement) release(n *ProxyNode) {
 	}
 	if announcements.nodes[a.key] == a {
 		delete(announcements.nodes, a.key)
-		announcements.leaving.Go(a.leave)
+		lease := n.lease()
+		announcements.leaving.Go(func() { a.giveWay(lease) })
 	}
 }
 
@@ -538,6 +612,9 @@ func (a *announcement) run(ctx context.Context) {
 		running    sync.WaitGroup
 		settings   string
 		unresolved string // why there is no endpoint, as it was told last
+		node       discovery.Node
+		options    discovery.RegistrarOptions
+		first      sync.Once
 	)
 	defer func() {
 		running.Wait()
@@ -545,52 +622,70 @@ func (a *announcement) run(ctx context.Context) {
 			instances.Delete(registrar.Instance())
 		}
 	}()
-	retry := time.NewTimer(0)
-	retry.Stop()
-	defer retry.Stop()
+	look := time.NewTimer(0) // for the endpoint
+	look.Stop()
+	defer look.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
+		case <-a.renewal:
+			if registrar != nil {
+				_ = registrar.Update(node, options) // they were good before
+			}
+			continue
 		case <-a.changed:
-		case <-retry.C:
+		case <-look.C:
 		}
-		if n := a.current(); n != nil && n.settings != settings {
-			endpoint, err := n.resolve(ctx)
-			if err != nil && ctx.Err() == nil {
-				// At the start of a machine the network may come up after us.
-				if err.Error() != unresolved {
-					log.Warn("cannot announce; retrying", zap.String("node", n.NodeID), zap.Error(err))
+		n := a.current()
+		if n == nil || n.settings == settings && !n.follows() {
+			continue
+		}
+		endpoint, err := n.resolve(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		if err != nil {
+			// At the start of a machine the network may come up after us, and later
+			// it may be away for a while.
+			if err.Error() != unresolved {
+				log.Warn("cannot find the endpoint; retrying", zap.String("node", n.NodeID), zap.Error(err))
+			}
+			unresolved = err.Error()
+			look.Reset(resolveRetry + rand.N(resolveRetry))
+			continue
+		}
+		unresolved = ""
+		if n.follows() {
+			look.Reset(n.heartbeat())
+		}
+		if n.settings == settings && endpoint == node.Endpoint {
+			continue
+		}
+		if n.settings == settings {
+			log.Info("the endpoint has changed", zap.String("node", n.NodeID),
+				zap.String("before", node.Endpoint.String()), zap.String("endpoint", endpoint.String()))
+		}
+		node, options, settings = n.node(endpoint), n.options(), n.settings
+		options.Logger = log
+		options.Beaten = func(err error) {
+			if err == nil {
+				first.Do(func() { close(a.announced) })
+			}
+			stats.heartbeat(err)
+		}
+		if registrar != nil {
+			err = registrar.Update(node, options)
+		} else if registrar, err = discovery.NewRegistrar(ownRecord{a.registry.conn, a}, node, options); err == nil {
+			instances.Store(registrar.Instance(), struct{}{})
+			running.Go(func() {
+				if err := registrar.Run(ctx); err != nil {
+					log.Warn("cannot leave", zap.Error(err))
 				}
-				unresolved = err.Error()
-				retry.Reset(resolveRetry + rand.N(resolveRetry))
-				continue
-			}
-			unresolved = ""
-			options := n.options()
-			options.Logger = log
-			options.Beaten = stats.heartbeat
-			switch {
-			case ctx.Err() != nil:
-				return
-			case registrar != nil:
-				err = registrar.Update(n.node(endpoint), options)
-			default:
-				registrar, err = discovery.NewRegistrar(a.registry.conn, n.node(endpoint), options)
-				if err != nil {
-					break
-				}
-				instances.Store(registrar.Instance(), struct{}{})
-				running.Go(func() {
-					if err := registrar.Run(ctx); err != nil {
-						log.Warn("cannot leave", zap.Error(err))
-					}
-				})
-			}
-			if err != nil {
-				log.Error("cannot announce", zap.String("node", n.NodeID), zap.Error(err))
-			}
-			settings = n.settings
+			})
+		}
+		if err != nil {
+			log.Error("cannot announce", zap.String("node", n.NodeID), zap.Error(err))
 		}
 	}
 }

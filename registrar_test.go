@@ -1,10 +1,13 @@
 package caddydiscovery
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
+	"net"
 	"net/http"
 	"net/http/httptest"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -112,7 +115,11 @@ func TestRegistrarDefaults(t *testing.T) {
 	name, m := newMemory(t)
 	port := freeport.String(t)
 	load(t, registrarConfig(name, port, ""))
-	id := defaultNodeID()
+	number, err := strconv.ParseUint(port, 10, 16)
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := defaultNodeID([]listener{{port: uint(number)}})
 	eventually(t, "the node is listed under its default id", func() bool { return record(t, m, id) != nil })
 	n := record(t, m, id)
 	if got, want := n.Endpoint.String(), "http://127.0.0.1:"+port; got != want {
@@ -140,6 +147,156 @@ func TestRegistrarWaitsForItsAddress(t *testing.T) {
 		n := record(t, m, "me")
 		return n != nil && n.Endpoint.String() == "http://127.0.0.1:"+port
 	})
+}
+
+// TestRegistrarFollowsItsAddress has the machine get another address while Caddy
+// runs: the record follows with a heartbeat, and stays as it is while there is none.
+func TestRegistrarFollowsItsAddress(t *testing.T) {
+	name, m := newMemory(t)
+	port := freeport.String(t)
+	load(t, registrarConfig(name, port, "node_id me\nheartbeat 20ms\nttl 5s\ndrain 0s"))
+	at := func(host string) func() bool {
+		return func() bool {
+			n := record(t, m, "me")
+			return n != nil && n.Endpoint.String() == "http://"+net.JoinHostPort(host, port)
+		}
+	}
+	eventually(t, "the node is listed", at("127.0.0.1"))
+	instance := record(t, m, "me").Instance()
+	offline.Store(name, nil)
+	writes := m.Writes()
+	eventually(t, "it is renewed without a network", func() bool { return m.Writes() > writes+5 })
+	if !at("127.0.0.1")() {
+		t.Errorf("without a network the record became %v", record(t, m, "me"))
+	}
+	other := otherAddress(t)
+	moved.Store(name, net.JoinHostPort(other, "4222"))
+	defer moved.Delete(name)
+	offline.Delete(name)
+	eventually(t, "the record has followed", at(other))
+	if got := record(t, m, "me").Instance(); got != instance {
+		t.Errorf("it is of instance %s, want %s", got, instance)
+	}
+}
+
+// otherAddress returns an address of this machine, other than 127.0.0.1.
+func otherAddress(t *testing.T) string {
+	t.Helper()
+	addresses, err := net.InterfaceAddrs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range addresses {
+		if n, ok := a.(*net.IPNet); ok && !n.IP.IsLinkLocalUnicast() && n.IP.String() != "127.0.0.1" {
+			return n.IP.String()
+		}
+	}
+	t.Fatal("this machine has no address but 127.0.0.1; want another one, such as ::1")
+	return ""
+}
+
+// TestDefaultNodeID tells two Caddys apart that share a host and a data directory,
+// and gives each the same name again when it is started again.
+func TestDefaultNodeID(t *testing.T) {
+	ids := make(map[string]string)
+	for what, servers := range map[string][]listener{
+		"no server":         nil,
+		"everywhere":        {{"http", "", 8080}},
+		"another port":      {{"http", "", 8081}},
+		"one address":       {{"http", "10.0.0.1", 8080}},
+		"another address":   {{"http", "10.0.0.2", 8080}},
+		"an IPv6 address":   {{"http", "2001:db8::1", 8080}},
+		"several, and last": {{"http", "", 8082}, {"http", "", 8080}},
+	} {
+		id := defaultNodeID(servers)
+		if err := discovery.ValidateID(id); err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+		if other, taken := ids[id]; taken {
+			t.Errorf("%s and %s have the id %s", what, other, id)
+		}
+		ids[id] = what
+		if again := defaultNodeID(servers); again != id {
+			t.Errorf("%s: %s, and then %s", what, id, again)
+		}
+	}
+	for _, unspecified := range []string{"0.0.0.0", "::"} {
+		if a, b := defaultNodeID([]listener{{"http", unspecified, 8080}}), defaultNodeID([]listener{{"http", "", 8080}}); a != b {
+			t.Errorf("%s is everywhere, and named %s, not %s", unspecified, a, b)
+		}
+	}
+
+	// So it is for the proxies of a subset, which are provisioned before the app that
+	// listens is.
+	proxies := make(map[string]bool)
+	for range 2 {
+		name, _ := newMemory(t)
+		port := freeport.String(t)
+		load(t, "http://127.0.0.1:"+port+" {\nreverse_proxy {\ndynamic discovery {\nregistry memory "+name+"\nsubset 2\n}\n}\n}")
+		sources.Lock()
+		id := sources.running[len(sources.running)-1].ProxyID
+		sources.Unlock()
+		if !strings.HasSuffix(id, "-"+port) {
+			t.Errorf("the proxy that listens on port %s is %s", port, id)
+		}
+		proxies[id] = true
+	}
+	if len(proxies) != 2 {
+		t.Errorf("two proxies are %v", proxies)
+	}
+}
+
+// TestRegistrarHandsOver changes an option of the registry with each of several
+// reloads, so that each config announces on a connection of its own: nobody sees
+// the node drain, or go, in between.
+func TestRegistrarHandsOver(t *testing.T) {
+	name, m := newMemory(t)
+	port := freeport.String(t)
+	config := func(ttl string) string {
+		return strings.Replace(registrarConfig(name, port, "node_id me\nendpoint http://10.0.0.1:80\nheartbeat 1h\nttl 2h\ndrain 50ms"),
+			"registry memory "+name, "registry memory "+name+" {\nttl "+ttl+"\n}", 1)
+	}
+	load(t, config("1m"))
+	eventually(t, "the node is listed", func() bool { return record(t, m, "me") != nil })
+	ctx, cancel := context.WithCancel(t.Context())
+	watched := make(chan struct{})
+	go func() {
+		defer close(watched)
+		_ = m.Open().Watch(ctx, func(e discovery.Event) {
+			if e.ID == "me" && (e.Type != discovery.Put || e.Node.State() != discovery.StateUp) {
+				t.Errorf("a reload told of %v, %q", e.Type, e.Node.State())
+			}
+		})
+	}()
+	eventually(t, "it is watched", func() bool { return m.Watches() == 1 })
+	seen := map[string]bool{record(t, m, "me").Instance(): true}
+	for i := range 6 {
+		before := record(t, m, "me").Instance()
+		load(t, config(fmt.Sprint(i+2, "m")))
+		eventually(t, "the new config has announced the node", func() bool { return record(t, m, "me").Instance() != before })
+		seen[record(t, m, "me").Instance()] = true
+	}
+	announcements.leaving.Wait()
+	if len(seen) != 7 {
+		t.Errorf("seven configs announced %d times", len(seen))
+	}
+
+	// A config that cannot announce leaves the record to the one before, until that
+	// would have lapsed.
+	writes := m.Writes()
+	m.Silence(true)
+	load(t, config("1h"))
+	m.Silence(false)
+	eventually(t, "the next config has announced the node", func() bool { return m.Writes() > writes })
+	announcements.leaving.Wait()
+	cancel()
+	<-watched
+	if n := record(t, m, "me"); n == nil || n.State() != discovery.StateUp {
+		t.Errorf("the record is %+v", n)
+	}
+	// In the end it drains and goes, like any other.
+	load(t, "http://127.0.0.1:"+port+" {\nrespond ok\n}")
+	eventually(t, "the node left", func() bool { return record(t, m, "me") == nil })
 }
 
 func TestRegistrarAcrossReloads(t *testing.T) {

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 	"go.uber.org/zap"
 
@@ -94,8 +95,8 @@ type Upstreams struct {
 	// pick, and with prefer counts for each tier. Default: all of them
 	Subset int `json:"subset,omitempty"`
 
-	// What tells this proxy from the others for subset. Default: the host name and
-	// Caddy's instance ID
+	// What tells this proxy from the others for subset. Default: the host name, the
+	// start of Caddy's instance ID, and where the first HTTP server listens
 	ProxyID string `json:"proxy_id,omitempty"`
 
 	// How long a new node takes to get its full share of the requests, beginning
@@ -163,6 +164,16 @@ func (u *Upstreams) Provision(ctx caddy.Context) error {
 	if err := u.checkOptions(); err != nil {
 		return err
 	}
+	if u.ProxyID == "" && u.Subset > 0 {
+		var servers []listener
+		for _, parent := range ctx.Modules() {
+			if app, ok := parent.(*caddyhttp.App); ok {
+				servers = listenersOf(app)
+			}
+		}
+		u.ProxyID = defaultNodeID(servers)
+	}
+	u.proxy = hash(u.ProxyID)
 	if err := u.meetParent(ctx); err != nil {
 		return err
 	}
@@ -231,10 +242,6 @@ func (u *Upstreams) checkOptions() error {
 	if err := replaceGlobals(&u.ProxyID); err != nil {
 		return fmt.Errorf("proxy_id: %w", err)
 	}
-	if u.ProxyID == "" && u.Subset > 0 {
-		u.ProxyID = defaultNodeID()
-	}
-	u.proxy = hash(u.ProxyID)
 	switch u.Scheme {
 	case "":
 		u.Scheme = schemeAuto
