@@ -274,6 +274,21 @@ func siteWithChecks(port, registry, checks, rest string) string {
 		"\nhealth {\nuri /healthz\ninterval 1h\ntimeout 1h\n" + checks + "\n}\n}\nlb_policy round_robin\n}\n}"
 }
 
+// reload loads another config, and returns when a request has been answered by it: the
+// one before it closes connections that it had just accepted.
+func reload(t *testing.T, site, url string) {
+	t.Helper()
+	load(t, site)
+	http.DefaultClient.CloseIdleConnections()
+	eventually(t, "a request is answered", func() bool {
+		resp, err := http.Get(url)
+		if err != nil {
+			return false
+		}
+		return resp.Body.Close() == nil
+	})
+}
+
 // TestFirstPassAdmits wants more passes of a node that failed than one, and none of
 // that from nodes that were never checked: they serve from the first request on.
 func TestFirstPassAdmits(t *testing.T) {
@@ -341,7 +356,7 @@ func TestResultsOutliveAChangedCheck(t *testing.T) {
 			if test.checks == "interval 30m" {
 				site = strings.Replace(site, "interval 1h\n", "", 1)
 			}
-			load(t, site)
+			reload(t, site, url)
 			if got := fmt.Sprint(served(t, url)); got != "map[a:6]" {
 				t.Fatalf("served by %s after the reload, want the node that was healthy before", got)
 			}
@@ -360,7 +375,7 @@ func TestPresumedUntilTheFirstResult(t *testing.T) {
 	load(t, siteWithChecks(port, name, "", ""))
 	url := "http://127.0.0.1:" + port
 	eventually(t, "both serve", func() bool { return fmt.Sprint(served(t, url)) == "map[a:3 b:3]" })
-	load(t, siteWithChecks(port, name, "status 204\nfails 9", ""))
+	reload(t, siteWithChecks(port, name, "status 204\nfails 9", ""), url)
 	eventually(t, "the one that fails is out", func() bool { return fmt.Sprint(served(t, url)) == "map[b:6]" })
 	if n := a.checks.Load(); n != 2 {
 		t.Errorf("a was checked %d times, want once by each config", n)

@@ -229,7 +229,7 @@ func (t *tier) drawRest(n int, s *screen, random func() uint64, into []*discover
 	// The order of exponential times whose rates are the weights is that of a
 	// weighted draw without replacement.
 	type arrival struct {
-		time float64
+		time float64 // its logarithm
 		node *discovery.Entry
 	}
 	var first []arrival // sorted
@@ -238,7 +238,8 @@ func (t *tier) drawRest(n int, s *screen, random func() uint64, into []*discover
 		if slices.Contains(into, e) || !s.able(e) {
 			continue
 		}
-		a := arrival{-math.Log(1-unit(random())) / (e.Weight() * s.share(e)), e}
+		// Its logarithm, because a weight may be so small that the time is infinite.
+		a := arrival{math.Log(-math.Log(1-unit(random()))) - math.Log(e.Weight()) - math.Log(s.share(e)), e}
 		if len(first) == want {
 			if first[want-1].time <= a.time {
 				continue

@@ -17,18 +17,21 @@ import (
 type ring struct {
 	nodes  []*discovery.Entry // sorted by id
 	counts []uint32           // of the points that each has
-	scale  float64            // points for each unit of weight
+	step   int                // 4^step is about the weight that has pointsPerWeight points
 	points []uint64           // sorted: position on the ring, and index of the node in the low half
 	starts []uint32           // by the leading bits of a position, where its points begin
 	shift  int
 }
 
 const (
-	// pointsPerWeight is how many points a node of weight 1 has: enough for the
-	// shares of equal nodes to differ by about an eighth.
+	// pointsPerWeight is how many points a node of about the average weight has:
+	// enough for the shares of equal nodes to differ by about an eighth.
 	pointsPerWeight = 64
 	// maxPoints bounds those of a single node.
 	maxPoints = 100 * pointsPerWeight
+	// maxRing bounds those of all nodes, each of which has one at least. The largest
+	// fleet of equal nodes stays below it.
+	maxRing = 8 << 20
 	// maxWalk is how many points a lookup passes before it looks at all nodes.
 	maxWalk = 1000
 )
@@ -49,23 +52,45 @@ func newRing(nodes []*discovery.Entry, earlier *ring) *ring {
 	return r
 }
 
-// emptyRing returns a ring that lacks its points.
-func emptyRing(nodes []*discovery.Entry) *ring {
+// ringStep returns the step of the ring of these nodes, and how many points it has.
+//
+// A fleet whose weights are all large, or all small, needs another scale. It has wide
+// steps, because many keys move when it changes. Whatever the weights are, the points
+// of a ring are about 130 for each node at most.
+func ringStep(nodes []*discovery.Entry) (step, total int) {
 	sum := 0.0
 	for _, e := range nodes {
 		sum += e.Weight()
 	}
-	r := &ring{
-		nodes:  nodes,
-		counts: make([]uint32, len(nodes)),
-		// A fleet whose weights are all large, or all small, needs another scale. It
-		// has wide steps, because many keys move when it changes.
-		scale: pointsPerWeight * math.Exp2(-2*math.Round(math.Log2(sum/float64(len(nodes)))/2)),
+	if mean := sum / float64(len(nodes)); mean > 0 {
+		step = int(math.Round(math.Log2(mean) / 2))
 	}
-	total := 0
+	for ; ; step++ {
+		total = 0
+		for _, e := range nodes {
+			total += int(pointsOf(e.Weight(), step))
+		}
+		if total <= max(maxRing, len(nodes)) {
+			return step, total
+		}
+	}
+}
+
+// pointsOf returns how many points a node of the weight has. A factor for the step
+// would overflow where weights are the least that there are.
+func pointsOf(weight float64, step int) uint32 {
+	return uint32(max(1, min(maxPoints, math.Round(math.Ldexp(weight, -2*step)*pointsPerWeight))))
+}
+
+// ringBytes returns how much memory a ring of so many nodes and points takes.
+func ringBytes(nodes, total int) int { return 4*nodes + 8*total + 4*(1<<bits.Len(uint(total))+1) }
+
+// emptyRing returns a ring that lacks its points.
+func emptyRing(nodes []*discovery.Entry) *ring {
+	step, total := ringStep(nodes)
+	r := &ring{nodes: nodes, counts: make([]uint32, len(nodes)), step: step}
 	for i, e := range nodes {
-		r.counts[i] = uint32(max(1, min(maxPoints, math.Round(e.Weight()*r.scale))))
-		total += int(r.counts[i])
+		r.counts[i] = pointsOf(e.Weight(), step)
 	}
 	r.points = make([]uint64, 0, total)
 	width := bits.Len(uint(total))
@@ -111,7 +136,7 @@ func (r *ring) build() {
 // derive takes over what the rings have in common. It reports false, and has done
 // nothing, where that is too little.
 func (r *ring) derive(earlier *ring) bool {
-	if earlier.scale != r.scale {
+	if earlier.step != r.step {
 		return false
 	}
 	const gone = math.MaxUint32

@@ -551,25 +551,29 @@ const (
 // asked for often. The newest pool is always kept, however large it is: to
 // build it anew for each request would cost more.
 func (v *view) keep(key string, p *pool, pick *Pick) {
+	p.bytes = p.size(pick)
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if old := v.pools[key]; old != nil {
 		if !old.overdue() {
 			return
 		}
-		delete(v.pools, key)
-		v.pooled -= len(key) + old.size(pick)
+		v.drop(key)
 	}
-	size := len(key) + p.size(pick)
-	for other, old := range v.pools {
-		if len(v.pools) < maxPools && v.pooled+size <= maxPooled {
+	for other := range v.pools {
+		if len(v.pools) < maxPools && v.pooled+len(key)+p.bytes <= maxPooled {
 			break
 		}
-		delete(v.pools, other)
-		v.pooled -= len(other) + old.size(pick)
+		v.drop(other)
 	}
 	v.pools[key] = p
-	v.pooled += size
+	v.pooled += len(key) + p.bytes
+}
+
+// drop lets go of a pool. The caller holds the lock.
+func (v *view) drop(key string) {
+	v.pooled -= len(key) + v.pools[key].bytes
+	delete(v.pools, key)
 }
 
 // pool returns the source's pool of a snapshot. The first request that sees a
@@ -586,23 +590,28 @@ func (u *Upstreams) pool(snapshot *discovery.Snapshot, r *http.Request) *pool {
 			}
 			u.build.Lock()
 		}
-		v = u.renew(snapshot)
+		var turns bool
+		v, turns = u.renew(snapshot)
 		u.build.Unlock()
+		if turns {
+			u.tellStarvation(v)
+		}
 	}
 	return u.poolOf(v, r)
 }
 
-// renew makes the view of a snapshot the current one, unless a newer one is.
-func (u *Upstreams) renew(snapshot *discovery.Snapshot) *view {
+// renew makes the view of a snapshot the current one, unless a newer one is, and
+// reports whether the source begins or ends to have no node with it.
+func (u *Upstreams) renew(snapshot *discovery.Snapshot) (*view, bool) {
 	var health uint64
 	if u.health != nil {
 		health = u.health.version.Load()
 	}
 	if v := u.current.Load(); v != nil && (v.snapshot.Number > snapshot.Number ||
 		v.snapshot.Number == snapshot.Number && v.health >= health && (v.fixed == nil || !v.fixed.overdue())) {
-		return v
+		return v, false
 	}
-	v := &view{snapshot: snapshot, health: health}
+	v, turns := &view{snapshot: snapshot, health: health}, false
 	if u.varying {
 		v.pools = make(map[string]*pool)
 		v.values = u.values(snapshot)
@@ -612,10 +621,13 @@ func (u *Upstreams) renew(snapshot *discovery.Snapshot) *view {
 			v.fixed.inherit(last.fixed)
 		}
 		v.fixed.prepare(u.Pick)
-		u.noteStarvation(snapshot, v.fixed)
+		// A pool that waits for first checks is not empty yet.
+		if starving := len(v.fixed.tiers) == 0; v.fixed.awaits.IsZero() {
+			turns = u.starving.Swap(starving) != starving
+		}
 	}
 	u.current.Store(v)
-	return v
+	return v, turns
 }
 
 // values returns, for each key of a criterion, the values that nodes have.
@@ -732,6 +744,8 @@ type pool struct {
 	// awaits is when nodes that are kept out because they have not been checked yet
 	// serve all the same, as long as nobody else does; zero if there are none.
 	awaits time.Time
+
+	bytes int // what the pool takes, about; set before others see it
 }
 
 // overdue reports whether the time has come that an empty pool waits for.
@@ -762,18 +776,18 @@ func (p *pool) prepare(pick *Pick) {
 
 // size returns about how many bytes the pool takes once all of it is in use.
 func (p *pool) size(pick *Pick) int {
-	const slot = 8 // a pointer, a point of a ring, or a slot of an alias table
-	perNode := slot
-	switch {
-	case pick == nil:
-	case pick.Hash != "":
-		perNode += 3 * slot / 2 * pointsPerWeight // the points, and where they begin
-	default:
-		perNode += slot
-	}
+	const slot = 8 // a pointer, or a slot of an alias table
 	size := 0
 	for _, t := range p.tiers {
-		size += len(t.nodes)*perNode + len(t.reserve)*slot
+		size += (len(t.nodes) + len(t.reserve)) * slot
+		switch {
+		case pick == nil:
+		case pick.Hash != "":
+			_, points := ringStep(t.nodes)
+			size += ringBytes(len(t.nodes), points)
+		default:
+			size += len(t.nodes) * slot
+		}
 	}
 	return size
 }
@@ -914,17 +928,11 @@ func (u *Upstreams) fits(scheme string) bool {
 	}
 }
 
-// noteStarvation logs when the source begins and ends to have no node: once each,
-// not for each request.
-func (u *Upstreams) noteStarvation(snapshot *discovery.Snapshot, p *pool) {
-	if !p.awaits.IsZero() {
-		return // requests wait for its first check
-	}
-	starving := len(p.tiers) == 0
-	if u.starving.Swap(starving) == starving {
-		return
-	}
-	if !starving {
+// tellStarvation logs that the source begins or ends to have no node: once each, not
+// for each request.
+func (u *Upstreams) tellStarvation(v *view) {
+	snapshot, p := v.snapshot, v.fixed
+	if len(p.tiers) > 0 {
 		u.logger.Info("nodes can serve again", zap.String("service", u.Service), zap.Int("nodes", len(p.tiers[0].nodes)))
 		return
 	}

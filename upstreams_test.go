@@ -515,7 +515,7 @@ func TestPoolsAreBounded(t *testing.T) {
 	}
 	counted := 0
 	for key, p := range v.pools {
-		counted += len(key) + p.size(u.Pick)
+		counted += len(key) + p.bytes
 	}
 	if counted != v.pooled {
 		t.Errorf("the pools take %d bytes, and %d are counted", counted, v.pooled)
