@@ -69,6 +69,62 @@ func TestWarmStart(t *testing.T) {
 	})
 }
 
+// TestDrainOutlivesRestart drains a node and starts Caddy while the registry is away,
+// and again when it is back: the node gets no request.
+func TestDrainOutlivesRestart(t *testing.T) {
+	onEach(t, func(t *testing.T, r registry) {
+		if _, broadcast := r.(*broadcast); broadcast {
+			t.Log("pub/sub keeps no overrides")
+			return
+		}
+		fleet := []*service{newService(t, "a"), newService(t, "b"), newService(t, "c")}
+		beat := func() {
+			for _, s := range fleet {
+				r.put(s.id, camel(s.id, "http://"+s.address, ""))
+			}
+		}
+		beat()
+		if _, stderr, code := runCommand(t, r, "drain", "a", "--option", "ttl 1h"); code != 0 {
+			t.Fatalf("drain: %d %s", code, stderr)
+		}
+		data, port := t.TempDir(), freeport.String(t)
+		// serve starts Caddy and asks it from its first moment on, until both of the
+		// others have answered a few times.
+		serve := func(when string) *proxy {
+			t.Helper()
+			p := startOn(t, data, "", remembering(r, port))
+			answers := make(map[string]int)
+			eventually(t, "the others serve "+when, func() bool {
+				answer, err := ask("http://127.0.0.1:" + port)
+				if err == nil {
+					answers[answer]++
+				}
+				return answers["b"] >= 5 && answers["c"] >= 5
+			})
+			if answers["a"] > 0 {
+				t.Errorf("%s: the drained node got %d of the requests %v", when, answers["a"], answers)
+			}
+			return p
+		}
+		p := serve("at first")
+		p.kill(syscall.SIGTERM)
+		r.stop()
+		p = serve("without the registry")
+		p.kill(syscall.SIGKILL)
+		p = serve("without the registry, after a crash")
+		p.kill(syscall.SIGTERM)
+		r.restart()
+		beat()
+		serve("when the registry is back")
+		if _, stderr, code := runCommand(t, r, "undrain", "a", "--option", "ttl 1h"); code != 0 {
+			t.Fatalf("undrain: %d %s", code, stderr)
+		}
+		eventually(t, "all serve", func() bool {
+			return fmt.Sprint(round(t, len(fleet), "http://127.0.0.1:"+port)) == all(fleet)
+		})
+	})
+}
+
 // resealed changes a warm-start file and gives it the checksum that it needs.
 func resealed(change func(string) string) func(string) string {
 	return func(text string) string {
