@@ -582,7 +582,11 @@ func (k *keeper) apply(e Event) {
 		}
 		k.put(e)
 	case Beat:
-		if t := k.nodes[e.ID]; t != nil {
+		t := k.nodes[e.ID]
+		if t == nil && k.everyNode {
+			t = k.revive(e.ID)
+		}
+		if t != nil {
 			t.listing = k.listing
 			k.trust(t)
 			load := e.Load

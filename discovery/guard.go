@@ -214,10 +214,39 @@ func (k *keeper) readmit(t *tracked) {
 		return
 	}
 	t.entry.vitals.renewed.Store(int64(now()))
-	k.insert(t)
-	k.inDoubt++
-	k.hold(t)
+	if t.remembered {
+		t.doubt = restored
+		k.insert(t)
+		k.note(ChangeRestored, t.entry, "it was listed before, the registry cannot list everybody, and it accepts connections")
+	} else {
+		k.insert(t)
+		k.inDoubt++
+		k.hold(t)
+	}
 	k.armExpiry()
+}
+
+// revive brings a node back that lapsed and is heard again, by the record that it
+// was known by last: its heartbeat names no endpoint. It returns nil where there is
+// none, or where its address is another node's now.
+func (k *keeper) revive(id string) *tracked {
+	k.graves.expire(now())
+	g := k.graves.byID[id]
+	if g == nil || len(k.nodes) >= MaxNodes || (g.key != "" && k.keys[g.key] != nil) {
+		return nil
+	}
+	t := k.exhume(g)
+	if k.claimant(t) != nil {
+		return nil
+	}
+	k.graves.drop(g)
+	t.from = nil
+	t.entry.vitals.renewed.Store(int64(now()))
+	k.join(t.entry)
+	k.insert(t)
+	k.note(ChangeSeen, t.entry, "it is heard again")
+	k.armExpiry()
+	return t
 }
 
 // trust ends the doubt about a node in use: it was heard.

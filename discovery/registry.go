@@ -119,7 +119,8 @@ const (
 	// Put: a record was listed or written.
 	Put EventType = iota + 1
 	// Beat: the node lives and its record is unchanged but for the load. Only
-	// registries whose heartbeats do not carry the record emit it.
+	// registries whose heartbeats do not carry the record emit it. A node that has
+	// lapsed is in use again, by the record that it had.
 	Beat
 	// Left: somebody removed the record.
 	Left

@@ -115,9 +115,12 @@ func (k *keeper) remember(m *memento) {
 		k.decisions.all, k.decisions.known = m.overrides, m.Overrides
 		k.applyOverrides()
 	}
-	if !k.everyNode {
+	switch {
+	case !k.everyNode:
 		k.memento = m
 		k.recall()
+	case m != nil && k.last.Partial:
+		k.awaitRemembered(m)
 	}
 	if k.dirty {
 		k.saveSoon()
@@ -137,18 +140,43 @@ func (k *keeper) recall() {
 	next.known = m.Written
 	k.condition.Store(&next)
 	for _, r := range m.nodes {
-		lease := r.node.Lease()
-		if lease == 0 {
-			lease = k.ttl
-		}
-		v := new(vitals)
-		v.load.Store(math.Float64bits(r.node.Load))
-		v.heard.Store(int64(r.heard.Sub(processStart)))
-		v.renewed.Store(int64(now()))
-		t := &tracked{entry: newEntry(r.node, lease, v), key: r.key, remembered: true}
+		t := k.remembered(r)
 		k.memory.add(t, math.MaxInt64)
 		k.ask(t)
 	}
+}
+
+// remembered returns a node of the remembered list, not in use.
+func (k *keeper) remembered(r remembered) *tracked {
+	lease := r.node.Lease()
+	if lease == 0 {
+		lease = k.ttl
+	}
+	v := new(vitals)
+	v.load.Store(math.Float64bits(r.node.Load))
+	v.heard.Store(int64(r.heard.Sub(processStart)))
+	v.renewed.Store(int64(now()))
+	return &tracked{entry: newEntry(r.node, lease, v), key: r.key, remembered: true}
+}
+
+// awaitRemembered is for a first listing that shows by silence nothing about anybody:
+// remembered nodes that it lacks come into use when they accept a connection, and
+// then have one lease to be heard, or when they are heard.
+func (k *keeper) awaitRemembered(m *memento) {
+	for _, r := range m.nodes {
+		if k.nodes[r.node.ID] == nil && k.graves.byID[r.node.ID] == nil {
+			k.ask(k.exhumeRemembered(k.remembered(r)))
+		}
+	}
+}
+
+// exhumeRemembered keeps a remembered node as one that lapsed, and returns it.
+func (k *keeper) exhumeRemembered(t *tracked) *tracked {
+	g := t.grave(0)
+	k.graves.bury(g, now(), true)
+	next := k.exhume(g)
+	next.remembered = true
+	return next
 }
 
 // recallAgain dials the remembered nodes whose turn it is.
@@ -215,6 +243,9 @@ func (k *keeper) endRestore(l Listing, at time.Duration) (awaited int) {
 	}
 	clear(k.recalled)
 	if !k.begun {
+		if m != nil && l.Partial {
+			k.awaitRemembered(m)
+		}
 		return 0
 	}
 	wiped := l.Epoch != m.Epoch || l.Revision < m.Revision
@@ -223,6 +254,9 @@ func (k *keeper) endRestore(l Listing, at time.Duration) (awaited int) {
 		if k.nodes[id] != nil || t.doubt != restored {
 			if k.nodes[id] == nil {
 				k.change(id, nil)
+				if l.Partial && k.graves.byID[id] == nil {
+					k.exhumeRemembered(t)
+				}
 			}
 			continue
 		}

@@ -45,6 +45,7 @@ type ward struct {
 
 	mu      sync.Mutex
 	quiet   chan struct{}            // where it is not nil, nodes heartbeat when it is closed
+	stilled map[string]chan struct{} // and these when theirs is
 	away    map[string]bool          // nodes that left
 	silent  map[string]chan struct{} // closed when a node has sent its last heartbeat
 	join    func(*service)           // makes a node heartbeat until it leaves
@@ -78,6 +79,7 @@ const (
 	failover = "Another server takes over"
 	rights   = "Caddy's rights are taken away, and given back"
 	clocks   = "Clocks are hours apart"
+	paused   = "A node says nothing for a while"
 )
 
 var (
@@ -182,6 +184,15 @@ var faults = []fault{
 	{rights, "user revoked", everyKind, to(func(_ *ward, p single) { p.revoke(); pauseFor(outage); p.admit() })},
 	{rights, "every permission revoked", everyKind, to(func(_ *ward, p single) { p.forbid(); pauseFor(outage); p.admit() })},
 
+	{paused, "for longer than its lease", append([]kind{leanKind}, everyKind...), func(w *ward) {
+		s := w.services[1]
+		speak := w.still(s)
+		listed := func() bool { return slices.Contains(ids(w.nodes()), s.id) }
+		eventually(w.t, "the node has lapsed", func() bool { return !listed() })
+		speak()
+		eventually(w.t, "the node is back", listed)
+	}},
+
 	{clocks, "those of the nodes", []kind{setKind}, to(func(_ *ward, p *redisPatient) { p.adrift.Store(true); pauseFor(2 * lease) })},
 	{clocks, "the registry's jumps ahead", []kind{rarely(withClock[0]), withClock[1]}, to(func(_ *ward, p *redisPatient) { p.server.SetClock(2 * time.Hour); pauseFor(2 * lease) })},
 	{clocks, "the registry's jumps back", []kind{withClock[0], rarely(withClock[1])}, to(func(_ *ward, p *redisPatient) { p.server.SetClock(-2 * time.Hour); pauseFor(2 * lease) })},
@@ -201,7 +212,7 @@ func (w *ward) sites() string {
 func admitWard(t *testing.T, p patient) *ward {
 	w := &ward{
 		t: t, patient: p, link: newLink(t, p.addresses()[0]), port: freeport.String(t),
-		away: make(map[string]bool), silent: make(map[string]chan struct{}),
+		away: make(map[string]bool), silent: make(map[string]chan struct{}), stilled: make(map[string]chan struct{}),
 	}
 	for _, address := range append(p.addresses(), w.link.address()) {
 		w.ports = append(w.ports, portOf(t, address))
@@ -210,7 +221,17 @@ func admitWard(t *testing.T, p patient) *ward {
 		w.services = append(w.services, newService(t, fmt.Sprintf("orders-%d", i)))
 	}
 	ctx, stop := context.WithCancel(context.Background())
-	t.Cleanup(func() { stop(); w.hush(false); w.beating.Wait() })
+	t.Cleanup(func() {
+		stop()
+		w.hush(false)
+		w.mu.Lock()
+		for id, own := range w.stilled {
+			delete(w.stilled, id)
+			close(own)
+		}
+		w.mu.Unlock()
+		w.beating.Wait()
+	})
 	w.join = func(s *service) {
 		silent := make(chan struct{})
 		w.mu.Lock()
@@ -241,6 +262,9 @@ func (w *ward) beat(ctx context.Context, s *service) {
 		w.putting.RLock()
 		w.mu.Lock()
 		quiet := w.quiet
+		if own := w.stilled[s.id]; own != nil {
+			quiet = own
+		}
 		w.mu.Unlock()
 		if quiet == nil {
 			_ = w.put(s.id, record(s))
@@ -272,6 +296,22 @@ func (w *ward) hush(on bool) {
 	if on {
 		w.putting.Lock()
 		defer w.putting.Unlock()
+	}
+}
+
+// still makes one node hold its heartbeats back until speak is called.
+func (w *ward) still(s *service) (speak func()) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	own := make(chan struct{})
+	w.stilled[s.id] = own
+	return func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if w.stilled[s.id] == own {
+			delete(w.stilled, s.id)
+			close(own)
+		}
 	}
 }
 

@@ -72,6 +72,12 @@ var (
 	setKind       = redisKind("sorted_set")
 	keysKind      = redisKind("keys")
 
+	leanKind = kind{name: "nats (.NET)", admit: func(t *testing.T) patient {
+		p := admitBroadcast(t)
+		p.lean = true
+		return p
+	}}
+
 	kvClusterKind        = kind{name: "nats_kv", admit: func(t *testing.T) patient { return admitKVCluster(t) }}
 	broadcastClusterKind = kind{name: "nats", admit: func(t *testing.T) patient { return admitBroadcastCluster(t) }}
 
@@ -413,6 +419,7 @@ func (p *kvCluster) depose() {
 // what the fleet says of itself, and who else was heard within a lease.
 type broadcastFleet struct {
 	conn *nats.Conn
+	lean bool // its heartbeats name no endpoint, as those of .NET
 
 	mu    sync.Mutex
 	fleet map[string]string
@@ -461,7 +468,10 @@ func (f *broadcastFleet) put(id, record string) error {
 	known := f.fleet[id] == record
 	f.fleet[id] = record
 	f.mu.Unlock()
-	if known {
+	switch {
+	case known && f.lean:
+		return f.say("heartbeat", fmt.Sprintf(`{"nodeId":%q,"load":0.4,"timestamp":"2025-10-10T12:00:10Z"}`, id))
+	case known:
 		return f.say("heartbeat", record) // as ours do
 	}
 	return f.say("join", record)

@@ -50,7 +50,8 @@ const statusNoResponders = "503"
 // nobody answers the listing is empty, therefore, and says so right away.
 //
 // A heartbeat without a record is a Beat, whether or not the node is known here:
-// a Directory may know it from before the connection broke. Its load is also kept
+// a Directory may know it from before the connection broke, or the node lapsed, or
+// from before it started. Its load is also kept
 // aside until a join or a record names the endpoint, and then follows as a Beat,
 // if it is not older than the record's lease.
 //
