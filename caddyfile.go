@@ -83,6 +83,7 @@ func (u *Upstreams) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 			"sync_timeout": duration(&u.SyncTimeout),
 			"max_stale":    duration(&u.MaxStale),
 		},
+		check: func() error { return judge(u, (*Upstreams).checkLiterals) },
 	}.parse(d)
 	if err != nil {
 		return err
@@ -136,6 +137,7 @@ func parseRegistrar(d *caddyfile.Dispenser, existing any) (any, error) {
 			"health_url": text("<url>", &node.HealthURL),
 			"drain":      optionalDuration(&node.Drain),
 		},
+		check: func() error { return judge(node, (*ProxyNode).checkLiterals) },
 	}.parse(d)
 	if err != nil {
 		return nil, err
@@ -186,7 +188,7 @@ func (n *NATSKV) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		"replicas":   number(&n.Replicas, 1, maxReplicas),
 		"domain":     text("<name>", &n.Domain),
 	}
-	return block{what: "registry nats_kv", options: options}.with(
+	return block{what: "registry nats_kv", options: options, check: func() error { return judge(n, provisionAlone) }}.with(
 		n.NATSConnection.options(), n.TLSClient.options(), n.DirectoryOptions.options(),
 	).parse(d)
 }
@@ -213,7 +215,7 @@ func (n *NATS) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	n.URLs = d.RemainingArgs()
 	return block{what: "registry nats", options: map[string]option{
 		"subject_prefix": text("<prefix>", &n.SubjectPrefix),
-	}}.with(n.NATSConnection.options(), n.TLSClient.options(), n.DirectoryOptions.options()).parse(d)
+	}, check: func() error { return judge(n, provisionAlone) }}.with(n.NATSConnection.options(), n.TLSClient.options(), n.DirectoryOptions.options()).parse(d)
 }
 
 // UnmarshalCaddyfile sets up the backend from Caddyfile tokens. Syntax:
@@ -252,7 +254,7 @@ func (r *Redis) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		"sentinel_master":   text("<name>", &r.SentinelMaster),
 		"sentinel_username": text("<name>", &r.SentinelUsername),
 		"sentinel_password": text("<password>", &r.SentinelPassword),
-	}}.with(r.TLSClient.options(), r.DirectoryOptions.options()).parse(d)
+	}, check: func() error { return judge(r, provisionAlone) }}.with(r.TLSClient.options(), r.DirectoryOptions.options()).parse(d)
 }
 
 func (c *NATSConnection) options() map[string]option {
@@ -365,6 +367,8 @@ func redactURL(s string) string {
 type block struct {
 	what    string
 	options map[string]option
+	// check, where given, judges what all the options come to; see judge.
+	check func() error
 }
 
 // with returns the block with further options, such as those that several
@@ -392,8 +396,25 @@ var errUsage = errors.New("wrong arguments")
 // parse reads the block behind d's current line, if there is one.
 func (b block) parse(d *caddyfile.Dispenser) error {
 	given := make(map[string]bool)
+	// What is wrong with the whole is told of the line after which it was wrong.
+	since := make(map[string]caddyfile.Dispenser)
+	check := func(at caddyfile.Dispenser) error {
+		if b.check == nil {
+			return nil
+		}
+		err := b.check()
+		if err == nil {
+			return nil
+		}
+		if before, ok := since[err.Error()]; ok {
+			at = before
+		}
+		since[err.Error()] = at
+		return at.WrapErr(fmt.Errorf("%s: %w", b.what, err))
+	}
+	wrong := check(*d)
 	for nesting := d.Nesting(); d.NextBlock(nesting); {
-		name := d.Val()
+		name, at := d.Val(), *d
 		o, ok := b.options[name]
 		if !ok {
 			return d.Errf("%s: unknown option %q, want one of %s", b.what, redactURL(name),
@@ -422,8 +443,9 @@ func (b block) parse(d *caddyfile.Dispenser) error {
 		case err != nil:
 			return d.WrapErr(fmt.Errorf("%s: option %s: %w", b.what, name, err))
 		}
+		wrong = check(at)
 	}
-	return nil
+	return wrong
 }
 
 func text(usage string, to *string) option { return texts(usage, to) }
@@ -570,7 +592,7 @@ func pick(to **Pick) option {
 			p.Hash = args[2]
 		}
 		*to = p
-		return nil
+		return p.check(nil) // with which policy, the handler knows
 	}}
 }
 
@@ -591,7 +613,7 @@ func healthOption(to **Health) option {
 			"status":   status(&h.Status),
 			"port":     number(&h.Port, 1, 65535),
 			"header":   header(&h.Headers),
-		}}.parse(d)
+		}, check: func() error { return judge(h, (*Health).check) }}.parse(d)
 	}}
 }
 

@@ -109,7 +109,7 @@ func (h *Health) check() error {
 	}
 	for _, name := range slices.Sorted(maps.Keys(h.Headers)) {
 		if err := checkHeader(name, h.Headers[name]); err != nil {
-			return fmt.Errorf("health: header: %w", err)
+			return fmt.Errorf("health: header %w", err)
 		}
 	}
 	if _, err := h.request(context.Background(), "http", "127.0.0.1:80", "127.0.0.1:80"); err != nil {
@@ -122,7 +122,7 @@ func (h *Health) check() error {
 // what no request can carry.
 func checkHeader(name string, values []string) error {
 	if !httpguts.ValidHeaderFieldName(name) {
-		return fmt.Errorf("invalid name %q, want one such as X-Check", name)
+		return fmt.Errorf("%q: invalid name, want one such as X-Check", name)
 	}
 	if len(values) == 0 {
 		return fmt.Errorf("%s has no value, want one", name)

@@ -137,6 +137,33 @@ func (n *ProxyNode) provision(ctx caddy.Context) error {
 		return err
 	}
 	n.backend = backend
+	if err := n.complete(); err != nil {
+		return err
+	}
+	servers, err := listeners(ctx)
+	if n.Endpoint == "" {
+		if err != nil {
+			return err
+		}
+		n.servers = servers
+	}
+	if n.NodeID == "" {
+		n.NodeID = defaultNodeID(servers)
+	}
+	if err := n.checkNode(); err != nil {
+		return err
+	}
+	settings, err := json.Marshal(n)
+	if err != nil {
+		return err
+	}
+	n.settings = fmt.Sprint(string(settings), n.servers)
+	return nil
+}
+
+// complete expands placeholders and completes the options that depend on nothing
+// else, or refuses them.
+func (n *ProxyNode) complete() error {
 	if err := replaceGlobals(&n.NodeID, &n.Endpoint, &n.HealthURL); err != nil {
 		return err
 	}
@@ -166,18 +193,13 @@ func (n *ProxyNode) provision(ctx caddy.Context) error {
 		return fmt.Errorf("load: invalid value %q, want system or a placeholder that gives a number", n.Load)
 	}
 	if n.HealthURL != "" {
-		if err := checkHealthURL("health_url", n.HealthURL); err != nil {
-			return err
-		}
+		return checkHealthURL("health_url", n.HealthURL)
 	}
-	servers, err := listeners(ctx)
-	if n.Endpoint == "" {
-		if err != nil {
-			return err
-		}
-		n.servers = servers
-	}
+	return nil
+}
 
+// checkNode checks the record that will be announced.
+func (n *ProxyNode) checkNode() error {
 	// A stand-in endpoint lets everything else be checked now, although the
 	// default one is found out only when the config runs.
 	endpoint := n.Endpoint
@@ -188,18 +210,8 @@ func (n *ProxyNode) provision(ctx caddy.Context) error {
 	if err != nil {
 		return err
 	}
-	if n.NodeID == "" {
-		n.NodeID = defaultNodeID(servers)
-	}
-	if _, err := discovery.NewRegistrar(nil, n.node(parsed), n.options()); err != nil {
-		return err
-	}
-	settings, err := json.Marshal(n)
-	if err != nil {
-		return err
-	}
-	n.settings = fmt.Sprint(string(settings), n.servers)
-	return nil
+	_, err = discovery.NewRegistrar(nil, n.node(parsed), n.options())
+	return err
 }
 
 // defaultNodeID is stable across restarts of one Caddy on one host, and tells it from

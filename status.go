@@ -79,15 +79,11 @@ func (*StatusPage) CaddyModule() caddy.ModuleInfo {
 // Provision sets up the handler.
 func (p *StatusPage) Provision(ctx caddy.Context) error {
 	for _, s := range p.Allow {
-		prefix, err := netip.ParsePrefix(s)
+		network, err := parseNetwork(s)
 		if err != nil {
-			address, err := netip.ParseAddr(s)
-			if err != nil {
-				return fmt.Errorf("allow: invalid network %q, want one such as 10.0.0.0/8 or fd00::/8", s)
-			}
-			prefix = netip.PrefixFrom(address, address.BitLen())
+			return fmt.Errorf("allow: %w", err)
 		}
-		p.allow = append(p.allow, prefix.Masked())
+		p.allow = append(p.allow, network)
 	}
 	switch {
 	case p.MaxStreams < 0:
@@ -99,6 +95,19 @@ func (p *StatusPage) Provision(ctx caddy.Context) error {
 	// hold it for ever; the page connects anew, to the config that comes next.
 	p.stopping = make(chan struct{})
 	return onEvent(ctx, "stopping", func() { close(p.stopping) })
+}
+
+// parseNetwork reads a network, or a single address.
+func parseNetwork(s string) (netip.Prefix, error) {
+	network, err := netip.ParsePrefix(s)
+	if err != nil {
+		address, err := netip.ParseAddr(s)
+		if err != nil {
+			return netip.Prefix{}, fmt.Errorf("invalid network %q, want one such as 10.0.0.0/8 or fd00::/8", s)
+		}
+		network = netip.PrefixFrom(address, address.BitLen())
+	}
+	return network.Masked(), nil
 }
 
 // parseStatusPage sets up the handler from Caddyfile tokens. Syntax:
@@ -124,9 +133,12 @@ func (p *StatusPage) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 			for _, arg := range args {
 				if arg == "private_ranges" {
 					p.Allow = append(p.Allow, privateRanges...)
-				} else {
-					p.Allow = append(p.Allow, arg)
+					continue
 				}
+				if _, err := parseNetwork(arg); err != nil {
+					return err
+				}
+				p.Allow = append(p.Allow, arg)
 			}
 			return nil
 		}},

@@ -51,7 +51,7 @@ func TestStatusPageIsForTheAllowedOnly(t *testing.T) {
 		}
 	}
 	for source, want := range map[string]string{
-		"discovery_status {\nallow nonsense\n}":                       "", // told when it is provisioned
+		"discovery_status {\nallow nonsense\n}":                       "invalid network \"nonsense\"",
 		"discovery_status {\nallow\n}":                                "wrong number of arguments for option allow, want: allow <cidr|private_ranges...>",
 		"discovery_status {\nmax_streams 0\n}":                        "want 1 to",
 		"discovery_status {\nnonsense\n}":                             "want one of allow, max_streams",

@@ -2,6 +2,7 @@ package embedded
 
 import (
 	"math"
+	"strings"
 
 	"github.com/caddyserver/caddy/v2/caddyconfig"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
@@ -47,6 +48,7 @@ func (a *App) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		return d.Errf("unexpected argument %q after nats_server: want a block, or nothing for the defaults", d.Val())
 	}
 	seen := make(map[string]bool)
+	var listen caddyfile.Dispenser
 	for d.NextBlock(0) {
 		option := d.Val()
 		var want string
@@ -87,6 +89,10 @@ func (a *App) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		switch option {
 		case "listen":
 			a.Listen = args[0]
+			listen = *d
+			if err := checkListen(args[0]); err != nil && !strings.Contains(args[0], "{") {
+				return d.Errf("nats_server option listen: %v", err)
+			}
 		case "store":
 			a.Store = args[0]
 		case "max_store":
@@ -103,6 +109,9 @@ func (a *App) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		if d.NextBlock(1) {
 			return d.Errf("nats_server option %s takes no block, but one starts with %q", option, d.Val())
 		}
+	}
+	if seen["listen"] && !strings.Contains(a.Listen, "{") && a.User == nil && !isLoopback(a.Listen) {
+		return listen.WrapErr(needsUser(a.Listen))
 	}
 	return nil
 }

@@ -60,6 +60,9 @@ func TestAdaptErrors(t *testing.T) {
 		{"unknown", block("port 4222"), "3", []string{`"port"`, "listen, store, max_store, user or tls"}},
 		{"repeated", block("listen 127.0.0.1:1\n\t\tlisten 127.0.0.1:2"), "4", []string{"listen", "only once"}},
 		{"listen without", block("listen"), "3", []string{"listen", "0 arguments", "<host:port>", "127.0.0.1:4222"}},
+		{"listen nowhere", block("listen 127.0.0.1"), "3", []string{"listen", `"127.0.0.1"`, "127.0.0.1:4222"}},
+		{"listen no port", block("listen 127.0.0.1:0"), "3", []string{"listen", "1 to 65535"}},
+		{"listen to all", block("max_store 1MiB\n\t\tlisten :4222\n\t\tstore a"), "4", []string{"set a user and password"}},
 		{"listen two", block("listen a:1 b:2"), "3", []string{"listen", "2 arguments", "<host:port>"}},
 		{"listen empty", block(`listen ""`), "3", []string{"listen", "empty", "<host:port>"}},
 		{"store without", block("store"), "3", []string{"store", "0 arguments", "<dir>"}},
@@ -79,6 +82,9 @@ func TestAdaptErrors(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			_, err := adapt(c.caddyfile)
+			if err == nil {
+				t.Fatal("it is accepted")
+			}
 			want(t, err, append(c.parts, "Caddyfile:"+c.line)...)
 			if strings.Contains(err.Error(), "secret") {
 				t.Errorf("error %q tells the password", err)

@@ -112,8 +112,7 @@ func (a *App) Provision(ctx caddy.Context) error {
 	}
 	if !a.LoopbackOnly() {
 		if a.User == nil {
-			return fmt.Errorf("listen address %s can be reached from other machines, and anybody could write to the registry: "+
-				"set a user and password (and TLS), or listen on a loopback address such as %s", a.settings.listen, defaultListen)
+			return needsUser(a.settings.listen)
 		}
 		if a.TLS == nil {
 			ctx.Logger().Warn("the listen address can be reached from other machines, and without TLS the password and all records cross the network in the clear",
@@ -130,13 +129,20 @@ func (a *App) Provision(ctx caddy.Context) error {
 // decides how far the records of a registry may be trusted can ask this of the
 // app `nats_server` without importing this package. It is valid after
 // Provision.
-func (a *App) LoopbackOnly() bool {
-	host, _, err := net.SplitHostPort(a.settings.listen)
+func (a *App) LoopbackOnly() bool { return isLoopback(a.settings.listen) }
+
+func isLoopback(listen string) bool {
+	host, _, err := net.SplitHostPort(listen)
 	if err != nil {
 		return false
 	}
 	ip := net.ParseIP(host)
 	return host == "localhost" || ip.IsLoopback()
+}
+
+func needsUser(listen string) error {
+	return fmt.Errorf("listen address %s can be reached from other machines, and anybody could write to the registry: "+
+		"set a user and password (and TLS), or listen on a loopback address such as %s", listen, defaultListen)
 }
 
 // Start starts the server, or takes over the one that an equal configuration
