@@ -38,17 +38,17 @@ func parseHeartbeat(data []byte, records *discovery.Parser) discovery.Event {
 		return e
 	}
 	var lean struct {
-		NodeID   string          `json:"nodeId"`
 		Endpoint json.RawMessage `json:"endpoint"`
 		Load     json.RawMessage `json:"load"`
 	}
-	if json.Unmarshal(data, &lean) != nil || discovery.ValidateID(lean.NodeID) != nil {
+	// The id is read as that of a record is, in every form that writers give it.
+	if json.Unmarshal(data, &lean) != nil || discovery.ValidateID(e.ID) != nil {
 		return e
 	}
 	if lean.Endpoint != nil && string(lean.Endpoint) != "null" {
 		return e // a record, and a bad one
 	}
-	beat := discovery.Event{Type: discovery.Beat, ID: lean.NodeID, Load: math.NaN()}
+	beat := discovery.Event{Type: discovery.Beat, ID: e.ID, Load: math.NaN()}
 	var load *float64
 	if json.Unmarshal(lean.Load, &load) == nil && load != nil {
 		beat.Load = *load
