@@ -27,6 +27,9 @@ const (
 	maxPingsOut  = 2
 	// flushTimeout bounds a write into a connection that takes nothing more.
 	flushTimeout = 5 * time.Second
+	// syncQueue is how many messages may wait in a subscription that is read by
+	// calls. The client's own default takes half a megabyte for each.
+	syncQueue = 1024
 	// maxDiscovered bounds what a server may add to the list of addresses.
 	maxDiscovered = 64
 )
@@ -292,6 +295,7 @@ func (c *Conn) dial(ctx context.Context, a address) (*Link, error) {
 		nats.PingInterval(pingInterval),
 		nats.MaxPingsOutstanding(maxPingsOut),
 		nats.FlusherTimeout(flushTimeout),
+		nats.SyncQueueLen(syncQueue),
 		nats.SetCustomDialer(dialer),
 		// The dialer resolves the name itself, and ends with the context.
 		nats.SkipHostLookup(),

@@ -45,6 +45,8 @@ const (
 	// maxQueries is how many queries may wait to be answered. Who asks in vain
 	// listens instead.
 	maxQueries = 1024
+	// maxQueryBytes is how much of what they say may wait, of which nothing is read.
+	maxQueryBytes = 1 << 20
 	// answerChunk is how many records of ours answer a query before the server
 	// has to have taken them, so that announcing never waits behind thousands.
 	answerChunk = 256
@@ -390,19 +392,24 @@ func (r *Registry) answer(s *session) error {
 	r.answers.Add(1) // under the lock, so that Close waits for it
 	r.mu.Unlock()
 
-	queries := make(chan *nats.Msg, maxQueries)
-	if _, err := s.link.ChanSubscribe(r.config.query(), queries); err != nil {
+	queries, err := s.link.SubscribeSync(r.config.query())
+	if err == nil {
+		err = queries.SetPendingLimits(maxQueries, maxQueryBytes)
+	}
+	if err != nil {
 		r.answers.Done()
 		return err
 	}
 	go func() {
 		defer r.answers.Done()
 		for {
-			select {
-			case <-s.link.Lost():
-				return
-			case m := <-queries:
+			// It ends with the connection.
+			m, err := queries.NextMsgWithContext(context.Background())
+			switch {
+			case err == nil:
 				r.reply(s, m.Reply)
+			case !errors.Is(err, nats.ErrSlowConsumer): // which is told once for all that were dropped
+				return
 			}
 		}
 	}()

@@ -17,9 +17,6 @@ const (
 	// stall is how long no further answer may come before the answers to a query
 	// count as complete: 200 nodes take 5 to 17 ms.
 	stall = 100 * time.Millisecond
-	// maxPending is how many messages may wait to be emitted: more than the
-	// answers of the largest fleet that a directory holds.
-	maxPending = 1 << 17
 	// maxAside is how many nodes may be heard of whose endpoint nobody has told.
 	maxAside = 10_000
 	// settle is how long what has arrived may take to be emitted.
@@ -81,9 +78,9 @@ func (r *Registry) Watch(ctx context.Context, emit func(discovery.Event)) error 
 // A watch is one call of Watch that has begun.
 type watch struct {
 	session *session
-	// messages takes what all subscriptions bring, in the order in which the
-	// server sent it: a goodbye must not overtake the answer before it.
-	messages chan *nats.Msg
+	// arrivals are what all subscriptions bring, in the order in which the server
+	// sent it: a goodbye must not overtake the answer before it.
+	arrivals *queue
 	// Three subscriptions and not one to <prefix>.*, which takes fewer rights,
 	// and leaves query to those who answer: the server can then tell that there
 	// are none.
@@ -98,11 +95,11 @@ type watch struct {
 
 // begin subscribes and asks.
 func (r *Registry) begin(ctx context.Context) (*watch, error) {
-	w := &watch{ended: make(chan struct{}), marks: make(map[*nats.Msg]chan struct{})}
+	w := &watch{arrivals: newQueue(), ended: make(chan struct{}), marks: make(map[*nats.Msg]chan struct{})}
+	go w.arrivals.run() // until w.close
 	what := fmt.Sprintf("watching %q", r.config.SubjectPrefix)
 	err := r.do(ctx, what, func(ctx context.Context, s *session) error {
 		w.session = s
-		w.messages = make(chan *nats.Msg, maxPending)
 		inbox := s.link.NewInbox()
 		return s.ask(ctx, r.watching(inbox), func(context.Context) error {
 			for _, subscribe := range []struct {
@@ -114,7 +111,7 @@ func (r *Registry) begin(ctx context.Context) (*watch, error) {
 				{r.config.leave(), &w.leaves},
 				{inbox, &w.answers},
 			} {
-				subscription, err := s.link.ChanSubscribe(subscribe.subject, w.messages)
+				subscription, err := s.link.ChanSubscribe(subscribe.subject, w.arrivals.in)
 				if err != nil {
 					return err
 				}
@@ -156,6 +153,7 @@ func (w *watch) close() {
 			_ = s.Unsubscribe() // it may have gone with its connection
 		}
 	}
+	w.arrivals.close()
 }
 
 // run emits what comes until the watch breaks.
@@ -185,7 +183,7 @@ func (r *Registry) run(parent context.Context, w *watch, emit func(discovery.Eve
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case <-pause.C:
-			if len(w.messages) > 0 && time.Now().Before(deadline) {
+			if !w.arrivals.idle() && time.Now().Before(deadline) {
 				// It is we who are slow.
 				pause.Reset(min(stall, time.Until(deadline)))
 				continue
@@ -199,23 +197,27 @@ func (r *Registry) run(parent context.Context, w *watch, emit func(discovery.Eve
 			r.watch = w
 			r.mu.Unlock()
 			emit(discovery.Event{Type: discovery.Synced, Listing: discovery.Listing{Partial: true}})
-		case m := <-w.messages:
+		case <-w.arrivals.overflow:
+			return w.dropped()
+		case a := <-w.arrivals.out:
 			switch {
-			case m.Sub == nil:
-				w.reach(m)
-			case m.Sub == w.leaves:
-				t.leave(m.Data)
-			case m.Sub == w.heartbeats:
-				t.beat(parseHeartbeat(m.Data, &records))
-			case m.Sub == w.joins:
-				t.take(parseRecord(m.Data, &records))
-			case len(m.Data) == 0 && m.Header.Get("Status") == statusNoResponders:
+			case a.mark != nil:
+				w.reach(a.mark)
+			case a.tooLarge > 0:
+				t.tooLarge(a.tooLarge)
+			case a.subscription == w.leaves:
+				t.leave(a.data)
+			case a.subscription == w.heartbeats:
+				t.beat(parseHeartbeat(a.data, &records))
+			case a.subscription == w.joins:
+				t.take(parseRecord(a.data, &records))
+			case a.noResponders:
 				if !synced {
 					pause.Reset(0)
 				}
 			default:
-				if len(m.Data) > 0 {
-					t.beat(parseRecord(m.Data, &records))
+				if len(a.data) > 0 {
+					t.beat(parseRecord(a.data, &records))
 				}
 				if !synced {
 					if patience == 0 {
@@ -225,19 +227,16 @@ func (r *Registry) run(parent context.Context, w *watch, emit func(discovery.Eve
 					pause.Reset(min(patience, time.Until(deadline)))
 				}
 			}
-			// What was dropped was dropped behind something that was still
-			// waiting, so it is enough to look when nothing waits any more.
-			if len(w.messages) == 0 {
-				if err := w.dropped(); err != nil {
-					return err
-				}
-			}
 		}
 	}
 }
 
 // dropped reports whether a message was lost because too many were waiting.
 func (w *watch) dropped() error {
+	if n := w.arrivals.dropped.Load(); n > 0 {
+		return fmt.Errorf("%w: %d messages were dropped, the last on %q, because too many were waiting (at most %d, of %d MiB)",
+			discovery.ErrBroken, n, w.arrivals.lastDropped.Load().Subject, maxPending, maxPendingBytes>>20)
+	}
 	for _, s := range w.subscriptions() {
 		// An error says that the subscription is closed, and so is the link.
 		if n, err := s.Dropped(); err == nil && n > 0 {
@@ -308,6 +307,12 @@ func (t *translator) take(e discovery.Event) {
 	}
 }
 
+// tooLarge emits that there was a message which nobody reads.
+func (t *translator) tooLarge(size int) {
+	t.take(discovery.Event{Type: discovery.Rejected, Err: fmt.Errorf("%w record: %d bytes, want at most %d",
+		discovery.ErrInvalid, size, discovery.MaxRecord)})
+}
+
 // leave emits what a goodbye says.
 func (t *translator) leave(data []byte) {
 	f, err := parseFarewell(data)
@@ -365,7 +370,7 @@ func (w *watch) emitted(ctx context.Context) error {
 		defer w.mu.Unlock()
 		delete(w.marks, mark)
 	}()
-	waiting := w.messages
+	waiting := w.arrivals.in
 	for {
 		select {
 		case waiting <- mark:

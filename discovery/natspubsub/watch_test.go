@@ -7,6 +7,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -631,6 +632,77 @@ func TestSlowListener(t *testing.T) {
 			return
 		case <-time.After(patience):
 			t.Fatal("the watch goes on")
+		}
+	}
+}
+
+// One writer floods the fleet with large messages while nobody takes them: what
+// waits is bounded, others are heard, and then the watch begins anew.
+func TestFlood(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	nc := s.Conn()
+	w := watch(t, open(t, config(s)))
+	w.listing()
+	const large, size = 3000, 60 << 10
+	flood := []byte(`{"nodeId":"flood","x":"` + strings.Repeat("x", size) + `"}`)
+	for i := range large {
+		if err := nc.Publish("catga.nodes.heartbeat", flood); err != nil {
+			t.Fatal(err)
+		}
+		if i%100 == 0 {
+			if err := nc.Flush(); err != nil {
+				t.Fatal(err)
+			}
+			await(t, "the server has sent what it has", func() bool { return sent(t, s, 0) })
+		}
+	}
+	publish(t, nc, "catga.nodes.heartbeat", record("good"))
+	await(t, "the server has sent everything", func() bool { return sent(t, s, large) })
+	flooded, good := 0, false
+	for timeout := time.After(patience); ; {
+		select {
+		case e := <-w.events:
+			if e.ID == "good" {
+				good = true
+			} else {
+				flooded++
+			}
+			continue
+		case err := <-w.result:
+			wantError(t, err, discovery.ErrBroken, "dropped")
+		case <-timeout:
+			t.Error("the watch goes on although messages were dropped")
+		}
+		break
+	}
+	if !good || flooded > large/2 {
+		t.Errorf("%d of %d large messages were kept, and the small one behind them: %v", flooded, large, good)
+	}
+}
+
+// sent reports whether the server has sent so many messages, and all that it has.
+func sent(t *testing.T, s *natstest.Server, most int) bool {
+	t.Helper()
+	connections, err := s.Server().Connz(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	messages := 0
+	for _, c := range connections.Conns {
+		if c.Pending > 0 {
+			return false
+		}
+		messages += int(c.OutMsgs)
+	}
+	return messages >= most
+}
+
+func await(t *testing.T, what string, done func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(patience); !done(); runtime.Gosched() {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited in vain until %s", what)
 		}
 	}
 }
