@@ -290,10 +290,24 @@ func (c Config) secure() bool { return strings.HasPrefix(c.URLs[0], "rediss:") }
 
 // side returns the name of a key beside the registry's own, in its slot.
 func (c Config) side(name string) string {
-	if hasTag(c.Key) {
+	switch {
+	case !hasTag(c.Key):
+		return "{" + c.Key + "}:" + name
+	case c.Layout == LayoutKeys:
+		// With a colon it would be the key of the node of that name.
+		return c.Key + "/" + name
+	default:
 		return c.Key + ":" + name
 	}
-	return "{" + c.Key + "}:" + name
+}
+
+// formerSide returns the name that versions before gave to a key beside the
+// registry's own, where that is another: it is also that of a node.
+func (c Config) formerSide(name string) (string, bool) {
+	if c.Layout == LayoutKeys && hasTag(c.Key) {
+		return c.Key + ":" + name, true
+	}
+	return "", false
 }
 
 // hasTag reports whether only a part of the key decides its slot

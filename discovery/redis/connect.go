@@ -153,7 +153,24 @@ func (d *connector) connect(ctx context.Context, network, address string) (net.C
 		}
 		return nil, fmt.Errorf("connecting to %s: %w", address, err)
 	}
-	return limit(secure), nil
+	return limit(tlsConn{secure}), nil
+}
+
+// tlsConn is a connection that can say why the server closed it. One that refuses
+// the client's certificate says so after the handshake, and a write that comes
+// later learns only that the connection is gone.
+type tlsConn struct{ *tls.Conn }
+
+func (c tlsConn) Write(p []byte) (int, error) {
+	n, err := c.Conn.Write(p)
+	if err != nil {
+		_ = c.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+		var said *net.OpError
+		if _, e := c.Read(make([]byte, 1)); errors.As(e, &said) && said.Op == "remote error" {
+			err = e
+		}
+	}
+	return n, err
 }
 
 func (d *connector) dial(ctx context.Context, network, address string) (net.Conn, error) {

@@ -29,14 +29,21 @@
 // # Keys
 //
 // A key holds a record and expires with it; it exists, so the node lives. A look
-// scans for the keys and reads them. Where the server publishes keyspace
-// notifications changes are seen at once.
+// asks for the keys that are known, and reads a value only after its length. Where
+// the server publishes keyspace notifications changes are seen at once. Elsewhere
+// our own writers name a node that joins, changes or leaves on the channel
+// {<key>}:announced, and the keys of others are found by passing through the
+// database with SCAN, for a twentieth of the time at most; a listing makes one such
+// pass at once. Beside the keys are {<key>}:meta and {<key>}:overrides. If the prefix
+// has a hash tag of its own they are <key>/meta, <key>/overrides and <key>/announced:
+// with a colon they would be nodes. The overrides are read under that name as well,
+// since versions before wrote them there.
 //
 // # What the server must allow
 //
 // A watcher needs EVAL and EVALSHA, and reads the set and the side keys
-// (zrange, zrangebyscore, zcard, hmget, xrevrange, time; with layout keys scan,
-// get, pttl). It does more where it may: XREAD, CONFIG GET
+// (zrangebyscore, zcard, hmget, xrevrange, time; hkeys, hstrlen, hget; with layout
+// keys scan, strlen, get, pttl). It does more where it may: XREAD, CONFIG GET
 // notify-keyspace-events and SUBSCRIBE make it learn of changes at once, and
 // HSETNX on {<key>}:meta lets it recognise a server that was flushed although
 // none of our writers ever wrote there.

@@ -144,6 +144,9 @@ func explainScript(err error, source string) error {
 	return err
 }
 
+// wrongType reports whether the key holds something else than the command is for.
+func wrongType(err error) bool { return goredis.HasErrorPrefix(err, "WRONGTYPE") }
+
 // isTimeout reports whether a socket's deadline passed.
 func isTimeout(err error) bool {
 	var network net.Error

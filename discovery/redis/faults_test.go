@@ -335,7 +335,7 @@ func TestUserRevoked(t *testing.T) {
 			// Whatever a look begins with: no answer is no empty record.
 			if l, ok := r.layout.(*keysLayout); ok {
 				v := &keysView{keysLayout: l, keys: make(map[string]*stringKey)}
-				if err := v.read(ctx, &keysLook{}, []string{l.prefix + "a"}); err == nil {
+				if err := v.read(ctx, &keysLook{}, []string{l.prefix + "a"}, nil); err == nil {
 					t.Error("keys were read by a user that is off")
 				}
 			}

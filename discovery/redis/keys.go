@@ -17,23 +17,54 @@ import (
 )
 
 const (
-	// How many keys one SCAN and one pipeline of reads ask for: little enough
-	// that the server answers others in between.
-	scanCount = 1000
+	// How many keys one pipeline asks for: little enough that the server answers
+	// others in between.
 	readCount = 250
+	// A value of up to this is read with each look. A longer one is read again only
+	// if its length or its time to live has changed, or after so long.
+	shortValue   = 4 << 10
+	longValueAge = 30 * time.Second
+	// By how much the time to live may seem to change though nobody set it: by what
+	// an answer takes.
+	ttlNoise = 100 * time.Millisecond
+	// For how long, and how many, keys that are gone are looked for: their nodes are
+	// the likeliest to come back.
+	formerFor = 10 * time.Minute
+	maxFormer = 10_000
 	// A key that vanished this long before its time was removed by somebody.
 	early = 250 * time.Millisecond
 	// A key that merely exists is worth an event this often.
 	maxRenew = 10 * time.Second
+	// What PTTL says of a key that is not there.
+	notThere = -2
 )
 
 // keysLayout is the layout of one string key for each node.
 type keysLayout struct {
 	r            *Registry
 	prefix, meta string
+	announced    string          // the channel on which our writers name the nodes that changed
+	foreign      map[string]bool // keys that versions before used, and are no node's while they hold no string
 
-	mu       sync.Mutex
-	previous map[string]time.Time // the keys that the last watch knew at its end, and until when they stood
+	mu            sync.Mutex
+	previous      map[string]time.Time // the keys that the last watch knew at its end, and until when they stood
+	previousEpoch string               // of the data then
+	scannedAt     time.Time            // when the last whole pass through the keys ended
+	scanTook      time.Duration        // and what it asked of the server
+	told          map[string]string    // what was announced here last, a digest by id
+}
+
+func newKeysLayout(r *Registry) *keysLayout {
+	l := &keysLayout{
+		r: r, prefix: r.config.Key + ":", meta: r.config.side("meta"), announced: r.config.side("announced"),
+		foreign: make(map[string]bool), told: make(map[string]string),
+	}
+	for _, name := range []string{"meta", "overrides"} {
+		if former, ok := r.config.formerSide(name); ok {
+			l.foreign[former] = true
+		}
+	}
+	return l
 }
 
 func (l *keysLayout) Announce(ctx context.Context, n discovery.Node) error {
@@ -44,14 +75,40 @@ func (l *keysLayout) Announce(ctx context.Context, n discovery.Node) error {
 	lease := keyLease(n)
 	return l.r.do(ctx, func(ctx context.Context) error {
 		pipe := l.r.commands.Pipeline()
+		there := pipe.Exists(ctx, l.prefix+n.ID)
 		set := pipe.Set(ctx, l.prefix+n.ID, record, lease)
 		// Only watchers need the mark; who may not leave it may still announce.
 		pipe.HSetNX(ctx, l.meta, "epoch", rand.Text())
 		if err := execute(ctx, pipe); err != nil {
 			return err
 		}
+		if set.Err() == nil && l.news(n) || there.Err() == nil && there.Val() == 0 {
+			l.tell(ctx, n.ID)
+		}
 		return set.Err()
 	})
+}
+
+// news reports whether the record differs from what was announced here before in
+// more than the time.
+func (l *keysLayout) news(n discovery.Node) bool {
+	sum := digest(n)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.told[n.ID] == sum {
+		return false
+	}
+	if len(l.told) >= discovery.MaxNodes {
+		clear(l.told)
+	}
+	l.told[n.ID] = sum
+	return true
+}
+
+// tell names a node whose key has changed to watchers that the server tells nothing.
+// Who may not publish is found by their looks. It is for use within do.
+func (l *keysLayout) tell(ctx context.Context, id string) {
+	_ = l.r.commands.Publish(ctx, l.announced, id).Err()
 }
 
 // execute sends what the pipeline holds. It fails if nothing was sent; else each
@@ -78,18 +135,32 @@ func (l *keysLayout) Drain(ctx context.Context, n discovery.Node) (bool, error) 
 		return false, err
 	}
 	return l.r.changed(ctx, func(ctx context.Context) (any, error) {
-		return ownKeyScript.run(ctx, l.r.commands, []string{l.prefix + n.ID}, n.Instance(), record, int64(keyLease(n)/time.Second))
+		answer, err := ownKeyScript.run(ctx, l.r.commands, []string{l.prefix + n.ID}, n.Instance(), record, int64(keyLease(n)/time.Second))
+		if answer == int64(1) && l.news(n) {
+			l.tell(ctx, n.ID)
+		}
+		return answer, err
 	})
 }
 
 func (l *keysLayout) Withdraw(ctx context.Context, n discovery.Node) error {
 	return l.r.do(ctx, func(ctx context.Context) error {
-		_, err := ownKeyScript.run(ctx, l.r.commands, []string{l.prefix + n.ID}, n.Instance())
+		removed, err := ownKeyScript.run(ctx, l.r.commands, []string{l.prefix + n.ID}, n.Instance())
+		if removed == int64(1) {
+			l.mu.Lock()
+			delete(l.told, n.ID)
+			l.mu.Unlock()
+			l.tell(ctx, n.ID)
+		}
 		return err
 	})
 }
 
 func (l *keysLayout) record(ctx context.Context, id string) (string, error) {
+	size, err := l.r.commands.StrLen(ctx, l.prefix+id).Result()
+	if err != nil || size > discovery.MaxRecord {
+		return "", err
+	}
 	return l.r.commands.Get(ctx, l.prefix+id).Result()
 }
 
@@ -101,6 +172,8 @@ func (l *keysLayout) History(context.Context, string, int) ([]discovery.Revision
 type stringKey struct {
 	id       string
 	sum      uint64        // of the value
+	size     int64         // its length
+	read     time.Time     // when it was read last
 	load     float64       // to repeat with a heartbeat
 	heard    time.Time     // when the last event about it was emitted
 	renew    time.Duration // how long after that it is worth another
@@ -120,13 +193,17 @@ type keysView struct {
 	listed bool
 	seed   maphash.Seed
 	keys   map[string]*stringKey
+	former map[string]time.Time // keys that are gone, and since when
 	epoch  string
 
 	records discovery.Parser
 }
 
 func (l *keysLayout) watch(ctx context.Context, w *watch) (view, error) {
-	v := &keysView{keysLayout: l, w: w, seed: maphash.MakeSeed(), keys: make(map[string]*stringKey)}
+	v := &keysView{
+		keysLayout: l, w: w, seed: maphash.MakeSeed(),
+		keys: make(map[string]*stringKey), former: make(map[string]time.Time),
+	}
 	var err error
 	v.masters, err = l.r.masters(ctx)
 	w.closers = append(w.closers, v.remember)
@@ -145,6 +222,7 @@ func (v *keysView) remember() {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.previous = deadlines
+	v.previousEpoch = v.epoch
 }
 
 // ranOut reports whether a key that the last watch knew is gone and may have run
@@ -165,10 +243,22 @@ func (v *keysView) push() string {
 	if v.subscribed {
 		return "notifications"
 	}
-	return "poll"
+	return "poll" // but for our own writers
 }
 
 func (v *keysView) follow(ctx context.Context) error {
+	if err := v.followServer(ctx); err != nil || v.subscribed {
+		return err
+	}
+	// What our writers say, together with what operators do, if the user may hear
+	// of both.
+	ok, err := offered(v.w.subscribe(ctx, v.r.commands, false, v.announced, v.r.overridesKey()))
+	v.w.told = v.w.told || ok
+	return err
+}
+
+// followServer subscribes to the notifications of all servers, if they send them.
+func (v *keysView) followServer(ctx context.Context) error {
 	// Notifications are local to each server of a cluster.
 	var options []*goredis.Options
 	if v.masters == nil {
@@ -216,41 +306,98 @@ func escapeGlob(s string) string {
 type keyRead struct {
 	key   string
 	value string
+	same  bool          // the value is as it was, as far as the server tells without it
+	size  int64         // its length
 	ttl   time.Duration // negative: for ever
 	there bool
 	err   error // of the value, such as that it is no string
 }
 
+// keyWanted is a key to look at, with what is known of it.
+type keyWanted struct {
+	size     int64 // negative: it is to be read in any case
+	deadline time.Time
+}
+
 type keysLook struct {
 	whole   bool
 	beats   bool // of every key that is there
+	scan    bool // for keys that are not known
 	epoch   string
 	masters []string
 	reads   []keyRead
+	size    int // of what was read
 	started time.Time
+	longest time.Duration // what the slowest step took
+}
+
+func (l *keysLook) slowest() time.Duration { return l.longest }
+
+// step calls the server once, with something that takes it little time.
+func (v *keysView) step(ctx context.Context, l *keysLook, call func(context.Context) error) error {
+	began := time.Now()
+	err := v.r.do(ctx, call)
+	l.longest = max(l.longest, time.Since(began))
+	return err
 }
 
 func (v *keysView) look(q request) func(context.Context) (any, error) {
 	l := &keysLook{whole: q.whole || q.some, beats: q.whole, started: time.Now()}
-	keys := make(map[string]bool, len(q.keys))
-	for _, key := range q.keys {
-		keys[key] = true
-	}
+	wanted := make(map[string]keyWanted, len(q.keys))
 	if l.whole {
 		// A scan may miss a key only if it was not there all the time; to read
 		// what was there before settles it.
-		for key := range v.keys {
-			keys[key] = true
+		for key, k := range v.keys {
+			w := keyWanted{size: -1}
+			if !q.whole && k.size > shortValue && time.Since(k.read) < longValueAge {
+				w = keyWanted{size: k.size, deadline: k.deadline}
+			}
+			wanted[key] = w
+		}
+		for key, since := range v.former {
+			if time.Since(since) < formerFor {
+				wanted[key] = keyWanted{size: -1}
+			} else {
+				delete(v.former, key)
+			}
 		}
 	}
+	for _, key := range q.keys {
+		wanted[key] = keyWanted{size: -1}
+	}
+	// Whoever waits for a look need not wait for a pass through a large database,
+	// that finds out only who is not known yet.
+	l.scan = q.whole && (!v.listed || v.quick())
+	listed := v.listed
 	return func(ctx context.Context) (any, error) {
 		if l.whole {
-			if err := v.scan(ctx, l, keys); err != nil {
+			if err := v.place(ctx, l); err != nil {
 				return nil, err
 			}
 		}
-		for chunk := range slices.Chunk(slices.Sorted(maps.Keys(keys)), readCount) {
-			if err := v.read(ctx, l, chunk); err != nil {
+		if known := v.knownBefore(l.epoch); !listed && known != nil {
+			// The last watch has just seen all keys; a pass beside this one finds
+			// those that are new.
+			for key := range known {
+				wanted[key] = keyWanted{size: -1}
+			}
+			l.scan = false
+		}
+		if l.scan {
+			pass := v.newScan(listScanCount)
+			err := pass.all(ctx, func(key string) {
+				if _, known := wanted[key]; !known && len(wanted) < maxMembers {
+					wanted[key] = keyWanted{size: -1}
+				}
+			})
+			if err != nil {
+				return nil, err
+			}
+			l.longest = max(l.longest, pass.slowest)
+			v.scanned(pass.took)
+		}
+		for chunk := range slices.Chunk(slices.Sorted(maps.Keys(wanted)), readCount) {
+			if err := v.read(ctx, l, chunk, wanted); err != nil {
 				return nil, err
 			}
 		}
@@ -258,15 +405,29 @@ func (v *keysView) look(q request) func(context.Context) (any, error) {
 	}
 }
 
-// scan adds the keys that exist, and finds out which data they are of.
-func (v *keysView) scan(ctx context.Context, l *keysLook, keys map[string]bool) error {
+// knownBefore returns the keys that the last watch knew, if that is enough of a
+// listing: of the same data, in which it takes long to look for keys, and not long
+// ago. Else nil.
+func (l *keysLayout) knownBefore(epoch string) map[string]time.Time {
+	quick := l.quick()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if quick || epoch == "" || epoch != l.previousEpoch || l.scannedAt.IsZero() || time.Since(l.scannedAt) > formerFor {
+		return nil
+	}
+	return l.previous
+}
+
+// place finds out which data and which servers there are.
+func (v *keysView) place(ctx context.Context, l *keysLook) error {
 	var err error
 	if l.masters, err = v.r.masters(ctx); err != nil {
 		return err
 	}
-	err = v.r.do(ctx, func(ctx context.Context) (err error) {
+	err = v.step(ctx, l, func(ctx context.Context) (err error) {
 		l.epoch, err = v.r.commands.HGet(ctx, v.meta, "epoch").Result()
-		if errors.Is(err, goredis.Nil) || errors.Is(explain(err), discovery.ErrPermission) {
+		// Without the right to it, or if something else stands there, there is none.
+		if errors.Is(err, goredis.Nil) || errors.Is(explain(err), discovery.ErrPermission) || wrongType(err) {
 			err = nil
 		}
 		return err
@@ -274,55 +435,107 @@ func (v *keysView) scan(ctx context.Context, l *keysLook, keys map[string]bool) 
 	if err != nil {
 		return fmt.Errorf("looking for keys: %w", err)
 	}
-	var mu sync.Mutex
-	return v.r.do(ctx, func(ctx context.Context) error {
-		return v.r.eachMaster(ctx, func(ctx context.Context, client *goredis.Client) error {
-			match := escapeGlob(v.prefix) + "*"
-			for cursor := uint64(0); ; {
-				found, next, err := client.Scan(ctx, cursor, match, scanCount).Result()
-				if err != nil {
-					return fmt.Errorf("looking for keys: %w", err)
-				}
-				mu.Lock()
-				for _, key := range found {
-					keys[key] = true
-				}
-				mu.Unlock()
-				if cursor = next; cursor == 0 {
-					return nil
-				}
-			}
-		})
-	})
+	return nil
 }
 
 // read reads some keys.
-func (v *keysView) read(ctx context.Context, l *keysLook, keys []string) error {
-	return v.r.do(ctx, func(ctx context.Context) error {
+func (v *keysView) read(ctx context.Context, l *keysLook, keys []string, wanted map[string]keyWanted) error {
+	reads, err := v.measure(ctx, l, keys)
+	if err != nil {
+		return fmt.Errorf("reading keys: %w", err)
+	}
+	var values []*keyRead
+	for i := range reads {
+		switch r := &reads[i]; {
+		case !r.there || r.err != nil:
+		case r.size > discovery.MaxRecord, l.size > maxRead && r.size > usualRecord:
+			r.err = tooLong(int(r.size))
+		case wanted[r.key].size == r.size && sameDeadline(wanted[r.key].deadline, r.ttl):
+			r.same = true
+		default:
+			l.size += int(r.size)
+			values = append(values, r)
+		}
+	}
+	if err := v.values(ctx, l, values); err != nil {
+		return fmt.Errorf("reading keys: %w", err)
+	}
+	l.reads = append(l.reads, reads...)
+	return nil
+}
+
+// sameDeadline reports whether a key with this time to live stands for as long as
+// before.
+func sameDeadline(deadline time.Time, ttl time.Duration) bool {
+	if deadline.IsZero() || ttl < 0 {
+		return deadline.IsZero() && ttl < 0
+	}
+	return time.Until(deadline.Add(-ttl)).Abs() < ttlNoise
+}
+
+// measure asks which keys are there, how long their values are and until when they
+// stand.
+func (v *keysView) measure(ctx context.Context, l *keysLook, keys []string) ([]keyRead, error) {
+	reads := make([]keyRead, len(keys))
+	err := v.step(ctx, l, func(ctx context.Context) error {
 		pipe := v.r.commands.Pipeline()
-		values := make([]*goredis.StringCmd, len(keys))
+		sizes := make([]*goredis.IntCmd, len(keys))
 		ttls := make([]*goredis.DurationCmd, len(keys))
 		for i, key := range keys {
-			values[i], ttls[i] = pipe.Get(ctx, key), pipe.PTTL(ctx, key)
+			sizes[i], ttls[i] = pipe.StrLen(ctx, key), pipe.PTTL(ctx, key)
 		}
 		if err := execute(ctx, pipe); err != nil {
-			return fmt.Errorf("reading keys: %w", err)
+			return err
 		}
 		for i, key := range keys {
-			r := keyRead{key: key, ttl: ttls[i].Val()}
+			if err := ttls[i].Err(); err != nil {
+				return err
+			}
+			r := keyRead{key: key, ttl: ttls[i].Val(), size: sizes[i].Val(), there: ttls[i].Val() != notThere}
+			switch err := sizes[i].Err(); {
+			case err == nil:
+			case wrongType(err):
+				r.err = fmt.Errorf("%w record: the key holds no string", discovery.ErrInvalid)
+				r.there = r.there && !v.foreign[key]
+			default:
+				return err
+			}
+			reads[i] = r
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return reads, nil
+}
+
+// values reads the values of keys. What became too long meanwhile is cut at the
+// connection.
+func (v *keysView) values(ctx context.Context, l *keysLook, reads []*keyRead) error {
+	if len(reads) == 0 {
+		return nil
+	}
+	return v.step(ctx, l, func(ctx context.Context) error {
+		pipe := v.r.commands.Pipeline()
+		values := make([]*goredis.StringCmd, len(reads))
+		for i, r := range reads {
+			values[i] = pipe.Get(ctx, r.key)
+		}
+		if err := execute(ctx, pipe); err != nil {
+			return err
+		}
+		for i, r := range reads {
 			switch value, err := values[i].Result(); {
 			case err == nil:
-				r.value, r.there = value, true
+				r.value, r.size = value, int64(len(value))
 			case errors.Is(err, goredis.Nil):
-			case errors.Is(explain(err), discovery.ErrInvalid):
-				r.there, r.err = true, fmt.Errorf("%w record: the key holds no string", discovery.ErrInvalid)
+				r.there = false
+			case wrongType(err):
+				r.err = fmt.Errorf("%w record: the key holds no string", discovery.ErrInvalid)
 			default:
-				return fmt.Errorf("reading keys: %w", err)
+				return err
 			}
-			if err := ttls[i].Err(); err != nil {
-				return fmt.Errorf("reading keys: %w", err)
-			}
-			l.reads = append(l.reads, r)
 		}
 		return nil
 	})
@@ -344,6 +557,11 @@ func (v *keysView) list(ctx context.Context) (discovery.Listing, error) {
 		return discovery.Listing{}, err
 	}
 	v.listed = true
+	wait := v.scanInterval()
+	if !l.scan {
+		wait = 0
+	}
+	v.w.group.Go(func() { v.scanOn(ctx, wait) })
 	return discovery.Listing{Epoch: v.epoch, Partial: v.ranOut()}, nil
 }
 
@@ -352,7 +570,16 @@ func (v *keysView) stream([]goredis.XMessage) error { return nil }
 func (v *keysView) current() bool { return true }
 
 func (v *keysView) notified(m *goredis.Message) request {
+	if m.Channel == v.announced {
+		if len(m.Payload) > maxSuffix {
+			return request{}
+		}
+		return request{keys: []string{v.prefix + m.Payload}}
+	}
 	_, key, _ := strings.Cut(m.Channel, "__:")
+	if len(key) > len(v.prefix)+maxSuffix {
+		return request{}
+	}
 	if k := v.keys[key]; k != nil {
 		switch m.Payload {
 		case "del", "unlink", "rename_from", "move_from", "expired", "evicted":
@@ -387,7 +614,7 @@ func (v *keysView) apply(result any) (next request, after time.Duration, err err
 		// Most are gone at once, and nobody said so: the data was lost. The
 		// leases decide.
 		for _, key := range gone {
-			delete(v.keys, key)
+			v.forget(key)
 		}
 		return request{}, 0, nil
 	}
@@ -399,15 +626,31 @@ func (v *keysView) apply(result any) (next request, after time.Duration, err err
 	return next, keyAbsence, nil
 }
 
+// forget forgets a key that is gone, but for that it was there.
+func (v *keysView) forget(key string) {
+	delete(v.keys, key)
+	if len(v.former) < maxFormer {
+		v.former[key] = time.Now()
+	}
+}
+
 func (v *keysView) found(r keyRead, l *keysLook) {
 	k := v.keys[r.key]
-	sum := maphash.String(v.seed, r.value)
-	fresh := k == nil || k.sum != sum
-	if k == nil {
-		k = &stringKey{}
-		v.keys[r.key] = k
+	if k == nil && (r.same || len(v.keys) >= maxMembers) {
+		return
 	}
-	k.missing, k.reason, k.sum = time.Time{}, "", sum
+	delete(v.former, r.key)
+	fresh := false
+	if !r.same {
+		sum := maphash.Comparable(v.seed, keySum{r.value, r.size, r.err != nil})
+		fresh = k == nil || k.sum != sum
+		if k == nil {
+			k = &stringKey{}
+			v.keys[r.key] = k
+		}
+		k.sum, k.size, k.read = sum, r.size, time.Now()
+	}
+	k.missing, k.reason = time.Time{}, ""
 	k.deadline = time.Time{}
 	if r.ttl >= 0 {
 		k.deadline = time.Now().Add(r.ttl)
@@ -421,9 +664,10 @@ func (v *keysView) found(r keyRead, l *keysLook) {
 		}
 		return
 	}
-	n, err := v.records.Parse([]byte(r.value))
-	if r.err != nil {
-		err = r.err
+	var n discovery.Node
+	err := r.err
+	if err == nil {
+		n, err = v.records.Parse([]byte(r.value))
 	}
 	// The key says whose record it is: who may write one key must not speak for the
 	// nodes of others.
@@ -438,6 +682,13 @@ func (v *keysView) found(r keyRead, l *keysLook) {
 		return
 	}
 	v.w.emit(discovery.Event{Type: discovery.Put, ID: id, Key: r.key, Node: n})
+}
+
+// keySum is what tells two values of a key apart.
+type keySum struct {
+	value string
+	size  int64
+	other bool // it is not to be read, or no string
 }
 
 // lost decides what it means that a key is gone, and reports whether it takes
@@ -462,12 +713,12 @@ func (v *keysView) lost(key string, started time.Time) bool {
 		e.Type = discovery.Expired
 	case "evicted":
 		// The server was short of memory. That says nothing of the node.
-		delete(v.keys, key)
+		v.forget(key)
 		return false
 	default:
 		e.Type = discovery.Left
 	}
-	delete(v.keys, key)
+	v.forget(key)
 	v.w.emit(e)
 	return false
 }

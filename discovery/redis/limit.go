@@ -45,6 +45,11 @@ func limit(conn net.Conn) net.Conn {
 	return limited
 }
 
+// NetConn returns what the connection wraps, as a TLS connection does: the client
+// library looks there for what a server says unasked, such as that it refuses the
+// client's certificate.
+func (c *limitedConn) NetConn() net.Conn { return c.Conn }
+
 // Read fills p with as much as has come, and waits only if nothing has.
 func (c *limitedConn) Read(p []byte) (n int, err error) {
 	for n < len(p) && err == nil && (n == 0 || len(c.out) > 0 || c.in.Buffered() > 0) {

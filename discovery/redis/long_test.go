@@ -47,7 +47,7 @@ func longRecord(id string, bytes int) string {
 // listing or comes later, and is shown.
 func TestTooLong(t *testing.T) {
 	const size, most = 32 << 20, 8 << 20
-	for _, layout := range []string{LayoutSortedSet} {
+	for _, layout := range []string{LayoutSortedSet, LayoutKeys} {
 		for _, when := range []string{"listed", "later"} {
 			t.Run(layout+" "+when, func(t *testing.T) {
 				s := redistest.Start(t)

@@ -17,6 +17,14 @@ const maxOverride = 4 << 10
 // channel on which a change of it is announced has the same name.
 func (r *Registry) overridesKey() string { return r.config.side("overrides") }
 
+// formerOverrides names the hash that versions before wrote, if that is another one.
+func (r *Registry) formerOverrides() []string {
+	if former, ok := r.config.formerSide("overrides"); ok {
+		return []string{former}
+	}
+	return nil
+}
+
 // Overrides returns all overrides by the node's id. Its error is one of those of
 // Announce.
 func (r *Registry) Overrides(ctx context.Context) (map[string]discovery.Override, error) {
@@ -30,7 +38,7 @@ func (r *Registry) Overrides(ctx context.Context) (map[string]discovery.Override
 func (r *Registry) readOverrides(ctx context.Context) (map[string]string, error) {
 	var answer any
 	err := r.do(ctx, func(ctx context.Context) (err error) {
-		answer, err = overridesScript.run(ctx, r.commands, []string{r.overridesKey()},
+		answer, err = overridesScript.run(ctx, r.commands, append(r.formerOverrides(), r.overridesKey()),
 			discovery.MaxID, maxOverride, discovery.MaxNodes)
 		return err
 	})
@@ -92,6 +100,12 @@ func (r *Registry) override(ctx context.Context, id, record string) error {
 		} else {
 			err = r.commands.HSet(ctx, r.overridesKey(), id, record).Err()
 		}
+		for _, former := range r.formerOverrides() {
+			// It may be a node's record, which is no hash.
+			if e := r.commands.HDel(ctx, former, id).Err(); err == nil && record == "" && !harmless(e) {
+				err = e
+			}
+		}
 		if err == nil {
 			// Who may not publish is found out by the poll.
 			_ = r.commands.Publish(ctx, r.overridesKey(), id).Err()
@@ -99,6 +113,9 @@ func (r *Registry) override(ctx context.Context, id, record string) error {
 		return err
 	})
 }
+
+// harmless reports whether nothing of an override can be left under its former name.
+func harmless(err error) bool { return err == nil || wrongType(err) }
 
 // overrides is what the loop of a watch knows of the overrides. They are read
 // whole: operators decide about few nodes.

@@ -1,13 +1,20 @@
--- Reads the overrides, but for what is too long to be one.
--- KEYS: overrides
--- ARGV: the longest id, the longest override, how many may be read
+-- Reads the overrides, but for what is too long to be one. Later keys count for more.
+-- Those before the last are not missed where they hold something else, or may not be
+-- read.
+-- KEYS: overrides, more than one if they had other names
+-- ARGV: the longest id, the longest override, how many may be read of each
 local found = {}
-for _, id in ipairs(redis.call('HKEYS', KEYS[1])) do
-  if #id <= tonumber(ARGV[1]) and redis.call('HSTRLEN', KEYS[1], id) <= tonumber(ARGV[2]) then
-    found[#found + 1] = id
-    found[#found + 1] = redis.call('HGET', KEYS[1], id)
-    if #found == 2 * tonumber(ARGV[3]) then
-      break
+for k, key in ipairs(KEYS) do
+  local ids = k == #KEYS and redis.call('HKEYS', key) or redis.pcall('HKEYS', key)
+  local read = 0
+  for _, id in ipairs(ids.err and {} or ids) do
+    if #id <= tonumber(ARGV[1]) and redis.call('HSTRLEN', key, id) <= tonumber(ARGV[2]) then
+      found[#found + 1] = id
+      found[#found + 1] = redis.call('HGET', key, id)
+      read = read + 1
+      if read == tonumber(ARGV[3]) then
+        break
+      end
     end
   end
 end

@@ -2,7 +2,8 @@
 -- returns -1.
 -- KEYS: the node's key
 -- ARGV: instance, and to replace it: record, lease in s
-local value = redis.call('GET', KEYS[1])
+-- What is too long for a record is nobody's own.
+local value = redis.call('STRLEN', KEYS[1]) <= 65536 and redis.call('GET', KEYS[1])
 if not value then
   return -1
 end

@@ -66,7 +66,7 @@ func Open(c Config) (*Registry, error) {
 	}
 	r := &Registry{config: c, connector: d, commands: d.commands(), closing: make(chan struct{})}
 	if c.Layout == LayoutKeys {
-		r.layout = &keysLayout{r: r, prefix: c.Key + ":", meta: c.side("meta")}
+		r.layout = newKeysLayout(r)
 	} else {
 		r.layout = newSortedSet(r)
 	}

@@ -43,12 +43,13 @@ const (
 type watch struct {
 	r     *Registry
 	emit  func(discovery.Event)
-	first time.Duration // what the look of the listing took
+	first time.Duration // what the slowest question of the listing took
 
 	verifications chan *verification
 	looked        chan lookResult
 	entries       chan []goredis.XMessage // of the stream
 	messages      chan *goredis.Message   // of subscriptions
+	asks          chan func() request     // what goroutines find worth looking at; called by the loop
 	failed        chan error              // a goroutine gave up
 	overridden    bool                    // the stream says that the overrides changed
 	told          bool                    // a subscription will say so
@@ -98,6 +99,7 @@ type lookResult struct {
 	result any
 	costly bool // more than what was known to have changed
 	took   time.Duration
+	step   time.Duration // what the slowest question to the server took
 	err    error
 }
 
@@ -120,6 +122,7 @@ func (r *Registry) Watch(ctx context.Context, emit func(discovery.Event)) error 
 		looked:        make(chan lookResult, 1),
 		entries:       make(chan []goredis.XMessage),
 		messages:      make(chan *goredis.Message, 256),
+		asks:          make(chan func() request),
 		failed:        make(chan error, 8),
 		ended:         make(chan struct{}),
 	}
@@ -250,8 +253,8 @@ func (w *watch) run(ctx context.Context) error {
 			if result.err != nil {
 				return broken(result.err)
 			}
-			if result.took > max(slowLook, min(4*w.first, slowestLook)) {
-				return fmt.Errorf("%w: the server took %v to answer", discovery.ErrBroken, result.took.Round(time.Millisecond))
+			if result.step > max(slowLook, min(4*w.first, slowestLook)) {
+				return fmt.Errorf("%w: the server took %v to answer", discovery.ErrBroken, result.step.Round(time.Millisecond))
 			}
 			q, wait, err := v.apply(result.result)
 			if err != nil {
@@ -264,6 +267,8 @@ func (w *watch) run(ctx context.Context) error {
 				}
 			}
 			verified()
+		case f := <-w.asks:
+			pending.add(f())
 		case entries := <-w.entries:
 			if err := v.stream(entries); err != nil {
 				return broken(err)
@@ -289,7 +294,8 @@ func (w *watch) look(ctx context.Context, read func(context.Context) (any, error
 	w.group.Go(func() {
 		began := time.Now()
 		result, err := read(ctx)
-		w.looked <- lookResult{result, costly, time.Since(began), err}
+		took := time.Since(began)
+		w.looked <- lookResult{result, costly, took, slowest(result, took), err}
 	})
 }
 
@@ -297,8 +303,27 @@ func (w *watch) look(ctx context.Context, read func(context.Context) (any, error
 func (w *watch) list(ctx context.Context, v view) (any, error) {
 	began := time.Now()
 	result, err := v.look(request{whole: true})(ctx)
-	w.first = time.Since(began)
+	w.first = slowest(result, time.Since(began))
 	return result, err
+}
+
+// slowest returns what the slowest question to the server took: a look that asks
+// many takes long although each is answered at once.
+func slowest(result any, took time.Duration) time.Duration {
+	if r, ok := result.(interface{ slowest() time.Duration }); ok {
+		return r.slowest()
+	}
+	return took
+}
+
+// ask lets the loop look at something. It reports false if the watch has ended.
+func (w *watch) ask(ctx context.Context, f func() request) bool {
+	select {
+	case w.asks <- f:
+		return true
+	case <-ctx.Done():
+		return false
+	}
 }
 
 // Verify proves that the newest watch has emitted everything that was written

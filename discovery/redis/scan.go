@@ -1,0 +1,179 @@
+package redis
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/caddy-discovery/caddy-discovery/discovery"
+	goredis "github.com/redis/go-redis/v9"
+)
+
+const (
+	// How many keys of the database one SCAN goes past: a few tenths of a
+	// millisecond of the server, and two for a listing that somebody waits for.
+	scanCount     = 1000
+	listScanCount = 5000
+	// scanRest bounds what scans take of the server beside the listing: after a
+	// step that took d, the next waits 19 d, so that it is a twentieth of the time.
+	scanRest = 19
+	// A pass that took no longer than this may be waited for.
+	quickScan = 100 * time.Millisecond
+	// How often to make a pass where the server tells of new keys.
+	rareScan = 5 * time.Minute
+	// The longest name of a key that is taken for one of ours. What is longer than
+	// an id may be, but no more than this, is shown as rejected.
+	maxSuffix = 4 * discovery.MaxID
+)
+
+// A scan is one pass through all keys of the database, or of a cluster's masters,
+// for those that begin with the prefix.
+type scan struct {
+	r       *Registry
+	match   string
+	longest int   // name of a key
+	count   int64 // of keys that one step goes past
+
+	cursors map[string]uint64 // by the master's address; of those that are done 0
+	took    time.Duration     // what the server was asked, altogether
+	slowest time.Duration     // what one step took
+}
+
+func (l *keysLayout) newScan(count int64) *scan {
+	return &scan{r: l.r, match: escapeGlob(l.prefix) + "*", longest: len(l.prefix) + maxSuffix, count: count}
+}
+
+// step goes on, at all masters at once. It returns what it found, and whether there
+// is more.
+func (s *scan) step(ctx context.Context) (keys []string, more bool, err error) {
+	began := time.Now()
+	// The call may outlive this one.
+	var mu sync.Mutex
+	var found []string
+	was, cursors := s.cursors, make(map[string]uint64)
+	err = s.r.do(ctx, func(ctx context.Context) error {
+		return s.r.eachMaster(ctx, func(ctx context.Context, client *goredis.Client) error {
+			address := client.Options().Addr
+			if was != nil && was[address] == 0 {
+				return nil // done, or a master only since this pass began
+			}
+			page, next, err := client.Scan(ctx, was[address], s.match, s.count).Result()
+			if err != nil {
+				return err
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			cursors[address] = next
+			for _, key := range page {
+				if len(key) <= s.longest {
+					found = append(found, key)
+				}
+			}
+			return nil
+		})
+	})
+	if err != nil {
+		return nil, false, fmt.Errorf("looking for keys: %w", err)
+	}
+	s.cursors = cursors
+	for _, cursor := range cursors {
+		more = more || cursor != 0
+	}
+	took := time.Since(began)
+	s.took += took
+	s.slowest = max(s.slowest, took)
+	return found, more, nil
+}
+
+// all makes a whole pass without a rest.
+func (s *scan) all(ctx context.Context, f func(key string)) error {
+	for {
+		keys, more, err := s.step(ctx)
+		if err != nil {
+			return err
+		}
+		for _, key := range keys {
+			f(key)
+		}
+		if !more {
+			return nil
+		}
+	}
+}
+
+// scanOn makes one pass after another until the watch ends, and has looked at what
+// nobody told of. It leaves the server in peace for most of the time. A failure is
+// left to the looks: they break the watch if the server is ill.
+func (v *keysView) scanOn(ctx context.Context, wait time.Duration) {
+	for {
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return
+		}
+		pass, began := v.newScan(scanCount), time.Now()
+		for more := true; more; {
+			var keys []string
+			var err error
+			step := time.Now()
+			keys, more, err = pass.step(ctx)
+			if len(keys) > 0 && !v.w.ask(ctx, func() request { return request{keys: v.unknown(keys)} }) {
+				return
+			}
+			switch {
+			case ctx.Err() != nil:
+				return
+			case errors.Is(err, discovery.ErrUnreachable):
+				more = false
+			case err != nil:
+				return // it will not be allowed the next time either
+			}
+			wait = scanRest * time.Since(step)
+			if more {
+				select {
+				case <-time.After(wait):
+				case <-ctx.Done():
+					return
+				}
+			} else if err == nil {
+				v.scanned(pass.took)
+			}
+		}
+		wait = max(wait, v.scanInterval()-time.Since(began))
+	}
+}
+
+// scanInterval is how often a pass begins.
+func (v *keysView) scanInterval() time.Duration {
+	if v.subscribed {
+		return rareScan
+	}
+	return v.r.config.Poll
+}
+
+// unknown returns the keys that no look finds by itself.
+func (v *keysView) unknown(keys []string) []string {
+	var unknown []string
+	for _, key := range keys {
+		if v.keys[key] == nil && len(v.keys)+len(unknown) < maxMembers {
+			unknown = append(unknown, key)
+		}
+	}
+	return unknown
+}
+
+// scanned notes what a whole pass took.
+func (l *keysLayout) scanned(took time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.scanTook, l.scannedAt = took, time.Now()
+}
+
+// quick reports whether a pass is known to take little time.
+func (l *keysLayout) quick() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return !l.scannedAt.IsZero() && l.scanTook <= quickScan
+}
