@@ -51,13 +51,15 @@ const (
 // this proxy watches, the fleet, and what becomes of it, live. The page has no
 // external parts.
 //
-// It shows the topology of the fleet. Unless the connection comes from loopback, or
-// from an address that is allowed, the answer is 403. What counts is the address of
-// the connection, not one in a header: behind another proxy on the same machine
-// everybody comes from loopback, and something else must guard the page.
+// It shows the topology of the fleet. Unless the connection comes from loopback and
+// asks for a loopback name or address (so that no page with a name of its own reads
+// it in a browser on this machine), or comes from an address that is allowed, the
+// answer is 403. What counts is the address of the connection, not one in a header:
+// behind another proxy on the same machine everybody comes from loopback, the page
+// needs 'allow 127.0.0.1', and something else must guard it.
 type StatusPage struct {
 	// The networks (in CIDR notation, or single addresses) that may see the page
-	// beside loopback. Default: none
+	// beside loopback, by whatever name. Default: none
 	Allow []string `json:"allow,omitempty"`
 
 	// How many pages may be kept up to date at one time, in the whole process.
@@ -152,8 +154,8 @@ var privateRanges = []string{"192.168.0.0/16", "172.16.0.0/12", "10.0.0.0/8", "1
 // ServeHTTP serves the page, or, if the query says "stream", what keeps it up to
 // date.
 func (p *StatusPage) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhttp.Handler) error {
-	if !p.mayLook(r.RemoteAddr) {
-		return caddyhttp.Error(http.StatusForbidden, errors.New("the status page is for loopback and 'allow' only"))
+	if err := p.mayLook(r); err != nil {
+		return caddyhttp.Error(http.StatusForbidden, err)
 	}
 	if r.Method != http.MethodGet && r.Method != http.MethodHead {
 		w.Header().Set("Allow", "GET, HEAD")
@@ -177,18 +179,42 @@ func (p *StatusPage) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyht
 	return nil
 }
 
-// mayLook reports whether a connection from the address may see the page.
-func (p *StatusPage) mayLook(remote string) bool {
-	host, _, err := net.SplitHostPort(remote)
+// mayLook returns why a request may not see the page.
+//
+// That a connection comes from loopback says that it comes from this machine, not
+// who speaks: a page of anybody's that a browser shows here may have a name that has
+// come to mean 127.0.0.1 (DNS rebinding), and would read what it asks for. Such a
+// request names that page, in Host or in Origin.
+func (p *StatusPage) mayLook(r *http.Request) error {
+	address, err := netip.ParseAddrPort(r.RemoteAddr)
 	if err != nil {
-		return false
+		return errNotAllowed
 	}
-	address, err := netip.ParseAddr(host)
-	if err != nil {
-		return false
+	remote := address.Addr().Unmap().WithZone("")
+	switch {
+	case slices.ContainsFunc(p.allow, func(n netip.Prefix) bool { return n.Contains(remote) }):
+		return nil
+	case !remote.IsLoopback():
+		return errNotAllowed
+	case !isLoopback(hostname(r.Host)):
+		return errors.New("the status page is served to loopback by a loopback name or address only, such as localhost, unless 'allow' names 127.0.0.1")
 	}
-	address = address.Unmap().WithZone("")
-	return address.IsLoopback() || slices.ContainsFunc(p.allow, func(n netip.Prefix) bool { return n.Contains(address) })
+	for _, origin := range r.Header.Values("Origin") {
+		if _, host, _ := strings.Cut(origin, "://"); !strings.EqualFold(host, r.Host) {
+			return errors.New("the status page is no part of another page")
+		}
+	}
+	return nil
+}
+
+var errNotAllowed = errors.New("the status page is for loopback and 'allow' only")
+
+// hostname returns the host without its port.
+func hostname(host string) string {
+	if name, _, err := net.SplitHostPort(host); err == nil {
+		return name
+	}
+	return strings.TrimSuffix(strings.TrimPrefix(host, "["), "]")
 }
 
 //go:embed status/page.html

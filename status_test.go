@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
@@ -46,8 +47,10 @@ func TestStatusPageIsForTheAllowedOnly(t *testing.T) {
 			t.Fatal(err)
 		}
 		provision(t, p)
-		if got := p.mayLook(c.remote); got != c.want {
-			t.Errorf("allow %q: %q may look: %v", c.allow, c.remote, got)
+		r := httptest.NewRequest(http.MethodGet, "http://localhost:80/status", nil)
+		r.RemoteAddr = c.remote
+		if err := p.mayLook(r); (err == nil) != c.want {
+			t.Errorf("allow %q: %q may look: %v", c.allow, c.remote, err)
 		}
 	}
 	for source, want := range map[string]string{
@@ -67,6 +70,72 @@ func TestStatusPageIsForTheAllowedOnly(t *testing.T) {
 	if err := tryProvision(t, &StatusPage{Allow: []string{"nonsense"}}); err == nil || !strings.Contains(err.Error(), "invalid network") {
 		t.Errorf("a network that is none: %v", err)
 	}
+}
+
+// A page of another name reads nothing by a browser on this machine.
+func TestStatusPageIsNotRebound(t *testing.T) {
+	name, _ := newMemory(t)
+	port := freeport.String(t)
+	load(t, `http://:`+port+` {
+		bind 127.0.0.1
+		discovery_status /status
+		discovery_status /allowed {
+			allow 127.0.0.0/8
+		}
+		reverse_proxy {
+			dynamic discovery {
+				registry memory `+name+`
+			}
+		}
+	}`)
+	for _, c := range []struct {
+		host, origin string
+		want         int
+	}{
+		{"127.0.0.1:" + port, "", 200},
+		{"127.0.0.1", "", 200},
+		{"127.8.9.1:" + port, "", 200},
+		{"[::1]:" + port, "", 200},
+		{"[::1]", "", 200},
+		{"[::ffff:127.0.0.1]:" + port, "", 200},
+		{"localhost:" + port, "", 200},
+		{"LOCALHOST", "", 200},
+		{"status.localhost:" + port, "", 200},
+		{"localhost.", "", 200},
+		{"rebound.attacker.example", "", 403},
+		{"rebound.attacker.example:" + port, "", 403},
+		{"localhost.attacker.example:" + port, "", 403},
+		{"notlocalhost", "", 403},
+		{"127.0.0.1.attacker.example", "", 403},
+		{"10.0.0.1:" + port, "", 403},
+		{"0.0.0.0:" + port, "", 403},
+		{"127.0.0.1:" + port, "http://127.0.0.1:" + port, 200},
+		{"localhost:" + port, "http://LocalHost:" + port, 200},
+		{"127.0.0.1:" + port, "http://attacker.example", 403},
+		{"127.0.0.1:" + port, "http://127.0.0.1:1", 403},
+		{"127.0.0.1:" + port, "http://localhost:" + port, 403},
+		{"127.0.0.1:" + port, "null", 403},
+	} {
+		for path, want := range map[string]int{"/status": c.want, "/allowed": 200} {
+			req, err := http.NewRequest(http.MethodGet, "http://127.0.0.1:"+port+path, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			req.Host = c.host
+			if c.origin != "" {
+				req.Header.Set("Origin", c.origin)
+			}
+			resp, err := http.DefaultClient.Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_ = resp.Body.Close()
+			if resp.StatusCode != want {
+				t.Errorf("%s, Host %q, Origin %q: %s, want %d", path, c.host, c.origin, resp.Status, want)
+			}
+		}
+	}
+	http.DefaultClient.CloseIdleConnections()
 }
 
 func provision(t *testing.T, p *StatusPage) {
