@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -80,6 +81,7 @@ const (
 	rights   = "Caddy's rights are taken away, and given back"
 	clocks   = "Clocks are hours apart"
 	paused   = "A node says nothing for a while"
+	handover = "Caddy's own record changes hands"
 )
 
 var (
@@ -191,6 +193,26 @@ var faults = []fault{
 		eventually(w.t, "the node has lapsed", func() bool { return !listed() })
 		speak()
 		eventually(w.t, "the node is back", listed)
+	}},
+
+	{handover, "six reloads, each with another option of the registry, and a next tier", everyKind, func(w *ward) {
+		front := freeport.String(w.t)
+		next := start(w.t, "", site(front, w.block(w.link.address())+"\nwhere role proxy", "lb_retries 2\nlb_try_interval 1ms")) // against the resets of a reload of Caddy
+		url := "http://127.0.0.1:" + front
+		eventually(w.t, "the next tier finds Caddy", func() bool {
+			body, err := ask(url)
+			return err == nil && strings.HasPrefix(body, "orders-")
+		})
+		l := steady(w.t, url, pace)
+		for i := range 6 {
+			beaten := w.heartbeats()
+			w.proxy.reload(strings.Replace(w.options(), w.block(w.link.address()), with(w.block(w.link.address()), fmt.Sprintf("ttl %ds", 60+i)), 1), w.sites())
+			eventually(w.t, "it is announced", func() bool { return w.heartbeats() > beaten })
+		}
+		w.proxy.reload(w.options(), w.sites())
+		pauseFor(outage)
+		l.stop(w.t)
+		next.kill(syscall.SIGTERM)
 	}},
 
 	{clocks, "those of the nodes", []kind{setKind}, to(func(_ *ward, p *redisPatient) { p.adrift.Store(true); pauseFor(2 * lease) })},
