@@ -80,12 +80,13 @@ func dialledAtAny(e *discovery.Entry, addresses *addressSet) bool {
 }
 
 // permits reports whether a request through any of the sources of the directory
-// could reach the node: what none of them may reach is not probed either.
+// could reach the node: what none of them asks for or may reach is not probed, and
+// that it is gone says nothing about those that are used.
 func (d *sharedDirectory) permits(e *discovery.Entry) bool {
 	sources.Lock()
 	running := slices.Clone(sources.running)
 	sources.Unlock()
-	return slices.ContainsFunc(running, func(u *Upstreams) bool { return u.directory == d && u.denied(e) == "" })
+	return slices.ContainsFunc(running, func(u *Upstreams) bool { return u.directory == d && u.wants(e) && u.denied(e) == "" })
 }
 
 // onlyOnLoopback reports whether nobody but this machine's own processes can write

@@ -54,10 +54,12 @@ type DirectoryOptions struct {
 	// names a lease of its own. Default: 30s
 	TTL caddy.Duration `json:"ttl,omitempty"`
 
-	// When more than this share of the nodes, in percent, and at least three of
-	// them, lapse within one lease, the heartbeats are doubted rather than the
-	// nodes: each is dialled, and stays for as long as it accepts connections. 0
-	// turns this off. Default: 50
+	// When more than this share of the nodes, or of those of one service, in
+	// percent, and at least three of them, lapse within one lease, or the last nodes
+	// of a service do, the heartbeats are doubted rather than the nodes: each is
+	// dialled, and stays for as long as it accepts connections and does not close
+	// them at once, or until most others have been heard again for a lease. Nodes
+	// that no source asks for do not count. 0 turns this off. Default: 50
 	LossGuard *int `json:"loss_guard,omitempty"`
 
 	// Whether the list of nodes is kept on disk, below Caddy's data directory, for a

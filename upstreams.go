@@ -197,8 +197,8 @@ func (u *Upstreams) Provision(ctx caddy.Context) error {
 	}
 	// A config that is only validated gets no further than here.
 	return onEvent(ctx, "started", func() {
-		u.start()
 		u.enlist()
+		u.start()
 		if u.emitter, err = emitEvents(ctx, u.directory, u.logger); err != nil {
 			u.logger.Error("no events will be emitted", zap.Error(err))
 		}

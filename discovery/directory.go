@@ -51,17 +51,20 @@ const (
 type Options struct {
 	// TTL is the lease of nodes whose record names none. Default: DefaultTTL.
 	TTL time.Duration
-	// LossGuard is the share of the nodes, in percent, beyond which their lapse
-	// within one lease is doubted: each is dialled then, and stays for as long as
-	// it accepts connections. Default: DefaultLossGuard; negative: off.
+	// LossGuard is the share of the nodes, of all or of a service, in percent,
+	// beyond which their lapse within one lease is doubted, as is that of the last
+	// nodes of a service: each is dialled then, and stays for as long as it accepts
+	// connections, unless most others are heard again for a lease. Default:
+	// DefaultLossGuard; negative: off.
 	LossGuard int
 	// Probe dials the address of a node, IP:port, and returns nil if a connection
 	// is accepted. It is called from many goroutines at once and ends with ctx.
 	// Default: a TCP connection, closed at once.
 	Probe func(ctx context.Context, address string) error
-	// Permit is asked before a node is dialled: a probe must not reach what no
-	// request would. It is called from many goroutines at once. Default: everything
-	// may be dialled.
+	// Permit reports whether some request could reach the node. Others are not
+	// dialled, because a probe must not reach what no request would, and do not count
+	// for the loss guard. It is called from many goroutines at once, also by Run's,
+	// which it must not keep waiting. Default: all could.
 	Permit func(*Entry) bool
 	// Lookup returns the addresses behind a host name. It is called from many
 	// goroutines at once and ends with ctx. Default: the system's resolver.
@@ -378,9 +381,11 @@ type tracked struct {
 	index int
 
 	doubt   doubt
-	probe   uint64 // the question that waits for an answer, 0 if none does
-	from    *grave // what it was kept in, of a node that lapsed and is being asked
-	expired bool   // its record ran out in the batch of events under way
+	probe   uint64        // the question that waits for an answer, 0 if none does
+	from    *grave        // what it was kept in, of a node that lapsed and is being asked
+	counted counted       // as what it is counted
+	alone   time.Duration // since when it is in doubt though most others are heard, 0 if it is not
+	expired bool          // its record ran out in the batch of events under way
 	// It comes from a warm-start file.
 	remembered bool
 

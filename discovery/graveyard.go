@@ -75,8 +75,8 @@ func newGraveyard(most, mostBytes int) graveyard {
 }
 
 // bury keeps a node that lapsed at a time, in place of what was kept of it. It
-// counts as one that lapsed lately up to its until, not at all if that is 0; and it
-// need not be dialled if it was asked already.
+// counts as one that lapsed lately up to its until, not at all if that is no later; and
+// it need not be dialled if it was asked already.
 func (y *graveyard) bury(g *grave, at time.Duration, asked bool) {
 	for _, old := range []*grave{y.byID[g.id()], y.byRecord[g.record()]} {
 		if old != nil {

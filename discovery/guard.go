@@ -1,10 +1,13 @@
 package discovery
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"maps"
 	"net"
 	"net/netip"
+	"slices"
 	"syscall"
 	"time"
 
@@ -24,13 +27,19 @@ const (
 	fewProbes    = 128
 	maxProbes    = 1024
 	probeTimeout = 2 * time.Second
+
+	// Who may use which node is looked at again so often, while nodes lapse.
+	recountEvery = 10 * time.Second
 )
 
 // The loss guard (guarantee 3 of the design) stands between a lease that ran out
 // and the end of its node. When one node lapses, it is dead. When most of a fleet
 // lapses within one lease, it is more likely that something is wrong with what
 // carries the heartbeats, and the nodes themselves are asked: each is dialled, and
-// stays for as long as it accepts connections.
+// stays for as long as it accepts connections. So it is when most nodes of a service
+// lapse, or the last that it has, however large the rest of the fleet is. It ends
+// when a node is heard, or does not accept, or has been the exception for a lease:
+// most others are heard, and it is not.
 
 // doubt is what the guard thinks of a node in use.
 type doubt uint8
@@ -63,8 +72,9 @@ type guard struct {
 	graves graveyard
 	// What a first listing showed that had run out before.
 	overdue map[string]*tracked
-	// How many nodes in use are doubted or held.
-	inDoubt int
+	// How many nodes there are, and how many of them are doubted or held.
+	census    census
+	recountAt time.Duration // when all are counted anew, if anything lapses
 
 	probes  uint64     // counts them, to tell an answer that nobody waits for
 	waiting []*tracked // to be dialled
@@ -82,6 +92,7 @@ type answer struct {
 
 func newGuard() guard {
 	return guard{
+		census: newCensus(), recountAt: now(),
 		graves:  newGraveyard(maxGraves, maxGraveBytes),
 		overdue: make(map[string]*tracked),
 		answers: make(chan answer, maxProbes), // a probe that ends never waits
@@ -90,7 +101,69 @@ func newGuard() guard {
 
 // massive reports whether so many of all nodes are too many to lapse at once.
 func (k *keeper) massive(lost, all int) bool {
-	return k.lossGuard > 0 && lost >= guardFloor && lost*100 > k.lossGuard*all
+	return lost >= guardFloor && k.most(lost, all)
+}
+
+// most reports whether so many of all nodes are more than the loss guard believes.
+func (k *keeper) most(lost, all int) bool {
+	return k.lossGuard > 0 && lost*100 > k.lossGuard*all
+}
+
+// outage reports whether so many of a service's nodes are too many to lapse at once:
+// too many as of a directory, or all that there are.
+func (k *keeper) outage(lost, all int) bool {
+	return k.massive(lost, all) || k.lossGuard > 0 && lost > 0 && lost == all
+}
+
+// losses are the nodes that lapsed lately or are about to, of a directory or of one
+// of its services.
+type losses struct {
+	lost, all int
+	fresh     int // those about to lapse that were not in doubt before
+}
+
+// lossesOf returns the losses of a service, beside those that lapse now.
+func (k *keeper) lossesOf(service string) losses {
+	t, gone := k.census.of(service), k.graves.lapsedOf(service)
+	return losses{lost: t.doubted + gone, all: t.nodes + gone}
+}
+
+// lossesOfAll is lossesOf for the whole directory.
+func (k *keeper) lossesOfAll() losses {
+	return losses{lost: k.census.all.doubted + k.graves.lapsed(), all: k.census.all.nodes + k.graves.lapsed()}
+}
+
+// usable reports whether some request may reach the node. Without the loss guard
+// nobody asks.
+func (k *keeper) usable(e *Entry) bool {
+	return k.lossGuard <= 0 || e.Address() != "" && k.permit(e)
+}
+
+// perhapsUsable is usable for a node that is not in use: its host name has not been
+// looked up.
+func (k *keeper) perhapsUsable(e *Entry) bool { return e.Address() == "" || k.usable(e) }
+
+// count has the census know of a node in use as it is now.
+func (k *keeper) count(t *tracked) {
+	is := counted{}
+	if k.usable(t.entry) {
+		is = counted{service: t.entry.Node.Service(), nodes: 1}
+		if t.doubt == doubted || t.doubt == held {
+			is.doubted = 1
+		}
+	}
+	k.census.count(&t.counted, is)
+}
+
+// recount counts all nodes anew, from time to time: who may use them can change.
+func (k *keeper) recount(at time.Duration) {
+	if k.lossGuard <= 0 || at < k.recountAt {
+		return
+	}
+	k.recountAt = at + recountEvery
+	for _, t := range k.nodes {
+		k.count(t)
+	}
 }
 
 // settle decides about the records that ran out in the registry in one batch of
@@ -112,51 +185,101 @@ func (k *keeper) settle() {
 }
 
 // lapse ends nodes whose lease ran out, or has them dialled first if there are too
-// many of them.
+// many of them: of all nodes, or of a service.
 func (k *keeper) lapse(lapsing []*tracked, reason string) {
 	if len(lapsing) == 0 {
 		return
 	}
 	at := now()
 	k.graves.expire(at)
-	lost := k.inDoubt + k.graves.lapsed()
+	k.recount(at)
+	all, services := k.lossesOfAll(), make(map[string]losses)
 	for _, t := range lapsing {
-		if t.doubt != doubted && t.doubt != held {
-			lost++
+		k.count(t)
+		service := t.entry.Node.Service()
+		of, known := services[service]
+		if !known {
+			of = k.lossesOf(service)
 		}
+		if t.counted.nodes > 0 && t.counted.doubted == 0 {
+			of.lost, of.fresh = of.lost+1, of.fresh+1
+			all.lost, all.fresh = all.lost+1, all.fresh+1
+		}
+		services[service] = of
 	}
-	if !k.massive(lost, len(k.nodes)+k.graves.lapsed()) {
-		for _, t := range lapsing {
-			if t.doubt == doubted || t.doubt == held {
-				// It was part of a mass lapse, and that it is alone now does not
-				// make it any deader.
-				k.doubtful(t)
+	massive := k.massive(all.lost, all.all)
+	if massive && all.fresh == all.lost-k.graves.lapsed() {
+		k.log.Warn("most nodes lapsed at once; those that accept connections stay",
+			zap.Int("lapsed", all.lost), zap.Int("nodes", all.all))
+	}
+	var kept []*tracked
+	for _, t := range lapsing {
+		of := services[t.entry.Node.Service()]
+		switch {
+		case t.counted.nodes == 0:
+			k.depart(t, reason, false) // no request would reach it, and no probe may
+		case t.doubt == doubted || t.doubt == held:
+			if k.forlorn(t, at) {
+				k.depart(t, "its lease ran out, and the others are heard again", true)
 				continue
 			}
-			k.depart(t, reason, false)
+			kept = append(kept, t)
+		case massive || k.outage(of.lost, of.all) && t.doubt != restored:
+			kept = append(kept, t)
+		default:
+			// One that is only remembered, and that no listing showed, is no part of
+			// what its service has lost.
+			k.depart(t, reason, t.doubt == restored)
 		}
-		return
 	}
-	if k.inDoubt == 0 {
-		k.log.Warn("most nodes lapsed at once; those that accept connections stay",
-			zap.Int("lapsed", lost), zap.Int("nodes", len(k.nodes)+k.graves.lapsed()))
-	}
-	for _, t := range lapsing {
+	for _, t := range kept {
 		k.doubtful(t)
 	}
-	for _, t := range lapsing {
+	for _, t := range kept {
 		k.yield(t) // else the other would answer for it
 	}
-	for _, g := range k.graves.ask() {
+	var graves []*grave
+	if massive {
+		graves = k.graves.ask()
+	} else {
+		for _, service := range slices.Sorted(maps.Keys(services)) {
+			of := services[service]
+			if !k.outage(of.lost, of.all) {
+				continue
+			}
+			graves = append(graves, k.graves.askOf(service)...)
+			if of.fresh == of.lost-k.graves.lapsedOf(service) && k.logs() {
+				k.log.Warn("the last nodes of a service lapsed; those that accept connections stay",
+					k.leftOut([]zap.Field{zap.String("service", service), zap.Int("lapsed", of.lost), zap.Int("nodes", of.all)})...)
+			}
+		}
+	}
+	for _, g := range graves {
 		k.ask(k.exhume(g))
 	}
+}
+
+// forlorn reports whether a node is in doubt alone: most others, of all and of its
+// service, have been heard for a lease. It is one dead node then, whatever accepts
+// its connections.
+func (k *keeper) forlorn(t *tracked, at time.Duration) bool {
+	all, service := k.census.all, k.census.of(t.entry.Node.Service())
+	switch {
+	case k.most(all.doubted, all.nodes) || k.most(service.doubted, service.nodes):
+		t.alone = 0
+	case t.alone == 0:
+		t.alone = at
+	default:
+		return at-t.alone >= t.entry.lease
+	}
+	return false
 }
 
 // doubtful has a node dialled before its fate is decided. It stays meanwhile.
 func (k *keeper) doubtful(t *tracked) {
 	if t.doubt == trusted || t.doubt == restored {
-		t.doubt = doubted
-		k.inDoubt++
+		t.doubt, t.alone = doubted, 0
+		k.count(t)
 	}
 	k.extend(t)
 	if t.probe == 0 {
@@ -174,7 +297,11 @@ func (k *keeper) extend(t *tracked) {
 // asked itself, and did not answer, it need not be asked again.
 func (k *keeper) depart(t *tracked, reason string, asked bool) {
 	at := now()
-	g := t.grave(at + t.entry.lease)
+	until := at // no request reached it: it is no loss
+	if t.counted.nodes > 0 {
+		until += t.entry.lease
+	}
+	g := t.grave(until)
 	k.remove(t, ChangeLapsed, reason)
 	k.graves.bury(g, at, asked)
 }
@@ -194,8 +321,9 @@ func (k *keeper) hold(t *tracked) {
 	k.extend(t)
 	if t.doubt != held {
 		t.doubt = held
+		k.count(t)
 		k.mark(t)
-		k.note(ChangeHeld, t.entry, "its lease ran out with those of many others, and it accepts connections")
+		k.note(ChangeHeld, t.entry, "its lease ran out with those of many others or of its whole service, and it accepts connections")
 	}
 }
 
@@ -220,7 +348,6 @@ func (k *keeper) readmit(t *tracked) {
 		k.note(ChangeRestored, t.entry, "it was listed before, the registry cannot list everybody, and it accepts connections")
 	} else {
 		k.insert(t)
-		k.inDoubt++
 		k.hold(t)
 	}
 	k.armExpiry()
@@ -258,6 +385,7 @@ func (k *keeper) trust(t *tracked) {
 	}
 	shown := t.doubt.state() != ""
 	k.calm(t)
+	k.count(t)
 	if shown {
 		k.mark(t)
 		k.note(ChangeUpdated, t.entry, "it was heard again")
@@ -266,9 +394,6 @@ func (k *keeper) trust(t *tracked) {
 
 // calm forgets that a node was doubted.
 func (k *keeper) calm(t *tracked) {
-	if t.doubt == doubted || t.doubt == held {
-		k.inDoubt--
-	}
 	t.doubt, t.probe = trusted, 0
 }
 
@@ -291,19 +416,36 @@ func (k *keeper) judgeOverdue() {
 		}
 	}
 	k.overdue = nil
-	massive := k.massive(len(candidates), len(k.nodes)+len(candidates))
+	slices.SortFunc(candidates, func(a, b *tracked) int { return cmp.Compare(a.entry.Node.ID, b.entry.Node.ID) })
+	all, services := k.lossesOfAll(), make(map[string]losses)
+	for _, t := range candidates {
+		service := t.entry.Node.Service()
+		of, known := services[service]
+		if !known {
+			of = k.lossesOf(service)
+		}
+		if k.perhapsUsable(t.entry) {
+			of.lost, of.all = of.lost+1, of.all+1
+			all.lost, all.all = all.lost+1, all.all+1
+		}
+		services[service] = of
+	}
+	massive := k.massive(all.lost, all.all)
 	if massive {
 		k.log.Warn("most records of the registry are overdue; nodes that accept connections are used",
-			zap.Int("overdue", len(candidates)), zap.Int("nodes", len(k.nodes)))
+			zap.Int("overdue", all.lost), zap.Int("nodes", len(k.nodes)))
 	}
 	for _, t := range candidates {
-		switch lapsed := t.entry.due(); {
-		case massive:
+		of := services[t.entry.Node.Service()]
+		switch {
+		case !k.perhapsUsable(t.entry):
+			k.graves.bury(t.grave(at), at, false)
+		case massive || k.outage(of.lost, of.all):
 			g := t.grave(at + t.entry.lease)
 			k.graves.bury(g, at, true)
 			k.ask(k.exhume(g))
 		default:
-			k.graves.bury(t.grave(lapsed+t.entry.lease), at, false)
+			k.graves.bury(t.grave(t.entry.due()+t.entry.lease), at, false)
 		}
 	}
 }

@@ -145,7 +145,11 @@ func TestLossGuard(t *testing.T) {
 		{"too many, some dead", 10, 6, 0, 2, "n0 n1 n2 n3 n8:held n9:held"},
 		{"all", 4, 4, 0, 4, "n0:held n1:held n2:held n3:held"},
 		{"all, all dead", 4, 4, 0, 0, ""},
-		{"a small fleet", 2, 2, 0, 2, ""},
+		{"a small fleet", 2, 2, 0, 2, "n0:held n1:held"},
+		{"a small fleet, one dead", 2, 2, 0, 1, "n1:held"},
+		{"a small fleet, one silent", 2, 1, 0, 1, "n0"},
+		{"a fleet of one", 1, 1, 0, 1, "n0:held"},
+		{"a fleet of one, dead", 1, 1, 0, 0, ""},
 		{"a strict guard", 10, 3, 20, 3, "n0 n1 n2 n3 n4 n5 n6 n7:held n8:held n9:held"},
 		{"a strict guard, its floor", 10, 2, 1, 2, "n0 n1 n2 n3 n4 n5 n6 n7"},
 		{"no guard", 4, 4, -1, 4, ""},
@@ -276,22 +280,171 @@ func TestHeld(t *testing.T) {
 		if got := n.count(nodes[3]); got != 2 {
 			t.Errorf("a held node was dialled %d times in a lease, want once more", got)
 		}
-		// It stays for as long as it accepts.
-		for range 100 {
+		// The other one is the exception from now on, and stays for one lease more.
+		for time.Since(start) < 4*discovery.DefaultTTL-10*time.Second {
 			write(m, nodes[0])
 			time.Sleep(10 * time.Second)
 		}
-		expectStates(t, d, "n0 n3:held", "a thousand seconds later")
-		n.set(false, nodes[3])
-		for range 3 {
-			write(m, nodes[0])
-			time.Sleep(10 * time.Second)
-		}
-		expectStates(t, d, "n0", "the last one refuses")
+		expectStates(t, d, "n0 n3:held", "while the rest has not been heard for a lease")
+		write(m, nodes[0])
+		time.Sleep(10*time.Second + coalesced)
+		expectStates(t, d, "n0", "the rest has been heard for a lease")
 		write(m, nodes...)
 		time.Sleep(coalesced)
 		expectStates(t, d, "n0 n1 n2 n3", "all are heard")
 	})
+}
+
+// Those that are most of a service stay for as long as they accept.
+func TestHeldForLong(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		nodes := fleet(4)
+		n := newNetwork(nodes...)
+		m := discoverytest.NewMemory()
+		write(m, nodes...)
+		d := follow(t, m.Open(), discovery.Options{Probe: n.probe})
+		beat := func(spell time.Duration) {
+			for start := time.Now(); time.Since(start) < spell; time.Sleep(10 * time.Second) {
+				write(m, nodes[0])
+			}
+		}
+		time.Sleep(discovery.DefaultTTL + coalesced)
+		beat(time.Hour)
+		expectStates(t, d, "n0 n1:held n2:held n3:held", "an hour later")
+		n.set(false, nodes[3])
+		beat(2 * discovery.DefaultTTL)
+		expectStates(t, d, "n0 n1:held n2:held", "one refuses")
+		n.set(false, nodes[2])
+		beat(discovery.DefaultTTL)
+		expectStates(t, d, "n0 n1:held", "two refuse")
+		beat(3 * discovery.DefaultTTL)
+		expectStates(t, d, "n0", "the last one is the exception")
+	})
+}
+
+// A service may be cut off from the registry while all others are not, however few
+// of the nodes are its own.
+func TestLossGuardOfService(t *testing.T) {
+	for _, test := range []struct {
+		name    string
+		silent  int // of the ten of orders
+		accept  int
+		hang    bool // what does not accept does not answer at all
+		want    string
+		later   string // a minute later
+		dialled int
+	}{
+		{"one", 1, 1, false, "n1 n2 n3 n4 n5 n6 n7 n8 n9", "n1 n2 n3 n4 n5 n6 n7 n8 n9", 0},
+		{"half", 5, 5, false, "n5 n6 n7 n8 n9", "n5 n6 n7 n8 n9", 0},
+		{"most", 6, 6, false, "n0:held n1:held n2:held n3:held n4:held n5:held n6 n7 n8 n9", "n0:held n1:held n2:held n3:held n4:held n5:held n6 n7 n8 n9", 18},
+		{"all", 10, 10, false, "n0:held n1:held n2:held n3:held n4:held n5:held n6:held n7:held n8:held n9:held",
+			"n0:held n1:held n2:held n3:held n4:held n5:held n6:held n7:held n8:held n9:held", 30},
+		{"all, most dead", 10, 2, false, "n0:held n1:held", "n0:held n1:held", 14},
+		{"all dead", 10, 0, false, "", "", 10},
+		{"all gone without a word", 10, 0, true, "", "", 10},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				nodes := fleet(100)
+				for i := range nodes {
+					if i >= 10 {
+						nodes[i].Metadata = map[string]string{discovery.KeyService: fmt.Sprint("other-", i%7)}
+					}
+				}
+				n := newNetwork(nodes[:test.accept]...)
+				if test.hang {
+					n.delay = time.Hour
+				}
+				m := discoverytest.NewMemory()
+				write(m, nodes...)
+				d := follow(t, m.Open(), discovery.Options{Probe: n.probe})
+				orders := func() string {
+					synctest.Wait()
+					var words []string
+					for _, e := range d.Snapshot().Service("orders") {
+						word := e.Node.ID
+						if e.State() != discovery.StateUp {
+							word += ":" + string(e.State())
+						}
+						words = append(words, word)
+					}
+					return strings.Join(words, " ")
+				}
+				beat := func(until time.Duration) {
+					for end := time.Now().Add(until); time.Now().Before(end); time.Sleep(min(10*time.Second, time.Until(end))) {
+						write(m, nodes[test.silent:]...)
+					}
+				}
+				beat(discovery.DefaultTTL + 3*time.Second)
+				if got := orders(); got != test.want {
+					t.Errorf("after a lease: [%s], want [%s]", got, test.want)
+				}
+				beat(2 * discovery.DefaultTTL)
+				if got := orders(); got != test.later {
+					t.Errorf("two leases later: [%s], want [%s]", got, test.later)
+				}
+				if got := n.total(); got != test.dialled {
+					t.Errorf("%d probes, want %d", got, test.dialled)
+				}
+				if got := len(d.Snapshot().Nodes()); got < 90 {
+					t.Errorf("%d nodes left of the other services", got)
+				}
+			})
+		})
+	}
+}
+
+// A node that hangs, and was held only because strangers vanished at the same time,
+// does not stay for ever; and strangers that no request would reach do not count.
+func TestHeldAmongStrangers(t *testing.T) {
+	for _, test := range []struct {
+		name   string
+		permit bool
+	}{{"that may be used", true}, {"that may not be used", false}} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				nodes := fleet(10)
+				n := newNetwork(nodes...)
+				w := newScripted()
+				d := follow(t, w, discovery.Options{Probe: n.probe, Permit: func(e *discovery.Entry) bool {
+					return test.permit || e.Node.Service() != "strangers"
+				}})
+				s := <-w.streams
+				for i, node := range nodes {
+					s.put(fmt.Sprint("k", i), 0, node)
+				}
+				for i := range 20 {
+					stranger := newNode(fmt.Sprint("s", i))
+					stranger.Metadata = map[string]string{discovery.KeyService: "strangers", discovery.KeyLease: "24h"}
+					s.put(fmt.Sprint("s", i), 0, stranger)
+				}
+				s.sync(discovery.Listing{})
+				for i := range 20 {
+					s.emit(discovery.Event{Type: discovery.Expired, Key: fmt.Sprint("s", i)})
+				}
+				beat := func(spell time.Duration) string {
+					for end := time.Now().Add(spell); time.Now().Before(end); time.Sleep(10 * time.Second) {
+						for i := 1; i < 10; i++ {
+							s.emit(discovery.Event{Type: discovery.Beat, ID: nodes[i].ID, Key: fmt.Sprint("k", i)})
+						}
+					}
+					synctest.Wait()
+					return states(d)
+				}
+				const rest = "n1 n2 n3 n4 n5 n6 n7 n8 n9"
+				want := map[bool]string{true: "n0:held " + rest, false: rest}[test.permit]
+				if got := beat(discovery.DefaultTTL + 10*time.Second); got != want {
+					t.Errorf("after a lease: [%s], want [%s]", got, want)
+				}
+				if got := beat(24 * time.Hour); got != rest {
+					t.Errorf("later: [%s], want [%s]", got, rest)
+				}
+				if !test.permit && n.total() != 0 {
+					t.Errorf("%d probes", n.total())
+				}
+			})
+		})
+	}
 }
 
 // That a node's old record is listed again after an outage is no heartbeat.
@@ -435,7 +588,8 @@ func TestFirstListingMostlyOverdue(t *testing.T) {
 		{"half", 6, 3, time.Second, "n3 n4 n5"},
 		{"most", 6, 4, time.Second, "n0:held n1:held n3:held n4 n5"},
 		{"all", 3, 3, 10 * time.Minute, "n0:held n1:held"},
-		{"two of two", 2, 2, time.Second, ""},
+		{"two of two", 2, 2, time.Second, "n0:held"},
+		{"one of two", 2, 1, time.Second, "n1"},
 		{"since the day before yesterday", 6, 4, 48 * time.Hour, "n4 n5"},
 	} {
 		t.Run(test.name, func(t *testing.T) {

@@ -98,6 +98,7 @@ func (k *keeper) locateRegistry() {
 // occupy notes that a node in use has the endpoint it has, and completes its entry
 // by what is known of that.
 func (k *keeper) occupy(t *tracked) {
+	defer k.count(t)
 	k.places.enter(t)
 	if !t.entry.named {
 		return
@@ -107,6 +108,7 @@ func (k *keeper) occupy(t *tracked) {
 
 // vacate is the end of occupy.
 func (k *keeper) vacate(t *tracked) {
+	k.census.count(&t.counted, counted{})
 	k.places.leave(t)
 	k.resolver.leave(t.entry.Node.ID)
 }
@@ -115,6 +117,7 @@ func (k *keeper) vacate(t *tracked) {
 func (k *keeper) vacateAll() {
 	clear(k.places)
 	k.resolver.leaveAll()
+	k.census = newCensus()
 }
 
 // learn takes in what a lookup found.
@@ -144,6 +147,7 @@ func (k *keeper) moveTo(name string) {
 	for id := range k.resolver.usersOf(name) {
 		if t := k.nodes[id]; t != nil {
 			t.entry = t.entry.at(k.resolver.of(name))
+			k.count(t)
 			k.change(id, t.entry)
 		}
 	}

@@ -130,8 +130,8 @@ func TestWarmStartNotNeeded(t *testing.T) {
 		d.Restore()
 		time.Sleep(time.Minute)
 		expectStates(t, d, "", "a lease after the node was heard")
-		if n.total() != 0 {
-			t.Errorf("%d probes", n.total())
+		if got := n.count(nodes[0]) + n.count(nodes[1]); got != 0 {
+			t.Errorf("%d probes of what was remembered", got)
 		}
 	})
 }

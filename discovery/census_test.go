@@ -1,0 +1,39 @@
+package discovery
+
+import (
+	"math/rand/v2"
+	"testing"
+)
+
+// Whatever is counted in which order, the sums are those of what stands.
+func TestCensus(t *testing.T) {
+	c := newCensus()
+	nodes := make([]counted, 50)
+	services := []string{"", "orders", "billing"}
+	random := rand.New(rand.NewPCG(1, 2))
+	for range 10_000 {
+		is := counted{}
+		if random.IntN(3) > 0 {
+			is = counted{service: services[random.IntN(3)], nodes: 1, doubted: random.IntN(2)}
+		}
+		c.count(&nodes[random.IntN(len(nodes))], is)
+		var all tally
+		by := make(map[string]tally)
+		for _, n := range nodes {
+			all.nodes += n.nodes
+			all.doubted += n.doubted
+			if n.nodes > 0 {
+				s := by[n.service]
+				by[n.service] = tally{s.nodes + 1, s.doubted + n.doubted}
+			}
+		}
+		if c.all != all || len(c.services) != len(by) {
+			t.Fatalf("%+v, want %+v of %d services", c, all, len(by))
+		}
+		for _, s := range services {
+			if c.of(s) != by[s] {
+				t.Fatalf("%q: %+v, want %+v", s, c.of(s), by[s])
+			}
+		}
+	}
+}
