@@ -75,6 +75,7 @@ func to[P patient](do func(w *ward, p P)) func(w *ward) {
 const (
 	gone     = "The server goes away"
 	between  = "The network between Caddy and the registry"
+	cutOff   = "The network between nodes and the registry"
 	lost     = "What the registry held is lost"
 	deaf     = "The watch is dead and does not say so"
 	failover = "Another server takes over"
@@ -111,6 +112,26 @@ var faults = []fault{
 	}},
 	{between, "unreachable for Caddy alone", everyKind, func(w *ward) { w.link.refuse(true); pauseFor(outage); w.link.refuse(false) }},
 	{between, "slow, a second each way", everyKind, func(w *ward) { w.link.slow(time.Second); pauseFor(2 * outage); w.link.slow(0) }},
+
+	{cutOff, "the ten nodes of a service cut off, ninety others are not", everyKind, func(w *ward) {
+		others := w.crowd(90)
+		w.proxy.reload(w.options(), w.sites()+site(freeport.String(w.t), w.block(w.link.address())+"\nservice crowd", ""))
+		eventually(w.t, "all are seen", func() bool { return len(w.nodes()) > 100 })
+		w.hush(true)
+		eventually(w.t, "the ten are held", func() bool {
+			held := 0
+			for _, n := range w.nodes() {
+				if n.State == "held" {
+					held++
+				}
+			}
+			return held == 10
+		})
+		pauseFor(outage)
+		w.hush(false)
+		w.proxy.reload(w.options(), w.sites())
+		others()
+	}},
 
 	{lost, "wiped and made anew", everyKind, to(func(w *ward, p single) {
 		if err := p.wipe(); err != nil {
@@ -299,6 +320,33 @@ func (w *ward) beat(ctx context.Context, s *service) {
 		select {
 		case <-ctx.Done():
 		case <-time.After(beat):
+		}
+	}
+}
+
+// crowd lists nodes of another service, which heartbeat until the function that it
+// returns is called, and say goodbye then.
+func (w *ward) crowd(size int) (disperse func()) {
+	ctx, stop := context.WithCancel(context.Background())
+	w.t.Cleanup(stop)
+	var beating sync.WaitGroup
+	id := func(i int) string { return fmt.Sprintf("crowd-%02d", i) }
+	beating.Go(func() {
+		for ctx.Err() == nil {
+			for i := range size {
+				_ = w.put(id(i), camel(id(i), "http://127.0.0.1:9", `"service":"crowd","lease":"`+lease.String()+`"`))
+			}
+			select {
+			case <-ctx.Done():
+			case <-time.After(beat):
+			}
+		}
+	})
+	return func() {
+		stop()
+		beating.Wait()
+		for i := range size {
+			eventually(w.t, "the registry takes the goodbye", func() bool { return w.remove(id(i)) == nil })
 		}
 	}
 }
