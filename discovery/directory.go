@@ -59,7 +59,8 @@ type Options struct {
 	LossGuard int
 	// Probe dials the address of a node, IP:port, and returns nil if a connection
 	// is accepted. It is called from many goroutines at once and ends with ctx.
-	// Default: a TCP connection, closed at once.
+	// Default: a TCP connection, which must stay open for a moment: what accepts for
+	// everybody, as service meshes do, closes it when there is nobody.
 	Probe func(ctx context.Context, address string) error
 	// Permit reports whether some request could reach the node. Others are not
 	// dialled, because a probe must not reach what no request would, and do not count
@@ -383,6 +384,7 @@ type tracked struct {
 	doubt   doubt
 	probe   uint64        // the question that waits for an answer, 0 if none does
 	from    *grave        // what it was kept in, of a node that lapsed and is being asked
+	unproven int // how often in a row its probes were no evidence
 	counted counted       // as what it is counted
 	alone   time.Duration // since when it is in doubt though most others are heard, 0 if it is not
 	expired bool          // its record ran out in the batch of events under way

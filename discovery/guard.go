@@ -5,10 +5,8 @@ import (
 	"context"
 	"errors"
 	"maps"
-	"net"
 	"net/netip"
 	"slices"
-	"syscall"
 	"time"
 
 	"go.uber.org/zap"
@@ -27,6 +25,13 @@ const (
 	fewProbes    = 128
 	maxProbes    = 1024
 	probeTimeout = 2 * time.Second
+
+	// A connection that is closed within this time was accepted by something that
+	// found nobody behind itself, as service meshes and load balancers do.
+	probeListens = 200 * time.Millisecond
+
+	// So often in a row it is no evidence that this machine may not dial a node.
+	maxUnproven = 3
 
 	// Who may use which node is looked at again so often, while nodes lapse.
 	recountEvery = 10 * time.Second
@@ -509,13 +514,12 @@ func (k *keeper) hear(ctx context.Context, a answer) {
 	}
 	inUse := k.nodes[t.entry.Node.ID] == t
 	switch {
-	case a.err != nil && inconclusive(a.err):
-		if inUse {
-			k.hold(t)
-		} else if t.from != nil {
-			k.graves.askAgain(t.from)
-		}
+	case inUse && k.inconclusive(t, a.err):
+		k.hold(t)
+	case t.from != nil && k.inconclusive(t, a.err):
+		k.graves.askAgain(t.from)
 	case a.err == nil && inUse:
+		t.unproven = 0
 		k.hold(t)
 	case a.err == nil:
 		if t.from != nil && k.graves.byID[t.entry.Node.ID] == t.from {
@@ -533,6 +537,23 @@ func (k *keeper) hear(ctx context.Context, a answer) {
 	}
 }
 
+// inconclusive reports whether a probe of a node failed for a reason that says
+// nothing about the node. What forbids the connection may pass, and else stands for
+// requests as well: it counts for nothing a few times only.
+func (k *keeper) inconclusive(t *tracked, err error) bool {
+	switch {
+	case err == nil:
+		return false
+	case shortage(err):
+		return true
+	case forbidden(err):
+		t.unproven++
+		return t.unproven <= maxUnproven
+	default:
+		return false
+	}
+}
+
 // stopDialling waits for the probes that are under way. Their context has ended.
 func (k *keeper) stopDialling() {
 	for ; k.dialled > 0; k.dialled-- {
@@ -540,23 +561,3 @@ func (k *keeper) stopDialling() {
 	}
 }
 
-// inconclusive reports whether a probe failed for a reason of this machine's own,
-// which says nothing about the node.
-func inconclusive(err error) bool {
-	for _, local := range []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.EADDRNOTAVAIL, syscall.EACCES, syscall.EPERM} {
-		if errors.Is(err, local) {
-			return true
-		}
-	}
-	return false
-}
-
-// dialTCP is the default probe: does something accept a connection?
-func dialTCP(ctx context.Context, address string) error {
-	var d net.Dialer
-	conn, err := d.DialContext(ctx, "tcp", address)
-	if err != nil {
-		return err
-	}
-	return conn.Close()
-}

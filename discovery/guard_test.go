@@ -547,6 +547,8 @@ func TestLossGuardWithoutNetwork(t *testing.T) {
 		{"no route", syscall.EHOSTUNREACH, false, false},
 		{"refused and the registry lost", syscall.ECONNREFUSED, true, true},
 		{"no sockets left", &net.OpError{Op: "dial", Err: syscall.EMFILE}, false, true},
+		{"no ports left", &net.OpError{Op: "dial", Err: syscall.EADDRNOTAVAIL}, false, true},
+		{"forbidden by this machine", &net.OpError{Op: "dial", Err: syscall.EPERM}, false, true},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -571,6 +573,33 @@ func TestLossGuardWithoutNetwork(t *testing.T) {
 				} else {
 					expect(t, d, "", "asked")
 				}
+			})
+		})
+	}
+}
+
+// Whatever keeps this machine from asking a node, a hold for want of an answer ends,
+// unless it is that nothing at all can be asked.
+func TestHoldForWantOfAnAnswer(t *testing.T) {
+	for _, test := range []struct {
+		name string
+		err  error
+		want string
+	}{
+		{"forbidden", &net.OpError{Op: "dial", Err: syscall.EACCES}, ""},
+		{"no sockets left", &net.OpError{Op: "dial", Err: syscall.EMFILE}, "n0:held n1:held n2:held"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				n := newNetwork()
+				n.err = test.err
+				m := discoverytest.NewMemory()
+				write(m, fleet(3)...)
+				d := follow(t, m.Open(), discovery.Options{Probe: n.probe})
+				time.Sleep(3*discovery.DefaultTTL + coalesced)
+				expectStates(t, d, "n0:held n1:held n2:held", "three leases without an answer")
+				time.Sleep(time.Hour)
+				expectStates(t, d, test.want, "an hour without one")
 			})
 		})
 	}
@@ -708,25 +737,42 @@ func TestLossGuardLogs(t *testing.T) {
 	})
 }
 
-// TestProbeDials holds the default probe against real sockets.
+// TestProbeDials holds the default probe against real sockets: what accepts a
+// connection and closes it at once accepts for somebody else, who is not there.
 func TestProbeDials(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	serve := func(with func(net.Conn)) string {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var serving sync.WaitGroup
+		serving.Go(func() {
+			for {
+				conn, err := l.Accept()
+				if err != nil {
+					return
+				}
+				t.Cleanup(func() { conn.Close() })
+				with(conn)
+			}
+		})
+		t.Cleanup(func() { l.Close(); serving.Wait() })
+		return l.Addr().String()
 	}
-	defer l.Close()
 	gone, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	gone.Close()
 
-	endpoint := func(address string) discovery.Endpoint {
-		e, err := discovery.ParseEndpoint(address)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return e
+	addresses := []struct{ id, address string }{
+		{"waits", serve(func(net.Conn) {})},
+		{"speaks", serve(func(conn net.Conn) { _, _ = conn.Write([]byte("220 hello\r\n")); conn.Close() })},
+		{"closes", serve(func(conn net.Conn) { conn.Close() })},
+		{"resets", serve(func(conn net.Conn) { _ = conn.(*net.TCPConn).SetLinger(0); conn.Close() })},
+		{"refuses", gone.Addr().String()},
+		// Nobody is there, and a machine without IPv6 cannot even send.
+		{"unreachable", "[2001:db8::1]:80"},
 	}
 	w := newScripted()
 	d := discovery.NewDirectory(w, discovery.Options{})
@@ -734,16 +780,18 @@ func TestProbeDials(t *testing.T) {
 	done := make(chan error, 1)
 	go func() { done <- d.Run(ctx) }()
 	s := <-w.streams
-	for i, address := range []string{l.Addr().String(), l.Addr().String(), gone.Addr().String()} {
-		node := newNode(fmt.Sprint("n", i))
-		node.Endpoint = endpoint(address)
+	for _, a := range addresses {
+		node := newNode(a.id)
+		if node.Endpoint, err = discovery.ParseEndpoint(a.address); err != nil {
+			t.Fatal(err)
+		}
 		s.put("", 0, node)
 	}
 	s.sync(discovery.Listing{})
-	for i := range 3 {
-		s.emit(discovery.Event{Type: discovery.Expired, ID: fmt.Sprint("n", i)})
+	for _, a := range addresses {
+		s.emit(discovery.Event{Type: discovery.Expired, ID: a.id})
 	}
-	for deadline := time.Now().Add(20 * time.Second); states(d) != "n0:held n1:held"; {
+	for deadline := time.Now().Add(20 * time.Second); states(d) != "speaks:held waits:held"; {
 		if time.Now().After(deadline) {
 			t.Fatalf("the nodes are [%s]", states(d))
 		}

@@ -208,7 +208,7 @@ func (k *keeper) restoreOr(a answer) {
 			Type: ChangeRestored, ID: t.entry.Node.ID, Entry: t.entry,
 			Reason: "it was listed before, the registry cannot be listed yet, and it accepts connections",
 		})
-	case a.err != nil && t.doubt == restored && !inconclusive(a.err):
+	case a.err != nil && t.doubt == restored && !k.inconclusive(t, a.err):
 		t.doubt = trusted
 		k.recalled[t.entry.Node.ID] = nil
 	}
