@@ -381,13 +381,13 @@ type tracked struct {
 	due   time.Duration // the queue's order; the real end may be later, never earlier
 	index int
 
-	doubt   doubt
-	probe   uint64        // the question that waits for an answer, 0 if none does
-	from    *grave        // what it was kept in, of a node that lapsed and is being asked
-	unproven int // how often in a row its probes were no evidence
-	counted counted       // as what it is counted
-	alone   time.Duration // since when it is in doubt though most others are heard, 0 if it is not
-	expired bool          // its record ran out in the batch of events under way
+	doubt    doubt
+	probe    uint64        // the question that waits for an answer, 0 if none does
+	from     *grave        // what it was kept in, of a node that lapsed and is being asked
+	unproven int           // how often in a row its probes were no evidence
+	counted  counted       // as what it is counted
+	alone    time.Duration // since when it is in doubt though most others are heard, 0 if it is not
+	expired  bool          // its record ran out in the batch of events under way
 	// It comes from a warm-start file.
 	remembered bool
 

@@ -560,4 +560,3 @@ func (k *keeper) stopDialling() {
 		<-k.answers
 	}
 }
-

@@ -8,9 +8,20 @@ import (
 	"time"
 )
 
-// journalSize is how many changes a journal remembers: an hour of a busy fleet,
-// and less than half a megabyte.
-const journalSize = 4096
+const (
+	// journalSize is how many changes a journal remembers: an hour of a busy fleet.
+	journalSize = 4096
+	// journalBytes is how much memory their records may take. A usual fleet needs a
+	// third of it.
+	journalBytes = 16 << 20
+	// Where they take more, the oldest records that are larger than this lose what
+	// nobody but their writer gave a meaning.
+	largeRecord = 2 << 10
+	// Of such a record values up to this length stay.
+	briefValue = 256
+	// maxReason is how much of a reason is kept.
+	maxReason = 1 << 10
+)
 
 // ChangeType says what became of a node.
 type ChangeType string
@@ -53,7 +64,8 @@ type Change struct {
 	// Reason says why, for people to read.
 	Reason string
 	// Entry is the node as it is from then on, or as it was last; nil where the
-	// change is not about a node that was accepted. Read it only.
+	// change is not about a node that was accepted. Of a large record only metadata
+	// with a meaning of its own is left once many came after it. Read it only.
 	Entry *Entry
 	// Listed says that the node did not come just then: the first listing of the
 	// registry showed it.
@@ -61,13 +73,15 @@ type Change struct {
 }
 
 // A Journal remembers what became of the nodes of one directory: the newest 4096
-// changes, and how many there were of each type. Its methods may be called from
+// changes, within 16 MiB, and how many there were of each type. Its methods may be called from
 // any goroutine; none of them keeps the writer waiting for longer than it takes to
 // copy a few hundred entries.
 type Journal struct {
 	mu       sync.Mutex
 	ring     []Change // the change with number n is at (n-1) % journalSize
 	last     uint64
+	bytes    int           // what the changes in the ring take
+	abridged uint64        // up to this number records are not large any more
 	grown    chan struct{} // closed at the next change; nil while nobody waits
 	counts   map[ChangeType]uint64
 	rejected map[string]uint64
@@ -80,6 +94,7 @@ func (j *Journal) add(c Change, rejection string) {
 	if c.Time.IsZero() {
 		c.Time = time.Now()
 	}
+	c.Reason = shorten(c.Reason, maxReason)
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.last++
@@ -87,7 +102,18 @@ func (j *Journal) add(c Change, rejection string) {
 	if len(j.ring) < journalSize {
 		j.ring = append(j.ring, c)
 	} else {
-		j.ring[(c.Number-1)%journalSize] = c
+		forgotten := &j.ring[(c.Number-1)%journalSize]
+		j.bytes -= forgotten.footprint()
+		*forgotten = c
+		j.abridged = max(j.abridged, j.last-journalSize)
+	}
+	j.bytes += c.footprint()
+	for j.bytes > journalBytes && j.abridged < j.last {
+		j.abridged++
+		old := &j.ring[(j.abridged-1)%journalSize]
+		j.bytes -= old.footprint()
+		old.Entry = old.Entry.brief()
+		j.bytes += old.footprint()
 	}
 	if j.counts == nil {
 		j.counts, j.rejected = make(map[ChangeType]uint64), make(map[string]uint64)
@@ -100,6 +126,30 @@ func (j *Journal) add(c Change, rejection string) {
 		close(j.grown)
 		j.grown = nil
 	}
+}
+
+// footprint is about how many bytes of memory the change takes.
+func (c *Change) footprint() int {
+	size := 128 + len(c.ID) + len(c.Reason)
+	if c.Entry != nil {
+		size += c.Entry.Node.footprint()
+	}
+	return size
+}
+
+// brief returns the entry, without most of its metadata if that is large.
+func (e *Entry) brief() *Entry {
+	if e == nil || e.Node.footprint() <= largeRecord {
+		return e
+	}
+	brief := *e
+	brief.Node.Metadata = make(map[string]string)
+	for _, k := range []string{KeyService, KeyZone, KeyVersion, KeyWeight, KeyState, KeyInstance, KeyLease, KeyRole} {
+		if v, ok := e.Node.Metadata[k]; ok && len(v) <= briefValue {
+			brief.Node.Metadata[k] = v
+		}
+	}
+	return &brief
 }
 
 // maxSince bounds what one call of Since copies.

@@ -159,6 +159,53 @@ func TestJournalIsBounded(t *testing.T) {
 	}
 }
 
+// However large the records are, they take no more than so many bytes, and neither
+// the changes nor the small records of others have to go for them.
+func TestJournalIsBoundedInBytes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newScripted()
+		d := follow(t, w, discovery.Options{TTL: 24 * time.Hour})
+		s := <-w.streams
+		s.sync(discovery.Listing{})
+		const changes = 5000
+		for i := range changes / 2 {
+			s.put("small", 0, newNode("small", "build", fmt.Sprint(i)))
+			s.put("large", 0, newNode("large", "version", fmt.Sprint(i), "notes", fmt.Sprintf("%060000d", i)))
+		}
+		synctest.Wait()
+		newest := d.Journal().Newest(0, nil)
+		total := 0
+		for _, c := range newest {
+			if c.Entry == nil {
+				continue
+			}
+			for k, v := range c.Entry.Node.Metadata {
+				total += len(k) + len(v)
+			}
+			if c.ID == "small" && c.Entry.Node.Metadata["build"] == "" {
+				t.Fatal("the record of another node was abridged")
+			}
+			if c.Entry.Node.Service() != "orders" || c.Entry.Node.Metadata["version"] == "" && c.ID == "large" {
+				t.Fatalf("a record lost what has a meaning: %.80v", c.Entry.Node.Metadata)
+			}
+		}
+		if len(newest) != 4096 || total > 16<<20 {
+			t.Errorf("%d changes with %d bytes of metadata, want 4096 with at most 16 MiB", len(newest), total)
+		}
+		if e := newest[0].Entry; len(e.Node.Metadata["notes"]) != 60_000 {
+			t.Errorf("the newest record has %d bytes of notes", len(e.Node.Metadata["notes"]))
+		}
+		if got := len(d.Snapshot().Node("large").Node.Metadata["notes"]); got != 60_000 {
+			t.Errorf("the node in use has %d bytes of notes", got)
+		}
+		var j discovery.Journal
+		j.Add(discovery.Change{Reason: strings.Repeat("ä", 1_000_000)})
+		if got := len(j.Newest(1, nil)[0].Reason); got > 1100 {
+			t.Errorf("a reason of %d bytes", got)
+		}
+	})
+}
+
 // Followers are woken, and miss nothing while they keep up.
 func TestJournalFollowers(t *testing.T) {
 	var j discovery.Journal
