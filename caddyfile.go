@@ -232,6 +232,7 @@ func (n *NATS) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 //	    sentinel_master   <name>
 //	    sentinel_username <name>
 //	    sentinel_password <password>
+//	    sentinel_tls      on|off
 //	    tls_ca            <file>
 //	    tls_client_auth   <certificate> <key>
 //	    tls_server_name   <name>
@@ -254,6 +255,7 @@ func (r *Redis) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		"sentinel_master":   text("<name>", &r.SentinelMaster),
 		"sentinel_username": text("<name>", &r.SentinelUsername),
 		"sentinel_password": text("<password>", &r.SentinelPassword),
+		"sentinel_tls":      onOff(&r.SentinelTLS),
 	}, check: func() error { return judge(r, provisionAlone) }}.with(r.TLSClient.options(), r.DirectoryOptions.options()).parse(d)
 }
 

@@ -73,6 +73,11 @@ type Redis struct {
 	// The user's password at the Sentinels.
 	SentinelPassword string `json:"sentinel_password,omitempty"`
 
+	// Whether the Sentinels speak TLS, where they differ from the servers in that.
+	// If it is given the scheme of the URLs says what the servers speak:
+	// rediss+sentinel:// with TLS, redis+sentinel:// without. Default: as the servers
+	SentinelTLS *bool `json:"sentinel_tls,omitempty"`
+
 	TLSClient
 	DirectoryOptions
 
@@ -108,6 +113,10 @@ func (r *Redis) Provision(caddy.Context) error {
 	if err := checkDuration("poll", r.Poll); err != nil {
 		return err
 	}
+	sentinelTLS := ""
+	if r.SentinelTLS != nil {
+		sentinelTLS = map[bool]string{true: redis.TLSOn, false: redis.TLSOff}[*r.SentinelTLS]
+	}
 	resolved, err := redis.Config{
 		URLs:             r.URLs,
 		Mode:             r.Mode,
@@ -121,6 +130,7 @@ func (r *Redis) Provision(caddy.Context) error {
 		SentinelMaster:   r.SentinelMaster,
 		SentinelUsername: r.SentinelUsername,
 		SentinelPassword: r.SentinelPassword,
+		SentinelTLS:      sentinelTLS,
 		TLSCA:            r.TLSCA,
 		TLSCert:          r.TLSCertificate,
 		TLSKey:           r.TLSKey,
@@ -133,6 +143,9 @@ func (r *Redis) Provision(caddy.Context) error {
 	r.Poll, r.History = caddy.Duration(resolved.Poll), resolved.History
 	r.Username, r.Password, r.DB = resolved.Username, resolved.Password, resolved.DB
 	r.SentinelMaster = resolved.SentinelMaster
+	if resolved.SentinelTLS == "" {
+		r.SentinelTLS = nil // as the servers, which is another spelling
+	}
 	r.resolved = resolved
 	return nil
 }

@@ -22,6 +22,12 @@ const (
 	ModeCluster  = "cluster"
 )
 
+// Values of SentinelTLS of a Config.
+const (
+	TLSOn  = "on"
+	TLSOff = "off"
+)
+
 // Layouts of a Config.
 const (
 	LayoutSortedSet = "sorted_set"
@@ -78,6 +84,11 @@ type Config struct {
 	SentinelMaster string
 	// SentinelUsername and SentinelPassword log in to the Sentinels.
 	SentinelUsername, SentinelPassword string
+	// SentinelTLS is TLSOn or TLSOff, where the Sentinels differ from the servers in
+	// that. If it is given the scheme of the URLs says what the servers speak:
+	// redis+sentinel with TLSOn are servers without TLS and Sentinels with it,
+	// rediss+sentinel with TLSOff the other way round. Default: as the servers.
+	SentinelTLS string
 
 	// TLSCA is a file with the authorities to trust, in PEM; TLSCert and TLSKey
 	// are files with the client's certificate; TLSServerName is the name that
@@ -106,13 +117,15 @@ func (c Config) Resolve() (Config, error) {
 	}{
 		{"mode", c.Mode, []string{"", ModeSingle, ModeSentinel, ModeCluster}},
 		{"layout", c.Layout, []string{"", LayoutSortedSet, LayoutKeys}},
+		{"sentinel_tls", c.SentinelTLS, []string{"", TLSOn, TLSOff}},
 	} {
 		if !slices.Contains(o.accepted, o.value) {
 			return refuse("%s %q: want %s", o.name, o.value, strings.Join(o.accepted[1:], ", "))
 		}
 	}
 
-	secure := c.files().Given()
+	// Files ask for TLS, unless it is said apart who speaks it.
+	secure := c.files().Given() && c.SentinelTLS == ""
 	if err := c.files().Validate(); err != nil {
 		return Config{}, fmt.Errorf("redis registry: %w", err)
 	}
@@ -164,6 +177,9 @@ func (c Config) Resolve() (Config, error) {
 		c.DB = n
 	}
 
+	if c.SentinelTLS == TLSOff && !secure && c.files().Given() {
+		return refuse("sentinel_tls off: neither the Sentinels nor the servers speak TLS, and tls_ca, tls_client_auth or tls_server_name is given; servers with TLS are rediss+sentinel://")
+	}
 	c.URLs = nil
 	scheme, port := "redis", defaultPort
 	if secure {
@@ -190,8 +206,11 @@ func (c Config) Resolve() (Config, error) {
 	}
 	if c.Mode == ModeSentinel {
 		c.SentinelMaster = or(c.SentinelMaster, DefaultSentinelMaster)
-	} else if c.SentinelMaster != "" || c.SentinelUsername != "" || c.SentinelPassword != "" {
-		return refuse("sentinel_master, sentinel_username and sentinel_password need mode sentinel")
+		if c.SentinelTLS == map[bool]string{true: TLSOn, false: TLSOff}[secure] {
+			c.SentinelTLS = "" // as the servers
+		}
+	} else if c.SentinelMaster != "" || c.SentinelUsername != "" || c.SentinelPassword != "" || c.SentinelTLS != "" {
+		return refuse("sentinel_master, sentinel_username, sentinel_password and sentinel_tls need mode sentinel")
 	}
 	if c.Username != "" && c.Password == "" || c.SentinelUsername != "" && c.SentinelPassword == "" {
 		return refuse("username: it needs a password")
@@ -286,7 +305,13 @@ func (c Config) String() string {
 // GoString is String, so that no way of printing shows a secret.
 func (c Config) GoString() string { return c.String() }
 
+// secure reports whether the servers speak TLS.
 func (c Config) secure() bool { return strings.HasPrefix(c.URLs[0], "rediss:") }
+
+// sentinelsSecure reports whether the Sentinels do.
+func (c Config) sentinelsSecure() bool {
+	return c.SentinelTLS == TLSOn || c.secure() && c.SentinelTLS == ""
+}
 
 // side returns the name of a key beside the registry's own, in its slot.
 func (c Config) side(name string) string {

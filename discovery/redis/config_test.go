@@ -39,6 +39,14 @@ func TestResolveSpellings(t *testing.T) {
 			{Layout: LayoutKeys, Key: "catga:nodes:"},
 		},
 		{
+			{URLs: []string{"rediss+sentinel://a"}},
+			{URLs: []string{"rediss://a"}, Mode: ModeSentinel, SentinelTLS: TLSOn},
+		},
+		{
+			{URLs: []string{"redis+sentinel://a"}, SentinelTLS: TLSOn, TLSServerName: "a"},
+			{URLs: []string{"redis://a"}, Mode: ModeSentinel, SentinelTLS: TLSOn, TLSServerName: "a"},
+		},
+		{
 			{URLs: []string{"rediss+cluster://a"}},
 			{URLs: []string{"rediss://a"}, Mode: ModeCluster},
 		},
@@ -86,6 +94,9 @@ func TestResolveRefuses(t *testing.T) {
 		"cluster db":       {Config{URLs: []string{"redis+cluster://a/1"}}, "only database 0"},
 		"negative db":      {Config{DB: -1}, "from 0"},
 		"name only":        {Config{Username: "me"}, "needs a password"},
+		"sentinel tls":     {Config{SentinelTLS: TLSOn}, "mode sentinel"},
+		"sentinel maybe":   {Config{URLs: []string{"redis+sentinel://a"}, SentinelTLS: "maybe"}, "on, off"},
+		"tls for nobody":   {Config{URLs: []string{"redis+sentinel://a"}, SentinelTLS: TLSOff, TLSServerName: "x"}, "rediss+sentinel"},
 		"sentinel options": {Config{SentinelPassword: secret}, "mode sentinel"},
 		"key":              {Config{Key: "a\nb"}, "control"},
 		"long key":         {Config{Key: strings.Repeat("k", 2000)}, "1024"},

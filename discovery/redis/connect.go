@@ -36,7 +36,7 @@ func (c Config) files() tlsfiles.Files {
 
 // checkFiles reports what is wrong with the files that a connection would need.
 func (c Config) checkFiles() error {
-	if !c.secure() {
+	if !c.secure() && !c.sentinelsSecure() {
 		return nil
 	}
 	if _, err := c.files().Config(""); err != nil {
@@ -73,7 +73,7 @@ func newConnector(c Config) (*connector, error) {
 	if c.Mode == ModeSentinel {
 		for _, address := range d.addresses {
 			d.sentinels = append(d.sentinels, goredis.NewSentinelClient(&goredis.Options{
-				Addr: address, Dialer: d.dial,
+				Addr: address, Dialer: d.dialSentinel,
 				Username: c.SentinelUsername, Password: c.SentinelPassword,
 				DialTimeout: sentinelTimeout, ReadTimeout: sentinelTimeout, DialerRetries: 1, MaxRetries: -1,
 				PoolSize: 1, DisableIdentity: true, ContextTimeoutEnabled: true,
@@ -128,14 +128,14 @@ func (d *connector) commands() goredis.UniversalClient {
 	})
 }
 
-// connect opens a connection.
-func (d *connector) connect(ctx context.Context, network, address string) (net.Conn, error) {
+// connect opens a connection, with TLS or without.
+func (d *connector) connect(ctx context.Context, network, address string, secured bool) (net.Conn, error) {
 	d.locate(address)
 	conn, err := (&net.Dialer{KeepAlive: 15 * time.Second}).DialContext(ctx, network, address)
 	if err != nil {
 		return nil, err
 	}
-	if !d.config.secure() {
+	if !secured {
 		return limit(conn), nil
 	}
 	host, _, _ := net.SplitHostPort(address)
@@ -174,7 +174,15 @@ func (c tlsConn) Write(p []byte) (int, error) {
 }
 
 func (d *connector) dial(ctx context.Context, network, address string) (net.Conn, error) {
-	conn, err := d.connect(ctx, network, address)
+	conn, err := d.connect(ctx, network, address, d.config.secure())
+	if err != nil {
+		return failed(err), nil
+	}
+	return conn, nil
+}
+
+func (d *connector) dialSentinel(ctx context.Context, network, address string) (net.Conn, error) {
+	conn, err := d.connect(ctx, network, address, d.config.sentinelsSecure())
 	if err != nil {
 		return failed(err), nil
 	}
@@ -189,7 +197,7 @@ func (d *connector) dialMaster(ctx context.Context, network, _ string) (net.Conn
 	if err != nil {
 		return failed(err), nil
 	}
-	conn, err := d.connect(ctx, network, address)
+	conn, err := d.connect(ctx, network, address, d.config.secure())
 	if err != nil {
 		return failed(err), nil
 	}

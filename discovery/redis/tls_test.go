@@ -1,6 +1,8 @@
 package redis
 
 import (
+	"context"
+	"strings"
 	"testing"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
@@ -30,6 +32,45 @@ func TestReplacedCertificates(t *testing.T) {
 			s.Restart()
 			announceUntil(t, r, newNode("late"))
 			until(t, d, "a node from after the files were replaced", has("late"))
+		})
+	}
+}
+
+// Sentinels and servers need not both speak TLS.
+func TestSentinelTLS(t *testing.T) {
+	t.Parallel()
+	certs := certtest.New(t)
+	for name, c := range map[string]struct {
+		servers []redistest.Option
+		urls    func(*redistest.Sentinel) []string
+		tls     string
+	}{
+		"Sentinels alone": {nil, (*redistest.Sentinel).SecureURLs, TLSOn},
+		"servers alone": {[]redistest.Option{redistest.TLS(certs, false)}, func(s *redistest.Sentinel) []string {
+			var urls []string
+			for _, u := range s.URLs() {
+				urls = append(urls, strings.Replace(u, "redis+", "rediss+", 1))
+			}
+			return urls
+		}, TLSOff},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := redistest.StartSecureSentinel(t, certs, c.servers...)
+			config := Config{URLs: c.urls(s), SentinelMaster: redistest.SentinelMaster, TLSCA: certs.CA, SentinelTLS: c.tls}
+			r := open(t, config)
+			d := directory(t, r, discovery.Options{})
+			synced(t, d)
+			announce(t, r, newNode("a"))
+			until(t, d, "the node", has("a"))
+
+			// Not asked for, it is the same for both.
+			config.SentinelTLS = ""
+			ctx, cancel := context.WithTimeout(context.Background(), patience)
+			defer cancel()
+			if err := open(t, config).Announce(ctx, newNode("b")); err == nil {
+				t.Error("without the option a node is announced")
+			}
 		})
 	}
 }

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	goredis "github.com/redis/go-redis/v9"
+
+	"github.com/caddy-discovery/caddy-discovery/internal/certtest"
 )
 
 // SentinelMaster is the name under which Sentinels know the master.
@@ -21,9 +23,31 @@ type Sentinel struct {
 	password  string
 }
 
+// SecureURLs returns the Sentinels' URLs at the ports where they speak TLS, if they
+// do.
+func (s *Sentinel) SecureURLs() []string {
+	var urls []string
+	for _, sentinel := range s.Sentinels {
+		urls = append(urls, fmt.Sprint("redis+sentinel://127.0.0.1:", sentinel.tlsPort))
+	}
+	return urls
+}
+
+// StartSecureSentinel is StartSentinel with Sentinels that speak TLS at a port of
+// their own as well, and with servers that were given the option TLS.
+func StartSecureSentinel(t testing.TB, c certtest.Certificates, options ...Option) *Sentinel {
+	t.Helper()
+	return startSentinel(t, 0, "", &c, options...)
+}
+
 // StartSentinel starts a master with replicas and three Sentinels. A Sentinel
 // asks for the password if there is one; the options are the data servers'.
 func StartSentinel(t testing.TB, replicas int, password string, options ...Option) *Sentinel {
+	t.Helper()
+	return startSentinel(t, replicas, password, nil, options...)
+}
+
+func startSentinel(t testing.TB, replicas int, password string, certs *certtest.Certificates, options ...Option) *Sentinel {
 	t.Helper()
 	s := &Sentinel{t: t, password: password}
 	for i := range 1 + replicas {
@@ -47,6 +71,14 @@ func StartSentinel(t testing.TB, replicas int, password string, options ...Optio
 		}
 		if master.password != "" {
 			sentinel.lines = append(sentinel.lines, fmt.Sprintf("sentinel auth-pass %s %s", SentinelMaster, master.password))
+		}
+		if certs != nil {
+			sentinel.tlsPort = freePort(t)
+			sentinel.lines = append(sentinel.lines, fmt.Sprint("tls-port ", sentinel.tlsPort), "tls-auth-clients no",
+				"tls-ca-cert-file "+certs.CA, "tls-cert-file "+certs.ServerCert, "tls-key-file "+certs.ServerKey)
+			if master.tls != nil {
+				sentinel.lines = append(sentinel.lines, "tls-replication yes")
+			}
 		}
 		if password != "" {
 			sentinel.lines = append(sentinel.lines, "requirepass "+password, "sentinel sentinel-pass "+password)

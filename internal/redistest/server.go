@@ -34,6 +34,7 @@ type Server struct {
 	t        testing.TB
 	dir      string
 	port     int
+	tlsPort  int // of a Sentinel that speaks TLS as well
 	sentinel bool
 	lines    []string
 
