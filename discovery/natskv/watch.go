@@ -90,18 +90,38 @@ func (r *Registry) begin(ctx context.Context) (*watch, error) {
 		if err != nil {
 			return err
 		}
-		f, err := s.open(ctx, info, jetstream.DeliverLastPerSubjectPolicy, "")
-		if err != nil {
-			return err
-		}
-		w.session, w.feed, w.info = s, f, info
-		return nil
+		w.session = s
+		w.feed, w.info, err = r.openWhole(ctx, s, info)
+		return err
 	})
 	if err != nil {
 		return nil, err
 	}
 	w.began = time.Since(started)
 	return w, nil
+}
+
+// openWhole opens a feed that lists what the bucket holds. A consumer may come to
+// stand on a member of a cluster that has not heard of every key yet, and would
+// list too few; then another one is tried, for a second at most. It returns the
+// bucket as it was before.
+func (r *Registry) openWhole(ctx context.Context, s *session, info *jetstream.StreamInfo) (*feed, *jetstream.StreamInfo, error) {
+	for began := time.Now(); ; {
+		f, err := s.open(ctx, info, jetstream.DeliverLastPerSubjectPolicy, "")
+		if err != nil || f.listed >= info.State.NumSubjects || time.Since(began) > settle {
+			return f, info, err
+		}
+		f.close(ctx)
+		select {
+		case <-time.After(interestWait):
+		case <-ctx.Done():
+			return nil, nil, context.Cause(ctx)
+		}
+		// What was missed may have expired meanwhile.
+		if info, err = r.ensure(ctx, s); err != nil {
+			return nil, nil, err
+		}
+	}
 }
 
 // run reads the feed until it breaks.

@@ -13,6 +13,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
+	"github.com/caddy-discovery/caddy-discovery/discovery/natsconn"
 	"github.com/caddy-discovery/caddy-discovery/discovery/natskv"
 	"github.com/caddy-discovery/caddy-discovery/internal/natstest"
 )
@@ -536,4 +537,62 @@ func TestServerOfConsumerDies(t *testing.T) {
 		return
 	}
 	t.Fatal("no consumer went to another server than ours")
+}
+
+// What a process leaves behind on the server when connections break, or when it
+// reloads over and over, goes away.
+func TestNoConsumersLeftBehind(t *testing.T) {
+	t.Parallel()
+	s := natstest.Start(t)
+	admin := s.JetStream()
+	r := open(t, natskv.Config{Config: natsconn.Config{URLs: []string{s.URL()}, Name: "ours"}})
+	announce(t, r, node(t, "a"))
+	if err := r.SetOverride(t.Context(), "a", discovery.Override{State: discovery.StateDraining}); err != nil {
+		t.Fatal(err)
+	}
+	consumers := func() (n int) {
+		t.Helper()
+		for _, name := range []string{"KV_catga_nodes", "KV_catga_nodes_overrides"} {
+			stream, err := admin.Stream(t.Context(), name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			n += stream.CachedInfo().State.Consumers
+		}
+		return n
+	}
+	for range 10 { // a reload
+		w := watch(t, r)
+		for w.next().Type != discovery.Overridden {
+		}
+		w.stop()
+	}
+	if n := consumers(); n != 0 {
+		t.Errorf("%d consumers are left of watches that were ended", n)
+	}
+	for range 10 { // a connection that breaks
+		w := watch(t, r)
+		for w.next().Type != discovery.Overridden {
+		}
+		connections, err := s.Server().Connz(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range connections.Conns {
+			if c.Name == "ours" {
+				_ = s.Server().DisconnectClientByID(c.Cid) // it may have gone
+			}
+		}
+		wantError(t, w.broken(), discovery.ErrBroken)
+	}
+	if n := consumers(); n == 0 || n > 20 {
+		t.Errorf("%d consumers are left of watches that broke, want those that the server has not removed yet", n)
+	}
+	deadline := time.Now().Add(patience)
+	for consumers() > 0 {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d consumers are left behind", consumers())
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
 }
