@@ -3,6 +3,7 @@ package discovery
 import (
 	"container/heap"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"maps"
@@ -326,6 +327,7 @@ type keeper struct {
 	nodes    map[string]*tracked
 	keys     map[string]*tracked // by the key of their record, where it has one
 	places   places
+	room     room
 	leases   leaseQueue
 	expiry   *time.Timer
 	verified chan verdict
@@ -385,6 +387,7 @@ type tracked struct {
 	probe    uint64        // the question that waits for an answer, 0 if none does
 	from     *grave        // what it was kept in, of a node that lapsed and is being asked
 	unproven int           // how often in a row its probes were no evidence
+	excess   int           // what it takes of the room
 	counted  counted       // as what it is counted
 	alone    time.Duration // since when it is in doubt though most others are heard, 0 if it is not
 	expired  bool          // its record ran out in the batch of events under way
@@ -476,7 +479,7 @@ func (k *keeper) watch(ctx context.Context) {
 		clear(k.keys)
 		clear(k.changed)
 		clear(k.rejected)
-		clear(k.overdue)
+		k.forgetOverdue()
 		k.vacateAll()
 		k.leases = nil
 	}
@@ -674,13 +677,13 @@ func (k *keeper) put(e Event) {
 		if e.Age >= lease {
 			// Overdue by the registry's own clock. It comes back the moment it
 			// is heard. Of a first listing all such records are looked at together.
-			if !k.everyNode && e.Age <= MaxLease && len(k.overdue) < MaxNodes {
-				k.overdue[e.Node.ID] = k.track(e, lease, heard)
+			if !k.everyNode && e.Age <= MaxLease {
+				k.keepOverdue(k.track(e, lease, heard))
 			}
 			return
 		}
-		if len(k.nodes) >= MaxNodes {
-			e.Err = fmt.Errorf("%w record: the directory is full with %d nodes", ErrInvalid, MaxNodes)
+		if err := k.full(&e.Node); err != nil {
+			e.Err = err
 			e.ID = e.Node.ID
 			k.reject(e)
 			return
@@ -710,6 +713,12 @@ func (k *keeper) put(e Event) {
 			k.trust(t) // not so if a listing repeats what had run out
 		}
 		if !sameRecord(&t.entry.Node, &e.Node) {
+			if err := k.room.refuses(t.excess, &e.Node); err != nil {
+				e.Err = err
+				e.ID = e.Node.ID
+				k.reject(e)
+				return
+			}
 			reason := difference(&t.entry.Node, &e.Node)
 			k.watchFight(t, &e.Node)
 			moved = t.entry.Node.Endpoint.Address() != e.Node.Endpoint.Address()
@@ -835,11 +844,20 @@ type rejection struct {
 func rejectionKey(e Event) string { return recordName(e.Key, e.ID) }
 
 func recordName(key, id string) string {
-	if key != "" {
+	switch {
+	case key == "":
+		return "\x00" + id
+	case len(key) > maxKey:
+		// It is kept for as long as the record is rejected, whoever made it up.
+		sum := sha256.Sum256([]byte(key))
+		return "\x00\x00" + string(sum[:])
+	default:
 		return key
 	}
-	return "\x00" + id
 }
+
+// maxKey is how long the key of a record may be before its hash stands for it.
+const maxKey = 1 << 10
 
 // showRejections makes the rejected records visible. While a listing is under
 // way its end does it.
@@ -1011,7 +1029,16 @@ func (k *keeper) judge(ctx context.Context, v verdict) {
 	k.armExpiry()
 }
 
-func (k *keeper) change(id string, e *Entry) { k.changed[id] = e }
+// change notes what the next snapshot shows of a node. Of one that no snapshot has
+// shown there is nothing to be taken back: a listing that goes on and on must not
+// leave a trace of each node that comes and goes in it.
+func (k *keeper) change(id string, e *Entry) {
+	if e == nil && k.snapshot.Load().Node(id) == nil {
+		delete(k.changed, id)
+		return
+	}
+	k.changed[id] = e
+}
 
 // publish publishes what changed: at once after a quiet spell, else when the
 // rate allows. The first listing is published whole; before it there is nothing to

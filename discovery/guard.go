@@ -76,7 +76,8 @@ type guard struct {
 	// same event as what lapses then, and are dialled with it.
 	graves graveyard
 	// What a first listing showed that had run out before.
-	overdue map[string]*tracked
+	overdue     map[string]*tracked
+	overdueRoom room
 	// How many nodes there are, and how many of them are doubted or held.
 	census    census
 	recountAt time.Duration // when all are counted anew, if anything lapses
@@ -343,7 +344,7 @@ func (k *keeper) readmit(t *tracked) {
 	id := t.entry.Node.ID
 	k.graves.drop(t.from)
 	t.from = nil
-	if k.nodes[id] != nil || len(k.nodes) >= MaxNodes || (t.key != "" && k.keys[t.key] != nil) || k.claimant(t) != nil {
+	if k.nodes[id] != nil || k.full(&t.entry.Node) != nil || (t.key != "" && k.keys[t.key] != nil) || k.claimant(t) != nil {
 		return
 	}
 	t.entry.vitals.renewed.Store(int64(now()))
@@ -364,7 +365,7 @@ func (k *keeper) readmit(t *tracked) {
 func (k *keeper) revive(id string) *tracked {
 	k.graves.expire(now())
 	g := k.graves.byID[id]
-	if g == nil || len(k.nodes) >= MaxNodes || (g.key != "" && k.keys[g.key] != nil) {
+	if g == nil || k.full(&g.entry.Node) != nil || (g.key != "" && k.keys[g.key] != nil) {
 		return nil
 	}
 	t := k.exhume(g)
@@ -410,6 +411,24 @@ func (k *keeper) forget(e Event) {
 	}
 }
 
+// keepOverdue keeps a record until the end of the first listing that had run out.
+func (k *keeper) keepOverdue(t *tracked) {
+	id, had := t.entry.Node.ID, 0
+	was, known := k.overdue[id]
+	if known {
+		had = was.excess
+	}
+	if !known && len(k.overdue) >= MaxNodes || k.overdueRoom.refuses(had, &t.entry.Node) != nil {
+		return
+	}
+	t.excess = k.overdueRoom.take(had, &t.entry.Node)
+	k.overdue[id] = t
+}
+
+func (k *keeper) forgetOverdue() {
+	k.overdue, k.overdueRoom = make(map[string]*tracked), room{}
+}
+
 // judgeOverdue decides about what the first listing showed that had run out by the
 // registry's own clock.
 func (k *keeper) judgeOverdue() {
@@ -420,7 +439,7 @@ func (k *keeper) judgeOverdue() {
 			candidates = append(candidates, t)
 		}
 	}
-	k.overdue = nil
+	k.forgetOverdue()
 	slices.SortFunc(candidates, func(a, b *tracked) int { return cmp.Compare(a.entry.Node.ID, b.entry.Node.ID) })
 	all, services := k.lossesOfAll(), make(map[string]losses)
 	for _, t := range candidates {

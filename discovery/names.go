@@ -99,6 +99,7 @@ func (k *keeper) locateRegistry() {
 // by what is known of that.
 func (k *keeper) occupy(t *tracked) {
 	defer k.count(t)
+	t.excess = k.room.take(0, &t.entry.Node)
 	k.places.enter(t)
 	if !t.entry.named {
 		return
@@ -109,6 +110,7 @@ func (k *keeper) occupy(t *tracked) {
 // vacate is the end of occupy.
 func (k *keeper) vacate(t *tracked) {
 	k.census.count(&t.counted, counted{})
+	t.excess = k.room.take(t.excess, nil)
 	k.places.leave(t)
 	k.resolver.leave(t.entry.Node.ID)
 }
@@ -118,6 +120,7 @@ func (k *keeper) vacateAll() {
 	clear(k.places)
 	k.resolver.leaveAll()
 	k.census = newCensus()
+	k.room = room{}
 }
 
 // learn takes in what a lookup found.

@@ -268,7 +268,7 @@ func (k *keeper) endRestore(l Listing, at time.Duration) (awaited int) {
 			memory.byID[o.entry.Node.ID].entry.Node.Endpoint.Address() == t.entry.Node.Endpoint.Address() {
 			o = nil
 		}
-		if proven || o != nil || len(k.nodes) >= MaxNodes || (t.key != "" && k.keys[t.key] != nil) {
+		if proven || o != nil || k.full(&t.entry.Node) != nil || (t.key != "" && k.keys[t.key] != nil) {
 			k.change(id, nil)
 			continue
 		}

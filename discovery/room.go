@@ -1,0 +1,48 @@
+package discovery
+
+import "fmt"
+
+const (
+	// ordinaryRecord is what each record may take of memory, whatever others take.
+	ordinaryRecord = 4 << 10
+	// maxExcess is what all records of a directory together may take beyond that.
+	maxExcess = 256 << 20
+)
+
+// room bounds what the records of a directory take of memory. Their number does not:
+// 100,000 of the largest take more than 6 GiB. Each may have what an ordinary record
+// needs, and what goes beyond comes out of one allowance: when that is used up, it is
+// large records that find no room, and never those that are as usual.
+type room struct{ used int }
+
+// excess is what a node takes beyond what each may.
+func excess(n *Node) int { return max(n.footprint()-ordinaryRecord, 0) }
+
+// take gives room to a node in place of what it had before, and returns what it has
+// from now on.
+func (r *room) take(had int, n *Node) int {
+	has := 0
+	if n != nil {
+		has = excess(n)
+	}
+	r.used += has - had
+	return has
+}
+
+// refuses returns why there is no room for a node in place of what it had before, nil
+// if there is.
+func (r *room) refuses(had int, n *Node) error {
+	if want := excess(n); want > had && r.used-had+want > maxExcess {
+		return fmt.Errorf("%w record: the directory is full with %d MiB of what records take beyond %d KiB each",
+			ErrInvalid, maxExcess>>20, ordinaryRecord>>10)
+	}
+	return nil
+}
+
+// full returns why the directory has no room for one node more, nil if it has.
+func (k *keeper) full(n *Node) error {
+	if len(k.nodes) >= MaxNodes {
+		return fmt.Errorf("%w record: the directory is full with %d nodes", ErrInvalid, MaxNodes)
+	}
+	return k.room.refuses(0, n)
+}
