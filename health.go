@@ -214,7 +214,9 @@ type checker struct {
 	cancel  context.CancelFunc
 	done    chan struct{}
 	stirred chan struct{} // the interested have changed; has room for one
-	joined  atomic.Bool   // a source is new, and its nodes may have been checked otherwise before
+	// others are the other checks of this registry from when a source joined: those of
+	// the config that is about to be replaced may have ended before its nodes are admitted.
+	others atomic.Pointer[[]*checker]
 
 	nodes atomic.Pointer[map[string]*patient] // by id; what is published is not changed
 
@@ -318,7 +320,8 @@ func acquireChecker(u *Upstreams, backend Backend, transport http.RoundTripper) 
 	c.mu.Lock()
 	c.interested[u] = struct{}{}
 	c.mu.Unlock()
-	c.joined.Store(true)
+	others := c.findOthers()
+	c.others.Store(&others)
 	c.stir()
 	return c, nil
 }
@@ -477,9 +480,8 @@ func (c *checker) elsewhere(e *discovery.Entry, others []*checker) health {
 	return result
 }
 
-// others returns the other checks of this registry, such as those of the config
-// that is about to be replaced.
-func (c *checker) others() []*checker {
+// findOthers returns the other checks of this registry that are in use.
+func (c *checker) findOthers() []*checker {
 	var others []*checker
 	checkers.Range(func(_, v any) bool {
 		if other := v.(*checker); other != c && other.directory == c.directory && other.scheme == c.scheme {
@@ -544,15 +546,18 @@ type lane struct {
 
 // admit brings the patients in line with a snapshot and the interested sources.
 func (w *ward) admit(snapshot *discovery.Snapshot) {
-	w.snapshot = snapshot
-	now := time.Now()
-	var others []*checker
-	if w.joined.Swap(false) {
-		others = w.others()
-	}
 	w.mu.RLock()
 	interested := slices.Collect(maps.Keys(w.interested))
 	w.mu.RUnlock()
+	if len(interested) == 0 {
+		return // the checks end, and those of the next config may still look at the results
+	}
+	w.snapshot = snapshot
+	now := time.Now()
+	var others []*checker
+	if joined := w.others.Swap(nil); joined != nil {
+		others = *joined
+	}
 	before := *w.nodes.Load()
 	nodes := make(map[string]*patient, len(before))
 	for _, e := range snapshot.Nodes() {
