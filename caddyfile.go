@@ -43,6 +43,7 @@ func init() {
 //	    slow_start   <duration>
 //	    health {
 //	        uri      <path>
+//	        tcp
 //	        interval <duration>
 //	        timeout  <duration>
 //	        passes   <n>
@@ -608,6 +609,7 @@ func healthOption(to **Health) option {
 		*to = h
 		return block{what: "health", options: map[string]option{
 			"uri":      text("<path>", &h.URI),
+			"tcp":      present(&h.TCP),
 			"interval": duration(&h.Interval),
 			"timeout":  duration(&h.Timeout),
 			"passes":   number(&h.Passes, 1, maxChecks),
@@ -616,6 +618,14 @@ func healthOption(to **Health) option {
 			"port":     number(&h.Port, 1, 65535),
 			"header":   header(&h.Headers),
 		}, check: func() error { return judge(h, (*Health).check) }}.parse(d)
+	}}
+}
+
+// present is an option that is set by being there.
+func present(to *bool) option {
+	return option{usage: "(no arguments)", set: func([]string) error {
+		*to = true
+		return nil
 	}}
 }
 

@@ -7,12 +7,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"math/rand/v2"
 	"net"
 	"net/http"
-	"net/netip"
 	"net/url"
 	"slices"
 	"strconv"
@@ -22,7 +20,6 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
-	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 	"go.uber.org/zap"
 	"golang.org/x/net/http/httpguts"
@@ -39,11 +36,16 @@ import (
 // results where the same is asked, and otherwise lets a node that was healthy
 // serve until its first result.
 //
-// The checks go over the handler's own transport, so that they see the TLS
-// settings that requests will see. Redirects are not followed.
+// The checks go over a transport like the handler's own, so that they see the TLS
+// settings that requests will see, by connections of their own, so that they do not
+// wait for requests. Redirects are not followed.
 type Health struct {
 	// The path, and maybe a query, that is asked for by GET. Default: /
 	URI string `json:"uri,omitempty"`
+
+	// Only open a connection, and ask nothing: for nodes that do not speak HTTP, such
+	// as those behind php_fastcgi. It excludes uri, status and headers. Default: ask
+	TCP bool `json:"tcp,omitempty"`
 
 	// The time from one check of a node to the next. Default: 10s
 	Interval caddy.Duration `json:"interval,omitempty"`
@@ -72,10 +74,13 @@ type Health struct {
 
 // check completes what was configured, or refuses it.
 func (h *Health) check() error {
-	if h.URI == "" {
+	if h.TCP && (h.URI != "" || h.Status != "" || len(h.Headers) > 0) {
+		return errors.New("health: tcp asks nothing, so that uri, status and header have no meaning beside it; want either")
+	}
+	if h.URI == "" && !h.TCP {
 		h.URI = "/"
 	}
-	if uri, err := url.ParseRequestURI(h.URI); err != nil || uri.Host != "" || !strings.HasPrefix(h.URI, "/") {
+	if uri, err := url.ParseRequestURI(h.URI); !h.TCP && (err != nil || uri.Host != "" || !strings.HasPrefix(h.URI, "/")) {
 		return fmt.Errorf("health: invalid uri %q, want a path such as /healthz", h.URI)
 	}
 	for name, d := range map[string]*caddy.Duration{"interval": &h.Interval, "timeout": &h.Timeout} {
@@ -98,10 +103,10 @@ func (h *Health) check() error {
 	if h.Fails == 0 {
 		h.Fails = 2
 	}
-	if h.Status == "" {
+	if h.Status == "" && !h.TCP {
 		h.Status = "2xx"
 	}
-	if err := checkStatus(h.Status); err != nil {
+	if err := checkStatus(h.Status); err != nil && !h.TCP {
 		return fmt.Errorf("health: status: %w", err)
 	}
 	if h.Port < 0 || h.Port > 65535 {
@@ -204,11 +209,11 @@ type checker struct {
 	log       *zap.Logger
 	lines     *rate.Limiter
 
-	transport atomic.Pointer[http.RoundTripper] // of the newest config
-	version   atomic.Uint64                     // counts the published changes
-	dirty     atomic.Bool                       // there are changes that are not published yet
-	passed    atomic.Uint64
-	failed    atomic.Uint64
+	prober  atomic.Pointer[prober] // of the newest config
+	version atomic.Uint64          // counts the published changes
+	dirty   atomic.Bool            // there are changes that are not published yet
+	passed  atomic.Uint64
+	failed  atomic.Uint64
 
 	once    sync.Once
 	cancel  context.CancelFunc
@@ -246,8 +251,9 @@ type patient struct {
 	health atomic.Int32
 
 	id, address, instance string
-	host                  string    // what the endpoint calls it
-	since                 time.Time // when it was admitted
+	host                  string           // what the endpoint calls it
+	since                 time.Time        // when it was admitted
+	node                  *discovery.Entry // as it was listed last
 	passes, fails         int
 	lane                  int
 	checks                uint64 // how many were made
@@ -334,18 +340,6 @@ func (h *Health) question() Health {
 	return q
 }
 
-// checkTransport returns the transport for the checks of a handler that is
-// provisioned: its own, unless that does not speak HTTP.
-func checkTransport(handler *reverseproxy.Handler) http.RoundTripper {
-	if _, ok := handler.Transport.(*reverseproxy.HTTPTransport); ok {
-		return handler.Transport
-	}
-	if t, ok := handler.Transport.(reverseproxy.TLSTransport); ok && t.TLSEnabled() {
-		return handler.Transport
-	}
-	return http.DefaultTransport
-}
-
 // trust returns what a transport trusts and how it shows itself, which its JSON
 // does not tell once it is provisioned.
 func trust(transport http.RoundTripper) []byte {
@@ -388,7 +382,7 @@ func (u *Upstreams) wants(e *discovery.Entry) bool {
 // startChecks begins the health checks, if there are to be some.
 func (u *Upstreams) startChecks() {
 	if u.health != nil {
-		u.checks.Do(func() { u.health.start(checkTransport(u.handler)) })
+		u.checks.Do(func() { u.health.start(newProber(u.handler)) })
 	}
 }
 
@@ -430,14 +424,17 @@ func (c *checker) Destruct() error {
 	if c.cancel != nil {
 		c.cancel()
 		<-c.done
+		c.prober.Load().close()
 	}
 	return c.directory.release()
 }
 
-// start begins to check, over the transport of the config that runs now. A config
+// start begins to check, with the prober of the config that runs now. A config
 // that is only validated never gets here.
-func (c *checker) start(transport http.RoundTripper) {
-	c.transport.Store(&transport)
+func (c *checker) start(p *prober) {
+	if old := c.prober.Swap(p); old != nil {
+		old.close()
+	}
 	c.once.Do(func() {
 		var ctx context.Context
 		ctx, c.cancel = context.WithCancel(context.Background())
@@ -567,11 +564,12 @@ func (w *ward) admit(snapshot *discovery.Snapshot) {
 		id := e.Node.ID
 		old := before[id]
 		if old != nil && old.address == w.dial(e) && old.instance == e.Node.Instance() {
+			old.node = e
 			nodes[id] = old
 			continue
 		}
 		// Patients are replaced, not changed, because sources read them.
-		p := &patient{id: id, address: w.dial(e), host: e.Node.Endpoint.Address(), instance: e.Node.Instance(), since: now, due: now}
+		p := &patient{id: id, node: e, address: w.dial(e), host: e.Node.Endpoint.Address(), instance: e.Node.Instance(), since: now, due: now}
 		p.health.Store(int32(w.elsewhere(e, others)))
 		if old != nil || health(p.health.Load()) != unchecked {
 			w.dirty.Store(true)
@@ -606,9 +604,10 @@ func (w *ward) dispatch(ctx context.Context, running *sync.WaitGroup) time.Durat
 		for l.running < checksAtOnce && len(l.queue) > 0 && !l.queue[0].due.After(now) {
 			p := heap.Pop(&l.queue).(*patient)
 			l.running++
+			node := p.node
 			r := result{patient: p, visit: p.visit, lane: i, began: now}
 			running.Go(func() {
-				r.err = w.ask(ctx, p.address, p.host)
+				r.err = w.ask(ctx, node, p.address, p.host)
 				r.late = errors.Is(r.err, context.DeadlineExceeded)
 				w.results <- r // there is room for all that may be under way
 			})
@@ -624,7 +623,7 @@ func (w *ward) dispatch(ctx context.Context, running *sync.WaitGroup) time.Durat
 func (c *checker) dial(e *discovery.Entry) string { return dialAddress(e, c.scheme == "https") }
 
 // ask makes one check. The host is what the endpoint says, which may be a name.
-func (c *checker) ask(ctx context.Context, address, host string) error {
+func (c *checker) ask(ctx context.Context, node *discovery.Entry, address, host string) error {
 	if c.options.Port != 0 {
 		host, _, err := net.SplitHostPort(address)
 		if err != nil {
@@ -634,27 +633,15 @@ func (c *checker) ask(ctx context.Context, address, host string) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, time.Duration(c.options.Timeout))
 	defer cancel()
-	// What Caddy's transports expect to find in the context of a request.
-	ctx = context.WithValue(ctx, caddy.ReplacerCtxKey, caddy.NewReplacer())
-	ctx = context.WithValue(ctx, caddyhttp.VarsCtxKey, map[string]any{
-		"reverse_proxy.proxy_protocol_info": reverseproxy.ProxyProtocolInfo{AddrPort: netip.MustParseAddrPort("127.0.0.1:1")},
-	})
+	p := c.prober.Load()
+	if c.options.TCP {
+		return p.connect(ctx, address)
+	}
 	req, err := c.options.request(ctx, c.scheme, address, host)
 	if err != nil {
 		return err
 	}
-	resp, err := (*c.transport.Load()).RoundTrip(req)
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	if _, err := io.Copy(io.Discard, io.LimitReader(resp.Body, maxCheckBody)); err != nil {
-		return err
-	}
-	if !c.options.accepts(resp.StatusCode) {
-		return fmt.Errorf("status %d, want %s", resp.StatusCode, c.options.Status)
-	}
-	return nil
+	return p.request(req, node, &c.options)
 }
 
 // note takes up how a check ended.

@@ -40,23 +40,27 @@ func choiceOf(vars map[string]any, r *http.Request) *choice {
 	return c
 }
 
-func (c *choice) replace(name string) (any, bool) {
+func (c *choice) replace(name string) (any, bool) { return nodeValue(c.node, name) }
+
+// nodeValue returns what a placeholder of a node stands for. Without a node it is
+// empty.
+func nodeValue(node *discovery.Entry, name string) (any, bool) {
 	name, ok := strings.CutPrefix(name, nodePlaceholder)
 	if !ok {
 		return nil, false
 	}
-	if c.node == nil {
+	if node == nil {
 		return "", true // a static upstream, or none: known and empty
 	}
 	switch name {
 	case "id":
-		return c.node.Node.ID, true
+		return node.Node.ID, true
 	case "load":
-		return c.node.Load(), true
+		return node.Load(), true
 	}
 	if key, ok := strings.CutPrefix(name, "metadata."); ok {
 		// A key that this node lacks is known, and empty.
-		return c.node.Node.Metadata[key], true
+		return node.Node.Metadata[key], true
 	}
 	return nil, false
 }

@@ -285,6 +285,11 @@ func (u *Upstreams) meetParent(ctx caddy.Context) error {
 	u.handler = handler
 	u.meetTransport(handler.Transport)
 	u.fallback = len(handler.Upstreams) > 0
+	if u.Health != nil {
+		if err := u.Health.checkTransport(handler.Transport); err != nil {
+			return err
+		}
+	}
 	policy := policyOf(handler)
 	if _, ok := policy.(*reverseproxy.WeightedRoundRobinSelection); ok {
 		return errors.New("lb_policy weighted_round_robin gives its weights by position, and a discovered list has no fixed positions; " +

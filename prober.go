@@ -1,0 +1,136 @@
+package caddydiscovery
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+
+	"github.com/caddy-discovery/caddy-discovery/discovery"
+)
+
+// A prober makes single health checks, as the requests of a handler would be made:
+// with its TLS settings, its local address and its versions of HTTP. Its connections
+// are its own, so that no check waits until a node that is busy, and healthy, has one
+// left for it.
+type prober struct {
+	http http.RoundTripper
+	dial func(ctx context.Context, network, address string) (net.Conn, error)
+	idle interface{ CloseIdleConnections() } // nil where the connections are not its own
+}
+
+// checkIdle bounds the connections that are kept from one check to the next. In a
+// larger fleet each check makes another one.
+const checkIdle = 1024
+
+// newProber returns the prober of a handler that is provisioned.
+func newProber(handler *reverseproxy.Handler) *prober {
+	own := func(shared *http.Transport) *prober {
+		t := shared.Clone()
+		t.MaxConnsPerHost = 0
+		t.MaxIdleConns, t.MaxIdleConnsPerHost = checkIdle, 1
+		if _, ok := shared.TLSNextProto["h2"]; ok {
+			// What is there leads to the connections of the other transport.
+			t.TLSNextProto, t.ForceAttemptHTTP2 = nil, true
+		}
+		return &prober{http: t, dial: t.DialContext, idle: t}
+	}
+	switch t := handler.Transport.(type) {
+	case *reverseproxy.HTTPTransport:
+		if !slices.Contains(t.Versions, "3") {
+			return own(t.Transport)
+		}
+		// It knows no limit of connections.
+		return &prober{http: t, dial: t.Transport.DialContext}
+	case reverseproxy.TLSTransport:
+		if t.TLSEnabled() {
+			return &prober{http: handler.Transport, dial: new(net.Dialer).DialContext}
+		}
+	}
+	return own(http.DefaultTransport.(*http.Transport))
+}
+
+// close lets go of the connections.
+func (p *prober) close() {
+	if p.idle != nil {
+		p.idle.CloseIdleConnections()
+	}
+}
+
+// connect checks that a node accepts a connection.
+func (p *prober) connect(ctx context.Context, address string) error {
+	conn, err := p.dial(withCheck(ctx, nil, address), "tcp", address)
+	if err != nil {
+		return err
+	}
+	return conn.Close()
+}
+
+// request checks the answer of a node to a request.
+func (p *prober) request(req *http.Request, node *discovery.Entry, options *Health) error {
+	resp, err := p.http.RoundTrip(req.WithContext(withCheck(req.Context(), node, req.URL.Host)))
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if _, err := io.Copy(io.Discard, io.LimitReader(resp.Body, maxCheckBody)); err != nil {
+		return err
+	}
+	if !options.accepts(resp.StatusCode) {
+		return fmt.Errorf("status %d, want %s", resp.StatusCode, options.Status)
+	}
+	return nil
+}
+
+// withCheck puts into the context what Caddy's transports expect to find in that of a
+// request: among it the placeholders of the upstream, of which the name for TLS may
+// be made.
+func withCheck(ctx context.Context, node *discovery.Entry, address string) context.Context {
+	ctx = context.WithValue(ctx, caddy.ReplacerCtxKey, upstreamReplacer(node, address))
+	return context.WithValue(ctx, caddyhttp.VarsCtxKey, map[string]any{
+		"reverse_proxy.proxy_protocol_info": reverseproxy.ProxyProtocolInfo{AddrPort: netip.MustParseAddrPort("127.0.0.1:1")},
+	})
+}
+
+// upstreamReplacer knows the placeholders that depend on the node alone.
+func upstreamReplacer(node *discovery.Entry, address string) *caddy.Replacer {
+	repl := caddy.NewReplacer()
+	if host, port, err := net.SplitHostPort(address); err == nil {
+		repl.Set("http.reverse_proxy.upstream.address", caddy.JoinNetworkAddress("tcp", host, port))
+		repl.Set("http.reverse_proxy.upstream.hostport", address)
+		repl.Set("http.reverse_proxy.upstream.host", host)
+		repl.Set("http.reverse_proxy.upstream.port", port)
+	}
+	repl.Map(func(name string) (any, bool) { return nodeValue(node, name) })
+	return repl
+}
+
+// checkTransport refuses checks that the handler's transport cannot make as it makes
+// requests.
+func (h *Health) checkTransport(transport http.RoundTripper) error {
+	if h.TCP {
+		return nil
+	}
+	if m, ok := transport.(caddy.Module); ok && m.CaddyModule().ID == "http.reverse_proxy.transport.fastcgi" {
+		return errors.New("health: the handler speaks FastCGI to its nodes, and checks speak HTTP, so that every node would be found ill; want 'health { tcp }', which checks whether they accept connections")
+	}
+	t, ok := transport.(*reverseproxy.HTTPTransport)
+	if !ok || t.TLS == nil || !strings.Contains(t.TLS.ServerName, "{") {
+		return nil
+	}
+	if _, err := upstreamReplacer(nil, "127.0.0.1:80").ReplaceOrErr(t.TLS.ServerName, false, true); err != nil {
+		return fmt.Errorf("health: tls_server_name %q depends on the request, and a check has none: %w; "+
+			"want a fixed name, or placeholders of the node such as {http.reverse_proxy.upstream.host} or {http.reverse_proxy.upstream.node.metadata.name}; "+
+			"or 'health { tcp }', which checks whether nodes accept connections", t.TLS.ServerName, err)
+	}
+	return nil
+}
