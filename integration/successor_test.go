@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/caddy-discovery/caddy-discovery/discovery"
 	"github.com/caddy-discovery/caddy-discovery/internal/freeport"
 )
 
@@ -98,4 +99,42 @@ func TestReloadsOfOptions(t *testing.T) {
 		p.kill(syscall.SIGTERM)
 		eventually(t, "the record is gone", func() bool { return r.record("edge-1") == "" })
 	})
+}
+
+// TestOneHost runs two Caddys of one host that share a data directory, and so Caddy's
+// instance ID: each is listed under a name of its own, which it has again when it is
+// started again.
+func TestOneHost(t *testing.T) {
+	r := newKV(t).(*kv)
+	data := t.TempDir()
+	run := func(port string) *proxy {
+		return startOn(t, data, "registrar {\n"+r.block("")+"\ndrain 0s\n}", edgeSite(port, "edge"))
+	}
+	listed := func() (endpoints map[string]string) { // by id
+		lister, err := r.bucket.ListKeys(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		endpoints = make(map[string]string)
+		for key := range lister.Keys() {
+			entry, err := r.bucket.Get(t.Context(), key)
+			if err != nil {
+				continue // it has just left
+			}
+			if n, err := discovery.ParseNode(entry.Value()); err == nil {
+				endpoints[n.ID] = n.Endpoint.String()
+			}
+		}
+		return endpoints
+	}
+	one, two := freeport.String(t), freeport.String(t)
+	run(one)
+	eventually(t, "the first is listed", func() bool { return len(listed()) == 1 })
+	second := run(two)
+	eventually(t, "both are listed", func() bool { return len(listed()) == 2 })
+	before := fmt.Sprint(listed())
+	second.kill(syscall.SIGTERM)
+	eventually(t, "the second has left", func() bool { return len(listed()) == 1 })
+	run(two)
+	eventually(t, "both have the names that they had", func() bool { return fmt.Sprint(listed()) == before })
 }
