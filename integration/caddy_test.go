@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -162,6 +163,25 @@ func (p *proxy) reload(options, sites string) {
 
 // closed reports whether a connection was closed before anything was answered.
 func closed(err error) bool { return errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) }
+
+// peak returns how many bytes of memory the process has held at most.
+func (p *proxy) peak() int {
+	p.t.Helper()
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(status), "VmHWM:")
+	fields := strings.Fields(rest)
+	if len(fields) == 0 {
+		p.t.Fatalf("the system does not tell the memory of process %d", p.cmd.Process.Pid)
+	}
+	kilobytes, err := strconv.Atoi(fields[0])
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return kilobytes << 10
+}
 
 // kill sends a signal, and returns when the process has ended.
 func (p *proxy) kill(s syscall.Signal) {

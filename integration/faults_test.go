@@ -83,6 +83,7 @@ const (
 	clocks   = "Clocks are hours apart"
 	paused   = "A node says nothing for a while"
 	handover = "Caddy's own record changes hands"
+	beside   = "Something else stands beside the nodes"
 )
 
 var (
@@ -235,6 +236,25 @@ var faults = []fault{
 		l.stop(w.t)
 		next.kill(syscall.SIGTERM)
 	}},
+
+	{beside, "a record of 64 MiB, and a proxy starts", redisOnly, to(func(w *ward, p *redisPatient) {
+		const size = 64 << 20
+		before := w.proxy.peak()
+		remove := p.bloat(size)
+		pauseFor(outage)
+		front := freeport.String(w.t)
+		anew := start(w.t, "", site(front, w.block(w.link.address())+"\nservice orders", "lb_policy round_robin"))
+		eventually(w.t, "a proxy that starts has the fleet", func() bool {
+			return fmt.Sprint(round(w.t, 10, "http://127.0.0.1:"+front)) == all(w.services)
+		})
+		for _, p := range []*proxy{w.proxy, anew} {
+			if grown := p.peak() - before; grown > size {
+				w.t.Errorf("a proxy grew by %d MiB", grown>>20)
+			}
+		}
+		anew.kill(syscall.SIGTERM)
+		remove()
+	})},
 
 	{clocks, "those of the nodes", []kind{setKind}, to(func(_ *ward, p *redisPatient) { p.adrift.Store(true); pauseFor(2 * lease) })},
 	{clocks, "the registry's jumps ahead", []kind{rarely(withClock[0]), withClock[1]}, to(func(_ *ward, p *redisPatient) { p.server.SetClock(2 * time.Hour); pauseFor(2 * lease) })},

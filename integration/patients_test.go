@@ -666,6 +666,31 @@ func (p *redisPatient) command(args ...any) {
 	}
 }
 
+// bloat puts a record of so many bytes beside those of the fleet, which the function
+// that it returns removes.
+func (p *redisPatient) bloat(size int) (remove func()) {
+	p.t.Helper()
+	ctx, client := context.Background(), p.server.Client()
+	record := `{"nodeId":"bloated","endpoint":"http://127.0.0.1:1","metadata":{"junk":"` + strings.Repeat("x", size) + `"}}`
+	put := func() error { return client.Set(ctx, setKey+":bloated", record, 0).Err() }
+	take := func() error { return client.Del(ctx, setKey+":bloated").Err() }
+	if p.layout != "keys" {
+		put = func() error {
+			return client.ZAdd(ctx, setKey, goredis.Z{Score: float64(time.Now().UnixMilli()), Member: record}).Err()
+		}
+		take = func() error { return client.ZRem(ctx, setKey, record).Err() }
+	}
+	if err := put(); err != nil {
+		p.t.Fatal(err)
+	}
+	return func() {
+		p.t.Helper()
+		if err := take(); err != nil {
+			p.t.Fatal(err)
+		}
+	}
+}
+
 // settle gives the patient a past.
 func (p *redisPatient) settle() *redisPatient {
 	writePast(p.t, p)
