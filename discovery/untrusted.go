@@ -59,6 +59,6 @@ func visible(s string) string {
 	if utf8.ValidString(s) && !strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }) {
 		return s
 	}
-	quoted := strconv.QuoteToGraphic(s)
+	quoted := strconv.Quote(s)
 	return quoted[1 : len(quoted)-1]
 }

@@ -30,6 +30,7 @@ func FuzzUntrusted(f *testing.F) {
 	f.Add("orders-1")
 	f.Add(strings.Repeat("é", 300))
 	f.Add("a\x1b[31m\u202eb\n\xff")
+	f.Add("\u2000") // a space, and none that anybody sees
 	f.Fuzz(func(t *testing.T, s string) {
 		clipped := Clip(s)
 		kept, cut := strings.CutSuffix(clipped, "…")
