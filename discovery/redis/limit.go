@@ -89,11 +89,8 @@ func (c *limitedConn) next() error {
 	case err == nil:
 		c.out = c.header(c.line)
 	case errors.Is(err, bufio.ErrBufferFull), len(c.line) > maxLine:
-		// This is no header.
-		c.inside, c.out = true, c.line
-		if errors.Is(err, bufio.ErrBufferFull) {
-			err = nil
-		}
+		// This is no header. An error of the connection comes again.
+		c.inside, c.out, err = true, c.line, nil
 	default:
 		return err
 	}
