@@ -284,7 +284,12 @@ func (f *registryFlags) follow(ctx context.Context, do func(context.Context, dis
 		return err
 	}
 	defer closeAll()
-	d := discovery.NewDirectory(registry, discovery.Options{TTL: time.Duration(backend.Directory().TTL)})
+	d := discovery.NewDirectory(registry, discovery.Options{
+		TTL: time.Duration(backend.Directory().TTL),
+		// Records are strangers', and the machine of an operator reaches more than a
+		// proxy may.
+		RecordsOnly: true,
+	})
 	ctx, cancel := context.WithCancel(ctx)
 	ended := make(chan struct{})
 	go func() {

@@ -34,8 +34,10 @@ func nodesCommand() *cobra.Command {
 		Use:   "nodes [--service <name>] [--state <state>] [--json]",
 		Short: "Lists the nodes of a registry",
 		Long: `
-Lists the nodes that count as alive, as a proxy sees them, and the records that
-are rejected, with the reason. --json prints what the admin API does.`,
+Lists the nodes that count as alive by their records, and the records that are
+rejected, with the reason. Nobody is dialled: where most leases have run out, the
+nodes are shown as held, and each proxy finds out whether they still serve. --json
+prints what the admin API does.`,
 		Example: `  $ caddy discovery nodes
   $ caddy discovery nodes --service orders --state draining
   $ caddy discovery nodes --json | jq -r '.[] | select(.load > 0.8) | .id'`,
@@ -56,7 +58,14 @@ are rejected, with the reason. --json prints what the admin API does.`,
 			var views []nodeView
 			for _, e := range d.Snapshot().Nodes() {
 				if service == "" || e.Node.Service() == service {
-					views = append(views, viewNode(registry.String(), e, nil))
+					v := viewNode(registry.String(), e, nil)
+					if v.State == stateHeld {
+						v.Reason = "its lease ran out with that of many others; proxies ask it whether it still accepts connections"
+					}
+					if e.Named() {
+						v.Address = e.Node.Endpoint.Address() // nobody looks it up
+					}
+					views = append(views, v)
 				}
 			}
 			if service == "" {

@@ -71,6 +71,10 @@ type Options struct {
 	// Lookup returns the addresses behind a host name. It is called from many
 	// goroutines at once and ends with ctx. Default: the system's resolver.
 	Lookup func(ctx context.Context, host string) ([]netip.Addr, error)
+	// RecordsOnly has nothing dialled and no name looked up: what the records say is
+	// all that counts, for programs that only look. Nodes that would be dialled stay
+	// as if they had answered, and those with a host name have no address.
+	RecordsOnly bool
 	// WarmStart is where the list is kept for a start without the registry; see
 	// [Directory.Restore]. Default: nowhere.
 	WarmStart WarmStart
@@ -94,9 +98,11 @@ type Directory struct {
 	permit    func(*Entry) bool
 	lookup    func(ctx context.Context, host string) ([]netip.Addr, error)
 	addresses []string
-	warmStart WarmStart
-	restore   chan struct{} // holds at most one token
-	log       *zap.Logger
+	// recordsOnly: nothing is dialled.
+	recordsOnly bool
+	warmStart   WarmStart
+	restore     chan struct{} // holds at most one token
+	log         *zap.Logger
 
 	registry  atomic.Pointer[[]netip.AddrPort]
 	snapshot  atomic.Pointer[Snapshot]
@@ -151,6 +157,10 @@ func NewDirectory(w Watcher, o Options) *Directory {
 	}
 	if d.lookup == nil {
 		d.lookup = lookupHost
+	}
+	if o.RecordsOnly {
+		d.recordsOnly = true
+		d.lookup = func(context.Context, string) ([]netip.Addr, error) { return nil, errRecordsOnly }
 	}
 	if d.log == nil {
 		d.log = zap.NewNop()

@@ -329,7 +329,11 @@ func (k *keeper) hold(t *tracked) {
 		t.doubt = held
 		k.count(t)
 		k.mark(t)
-		k.note(ChangeHeld, t.entry, "its lease ran out with those of many others or of its whole service, and it accepts connections")
+		reason := "its lease ran out with those of many others or of its whole service"
+		if !k.recordsOnly {
+			reason += ", and it accepts connections"
+		}
+		k.note(ChangeHeld, t.entry, reason)
 	}
 }
 
@@ -505,8 +509,14 @@ func (k *keeper) dial(ctx context.Context) {
 // errNotPermitted is why a node is not dialled that no request would reach.
 var errNotPermitted = errors.New("it may not be dialled")
 
+// errRecordsOnly is why a host name is not looked up.
+var errRecordsOnly = errors.New("the records are all that is looked at")
+
 // try dials a node, and looks up its host name before that if nobody did.
 func (d *Directory) try(ctx context.Context, e *Entry) (addresses []netip.Addr, err error) {
+	if d.recordsOnly {
+		return nil, nil
+	}
 	if e.Address() == "" {
 		if addresses, err = lookUp(ctx, d.lookup, e.Node.Endpoint.Host()); err != nil {
 			return nil, err

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -642,6 +644,42 @@ func TestFirstListingMostlyOverdue(t *testing.T) {
 			})
 		})
 	}
+}
+
+// Whoever only looks dials nobody and looks no name up.
+func TestRecordsOnly(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		nodes := fleet(6)
+		for i, name := range []string{"http://a.example:80", "http://b.example:80"} {
+			var err error
+			if nodes[i].Endpoint, err = discovery.ParseEndpoint(name); err != nil {
+				t.Fatal(err)
+			}
+		}
+		m := discoverytest.NewMemory()
+		write(m, nodes...)
+		for _, i := range []int{0, 2, 3, 4} {
+			m.Age(nodes[i].ID, discovery.DefaultTTL+time.Second)
+		}
+		var asked atomic.Int64
+		d := follow(t, m.Open(), discovery.Options{
+			RecordsOnly: true,
+			Probe:       func(context.Context, string) error { asked.Add(1); return nil },
+			Lookup:      func(context.Context, string) ([]netip.Addr, error) { asked.Add(1); return nil, nil },
+		})
+		time.Sleep(coalesced)
+		expectStates(t, d, "n0:held n1 n2:held n3:held n4:held n5", "listed")
+		time.Sleep(2 * discovery.DefaultTTL)
+		expectStates(t, d, "n0:held n1:held n2:held n3:held n4:held n5:held", "later")
+		if n := asked.Load(); n > 0 {
+			t.Errorf("somebody was asked %d times", n)
+		}
+		for _, c := range d.Journal().Newest(0, nil) {
+			if strings.Contains(c.Reason, "accepts connections") {
+				t.Errorf("the journal says %q, and nobody asked", c.Reason)
+			}
+		}
+	})
 }
 
 // What was overdue in the first listing, but not for long, is part of the mass

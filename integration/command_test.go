@@ -5,10 +5,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -112,6 +114,51 @@ func TestCommand(t *testing.T) {
 		}
 		interrupt()
 	})
+}
+
+// TestCommandDialsNobody looks at a fleet whose leases have run out, from a machine
+// that all its records name.
+func TestCommandDialsNobody(t *testing.T) {
+	// The other kinds do not tell whoever comes later how old a record is.
+	for name, start := range map[string]func(*testing.T) registry{"nats_kv": newKV, "redis_sorted_set": newSortedSet} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := start(t)
+			listener, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer listener.Close()
+			var dialled atomic.Int64
+			go func() {
+				for {
+					conn, err := listener.Accept()
+					if err != nil {
+						return
+					}
+					dialled.Add(1)
+					_ = conn.Close()
+				}
+			}()
+			for i := range 5 {
+				id := fmt.Sprintf("n%d", i)
+				r.put(id, camel(id, "http://"+listener.Addr().String(), `"service":"`+id+`"`))
+			}
+			eventually(t, "the leases have run out", func() bool {
+				out, stderr, code := runCommand(t, r, "nodes", "--option", "ttl 1s")
+				if code != 0 {
+					t.Fatalf("nodes: %d %s", code, stderr)
+				}
+				return strings.Contains(out, " held ")
+			})
+			if _, stderr, code := runCommand(t, r, "drain", "n1", "--force", "--option", "ttl 1s"); code != 0 {
+				t.Errorf("drain: %d %s", code, stderr)
+			}
+			if n := dialled.Load(); n > 0 {
+				t.Errorf("%d connections were made to what the records name", n)
+			}
+		})
+	}
 }
 
 // TestOverrides drains a node that goes on announcing itself, on two proxies, under
