@@ -223,8 +223,8 @@ func defaultNodeID(servers []listener) string {
 		id = "caddy"
 	}
 	// A read-only file system is no reason not to be listed.
-	if instance, err := caddy.InstanceID(); err == nil {
-		id += "-" + instance.String()[:8]
+	if instance, err := instanceID(); err == nil {
+		id += "-" + instance[:8]
 	}
 	if len(servers) == 0 {
 		return id
@@ -425,6 +425,7 @@ func localAddress(ctx context.Context, registry []string) (string, error) {
 // Start takes hold of the nodes, so that those which the config before announced
 // stay listed. What is new is announced when every app has started.
 func (app *Registrar) Start() error {
+	keepInstanceID()
 	announcements.Lock()
 	announcements.generations++
 	generation := announcements.generations

@@ -207,6 +207,7 @@ func (u *Upstreams) Provision(ctx caddy.Context) error {
 
 // start begins to follow the registry and to check the nodes.
 func (u *Upstreams) start() {
+	keepInstanceID()
 	u.directory.start()
 	u.scheduleRestore()
 	u.startChecks()
