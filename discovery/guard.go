@@ -142,7 +142,7 @@ func (k *keeper) lossesOfAll() losses {
 // usable reports whether some request may reach the node. Without the loss guard
 // nobody asks.
 func (k *keeper) usable(e *Entry) bool {
-	return k.lossGuard <= 0 || e.Address() != "" && k.permit(e)
+	return k.lossGuard <= 0 || k.recordsOnly || e.Address() != "" && k.permit(e)
 }
 
 // perhapsUsable is usable for a node that is not in use: its host name has not been
