@@ -172,6 +172,9 @@ func viewNode(registry string, e *discovery.Entry, sources []namedSource) nodeVi
 		Sources:   make([]standingView, len(sources)),
 	}
 	v.State, v.Reason = stateOf(e, sources)
+	if err := e.Refused(); err != nil {
+		v.Reason = strings.TrimPrefix(v.Reason+"; ", "; ") + "as it was last known, its newest record is rejected: " + err.Error()
+	}
 	if v.Metadata == nil {
 		v.Metadata = map[string]string{}
 	}

@@ -153,9 +153,10 @@ func TestEvents(t *testing.T) {
 	expect("reloads repeat and lose nothing")
 	m.Expire("a")
 	expect("a node lapses", "node_left a y")
-	m.Put("n00", []byte("nonsense"))
+	m.Put("n01", []byte("nonsense")) // which costs it the update
+	m.Put("n00", []byte(`{"nodeId":"n00","endpoint":"http://10.0.0.1/path"}`))
 	m.Put("other", []byte("nonsense"))
-	expect("a record becomes bad", "node_left n00")
+	expect("a record rules itself out", "node_left n00")
 	m.Break()
 	expect("the registry is lost", "registry_disconnected")
 	m.Restore()

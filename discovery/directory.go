@@ -722,7 +722,7 @@ func (k *keeper) put(e Event) {
 		if now()-heard < lease {
 			k.trust(t) // not so if a listing repeats what had run out
 		}
-		if !sameRecord(&t.entry.Node, &e.Node) {
+		if !sameRecord(&t.entry.Node, &e.Node) || t.entry.refused != nil {
 			if err := k.room.refuses(t.excess, &e.Node); err != nil {
 				e.Err = err
 				e.ID = e.Node.ID
@@ -730,6 +730,9 @@ func (k *keeper) put(e Event) {
 				return
 			}
 			reason := difference(&t.entry.Node, &e.Node)
+			if reason == "" {
+				reason = "its record is accepted again"
+			}
 			k.watchFight(t, &e.Node)
 			moved = t.entry.Node.Endpoint.Address() != e.Node.Endpoint.Address()
 			k.vacate(t)
@@ -815,13 +818,23 @@ func (k *keeper) reject(e Event) {
 	was, stands := k.rejected[key]
 	// The same bad record again, as with every heartbeat, is no news.
 	known := stands && was.Err.Error() == e.Err.Error()
-	k.forget(e)
-	k.recant(e)
-	if t := k.named(e); t != nil {
+	t, final := k.named(e), errors.Is(e.Err, ErrForbidden)
+	if final {
+		k.forget(e)
+		k.recant(e)
+	}
+	switch {
+	case t != nil && final:
 		k.remove(t, ChangeRejected, e.Err.Error())
-	} else if !known && (stands || len(k.rejected) < maxRejections) {
-		// Beyond those that are remembered nobody could tell what is news.
-		k.noteRejection(e)
+	case t != nil:
+		k.refuse(t, e.Err)
+		e.ID = t.entry.Node.ID
+		fallthrough
+	default:
+		if !known && (stands || len(k.rejected) < maxRejections) {
+			// Beyond those that are remembered nobody could tell what is news.
+			k.noteRejection(e)
+		}
 	}
 	if known {
 		was.listing = k.listing
@@ -833,6 +846,19 @@ func (k *keeper) reject(e Event) {
 		}
 		k.amended = true
 	}
+}
+
+// refuse notes that the newest record of a node in use could not be read. It is
+// listed, so it is not gone; but it was not understood either, and renews no lease.
+func (k *keeper) refuse(t *tracked, err error) {
+	t.listing = k.listing
+	if was := t.entry.refused; was != nil && was.Error() == err.Error() {
+		return
+	}
+	next := *t.entry
+	next.refused = err
+	t.entry = &next
+	k.change(next.Node.ID, t.entry)
 }
 
 // accept forgets that the record was rejected: it is good, or it is gone.

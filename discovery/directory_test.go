@@ -766,8 +766,11 @@ func TestRejected(t *testing.T) {
 		}
 		rejected("bad", "listed")
 		m.Put("a", []byte(`{"nodeId":"a","endpoint":"h:1","load":-1}`))
-		expect(t, d, "b", "a is bad")
-		rejected("a bad", "a is bad")
+		expect(t, d, "a b", "a cannot be read")
+		rejected("a bad", "a cannot be read")
+		m.Put("a", []byte(`{"nodeId":"a","endpoint":"http://h:1/path"}`))
+		expect(t, d, "b", "a names what no record may")
+		rejected("a bad", "a names what no record may")
 		write(m, newNode("a"))
 		expect(t, d, "a b", "a is good again")
 		rejected("bad", "a is good again")
@@ -794,7 +797,12 @@ func TestRejectedWithoutID(t *testing.T) {
 		s.put("node.b", 2, newNode("b"))
 		s.sync(discovery.Listing{})
 		s.emit(discovery.Event{Type: discovery.Rejected, Key: "node.a", Revision: 3, Err: discovery.ErrInvalid})
-		expect(t, d, "b", "a cannot be read")
+		expect(t, d, "a b", "a cannot be read")
+		if err := d.Snapshot().Node("a").Refused(); !errors.Is(err, discovery.ErrInvalid) {
+			t.Errorf("a is in use with the record before, because %v", err)
+		}
+		s.emit(discovery.Event{Type: discovery.Rejected, Key: "node.a", Revision: 3, Err: discovery.Forbid(discovery.ErrInvalid)})
+		expect(t, d, "b", "a is forbidden")
 		if r := d.Status().Rejections; len(r) != 1 || r[0].Key != "node.a" {
 			t.Errorf("rejections %+v", r)
 		}
@@ -820,7 +828,7 @@ func TestRejectedWithoutReason(t *testing.T) {
 		s.put("", 1, newNode("a"))
 		s.sync(discovery.Listing{})
 		s.emit(discovery.Event{Type: discovery.Rejected, ID: "a"})
-		expect(t, d, "", "rejected")
+		expect(t, d, "a", "rejected")
 		if r := d.Status().Rejections; len(r) != 1 || !errors.Is(r[0].Err, discovery.ErrInvalid) {
 			t.Errorf("rejections %+v", r)
 		}

@@ -24,14 +24,14 @@ type Endpoint struct {
 // fragment, another scheme, a port range, a unix socket, a placeholder, a zone,
 // and numbers that some resolvers read as an IPv4 address although they are not
 // written as one (https://url.spec.whatwg.org/#ends-in-a-number-checker). The
-// error wraps [ErrInvalid].
+// error wraps [ErrInvalid], and [ErrForbidden] unless nothing is named at all.
 func ParseEndpoint(s string) (Endpoint, error) {
 	refuse := func(why string) (Endpoint, error) {
-		return Endpoint{}, fmt.Errorf("%w endpoint %q: %s", ErrInvalid, Clip(withoutSecrets(s)), why)
+		return Endpoint{}, Forbid(fmt.Errorf("%w endpoint %q: %s", ErrInvalid, Clip(withoutSecrets(s)), why))
 	}
 	const accepted = "want http://host:port, https://host:port or host:port"
 	if s == "" {
-		return refuse("it is empty; " + accepted)
+		return Endpoint{}, fmt.Errorf("%w endpoint %q: it is empty; %s", ErrInvalid, s, accepted)
 	}
 	for _, r := range s {
 		if r == '{' || r == '}' {

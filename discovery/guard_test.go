@@ -495,9 +495,13 @@ func TestLossGuardHearsTheRegistry(t *testing.T) {
 			s.emit(discovery.Event{Type: discovery.Left, ID: "n4", Key: "k4"})
 		}, "n1:held n2:held n3:held"},
 		{"rejected", func(s *stream, nodes []discovery.Node) {
+			s.emit(discovery.Event{Type: discovery.Rejected, Key: "k0", Err: discovery.Forbid(discovery.ErrInvalid)})
+			s.emit(discovery.Event{Type: discovery.Rejected, Key: "k4", Err: discovery.Forbid(discovery.ErrInvalid)})
+		}, "n1:held n2:held n3:held"},
+		{"not understood", func(s *stream, nodes []discovery.Node) {
 			s.emit(discovery.Event{Type: discovery.Rejected, Key: "k0", Err: discovery.ErrInvalid})
 			s.emit(discovery.Event{Type: discovery.Rejected, Key: "k4", Err: discovery.ErrInvalid})
-		}, "n1:held n2:held n3:held"},
+		}, "n0:held n1:held n2:held n3:held n4:held"},
 		{"replaced", func(s *stream, nodes []discovery.Node) {
 			s.put("k0", 9, newNode("other-0"))
 			s.put("k4", 9, newNode("other-4"))

@@ -126,8 +126,8 @@ const (
 	Left
 	// Expired: the registry let the record run out.
 	Expired
-	// Rejected: a record could not be accepted. It replaces whatever record
-	// stood under its key.
+	// Rejected: a record could not be accepted. Whether that costs its node more
+	// than the update depends on why; see [ErrForbidden].
 	Rejected
 	// Synced: everything that was listed has been emitted.
 	Synced
@@ -220,6 +220,15 @@ type Listing struct {
 	Partial bool
 }
 
+// Forbid returns the error, such that [errors.Is] finds [ErrForbidden] in it, too.
+// Its text stays as it is.
+func Forbid(err error) error { return forbiddenError{err} }
+
+type forbiddenError struct{ error }
+
+func (f forbiddenError) Unwrap() error        { return f.error }
+func (f forbiddenError) Is(target error) bool { return target == ErrForbidden }
+
 // Errors of a registry. A backend wraps them with what it tried and what would
 // help; callers match with [errors.Is].
 var (
@@ -238,6 +247,13 @@ var (
 	ErrFull = errors.New("registry is full")
 	// ErrInvalid: a name, an id, an option or a record is malformed.
 	ErrInvalid = errors.New("invalid")
+	// ErrForbidden: a record that could be read rules itself out: it names an
+	// endpoint that no record may name, or another node than its key. Its node goes
+	// at once, since what it said before holds no longer. A record that is rejected
+	// for any other reason could not be read: a value of another type, no JSON, too
+	// long. It costs its node the update, and the node stays as it was last known,
+	// for the rest of its lease, which such a record does not renew.
+	ErrForbidden = errors.New("forbidden")
 	// ErrBroken: the stream of changes broke and must be started anew.
 	ErrBroken = errors.New("watch broken")
 )

@@ -52,8 +52,8 @@ func TestRoomForLargeRecords(t *testing.T) {
 		// A small one that becomes large finds no room either, and one that goes makes
 		// some.
 		put("small-0000", "notes", notes)
-		if inUse("small-0000") {
-			t.Error("a record that became too large is in use")
+		if !inUse("small-0000") || d.Snapshot().Node("small-0000").Refused() == nil || d.Snapshot().Node("small-0000").Node.Metadata["notes"] != "" {
+			t.Error("a record that became too large costs its node more or less than the update")
 		}
 		put("large-0000", "notes", notes, "version", "2")
 		if !inUse("large-0000") {
@@ -61,7 +61,7 @@ func TestRoomForLargeRecords(t *testing.T) {
 		}
 		s.emit(discovery.Event{Type: discovery.Left, Key: "node.large-0001"})
 		put("small-0000", "notes", notes)
-		if !inUse("small-0000") {
+		if !inUse("small-0000") || d.Snapshot().Node("small-0000").Refused() != nil {
 			t.Error("there is room again, and it is not used")
 		}
 	})

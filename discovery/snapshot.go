@@ -34,6 +34,7 @@ type Entry struct {
 
 	doubt    doubt // where it makes the state another than that of the record
 	override Override
+	refused  error // why its newest record is not accepted; nil: this is it
 	lease    time.Duration
 	vitals   *vitals
 }
@@ -110,6 +111,10 @@ func (e *Entry) State() State { return e.state }
 // Weight returns the node's weight: that of its record, times what an operator
 // says.
 func (e *Entry) Weight() float64 { return e.weight }
+
+// Refused returns why the node's newest record is not accepted, nil if this is it:
+// the node is in use as it was last known, for the rest of its lease.
+func (e *Entry) Refused() error { return e.refused }
 
 // Instance returns what [Node.Instance] returns.
 func (e *Entry) Instance() string { return e.instance }

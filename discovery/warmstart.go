@@ -1,6 +1,7 @@
 package discovery
 
 import (
+	"errors"
 	"math"
 	"time"
 
@@ -261,7 +262,9 @@ func (k *keeper) endRestore(l Listing, at time.Duration) (awaited int) {
 			continue
 		}
 		unheard := at - time.Duration(t.entry.vitals.heard.Load())
-		proven := !wiped && !l.Partial && unheard < t.entry.lease && (l.Expiry == 0 || unheard < l.Expiry)
+		r := k.rejected[t.record()]
+		unread := r.Err != nil && r.listing == k.listing && !errors.Is(r.Err, ErrForbidden)
+		proven := !unread && !wiped && !l.Partial && unheard < t.entry.lease && (l.Expiry == 0 || unheard < l.Expiry)
 		// A node that was remembered at the same address has shared it before.
 		o := k.claimant(t)
 		if o != nil && memory.byID[o.entry.Node.ID] != nil &&
@@ -278,6 +281,9 @@ func (k *keeper) endRestore(l Listing, at time.Duration) (awaited int) {
 		}
 		t.entry.vitals.renewed.Store(int64(at))
 		k.insert(t)
+		if unread {
+			k.refuse(t, r.Err)
+		}
 		awaited++
 	}
 	return awaited

@@ -156,8 +156,11 @@ func TestWarmStartMeetsListing(t *testing.T) {
 			s.emit(discovery.Event{Type: discovery.Left, ID: "a", Key: "ka", Revision: 8})
 		}, false},
 		{"rejected", time.Minute, discovery.Listing{Epoch: "e", Revision: 9}, func(s *stream) {
-			s.emit(discovery.Event{Type: discovery.Rejected, Key: "ka", Err: discovery.ErrInvalid})
+			s.emit(discovery.Event{Type: discovery.Rejected, Key: "ka", Err: discovery.Forbid(discovery.ErrInvalid)})
 		}, false},
+		{"not understood", time.Second, discovery.Listing{Epoch: "e", Revision: 9}, func(s *stream) {
+			s.emit(discovery.Event{Type: discovery.Rejected, Key: "ka", Err: discovery.ErrInvalid})
+		}, true},
 		{"another node under its key", time.Minute, discovery.Listing{Epoch: "e", Revision: 9}, func(s *stream) {
 			s.put("ka", 8, newNode("b"))
 		}, false},

@@ -21,6 +21,13 @@ type Harness interface {
 	Restore(t *testing.T)
 }
 
+// A Scribe is a harness that can write a record as a writer in the wild would,
+// whatever it is, in place of the one that stands there of the node.
+type Scribe interface {
+	Harness
+	Write(t *testing.T, id, record string)
+}
+
 // A Forgetful harness is one of a registry that keeps nothing and hands each
 // message to whoever listens just then. A goodbye that is said while a watcher
 // is away is never heard, so the node goes when its lease runs out: the suite

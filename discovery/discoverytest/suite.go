@@ -50,6 +50,7 @@ func Run(t *testing.T, newHarness func(t *testing.T) Harness) {
 		{"History", history},
 		{"Record", record},
 		{"Registrar", registrar},
+		{"Unreadable", unreadable},
 		{"Overrides", overrides},
 		{"OverridesOutliveRestart", overridesOutliveRestart},
 	}
@@ -910,6 +911,48 @@ func registrar(s *suite) {
 	s.until(d, "a leaves", lacks("a"))
 	if err := <-done; err != nil {
 		s.Errorf("Run returned %v", err)
+	}
+}
+
+// unreadable holds that a record which cannot be read costs its node the update, and
+// one that names what no record may costs the node.
+func unreadable(s *suite) {
+	h, ok := s.h.(Scribe)
+	if !ok {
+		s.Fatal("the harness cannot write records of others")
+	}
+	writer, d := s.open(), s.directory()
+	s.synced(d)
+	s.announce(writer, s.node("a"), s.node("b"))
+	s.until(d, "both join", func(snap *discovery.Snapshot) bool { return len(snap.Nodes()) == 2 })
+	refused := func(snap *discovery.Snapshot) bool {
+		if snap.Node("a") == nil {
+			s.Fatal("a record that cannot be read took its node out of service")
+		}
+		return snap.Node("a").Refused() != nil
+	}
+	accepted := func(snap *discovery.Snapshot) bool { return snap.Node("a") != nil && snap.Node("a").Refused() == nil }
+	for _, bad := range []string{
+		`{"nodeId":"a","endpoint":"http://10.0.0.7:5001","load":0,"metadata":["service","orders"]}`,
+		`{"nodeId":"a","endpoint":"http://10.0.0.7:5001","load":{"cpu":0.5},"metadata":{"service":"orders"}}`,
+	} {
+		h.Write(s.T, "a", bad)
+		s.until(d, "it is told of "+bad, refused)
+		// Whatever stood there before is gone for good: that must not count either.
+		s.announce(writer, s.node("marker"))
+		s.until(d, "a marker joins", has("marker"))
+		<-time.After(time.Second)
+		if s.until(d, "it still stands", refused); !d.Snapshot().Node("a").Serves() {
+			s.Errorf("the node is %s", d.Snapshot().Node("a").State())
+		}
+		s.announce(writer, s.node("a"))
+		s.until(d, "it is accepted again", accepted)
+		s.withdraw(writer, s.node("marker"))
+	}
+	h.Write(s.T, "a", `{"nodeId":"a","endpoint":"http://10.0.0.7:5001/path","load":0,"metadata":{"service":"orders"}}`)
+	s.until(d, "a forbidden record ends its node", lacks("a"))
+	if d.Snapshot().Node("b") == nil {
+		s.Error("it took another one with it")
 	}
 }
 

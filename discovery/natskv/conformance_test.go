@@ -4,6 +4,9 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
 	"github.com/caddy-discovery/caddy-discovery/discovery"
 	"github.com/caddy-discovery/caddy-discovery/discovery/discoverytest"
 	"github.com/caddy-discovery/caddy-discovery/discovery/natskv"
@@ -31,8 +34,29 @@ func (h harness) OpenVia(t *testing.T, address string) discovery.Registry {
 	return open(t, natskv.Config{Config: urls("nats://" + address)})
 }
 
+func (h harness) Write(t *testing.T, id, record string) {
+	t.Helper()
+	nc, err := nats.Connect(h.server.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	kv, err := js.KeyValue(t.Context(), "catga_nodes")
+	if err != nil {
+		t.Fatal(err)
+	}
+	put(t, kv, "node."+id, record)
+}
+
 func (h harness) Break(*testing.T) { h.server.Stop() }
 
 func (h harness) Restore(*testing.T) { h.server.Start() }
 
-var _ discoverytest.Distant = harness{}
+var (
+	_ discoverytest.Distant = harness{}
+	_ discoverytest.Scribe  = harness{}
+)

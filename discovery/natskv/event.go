@@ -41,7 +41,7 @@ func (c *Config) event(m *message, records *discovery.Parser) discovery.Event {
 	}
 	node, err := records.Parse(m.data)
 	if err == nil && !c.names(m.key, node.ID) {
-		err = fmt.Errorf("%w record: the key names another node, %q", discovery.ErrInvalid, discovery.Clip(c.idOf(m.key)))
+		err = discovery.Forbid(fmt.Errorf("%w record: the key names another node, %q", discovery.ErrInvalid, discovery.Clip(c.idOf(m.key))))
 	}
 	if err != nil {
 		e.Type, e.Err = discovery.Rejected, err

@@ -4,6 +4,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/nats-io/nats.go"
+
 	"github.com/caddy-discovery/caddy-discovery/discovery"
 	"github.com/caddy-discovery/caddy-discovery/discovery/discoverytest"
 	"github.com/caddy-discovery/caddy-discovery/discovery/natspubsub"
@@ -31,6 +33,16 @@ func (h harness) OpenVia(t *testing.T, address string) discovery.Registry {
 	return open(t, natspubsub.Config{Config: urls("nats://" + address), Listen: 2 * patience})
 }
 
+func (h harness) Write(t *testing.T, _, record string) {
+	t.Helper()
+	nc, err := nats.Connect(h.server.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	publish(t, nc, "catga.nodes.heartbeat", record)
+}
+
 func (h harness) Break(*testing.T) { h.server.Stop() }
 
 func (h harness) Restore(*testing.T) { h.server.Start() }
@@ -40,4 +52,5 @@ func (harness) Forgetful() bool { return true }
 var (
 	_ discoverytest.Forgetful = harness{}
 	_ discoverytest.Distant   = harness{}
+	_ discoverytest.Scribe    = harness{}
 )

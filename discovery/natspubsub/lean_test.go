@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -18,8 +20,14 @@ func TestHeartbeatsWithoutEndpoint(t *testing.T) {
 	s := start(t)
 	nc := s.Conn()
 	c := config(s)
+	var accepts atomic.Bool
 	o := discovery.Options{
-		Probe:     func(context.Context, string) error { return nil },
+		Probe: func(context.Context, string) error {
+			if !accepts.Load() {
+				return syscall.ECONNREFUSED
+			}
+			return nil
+		},
 		WarmStart: discovery.WarmStart{Path: filepath.Join(t.TempDir(), "nodes.json"), Registry: "test"},
 	}
 	run := func() (d *discovery.Directory, stop func()) {
@@ -59,10 +67,12 @@ func TestHeartbeatsWithoutEndpoint(t *testing.T) {
 	until(d, "it is heard again", serves)
 	stop()
 
+	accepts.Store(true)
 	d, stop = run()
 	until(d, "it is known from before", func(e *discovery.Entry) bool { return e != nil && e.State() == discovery.StateRestored })
 	beat()
 	until(d, "it is heard after the restart", serves)
+	accepts.Store(false)
 	until(d, "its lease runs out again", gone)
 	beat()
 	until(d, "it is heard once more", serves)

@@ -673,7 +673,7 @@ func (v *keysView) found(r keyRead, l *keysLook) {
 	// nodes of others.
 	id := strings.TrimPrefix(r.key, v.prefix)
 	if err == nil && n.ID != id {
-		err = fmt.Errorf("%w record: the key names another node, %q", discovery.ErrInvalid, id[:min(len(id), 64)])
+		err = discovery.Forbid(fmt.Errorf("%w record: the key names another node, %q", discovery.ErrInvalid, id[:min(len(id), 64)]))
 	}
 	k.id, k.load, k.rejected = id, n.Load, err != nil
 	k.heard, k.renew = time.Now(), min(leaseOf(n)/3, maxRenew)

@@ -49,6 +49,31 @@ func (h *harness) Open(t *testing.T) discovery.Registry {
 	return r
 }
 
+// Write replaces a member as the fleets in the wild do, in two steps.
+func (h *harness) Write(t *testing.T, id, record string) {
+	t.Helper()
+	r, err := Open(h.config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	ctx, client := context.Background(), r.commands
+	if keys, ok := r.layout.(*keysLayout); ok {
+		err = client.Set(ctx, keys.prefix+id, record, patience).Err()
+	} else {
+		set := r.config.Key
+		for _, m := range client.ZRange(ctx, set, 0, -1).Val() {
+			if n, _ := discovery.ParseNode([]byte(m)); n.ID == id {
+				err = errors.Join(err, client.ZRem(ctx, set, m).Err())
+			}
+		}
+		err = errors.Join(err, client.ZAdd(ctx, set, goredis.Z{Score: float64(time.Now().UnixMilli()), Member: record}).Err())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
 func (h *harness) Break(*testing.T)   { h.stop() }
 func (h *harness) Restore(*testing.T) { h.restart() }
 
@@ -66,7 +91,10 @@ func (h *single) OpenVia(t *testing.T, address string) discovery.Registry {
 	return via.Open(t)
 }
 
-var _ discoverytest.Distant = (*single)(nil)
+var (
+	_ discoverytest.Distant = (*single)(nil)
+	_ discoverytest.Scribe  = (*single)(nil)
+)
 
 // conform runs the suite against a single server.
 func conform(t *testing.T, c Config, options func(t *testing.T, c *Config) []redistest.Option) {
