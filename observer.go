@@ -102,6 +102,7 @@ func (o *observer) course(r *http.Request) *course {
 	vars[o.key] = c
 	if o.nodes {
 		c.choice = choiceOf(vars, r)
+		c.choice.node = nil // that of an earlier handler
 	}
 	return c
 }
@@ -130,7 +131,7 @@ func (o *observer) Select(pool reverseproxy.UpstreamPool, r *http.Request, w htt
 			c.choice.node = nil // it may be none of the nodes
 			c.each(pool, func(e *discovery.Entry, up *reverseproxy.Upstream) {
 				if up == chosen {
-					c.choice.node = e
+					c.choice.node, c.choice.address = e, chosen.Dial
 				}
 			})
 		}

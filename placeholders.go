@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"net/http"
+	"reflect"
 	"strings"
 	"sync"
 	"weak"
@@ -21,7 +22,11 @@ import (
 const nodePlaceholder = "http.reverse_proxy.upstream.node."
 
 // choice is the node that a request went to last.
-type choice struct{ node *discovery.Entry }
+type choice struct {
+	node    *discovery.Entry
+	address string // at which it was dialled
+	repl    *caddy.Replacer
+}
 
 // choiceKey is where a request's variables keep its choice, of whichever handler.
 const choiceKey = "discovery.choice"
@@ -35,12 +40,24 @@ func choiceOf(vars map[string]any, r *http.Request) *choice {
 	c := new(choice)
 	vars[choiceKey] = c
 	if repl, ok := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer); ok {
+		c.repl = repl
 		repl.Map(c.replace)
 	}
 	return c
 }
 
-func (c *choice) replace(name string) (any, bool) { return nodeValue(c.node, name) }
+// replace returns what a placeholder of the chosen node stands for. If another handler
+// has sent the request to a static upstream since, as after a forward_auth, there is
+// no such node.
+func (c *choice) replace(name string) (any, bool) {
+	if !strings.HasPrefix(name, nodePlaceholder) {
+		return nil, false
+	}
+	if last, _ := c.repl.GetString("http.reverse_proxy.upstream.hostport"); last != c.address {
+		return nodeValue(nil, name)
+	}
+	return nodeValue(c.node, name)
+}
 
 // nodeValue returns what a placeholder of a node stands for. Without a node it is
 // empty.
@@ -125,7 +142,38 @@ func routesMentionNodes(routes caddyhttp.RouteList) bool {
 				if routesMentionNodes(s.Routes) || s.Errors != nil && routesMentionNodes(s.Errors.Routes) {
 					return true
 				}
-			} else if mentioned(h) {
+			} else if mentioned(h) || nestedMention(reflect.ValueOf(h), 4) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// nestedMention looks for routes in the fields of a handler that is loaded, such as
+// those of intercept and of handle_response: its JSON does not have them any more.
+func nestedMention(v reflect.Value, depth int) bool {
+	if depth == 0 {
+		return false
+	}
+	switch v.Kind() {
+	case reflect.Pointer, reflect.Interface:
+		return !v.IsNil() && nestedMention(v.Elem(), depth)
+	case reflect.Slice:
+		if routes, ok := v.Interface().(caddyhttp.RouteList); ok {
+			return routesMentionNodes(routes)
+		}
+		if k := v.Type().Elem().Kind(); k != reflect.Struct && k != reflect.Pointer {
+			return false
+		}
+		for i := range v.Len() {
+			if nestedMention(v.Index(i), depth-1) {
+				return true
+			}
+		}
+	case reflect.Struct:
+		for i := range v.NumField() {
+			if f := v.Type().Field(i); f.IsExported() && f.Type.Kind() != reflect.Interface && nestedMention(v.Field(i), depth-1) {
 				return true
 			}
 		}

@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strconv"
+	"strings"
 	"testing"
 
 	"github.com/caddy-discovery/caddy-discovery/internal/freeport"
@@ -81,6 +82,28 @@ func TestNodePlaceholdersFollowTheRequest(t *testing.T) {
 	m.Expire("dead")
 	m.Expire("live")
 	eventually(t, "the static upstream is no node", func() bool { _, body := get(t, url); return body == "<>" })
+}
+
+// TestNodePlaceholdersInResponses has the node be named by what handles a response, and
+// nowhere else, and by no other handler than the one that used it.
+func TestNodePlaceholdersInResponses(t *testing.T) {
+	const id = "{http.reverse_proxy.upstream.node.id}"
+	for _, test := range []struct{ what, site, want string }{
+		{"handle_response", "reverse_proxy {\n@ok status 2xx\nhandle_response @ok {\nrespond " + id + "\n}\nNODES\n}", "a"},
+		{"intercept", "intercept {\n@ok status 2xx\nhandle_response @ok {\nrespond " + id + "\n}\n}\nreverse_proxy {\nNODES\n}", "a"},
+		{"forward_auth", "forward_auth {\nuri /\nNODES\n}\nreverse_proxy STATIC {\nheader_up X-Node \"<" + id + ">\"\n}", "<>"},
+	} {
+		t.Run(test.what, func(t *testing.T) {
+			name, m := newMemory(t)
+			list(t, m, "a", service(t, "x").URL)
+			port := freeport.String(t)
+			load(t, "http://127.0.0.1:"+port+" {\n"+strings.NewReplacer("NODES", "dynamic discovery {\nregistry memory "+name+"\n}",
+				"STATIC", echo(t, "X-Node").URL).Replace(test.site)+"\n}")
+			if status, body := get(t, "http://127.0.0.1:"+port); body != test.want {
+				t.Errorf("status %d, %q, want %q", status, body, test.want)
+			}
+		})
+	}
 }
 
 // TestPlaceholdersCostNothingUnused holds that a source of which nobody wants to
