@@ -111,6 +111,7 @@ func command(cmd *cobra.Command, run func(ctx context.Context, cmd *cobra.Comman
 
 // registryFlags are the flags that say which registry, and how to enter it.
 type registryFlags struct {
+	warn    func(string) // tells the user, once
 	urls    []string
 	options []string
 	timeout time.Duration
@@ -126,6 +127,13 @@ const (
 )
 
 func (f *registryFlags) add(cmd *cobra.Command) {
+	told := false
+	f.warn = func(what string) {
+		if !told {
+			fmt.Fprintln(cmd.ErrOrStderr(), "Warning:", what)
+		}
+		told = true
+	}
 	flags := cmd.Flags()
 	flags.StringArrayVarP(&f.urls, "registry", "r", nil, "the registry's `URL`; several for several servers of one (default $"+registryVariable+", or "+defaultRegistry+")")
 	flags.StringArrayVarP(&f.options, "option", "o", nil, "an `option` of the backend as in a Caddyfile, such as 'key_prefix node.'")
@@ -206,9 +214,34 @@ func (f *registryFlags) lines(backend string) ([][]string, error) {
 	return lines, nil
 }
 
+// exposed returns the flag that has a secret in it, "" if none has.
+func (f *registryFlags) exposed() string {
+	for _, u := range f.urls {
+		_, rest, _ := strings.Cut(u, "://")
+		authority, _, _ := strings.Cut(rest, "/")
+		if at := strings.LastIndexByte(authority, '@'); at > 0 && !strings.HasPrefix(authority, "{") {
+			return "--registry"
+		}
+	}
+	for _, o := range f.options {
+		words := strings.Fields(o)
+		if len(words) < 2 || strings.HasPrefix(words[len(words)-1], "{") {
+			continue
+		}
+		switch words[0] {
+		case "password", "sentinel_password", "token", "user":
+			return "--option"
+		}
+	}
+	return ""
+}
+
 // backend returns the backend that the flags name. What only reads does not create
 // what is missing: a mistyped name is to be an error.
 func (f *registryFlags) backend(ctx caddy.Context, create bool) (Backend, error) {
+	if where := f.exposed(); where != "" {
+		f.warn("a secret in " + where + " is shown to every user of this machine by ps; want --password-env, --password-file, --token-env or --token-file, or the URL in the variable " + registryVariable)
+	}
 	urls := f.urls
 	if len(urls) == 0 {
 		urls = strings.Fields(os.Getenv(registryVariable))
