@@ -68,7 +68,9 @@ func TestNodePlaceholdersFollowTheRequest(t *testing.T) {
 	load(t, `http://127.0.0.1:`+port+` {
 		reverse_proxy `+echo(t, "X-Node").URL+` {
 			dynamic discovery {
-				registry memory `+registry+`
+				registry memory `+registry+` {
+					loss_guard off
+				}
 			}
 			lb_policy first
 			lb_retries 2

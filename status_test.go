@@ -207,7 +207,9 @@ func TestStatusPage(t *testing.T) {
 		}
 		reverse_proxy {
 			dynamic discovery {
-				registry memory ` + name + `
+				registry memory ` + name + ` {
+					loss_guard off
+				}
 			}
 		}
 	}

@@ -65,7 +65,9 @@ func TestSourceFollowsTheFleet(t *testing.T) {
 	load(t, `http://127.0.0.1:`+port+` {
 		reverse_proxy {
 			dynamic discovery {
-				registry memory `+name+`
+				registry memory `+name+` {
+					loss_guard off
+				}
 				service orders
 			}
 			lb_policy round_robin
@@ -172,7 +174,9 @@ func TestStaticFallback(t *testing.T) {
 	load(t, `http://127.0.0.1:`+port+` {
 		reverse_proxy `+static.URL+` {
 			dynamic discovery {
-				registry memory `+name+`
+				registry memory `+name+` {
+					loss_guard off
+				}
 			}
 		}
 	}`)
@@ -202,11 +206,15 @@ func TestStaticFallbackBehindMulti(t *testing.T) {
 					reverse_proxy `+static.URL+` {
 						dynamic multi {
 							discovery {
-								registry memory `+name+`
+								registry memory `+name+` {
+					loss_guard off
+				}
 								`+options+`
 							}
 							discovery {
-								registry memory `+name+`-other
+								registry memory `+name+`-other {
+					loss_guard off
+				}
 								`+options+`
 							}
 						}
