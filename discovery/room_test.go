@@ -52,7 +52,8 @@ func TestRoomForLargeRecords(t *testing.T) {
 		// A small one that becomes large finds no room either, and one that goes makes
 		// some.
 		put("small-0000", "notes", notes)
-		if !inUse("small-0000") || d.Snapshot().Node("small-0000").Refused() == nil || d.Snapshot().Node("small-0000").Node.Metadata["notes"] != "" {
+		if !inUse("small-0000") || d.Snapshot().Node("small-0000").Refused() == nil ||
+			d.Snapshot().Node("small-0000").Node.Metadata["notes"] != notes[:1000] {
 			t.Error("a record that became too large costs its node more or less than the update")
 		}
 		put("large-0000", "notes", notes, "version", "2")
