@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-// shelf holds nodes that are not in use, each for a time.
+// shelf holds nodes that are not in use, in the order of a time that each has.
 type shelf struct {
 	queue    leaseQueue
 	byID     map[string]*tracked
@@ -16,16 +16,14 @@ func newShelf() shelf {
 	return shelf{byID: make(map[string]*tracked), byRecord: make(map[string]*tracked)}
 }
 
-func (s *shelf) len() int { return len(s.queue) }
-
-// add puts a node on the shelf until a time, in place of what was there of it.
-func (s *shelf) add(t *tracked, until time.Duration) {
+// add puts a node on the shelf with its time, in place of what was there of it.
+func (s *shelf) add(t *tracked, at time.Duration) {
 	for _, old := range []*tracked{s.byID[t.entry.Node.ID], s.byRecord[t.record()]} {
 		if old != nil {
 			s.drop(old)
 		}
 	}
-	t.due = until
+	t.due = at
 	heap.Push(&s.queue, t)
 	s.byID[t.entry.Node.ID] = t
 	s.byRecord[t.record()] = t
@@ -43,14 +41,7 @@ func (s *shelf) drop(t *tracked) {
 }
 
 // postpone sets another time for a node that is there.
-func (s *shelf) postpone(t *tracked, until time.Duration) {
-	t.due = until
+func (s *shelf) postpone(t *tracked, at time.Duration) {
+	t.due = at
 	heap.Fix(&s.queue, t.index)
-}
-
-// expire takes those off whose time was over at a time.
-func (s *shelf) expire(at time.Duration) {
-	for len(s.queue) > 0 && s.queue[0].due <= at {
-		s.drop(s.queue[0])
-	}
 }

@@ -525,7 +525,10 @@ func successorStays(s *suite) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- watcher.Watch(ctx, func(e discovery.Event) { events <- e }) }()
-	defer func() { cancel(); <-done }()
+	defer func() {
+		cancel()
+		_ = <-done // the context's error
+	}()
 	next := func(what string, ok func(discovery.Event) bool) discovery.Event {
 		s.Helper()
 		for {

@@ -169,7 +169,7 @@ func TestChildThatGoesOn(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			children := filepath.Join(t.TempDir(), "children")
 			notify := filepath.Join(t.TempDir(), "notify")
-			if err := os.WriteFile(notify, []byte("#!/bin/sh\nsleep 300 &\necho $! >>"+children+"\n"+then+"\n"), 0o700); err != nil { //nolint:gosec // it is to be run
+			if err := os.WriteFile(notify, []byte("#!/bin/sh\nsleep 300 &\necho $! >>"+children+"\n"+then+"\n"), 0o700); err != nil {
 				t.Fatal(err)
 			}
 			e := start(t, "Caddyfile", "NOTIFY="+notify)

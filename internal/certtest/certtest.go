@@ -74,7 +74,7 @@ func (c Certificates) Replace(t testing.TB, others Certificates) {
 	} {
 		pem, err := os.ReadFile(f.from)
 		if err == nil {
-			err = os.WriteFile(f.to, pem, 0o600)
+			err = os.WriteFile(f.to, pem, 0o600) //nolint:gosec // both are files of the test
 		}
 		if err != nil {
 			t.Fatalf("replacing certificates: %v", err)
