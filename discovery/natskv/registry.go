@@ -205,8 +205,9 @@ func (r *Registry) change(ctx context.Context, s *session, key string, n discove
 			if err != nil {
 				return false, err
 			}
-			if current, err := discovery.ParseNode(entry.Value()); err != nil || current.Instance() != n.Instance() {
-				return false, nil //nolint:nilerr // somebody else's record, readable or not
+			current, err := discovery.ParseNode(entry.Value())
+			if own := err == nil && current.Instance() == n.Instance(); !own {
+				return false, nil // somebody else's record, readable or not
 			}
 			last.revision = entry.Revision()
 		}
