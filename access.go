@@ -13,6 +13,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+	"go.uber.org/zap"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
 )
@@ -31,7 +32,36 @@ func (u *Upstreams) provisionAccess(ctx caddy.Context, backend Backend) error {
 		LocalPorts: adminPorts(ctx),
 		Listeners:  ownSockets(ctx),
 	})
-	return err
+	if err != nil {
+		return err
+	}
+	login, ok := backend.(interface{ HasLogin() bool })
+	u.unguarded.Store(loopback && len(u.Allow) == 0 && ok && !login.HasLogin())
+	return nil
+}
+
+// tellUnguarded logs once that nodes on this machine are used although anybody on it
+// may list one: what keeps others from the registry is its address alone.
+func (u *Upstreams) tellUnguarded(s *discovery.Snapshot) {
+	if !u.unguarded.Load() {
+		return
+	}
+	i := slices.IndexFunc(s.Nodes(), func(e *discovery.Entry) bool {
+		address, err := netip.ParseAddrPort(e.Address())
+		return err == nil && address.Addr().IsLoopback()
+	})
+	if i < 0 || !u.unguarded.Swap(false) {
+		return
+	}
+	u.logger.Info("endpoints on loopback are accepted because the registry is on loopback, too, and it asks for no login: "+
+		"whatever runs on this machine may have requests sent to any of its ports; "+
+		"give the registry a login, or name what may be reached: allow 127.0.0.0/8 ::1",
+		zap.String("node", s.Nodes()[i].Node.ID), zap.String("address", s.Nodes()[i].Address()))
+}
+
+// hasUser reports whether one of the URLs of a registry names a user.
+func hasUser(urls []string) bool {
+	return slices.ContainsFunc(urls, func(url string) bool { return strings.Contains(url, "@") })
 }
 
 // meetTransport learns how far the transport verifies whom it reaches.

@@ -8,6 +8,8 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+	"go.uber.org/zap"
+	logtest "go.uber.org/zap/zaptest/observer"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
 	"github.com/caddy-discovery/caddy-discovery/internal/freeport"
@@ -48,6 +50,40 @@ func TestAccess(t *testing.T) {
 			upstreams, err := u.GetUpstreams(httptest.NewRequest("GET", "/", nil))
 			if err != nil || (len(upstreams) == 1) != (c.want == "") {
 				t.Errorf("%d upstreams, %v", len(upstreams), err)
+			}
+		})
+	}
+}
+
+// TestUnguardedLoopback holds that endpoints on loopback are told of once where
+// nothing but its address keeps others from the registry, and nobody named them.
+func TestUnguardedLoopback(t *testing.T) {
+	for name, c := range map[string]struct {
+		registry, options, endpoint string
+		told                        int
+	}{
+		"no login":        {"", "", "http://127.0.0.1:80", 1},
+		"a login":         {"login on", "", "http://127.0.0.1:80", 0},
+		"allowed":         {"", "allow 127.0.0.0/8", "http://127.0.0.1:80", 0},
+		"remote registry": {"address 10.0.0.1:4222", "allow 127.0.0.0/8", "http://127.0.0.1:80", 0},
+		"remote node":     {"", "", "http://10.0.0.1:80", 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			registry, m := newMemory(t)
+			list(t, m, "a", c.endpoint)
+			u := source(t, "registry memory "+registry+" {\n"+c.registry+"\n}\n"+c.options)
+			core, logs := logtest.New(zap.DebugLevel)
+			u.logger = zap.New(core)
+			for i := range 3 {
+				list(t, m, fmt.Sprint("b", i), c.endpoint)
+				eventually(t, "the node is there", func() bool { return u.directory.Snapshot().Node(fmt.Sprint("b", i)) != nil })
+				if upstreams, err := u.GetUpstreams(request()); err != nil || len(upstreams) == 0 {
+					t.Fatalf("%d upstreams, %v", len(upstreams), err)
+				}
+			}
+			told := logs.FilterMessageSnippet("allow 127.0.0.0/8 ::1")
+			if told.Len() != c.told || logs.FilterMessageSnippet("loopback").Len() != c.told {
+				t.Errorf("told %d times, want %d: %v", told.Len(), c.told, logs.All())
 			}
 		})
 	}

@@ -33,6 +33,7 @@ type memoryBackend struct {
 	DirectoryOptions
 	Name    string `json:"name,omitempty"`
 	Address string `json:"address,omitempty"`
+	Login   *bool  `json:"login,omitempty"`
 }
 
 func (memoryBackend) CaddyModule() caddy.ModuleInfo {
@@ -48,6 +49,7 @@ func (b *memoryBackend) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	}
 	options := b.DirectoryOptions.options()
 	options["address"] = text("<host:port>", &b.Address)
+	options["login"] = onOff(&b.Login)
 	return block{what: "registry memory", options: options}.parse(d)
 }
 
@@ -77,5 +79,7 @@ func (b *memoryBackend) Addresses() []string {
 	}
 	return []string{"127.0.0.1:4222"}
 }
+
+func (b *memoryBackend) HasLogin() bool { return b.Login != nil && *b.Login }
 
 var _ Backend = (*memoryBackend)(nil)

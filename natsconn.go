@@ -56,6 +56,11 @@ func (c *NATSConnection) provision() error {
 	return c.TLSClient.provision()
 }
 
+// HasLogin reports whether the server is told who connects.
+func (c *NATSConnection) HasLogin() bool {
+	return c.Credentials != "" || c.NKey != "" || c.Token != "" || c.User != "" || c.TLSCertificate != "" || hasUser(c.URLs)
+}
+
 func (c *NATSConnection) config() natsconn.Config {
 	return natsconn.Config{
 		URLs:              c.URLs,

@@ -153,6 +153,11 @@ func (r *Redis) Provision(caddy.Context) error {
 // Open returns the registry, without connecting to it.
 func (r *Redis) Open(*zap.Logger) (discovery.Registry, error) { return redis.Open(r.resolved) }
 
+// HasLogin reports whether the server is told who connects.
+func (r *Redis) HasLogin() bool {
+	return r.Username != "" || r.Password != "" || r.TLSCertificate != "" || hasUser(r.URLs)
+}
+
 // Addresses returns the servers' host:port.
 func (r *Redis) Addresses() []string { return r.resolved.Addresses() }
 

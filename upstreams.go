@@ -120,6 +120,7 @@ type Upstreams struct {
 	health    *checker // nil without health checks
 	checks    sync.Once
 	rules     *discovery.Rules
+	unguarded atomic.Bool   // see tellUnguarded
 	https     bool          // the transport speaks TLS
 	insecure  bool          // and takes any certificate
 	fallback  bool          // the handler has static upstreams
@@ -602,6 +603,7 @@ func (u *Upstreams) pool(snapshot *discovery.Snapshot, r *http.Request) *pool {
 		if turns {
 			u.tellStarvation(v)
 		}
+		u.tellUnguarded(v.snapshot)
 	}
 	return u.poolOf(v, r)
 }
