@@ -43,7 +43,7 @@ func ParseNode(data []byte) (Node, error) {
 		return Node{}, fmt.Errorf("%w record: it is no JSON: %w", ErrInvalid, err)
 	}
 	var n Node
-	id, err := w.NodeID.scalar("nodeId")
+	id, err := w.NodeID.scalar("node id")
 	if err != nil {
 		return Node{}, err
 	}
@@ -52,7 +52,7 @@ func ParseNode(data []byte) (Node, error) {
 	}
 	n.ID = strings.Clone(id)
 	if mismatch != nil {
-		return Node{ID: n.ID}, fmt.Errorf("%w record: metadata: have %s, want an object such as {\"service\":\"orders\"}", ErrInvalid, Clip(mismatch.Value))
+		return Node{ID: n.ID}, fmt.Errorf("%w metadata: have %s, want an object such as {\"service\":\"orders\"}", ErrInvalid, Clip(mismatch.Value))
 	}
 	if err := w.complete(&n); err != nil {
 		return Node{ID: n.ID}, err
@@ -197,7 +197,7 @@ func (v *value) UnmarshalJSON(data []byte) error {
 // scalar returns the text of a scalar, "" if it is absent.
 func (v value) scalar(name string) (string, error) {
 	if v.kind == kindObject || v.kind == kindArray {
-		return "", fmt.Errorf("%w record: %s is %s, want a string", ErrInvalid, name, v.kind)
+		return "", fmt.Errorf("%w %s: have %s, want a string", ErrInvalid, name, v.kind)
 	}
 	return v.text, nil
 }
@@ -211,11 +211,11 @@ func (v value) number(name string) (float64, error) {
 	case kindNumber, kindString:
 		number, err := strconv.ParseFloat(strings.TrimSpace(v.text), 64)
 		if err != nil {
-			return 0, fmt.Errorf("%w record: %s %s, %s", ErrInvalid, name, strconv.Quote(Clip(v.text)), want)
+			return 0, fmt.Errorf("%w %s %s: %s", ErrInvalid, name, strconv.Quote(Clip(v.text)), want)
 		}
 		return number, nil
 	default:
-		return 0, fmt.Errorf("%w record: %s is %s, %s", ErrInvalid, name, v.kind, want)
+		return 0, fmt.Errorf("%w %s: have %s, %s", ErrInvalid, name, v.kind, want)
 	}
 }
 
