@@ -28,7 +28,7 @@ func (f *overrideFlags) add(cmd *cobra.Command) {
 }
 
 func (f *overrideFlags) addDuration(cmd *cobra.Command) {
-	cmd.Flags().DurationVar(&f.duration, "for", 0, "how long it is to hold (default until it is taken back)")
+	cmd.Flags().DurationVar(&f.duration, "for", 0, "how long it is to hold, by the registry's clock (default until it is taken back)")
 }
 
 // overridesOf returns the overrides that a registry keeps.

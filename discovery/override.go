@@ -19,8 +19,8 @@ type Override struct {
 	State State
 	// Weight multiplies that of the record, unless it is nil.
 	Weight *float64
-	// Until is when the override ends by itself, by the clock of whoever reads it;
-	// never if it is zero.
+	// Until is when the override ends by itself, by the clock of this machine; never
+	// if it is zero. In a registry it is by the registry's clock: see [Overrider].
 	Until time.Time
 }
 
@@ -33,7 +33,13 @@ type Override struct {
 // the registry says that this user may not read them, that is so at once. If it does
 // not say anything, the watch waits for them for a moment, which its backend chooses by how long its other questions took, and emits
 // them when they come. A [Directory] also has those that its warm-start file
-// remembers.
+// remembers: those end by the clock of the machine, which alone reads that file, and
+// while there is no registry to ask.
+//
+// When an override ends is kept by the registry's clock, so that "for 15 minutes" is as
+// long on every machine, whatever its own clock says. A [RegistryClock] converts what
+// is written and what is read; where the registry does not tell its time, its clock
+// counts as like ours.
 type Overrider interface {
 	// Overrides returns all of them, also those that have ended, by the node's id.
 	Overrides(ctx context.Context) (map[string]Override, error)

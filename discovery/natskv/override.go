@@ -46,19 +46,35 @@ func (r *Registry) Overrides(ctx context.Context) (map[string]discovery.Override
 		all = make(map[string]discovery.Override)
 		return f.list(ctx, func(m *message) { r.config.override(all, m) })
 	})
-	return all, err
+	if err != nil {
+		return nil, err
+	}
+	return r.clock.Locally(all), nil
 }
 
 // openOverrides opens a feed of the bucket of overrides, and returns its stream as
 // it was before.
 func (r *Registry) openOverrides(ctx context.Context, s *session) (*feed, *jetstream.StreamInfo, error) {
-	stream, err := s.js.Stream(ctx, streamPrefix+r.config.Bucket+overridesSuffix)
+	info, err := r.overridesInfo(ctx, s)
 	if err != nil {
 		return nil, nil, err
 	}
-	info := stream.CachedInfo()
 	f, err := s.open(ctx, info, jetstream.DeliverLastPerSubjectPolicy, "")
 	return f, info, err
+}
+
+// overridesInfo returns the stream of the bucket of overrides, and takes up the clock
+// by which they end: that of the server that leads it. Servers before 2.10 do not tell
+// the time, and it counts as ours.
+func (r *Registry) overridesInfo(ctx context.Context, s *session) (*jetstream.StreamInfo, error) {
+	asked := time.Now()
+	stream, err := s.js.Stream(ctx, streamPrefix+r.config.Bucket+overridesSuffix)
+	if err != nil {
+		return nil, err
+	}
+	info := stream.CachedInfo()
+	r.clock.Observe(info.TimeStamp, asked, time.Now())
+	return info, nil
 }
 
 // SetOverride replaces the node's override. The bucket of overrides is created if
@@ -67,7 +83,7 @@ func (r *Registry) openOverrides(ctx context.Context, s *session) (*feed, *jetst
 // otherwise as every call does.
 func (r *Registry) SetOverride(ctx context.Context, id string, o discovery.Override) error {
 	what := fmt.Sprintf("overriding node %q", id)
-	record, err := discovery.AppendOverride(nil, o)
+	err := o.Validate()
 	if err == nil {
 		err = discovery.ValidateID(id)
 	}
@@ -80,6 +96,15 @@ func (r *Registry) SetOverride(ctx context.Context, id string, o discovery.Overr
 		if errors.Is(err, jetstream.ErrBucketNotFound) {
 			kv, err = r.createOverrides(ctx, s, bucket)
 		}
+		if err != nil {
+			return err
+		}
+		if !o.Until.IsZero() {
+			if _, err := r.overridesInfo(ctx, s); err != nil {
+				return err
+			}
+		}
+		record, err := discovery.AppendOverride(nil, r.clock.ByRegistry(o))
 		if err != nil {
 			return err
 		}
@@ -165,6 +190,7 @@ type overseer struct {
 	ready chan struct{} // closed when the overrides are known, or known to be unknown
 	known sync.Once
 	last  map[string]discovery.Override // what was left last; nil before the first
+	ahead time.Duration                 // how far the server's clock was then
 }
 
 func newOverseer(r *Registry, s *session) *overseer {
@@ -179,15 +205,17 @@ func (o *overseer) take() map[string]discovery.Override {
 	return nil
 }
 
-// leave leaves the overrides for the loop, if they differ from the last ones.
+// leave leaves the overrides for the loop, if they differ from the last ones: also if
+// that is because one of the clocks was set.
 func (o *overseer) leave(all map[string]discovery.Override) {
 	defer o.known.Do(func() { close(o.ready) })
+	o.ahead = o.registry.clock.Ahead()
+	all = o.registry.clock.Locally(all)
 	if o.last != nil && maps.EqualFunc(o.last, all, discovery.Override.Equal) {
 		return
 	}
-	o.last = make(map[string]discovery.Override, len(all))
-	maps.Copy(o.last, all)
-	left := maps.Clone(o.last)
+	o.last = all
+	left := maps.Clone(all)
 	o.found.Store(&left)
 	select {
 	case o.wake <- struct{}{}:
@@ -250,7 +278,7 @@ func (o *overseer) watch(ctx context.Context) error {
 	reached := uint64(0) // up to which revision all is known
 	compared := time.Now()
 	for {
-		if listed && changed && len(f.messages) == 0 {
+		if listed && (changed || r.clock.Ahead() != o.ahead) && len(f.messages) == 0 {
 			o.leave(all)
 			changed = false
 		}
@@ -290,11 +318,10 @@ func (o *overseer) watch(ctx context.Context) error {
 // compare returns up to which revision the bucket of overrides is known, or why
 // the feed is no longer to be trusted.
 func (o *overseer) compare(ctx context.Context, f *feed, before *jetstream.StreamInfo, reached uint64) (uint64, error) {
-	stream, err := o.session.js.Stream(ctx, f.stream)
+	now, err := o.registry.overridesInfo(ctx, o.session)
 	if err != nil {
 		return 0, err
 	}
-	now := stream.CachedInfo()
 	last := now.State.LastSeq
 	switch {
 	case !now.Created.Equal(before.Created):

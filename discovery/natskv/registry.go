@@ -34,6 +34,7 @@ const (
 type Registry struct {
 	config Config // resolved
 	conn   *natsconn.Conn
+	clock  discovery.RegistryClock // that of the overrides
 
 	mu      sync.Mutex // guards what follows; no I/O happens under it
 	session *session   // of the last connection

@@ -5,6 +5,8 @@ import (
 	"crypto/rand"
 	"fmt"
 	"maps"
+	"strconv"
+	"time"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
 	goredis "github.com/redis/go-redis/v9"
@@ -32,14 +34,20 @@ func (r *Registry) Overrides(ctx context.Context) (map[string]discovery.Override
 	if err != nil {
 		return nil, err
 	}
-	return parseOverrides(records), nil
+	return r.clock.Locally(parseOverrides(records)), nil
 }
 
+// readOverrides reads their records, and the clock by which they end.
 func (r *Registry) readOverrides(ctx context.Context) (map[string]string, error) {
 	var answer any
 	err := r.do(ctx, func(ctx context.Context) (err error) {
+		asked := time.Now()
 		answer, err = overridesScript.run(ctx, r.commands, append(r.formerOverrides(), r.overridesKey()),
 			discovery.MaxID, maxOverride, discovery.MaxNodes)
+		if parts, _ := answer.([]any); err == nil && len(parts) == 2 {
+			r.clock.Observe(timeOf(parts[0]), asked, time.Now())
+			answer = parts[1]
+		}
 		return err
 	})
 	if err != nil {
@@ -64,11 +72,49 @@ func parseOverrides(records map[string]string) map[string]discovery.Override {
 	return all
 }
 
+// readClock reads the clock of the server that keeps the overrides. One that may not
+// be read counts as like ours.
+func (r *Registry) readClock(ctx context.Context) error {
+	_, err := offered(r.do(ctx, func(ctx context.Context) error {
+		asked := time.Now()
+		answer, err := clockScript.run(ctx, r.commands, []string{r.overridesKey()})
+		if err == nil {
+			r.clock.Observe(timeOf(answer), asked, time.Now())
+		}
+		return err
+	}))
+	return err
+}
+
+// timeOf returns the time that TIME answered, the zero time if it did not.
+func timeOf(answer any) time.Time {
+	parts := listOf(answer)
+	if len(parts) != 2 {
+		return time.Time{}
+	}
+	seconds, err := strconv.ParseInt(parts[0], 10, 64)
+	if err != nil {
+		return time.Time{}
+	}
+	micros, err := strconv.ParseInt(parts[1], 10, 64)
+	if err != nil {
+		return time.Time{}
+	}
+	return time.Unix(seconds, micros*1e3)
+}
+
 // SetOverride replaces the node's override. Its error is one of those of Announce.
 func (r *Registry) SetOverride(ctx context.Context, id string, o discovery.Override) error {
-	record, err := discovery.AppendOverride(nil, o)
+	err := o.Validate()
 	if err == nil {
 		err = discovery.ValidateID(id)
+	}
+	if err == nil && !o.Until.IsZero() {
+		err = r.readClock(ctx)
+	}
+	var record []byte
+	if err == nil {
+		record, err = discovery.AppendOverride(nil, r.clock.ByRegistry(o))
 	}
 	if err == nil {
 		err = r.override(ctx, id, string(record))
@@ -122,6 +168,7 @@ func harmless(err error) bool { return err == nil || wrongType(err) }
 type overrides struct {
 	w       *watch
 	known   map[string]string // their records; nil before they are read
+	ahead   time.Duration     // how far the server's clock was when they were emitted
 	denied  bool              // the user may not read them
 	due     bool              // they may have changed
 	reading bool
@@ -154,13 +201,15 @@ func (o *overrides) list(ctx context.Context) error {
 	return nil
 }
 
-// take emits the overrides if they differ from what is known.
+// take emits the overrides if they differ from what is known, or one of the clocks
+// was set, and they end at another time than they seemed to.
 func (o *overrides) take(records map[string]string) {
-	if o.known != nil && maps.Equal(records, o.known) {
+	ahead := o.w.r.clock.Ahead()
+	if o.known != nil && maps.Equal(records, o.known) && ahead == o.ahead {
 		return
 	}
-	o.known = records
-	o.w.emit(discovery.Event{Type: discovery.Overridden, Overrides: parseOverrides(records)})
+	o.known, o.ahead = records, ahead
+	o.w.emit(discovery.Event{Type: discovery.Overridden, Overrides: o.w.r.clock.Locally(parseOverrides(records))})
 }
 
 // read starts to read the overrides, if that is due.

@@ -110,3 +110,90 @@ func TestOverridesArePolled(t *testing.T) {
 		return e != nil && e.State() == discovery.StateUp
 	})
 }
+
+// TestOverridesEndByTheServersClock has a server whose clock differs from ours: what
+// stands there is by its clock, and what we give and get is by ours.
+func TestOverridesEndByTheServersClock(t *testing.T) {
+	t.Parallel()
+	for _, layout := range []string{LayoutSortedSet, LayoutKeys} {
+		for _, ahead := range []time.Duration{20 * time.Minute, -20 * time.Minute} {
+			t.Run(fmt.Sprint(layout, ahead), func(t *testing.T) {
+				t.Parallel()
+				s := redistest.Start(t, redistest.Clock())
+				s.SetClock(ahead)
+				c := Config{URLs: []string{s.URL()}, Layout: layout, Poll: 20 * time.Millisecond}
+				r := open(t, c)
+				began := time.Now()
+				ends := began.Add(15 * time.Minute)
+				// A clock cannot be read more exactly than the question takes.
+				near := func(what string, got, want time.Time) {
+					t.Helper()
+					if apart := got.Sub(want).Abs(); apart > time.Second+time.Since(began) {
+						t.Errorf("%s it ends at %v, %v from %v", what, got, apart, want)
+					}
+				}
+				if err := r.SetOverride(t.Context(), "a", discovery.Override{State: discovery.StateDraining, Until: ends}); err != nil {
+					t.Fatal(err)
+				}
+				raw, err := s.Client().HGet(t.Context(), r.overridesKey(), "a").Result()
+				if err != nil {
+					t.Fatal(err)
+				}
+				written, err := discovery.ParseOverride([]byte(raw))
+				if err != nil {
+					t.Fatal(err)
+				}
+				near("in the hash", written.Until, ends.Add(ahead))
+
+				reader := open(t, c)
+				all, err := reader.Overrides(t.Context())
+				if err != nil {
+					t.Fatal(err)
+				}
+				near("as read", all["a"].Until, ends)
+				listed, events, done := watchEvents(t, reader)
+				near("as listed", listed[0].Overrides["a"].Until, ends)
+
+				// The clock is put right, by which what stands there means another time.
+				s.SetClock(0)
+				for {
+					e := next(t, events, done)
+					if e.Type == discovery.Overridden {
+						near("by another clock", e.Overrides["a"].Until, ends.Add(ahead))
+						break
+					}
+				}
+				// Nothing more is told while neither clock is set.
+				if err := r.SetOverride(t.Context(), "b", discovery.Override{State: discovery.StateDraining}); err != nil {
+					t.Fatal(err)
+				}
+				for {
+					e := next(t, events, done)
+					if e.Type == discovery.Overridden {
+						if len(e.Overrides) != 2 {
+							t.Errorf("told %v again", e.Overrides)
+						}
+						break
+					}
+				}
+			})
+		}
+	}
+}
+
+// TestOverridesWithoutTheServersClock: a user who may not ask for the time goes by
+// the clock of this machine.
+func TestOverridesWithoutTheServersClock(t *testing.T) {
+	t.Parallel()
+	s := redistest.Start(t, redistest.Clock(), redistest.User("u", "on >pw ~* &* +@all -time"))
+	s.SetClock(20 * time.Minute)
+	r := open(t, Config{URLs: []string{s.URL()}, Layout: LayoutKeys, Username: "u", Password: "pw"})
+	ends := time.Now().Add(15 * time.Minute)
+	if err := r.SetOverride(t.Context(), "a", discovery.Override{State: discovery.StateDraining, Until: ends}); err != nil {
+		t.Fatal(err)
+	}
+	all, err := r.Overrides(t.Context())
+	if err != nil || !all["a"].Until.Equal(ends) {
+		t.Errorf("read %v, %v, want one until %v", all, err, ends)
+	}
+}

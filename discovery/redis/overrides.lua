@@ -1,8 +1,10 @@
--- Reads the overrides, but for what is too long to be one. Later keys count for more.
+-- Reads the overrides, but for what is too long to be one, and the server's time, which
+-- not everybody may ask for. Later keys count for more.
 -- Those before the last are not missed where they hold something else, or may not be
 -- read.
 -- KEYS: overrides, more than one if they had other names
 -- ARGV: the longest id, the longest override, how many may be read of each
+local time = redis.pcall('TIME')
 local found = {}
 for k, key in ipairs(KEYS) do
   local ids = k == #KEYS and redis.call('HKEYS', key) or redis.pcall('HKEYS', key)
@@ -18,4 +20,4 @@ for k, key in ipairs(KEYS) do
     end
   end
 end
-return found
+return {time.err and {} or time, found}

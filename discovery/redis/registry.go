@@ -32,6 +32,7 @@ type Registry struct {
 	connector *connector
 	commands  goredis.UniversalClient
 	layout    layout
+	clock     discovery.RegistryClock // that of the overrides
 
 	watching atomic.Pointer[watch] // the newest watch once it has listed, or nil
 	push     atomic.Pointer[string]

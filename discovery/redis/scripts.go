@@ -20,6 +20,8 @@ var (
 	overrideLua string
 	//go:embed overrides.lua
 	overridesLua string
+	//go:embed clock.lua
+	clockLua string
 	//go:embed history.lua
 	historyLua string
 	//go:embed record.lua
@@ -31,6 +33,7 @@ var (
 	ownKeyScript    = newScript(ownKeyLua)
 	overrideScript  = newScript(overrideLua)
 	overridesScript = newScript(overridesLua)
+	clockScript     = newScript(clockLua)
 	historyScript   = newScript(historyLua)
 	recordScript    = newScript(recordLua)
 )
