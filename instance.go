@@ -24,7 +24,7 @@ func instanceFile() string { return filepath.Join(caddy.AppDataDir(), "instance.
 // instanceID is caddy.InstanceID, but writes nothing: keepInstanceID does.
 func instanceID() (string, error) {
 	file := instanceFile()
-	content, err := os.ReadFile(file) //nolint:gosec // it is Caddy's own
+	content, err := os.ReadFile(file)
 	if err == nil {
 		id, err := uuid.ParseBytes(content)
 		return id.String(), err
@@ -50,7 +50,7 @@ func keepInstanceID() {
 	if id == "" || os.MkdirAll(filepath.Dir(file), 0o700) != nil {
 		return
 	}
-	f, err := os.OpenFile(file, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600) //nolint:gosec // it is Caddy's own
+	f, err := os.OpenFile(file, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return
 	}

@@ -527,7 +527,9 @@ func successorStays(s *suite) {
 	go func() { done <- watcher.Watch(ctx, func(e discovery.Event) { events <- e }) }()
 	defer func() {
 		cancel()
-		_ = <-done // the context's error
+		if err := <-done; err == nil {
+			s.Error("Watch ended without saying why")
+		}
 	}()
 	next := func(what string, ok func(discovery.Event) bool) discovery.Event {
 		s.Helper()
