@@ -36,26 +36,26 @@ func (u *Upstreams) provisionAccess(ctx caddy.Context, backend Backend) error {
 		return err
 	}
 	login, ok := backend.(interface{ HasLogin() bool })
-	u.unguarded.Store(loopback && len(u.Allow) == 0 && ok && !login.HasLogin())
+	u.unguarded = loopback && len(u.Allow) == 0 && ok && !login.HasLogin()
 	return nil
 }
 
-// tellUnguarded logs once that nodes on this machine are used although anybody on it
-// may list one: what keeps others from the registry is its address alone.
+// tellUnguarded logs once a registry that nodes on this machine are used although
+// anybody on it may list one: what keeps others from the registry is its address alone.
 func (u *Upstreams) tellUnguarded(s *discovery.Snapshot) {
-	if !u.unguarded.Load() {
+	if !u.unguarded || u.directory.told.Load() {
 		return
 	}
 	i := slices.IndexFunc(s.Nodes(), func(e *discovery.Entry) bool {
 		address, err := netip.ParseAddrPort(e.Address())
-		return err == nil && address.Addr().IsLoopback()
+		return err == nil && address.Addr().IsLoopback() && u.wants(e)
 	})
-	if i < 0 || !u.unguarded.Swap(false) {
+	if i < 0 || u.directory.told.Swap(true) {
 		return
 	}
 	u.logger.Info("endpoints on loopback are accepted because the registry is on loopback, too, and it asks for no login: "+
 		"whatever runs on this machine may have requests sent to any of its ports; "+
-		"give the registry a login, or name what may be reached: allow 127.0.0.0/8 ::1",
+		"give the registry a login, or name what may be reached: allow 127.0.0.0/8 ::1 and the ranges of your other nodes",
 		zap.String("node", s.Nodes()[i].Node.ID), zap.String("address", s.Nodes()[i].Address()))
 }
 

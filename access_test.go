@@ -55,33 +55,39 @@ func TestAccess(t *testing.T) {
 	}
 }
 
-// TestUnguardedLoopback holds that endpoints on loopback are told of once where
-// nothing but its address keeps others from the registry, and nobody named them.
+// TestUnguardedLoopback holds that endpoints on loopback are told of once a registry
+// where nothing but its address keeps others from it, and nobody named them.
 func TestUnguardedLoopback(t *testing.T) {
 	for name, c := range map[string]struct {
 		registry, options, endpoint string
 		told                        int
 	}{
 		"no login":        {"", "", "http://127.0.0.1:80", 1},
+		"its service":     {"", "service orders", "http://127.0.0.1:80", 1},
 		"a login":         {"login on", "", "http://127.0.0.1:80", 0},
 		"allowed":         {"", "allow 127.0.0.0/8", "http://127.0.0.1:80", 0},
 		"remote registry": {"address 10.0.0.1:4222", "allow 127.0.0.0/8", "http://127.0.0.1:80", 0},
 		"remote node":     {"", "", "http://10.0.0.1:80", 0},
+		"another service": {"", "service pay", "http://127.0.0.1:80", 0},
+		"denied":          {"", "deny 127.0.0.0/8", "http://127.0.0.1:80", 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			registry, m := newMemory(t)
-			list(t, m, "a", c.endpoint)
-			u := source(t, "registry memory "+registry+" {\n"+c.registry+"\n}\n"+c.options)
+			list(t, m, "a", c.endpoint, "service", "orders")
 			core, logs := logtest.New(zap.DebugLevel)
-			u.logger = zap.New(core)
-			for i := range 3 {
-				list(t, m, fmt.Sprint("b", i), c.endpoint)
-				eventually(t, "the node is there", func() bool { return u.directory.Snapshot().Node(fmt.Sprint("b", i)) != nil })
-				if upstreams, err := u.GetUpstreams(request()); err != nil || len(upstreams) == 0 {
-					t.Fatalf("%d upstreams, %v", len(upstreams), err)
+			for i := range 3 { // as by other routes, and by reloads
+				u := source(t, "registry memory "+registry+" {\n"+c.registry+"\n}\n"+c.options)
+				u.logger = zap.New(core)
+				for j := range 2 {
+					id := fmt.Sprint("b", i, j)
+					list(t, m, id, c.endpoint, "service", "orders")
+					eventually(t, "the node is there", func() bool { return u.directory.Snapshot().Node(id) != nil })
+					if _, err := u.GetUpstreams(request()); err != nil {
+						t.Fatal(err)
+					}
 				}
 			}
-			told := logs.FilterMessageSnippet("allow 127.0.0.0/8 ::1")
+			told := logs.FilterMessageSnippet("allow 127.0.0.0/8 ::1 and the ranges of your other nodes")
 			if told.Len() != c.told || logs.FilterMessageSnippet("loopback").Len() != c.told {
 				t.Errorf("told %d times, want %d: %v", told.Len(), c.told, logs.All())
 			}

@@ -190,6 +190,7 @@ type sharedDirectory struct {
 	backend  string // the kind of registry
 	stats    *stats
 	emission emission
+	told     atomic.Bool // see tellUnguarded
 
 	once   sync.Once
 	opened atomic.Int64 // when it was started, in Unix nanoseconds

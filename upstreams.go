@@ -120,7 +120,7 @@ type Upstreams struct {
 	health    *checker // nil without health checks
 	checks    sync.Once
 	rules     *discovery.Rules
-	unguarded atomic.Bool   // see tellUnguarded
+	unguarded bool          // see tellUnguarded
 	https     bool          // the transport speaks TLS
 	insecure  bool          // and takes any certificate
 	fallback  bool          // the handler has static upstreams
