@@ -271,7 +271,7 @@ func (k *keeper) lapse(lapsing []*tracked, reason string) {
 func (k *keeper) forlorn(t *tracked, at time.Duration) bool {
 	all, service := k.census.all, k.census.of(t.entry.Node.Service())
 	switch {
-	case k.most(all.doubted, all.nodes) || k.most(service.doubted, service.nodes):
+	case k.most(all.doubted, all.nodes) || k.most(service.doubted, service.nodes) || service.doubted == service.nodes:
 		t.alone = 0
 	case t.alone == 0:
 		t.alone = at

@@ -324,6 +324,25 @@ func TestHeldForLong(t *testing.T) {
 	})
 }
 
+// A guard that doubts only the lapse of all nodes holds them for as long as all are
+// silent, like any other.
+func TestHeldForLongByTheLaxestGuard(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		nodes := fleet(4)
+		n := newNetwork(nodes...)
+		m := discoverytest.NewMemory()
+		write(m, nodes...)
+		d := follow(t, m.Open(), discovery.Options{LossGuard: 100, Probe: n.probe})
+		time.Sleep(time.Hour)
+		expectStates(t, d, "n0:held n1:held n2:held n3:held", "an hour of silence")
+		for range 10 {
+			write(m, nodes[0])
+			time.Sleep(10 * time.Second)
+		}
+		expectStates(t, d, "n0", "one has been heard for some leases")
+	})
+}
+
 // A service may be cut off from the registry while all others are not, however few
 // of the nodes are its own.
 func TestLossGuardOfService(t *testing.T) {
