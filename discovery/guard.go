@@ -125,18 +125,20 @@ func (k *keeper) outage(lost, all int) bool {
 // of its services.
 type losses struct {
 	lost, all int
+	gone      int // of both, those that lapsed lately and are not in use
 	fresh     int // those about to lapse that were not in doubt before
 }
 
 // lossesOf returns the losses of a service, beside those that lapse now.
 func (k *keeper) lossesOf(service string) losses {
 	t, gone := k.census.of(service), k.graves.lapsedOf(service)
-	return losses{lost: t.doubted + gone, all: t.nodes + gone}
+	return losses{lost: t.doubted + gone, all: t.nodes + gone, gone: gone}
 }
 
 // lossesOfAll is lossesOf for the whole directory.
 func (k *keeper) lossesOfAll() losses {
-	return losses{lost: k.census.all.doubted + k.graves.lapsed(), all: k.census.all.nodes + k.graves.lapsed()}
+	gone := k.graves.lapsed()
+	return losses{lost: k.census.all.doubted + gone, all: k.census.all.nodes + gone, gone: gone}
 }
 
 // usable reports whether some request may reach the node. Without the loss guard
@@ -214,7 +216,7 @@ func (k *keeper) lapse(lapsing []*tracked, reason string) {
 		services[service] = of
 	}
 	massive := k.massive(all.lost, all.all)
-	if massive && all.fresh == all.lost-k.graves.lapsed() {
+	if massive && all.fresh == all.lost-all.gone {
 		k.log.Warn("most nodes lapsed at once; those that accept connections stay",
 			zap.Int("lapsed", all.lost), zap.Int("nodes", all.all))
 	}
@@ -225,8 +227,9 @@ func (k *keeper) lapse(lapsing []*tracked, reason string) {
 		case t.counted.nodes == 0:
 			k.depart(t, reason, false) // no request would reach it, and no probe may
 		case t.doubt == doubted || t.doubt == held:
-			if k.forlorn(t, at) {
-				k.depart(t, "its lease ran out, and the others are heard again", true)
+			if k.forlorn(t, all, of, at) {
+				// It answered: should the others lapse after all, it is asked with them.
+				k.depart(t, "its lease ran out, and the others are heard again", massive || k.outage(of.lost, of.all))
 				continue
 			}
 			kept = append(kept, t)
@@ -254,7 +257,7 @@ func (k *keeper) lapse(lapsing []*tracked, reason string) {
 				continue
 			}
 			graves = append(graves, k.graves.askOf(service)...)
-			if of.fresh == of.lost-k.graves.lapsedOf(service) && k.logs() {
+			if of.fresh == of.lost-of.gone && k.logs() {
 				k.log.Warn("the last nodes of a service lapsed; those that accept connections stay",
 					k.leftOut([]zap.Field{zap.String("service", service), zap.Int("lapsed", of.lost), zap.Int("nodes", of.all)})...)
 			}
@@ -266,12 +269,11 @@ func (k *keeper) lapse(lapsing []*tracked, reason string) {
 }
 
 // forlorn reports whether a node is in doubt alone: most others, of all and of its
-// service, have been heard for a lease. It is one dead node then, whatever accepts
-// its connections.
-func (k *keeper) forlorn(t *tracked, at time.Duration) bool {
-	all, service := k.census.all, k.census.of(t.entry.Node.Service())
+// service, have been heard for a lease, and do not lapse with it. It is one dead node
+// then, whatever accepts its connections.
+func (k *keeper) forlorn(t *tracked, all, service losses, at time.Duration) bool {
 	switch {
-	case k.most(all.doubted, all.nodes) || k.most(service.doubted, service.nodes) || service.doubted == service.nodes:
+	case k.mostInUse(all) || k.mostInUse(service):
 		t.alone = 0
 	case t.alone == 0:
 		t.alone = at
@@ -279,6 +281,13 @@ func (k *keeper) forlorn(t *tracked, at time.Duration) bool {
 		return at-t.alone >= t.entry.lease
 	}
 	return false
+}
+
+// mostInUse reports whether most nodes in use are in doubt or lapse now, or all are: a
+// loss guard of 100 percent doubts only that.
+func (k *keeper) mostInUse(l losses) bool {
+	lost, all := l.lost-l.gone, l.all-l.gone
+	return k.most(lost, all) || lost == all
 }
 
 // doubtful has a node dialled before its fate is decided. It stays meanwhile.

@@ -343,6 +343,56 @@ func TestHeldForLongByTheLaxestGuard(t *testing.T) {
 	})
 }
 
+// Nodes that would be given up in the very moment in which all others lapse, or
+// just before it, are part of that mass lapse.
+func TestHeldIntoMassLapse(t *testing.T) {
+	const all = "n0:held n1:held n2:held n3:held n4:held n5:held n6:held n7:held n8:held n9:held"
+	for _, test := range []struct {
+		name   string
+		before time.Duration // so long before the others their fate is decided
+	}{
+		{"in the same moment", 0},
+		{"just before", time.Millisecond},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				nodes := fleet(10)
+				n := newNetwork(nodes...)
+				w := newScripted()
+				d := follow(t, w, discovery.Options{Probe: n.probe})
+				s := <-w.streams
+				for i, node := range nodes {
+					s.put(fmt.Sprint("k", i), 0, node)
+				}
+				s.sync(discovery.Listing{})
+				start := time.Now()
+				at := func(leases time.Duration) { time.Sleep(time.Until(start.Add(leases * discovery.DefaultTTL))) }
+				beat := func(from int) {
+					synctest.Wait()
+					for i := from; i < 10; i++ {
+						s.emit(discovery.Event{Type: discovery.Beat, ID: nodes[i].ID, Key: fmt.Sprint("k", i)})
+					}
+				}
+				time.Sleep(20 * time.Second)
+				beat(6)
+				at(1)
+				time.Sleep(10 * time.Second)
+				beat(6)
+				expectStates(t, d, "n0:held n1:held n2:held n3:held n4:held n5:held n6 n7 n8 n9", "six are held")
+				time.Sleep(10 * time.Second)
+				beat(4)
+				at(2)
+				time.Sleep(test.before)
+				beat(4)
+				expectStates(t, d, "n0:held n1:held n2:held n3:held n4 n5 n6 n7 n8 n9", "two are back")
+				at(3)
+				time.Sleep(coalesced)
+				expectStates(t, d, all, "all lapsed")
+			})
+		})
+	}
+}
+
 // A service may be cut off from the registry while all others are not, however few
 // of the nodes are its own.
 func TestLossGuardOfService(t *testing.T) {
