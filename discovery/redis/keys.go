@@ -362,7 +362,7 @@ func (v *keysView) look(q request) func(context.Context) (any, error) {
 			}
 		}
 	}
-	for _, key := range q.keys {
+	for key := range q.keys {
 		wanted[key] = keyWanted{size: -1}
 	}
 	// Whoever waits for a look need not wait for a pass through a large database,
@@ -574,7 +574,7 @@ func (v *keysView) notified(m *goredis.Message) request {
 		if len(m.Payload) > maxSuffix {
 			return request{}
 		}
-		return request{keys: []string{v.prefix + m.Payload}}
+		return requestFor(v.prefix + m.Payload)
 	}
 	_, key, _ := strings.Cut(m.Channel, "__:")
 	if len(key) > len(v.prefix)+maxSuffix {
@@ -586,7 +586,7 @@ func (v *keysView) notified(m *goredis.Message) request {
 			k.reason = m.Payload
 		}
 	}
-	return request{keys: []string{key}}
+	return requestFor(key)
 }
 
 func (v *keysView) apply(result any) (next request, after time.Duration, err error) {
@@ -620,7 +620,7 @@ func (v *keysView) apply(result any) (next request, after time.Duration, err err
 	}
 	for _, key := range gone {
 		if v.lost(key, l.started) {
-			next.keys = append(next.keys, key)
+			next.want(key)
 		}
 	}
 	return next, keyAbsence, nil

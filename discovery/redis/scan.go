@@ -119,7 +119,7 @@ func (v *keysView) scanOn(ctx context.Context, wait time.Duration) {
 			var err error
 			step := time.Now()
 			keys, more, err = pass.step(ctx)
-			if len(keys) > 0 && !v.w.ask(ctx, func() request { return request{keys: v.unknown(keys)} }) {
+			if len(keys) > 0 && !v.w.ask(ctx, func() request { return requestFor(v.unknown(keys)...) }) {
 				return
 			}
 			switch {
