@@ -53,14 +53,15 @@ type limits struct {
 	checks *reverseproxy.PassiveHealthChecks
 }
 
-// exceeds reports whether Caddy would not send the node a request now.
-func (l limits) exceeds(e *discovery.Entry) bool {
+// exceeds reports whether Caddy would not send the node a request now. To be lenient
+// is to disregard how often it has failed.
+func (l limits) exceeds(e *discovery.Entry, lenient bool) bool {
 	host := hostOf(e)
 	if host == nil {
 		return false
 	}
 	// Caddy fills in the default of max_fails only after this source is
 	// provisioned, and never changes it afterwards.
-	return host.Fails() >= max(l.checks.MaxFails, 1) ||
+	return !lenient && host.Fails() >= max(l.checks.MaxFails, 1) ||
 		l.checks.UnhealthyRequestCount > 0 && host.NumRequests() >= l.checks.UnhealthyRequestCount
 }

@@ -180,6 +180,103 @@ func TestEverybodyHasFailed(t *testing.T) {
 	}
 }
 
+// TestEverybodyHasFailedOneIsDead has two nodes that failed lately and live, and one
+// that is dead: the retry of a request that meets the dead one goes to another.
+func TestEverybodyHasFailedOneIsDead(t *testing.T) {
+	for _, test := range []struct{ options, rest string }{
+		{"", ""},
+		{"pick 1", ""},
+		{"pick 1", "lb_policy least_load"},
+		{"pick 1 hash {query.key}", "lb_policy first"},
+		{"pick 2", ""},
+		{"prefer zone eu us", ""},
+		{"prefer zone eu", ""}, // only the dead one is there
+		{"prefer zone eu\npick 1", ""},
+		{"subset 2", ""},
+		{"subset 2\npick 1", ""},
+	} {
+		t.Run(strings.NewReplacer("{", "", "}", "", "\n", " ").Replace(test.options+" "+test.rest), func(t *testing.T) {
+			name, m := newMemory(t)
+			var failed sync.Map
+			for _, id := range []string{"a", "b"} {
+				s := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+					if r.URL.Path == "/poison" {
+						failed.Store(id, true)
+						panic(http.ErrAbortHandler)
+					}
+				}))
+				t.Cleanup(s.Close)
+				list(t, m, id, s.URL, "zone", "us")
+			}
+			list(t, m, "dead", "http://"+at("dead"), "zone", "eu")
+			port := freeport.String(t)
+			load(t, "http://127.0.0.1:"+port+" {\nreverse_proxy {\ndynamic discovery {\nregistry memory "+name+"\nproxy_id proxy\n"+test.options+"\n}\n"+test.rest+
+				"\nlb_retries 1\nfail_duration 1h\n}\n}")
+			url := "http://127.0.0.1:" + port
+			eventually(t, "both have failed", func() bool {
+				_, _ = get(t, url+"/poison")
+				_, a := failed.Load("a")
+				_, b := failed.Load("b")
+				return a && b
+			})
+			for i := range 100 {
+				if status, _ := get(t, fmt.Sprint(url, "/?key=", i)); status != http.StatusOK {
+					t.Fatalf("status %d, want a node that lives at the second attempt", status)
+				}
+			}
+		})
+	}
+}
+
+// TestTheRestHasFailed has a node that is full and one that failed lately: requests
+// go to that one.
+func TestTheRestHasFailed(t *testing.T) {
+	name, m := newMemory(t)
+	release := make(chan struct{})
+	entered := make(chan struct{}, 5)
+	endpoints := make(map[string]string)
+	for _, id := range []string{"full", "failing"} {
+		s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			switch r.URL.Path {
+			case "/poison":
+				panic(http.ErrAbortHandler)
+			case "/slow":
+				entered <- struct{}{}
+				<-release
+			}
+			_, _ = io.WriteString(w, id)
+		}))
+		t.Cleanup(s.Close)
+		endpoints[id] = s.URL
+	}
+	list(t, m, "full", endpoints["full"])
+	port := freeport.String(t)
+	load(t, "http://127.0.0.1:"+port+" {\nreverse_proxy {\ndynamic discovery {\nregistry memory "+name+"\npick 1\n}\nfail_duration 1h\nunhealthy_request_count 5\n}\n}")
+	url := "http://127.0.0.1:" + port
+	var slow sync.WaitGroup
+	for range 5 {
+		slow.Go(func() {
+			if status, _ := get(t, url+"/slow"); status != http.StatusOK {
+				t.Errorf("status %d of a slow request", status)
+			}
+		})
+		<-entered
+	}
+	list(t, m, "failing", endpoints["failing"])
+	eventually(t, "the other serves", func() bool { _, body := get(t, url); return body == "failing" })
+	if status, _ := get(t, url+"/poison"); status != http.StatusBadGateway {
+		t.Errorf("status %d of a request that the node refuses, want 502", status)
+	}
+	for range 50 {
+		if status, _ := get(t, url); status != http.StatusOK {
+			t.Errorf("status %d, want the node that has room", status)
+			break
+		}
+	}
+	close(release)
+	slow.Wait()
+}
+
 // TestSubsetReplacesWhatFails holds that other nodes stand in for members of the
 // subset that fail, evenly, and that no others are used.
 func TestSubsetReplacesWhatFails(t *testing.T) {

@@ -80,10 +80,11 @@ func (p *Pick) value(r *http.Request) string {
 
 // A screen decides for one attempt of one request which nodes can serve it.
 type screen struct {
-	tried  *addressSet // where this request has failed; nil: nowhere
-	limits limits
-	ramp   time.Duration // how long a new node takes to get its full share; 0: no time
-	blind  bool          // everybody will do, since nobody can serve
+	tried   *addressSet // where this request has failed; nil: nowhere
+	limits  limits
+	ramp    time.Duration // how long a new node takes to get its full share; 0: no time
+	lenient bool          // nodes at which other requests have failed will do, since there are no others
+	blind   bool          // everybody will do, since nobody can serve
 }
 
 // sees reports whether the screen looks at anything.
@@ -100,7 +101,7 @@ func (s *screen) able(e *discovery.Entry) bool {
 	if s.blind {
 		return true
 	}
-	return !s.failed(e) && (s.limits.checks == nil || !s.limits.exceeds(e))
+	return !s.failed(e) && (s.limits.checks == nil || !s.limits.exceeds(e, s.lenient))
 }
 
 // tier are nodes that a source prefers equally. It never changes, but for what is
@@ -126,6 +127,16 @@ func (u *Upstreams) choose(p *pool, s *screen, r *http.Request, into []*discover
 	}
 	if len(p.tiers) == 0 || !s.sees() {
 		return nil
+	}
+	if s.limits.checks != nil {
+		// The observer sends the request to one of those that have failed lately: one
+		// that has room, and at which this request has not failed itself.
+		lenient := &screen{tried: s.tried, limits: s.limits, ramp: s.ramp, lenient: true}
+		for _, t := range p.tiers {
+			if nodes := u.chooseFrom(t, lenient, r, into); len(nodes) > 0 {
+				return nodes
+			}
+		}
 	}
 	// Nobody can serve. Caddy may know better, or wait and try again.
 	return u.chooseFrom(p.tiers[0], &screen{ramp: s.ramp, blind: true}, r, into)
