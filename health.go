@@ -666,6 +666,9 @@ func (w *ward) note(r result) {
 		}
 	} else {
 		p.passes, p.fails = 0, p.fails+1
+		if e := w.snapshot.Node(p.id); e != nil {
+			w.directory.Failed(e, p.address) // it may be elsewhere by now
+		}
 		if !was.known() || p.fails >= w.options.Fails {
 			now = unhealthy
 		}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"reflect"
+	"strconv"
 	"strings"
 	"sync"
 	"weak"
@@ -50,13 +51,23 @@ func choiceOf(vars map[string]any, r *http.Request) *choice {
 // has sent the request to a static upstream since, as after a forward_auth, there is
 // no such node.
 func (c *choice) replace(name string) (any, bool) {
-	if !strings.HasPrefix(name, nodePlaceholder) {
+	short, ok := strings.CutPrefix(name, nodePlaceholder)
+	if !ok {
 		return nil, false
 	}
+	node := c.node
 	if last, _ := c.repl.GetString("http.reverse_proxy.upstream.hostport"); last != c.address {
-		return nodeValue(nil, name)
+		node = nil
 	}
-	return nodeValue(c.node, name)
+	if node == nil {
+		switch short {
+		case "host", "port", "hostport":
+			// A static upstream is dialled at what was configured.
+			value, _ := c.repl.GetString(strings.TrimSuffix(nodePlaceholder, "node.") + short)
+			return value, true
+		}
+	}
+	return nodeValue(node, name)
 }
 
 // nodeValue returns what a placeholder of a node stands for. Without a node it is
@@ -72,6 +83,12 @@ func nodeValue(node *discovery.Entry, name string) (any, bool) {
 	switch name {
 	case "id":
 		return node.Node.ID, true
+	case "host":
+		return node.Node.Endpoint.Host(), true
+	case "port":
+		return strconv.Itoa(node.Node.Endpoint.Port()), true
+	case "hostport":
+		return node.Node.Endpoint.Address(), true
 	case "load":
 		return node.Load(), true
 	}

@@ -43,8 +43,15 @@ const (
 // Placeholder | Description
 // ------------|-------------
 // `{http.reverse_proxy.upstream.node.id}` | The node's id
+// `{http.reverse_proxy.upstream.node.hostport}` | Host and port of its endpoint; `.host` and `.port` are each alone
 // `{http.reverse_proxy.upstream.node.load}` | The load that it reported last
 // `{http.reverse_proxy.upstream.node.metadata.*}` | A value of its metadata
+//
+// Over plain HTTP a node with a host name is dialled at an address of it that was
+// checked, and Caddy's own `{http.reverse_proxy.upstream.hostport}` is that address: a
+// node that serves by its name wants
+// `header_up Host {http.reverse_proxy.upstream.node.hostport}`. For static upstreams
+// beside nodes `host`, `port` and `hostport` are those of the upstream.
 type Upstreams struct {
 	// The registry to watch.
 	RegistryRaw json.RawMessage `json:"registry,omitempty" caddy:"namespace=discovery.registries inline_key=backend"`
@@ -388,7 +395,7 @@ func (u *Upstreams) GetUpstreams(r *http.Request) ([]*reverseproxy.Upstream, err
 	s := screen{limits: u.limits, ramp: time.Duration(u.SlowStart)}
 	pool := u.poolFor(r)
 	if u.MaxStale > 0 && u.givenUp() {
-		return u.upstreams(nil)
+		return u.upstreams(nil, nil)
 	}
 	var c *course
 	if u.observer != nil {
@@ -396,22 +403,40 @@ func (u *Upstreams) GetUpstreams(r *http.Request) ([]*reverseproxy.Upstream, err
 	}
 	if c == nil {
 		var few [4]*discovery.Entry // on the stack
-		return u.upstreams(u.choose(pool, &s, r, few[:0]))
+		return u.upstreams(u.choose(pool, &s, r, few[:0]), nil)
 	}
 	s.tried = &c.tried
+	if !c.tried.empty() {
+		u.tellFailed(pool, &c.tried)
+	}
 	var few []*discovery.Entry
 	if len(c.batches) == 0 {
 		few = c.room.entries[:0]
 	}
 	nodes := u.choose(pool, &s, r, few)
-	upstreams, err := u.upstreams(nodes)
+	upstreams, err := u.upstreams(nodes, &c.tried)
 	if len(upstreams) > 0 {
 		c.batches = append(c.batches, batch{first: upstreams[0], nodes: nodes})
 	}
 	return upstreams, err
 }
 
-func (u *Upstreams) upstreams(nodes []*discovery.Entry) ([]*reverseproxy.Upstream, error) {
+// tellFailed tells the directory which nodes behind host names have failed a request.
+func (u *Upstreams) tellFailed(p *pool, tried *addressSet) {
+	for _, t := range p.tiers {
+		for _, nodes := range [][]*discovery.Entry{t.nodes, t.reserve} {
+			for _, e := range nodes {
+				if e.Named() && dialledAtAny(e, tried) {
+					u.directory.Failed(e, u.dial(e))
+				}
+			}
+		}
+	}
+}
+
+// upstreams makes what Caddy wants of nodes. One that is tried again is dialled at
+// another address, if its host name has one.
+func (u *Upstreams) upstreams(nodes []*discovery.Entry, tried *addressSet) ([]*reverseproxy.Upstream, error) {
 	u.directory.stats.lookup(len(nodes) > 0)
 	if len(nodes) == 0 {
 		return nil, nil // see observer.choose for static upstreams
@@ -420,6 +445,9 @@ func (u *Upstreams) upstreams(nodes []*discovery.Entry) ([]*reverseproxy.Upstrea
 	upstreams := make([]*reverseproxy.Upstream, len(nodes))
 	for i, e := range nodes {
 		block[i].Dial = u.dial(e)
+		if !tried.empty() && !u.https && tried.has(block[i].Dial) {
+			block[i].Dial = e.AddressBeside(tried.has)
+		}
 		upstreams[i] = &block[i]
 	}
 	return upstreams, nil

@@ -59,7 +59,8 @@ type Options struct {
 	// DefaultLossGuard; negative: off.
 	LossGuard int
 	// Probe dials the address of a node, IP:port, and returns nil if a connection
-	// is accepted. It is called from many goroutines at once and ends with ctx.
+	// is accepted. Nodes in doubt are dialled, and where a host name stands for several
+	// addresses, those. It is called from many goroutines at once and ends with ctx.
 	// Default: a TCP connection, which must stay open for a moment: what accepts for
 	// everybody, as service meshes do, closes it when there is nobody.
 	Probe func(ctx context.Context, address string) error
@@ -102,6 +103,7 @@ type Directory struct {
 	recordsOnly bool
 	warmStart   WarmStart
 	restore     chan struct{} // holds at most one token
+	failures    chan failure
 	log         *zap.Logger
 
 	registry  atomic.Pointer[[]netip.AddrPort]
@@ -138,6 +140,7 @@ func NewDirectory(w Watcher, o Options) *Directory {
 		addresses: o.Addresses,
 		warmStart: o.WarmStart,
 		restore:   make(chan struct{}, 1),
+		failures:  make(chan failure, 256),
 		log:       o.Logger,
 		synced:    make(chan struct{}),
 	}
@@ -440,6 +443,10 @@ func (k *keeper) run(ctx context.Context) error {
 			for range len(k.resolver.found) {
 				k.learn(ctx, <-k.resolver.found)
 			}
+		case f := <-k.reacher.found:
+			k.onReach(ctx, f)
+		case f := <-k.failures:
+			k.onFailure(f)
 		case m := <-k.loaded:
 			k.remember(m)
 		case <-k.restore:
@@ -472,6 +479,7 @@ func (k *keeper) run(ctx context.Context) error {
 		k.settle()
 		k.dial(ctx)
 		k.resolver.start(ctx)
+		k.reacher.start(ctx)
 		k.publish()
 	}
 }
@@ -1092,7 +1100,7 @@ func (k *keeper) publish() {
 	if old.Synced && (k.awaited || len(k.changed) == 0 && !k.moved) {
 		return
 	}
-	if !old.Synced && !k.impatient && (k.resolver.untried > 0 || len(k.waiting) > 0 || k.dialled > 0 || k.loading && k.decisions.known.IsZero()) {
+	if !old.Synced && !k.impatient && (k.resolver.untried > 0 || k.reacher.busy() || len(k.waiting) > 0 || k.dialled > 0 || k.loading && k.decisions.known.IsZero()) {
 		return
 	}
 	if old.Synced && k.tooSoon() {

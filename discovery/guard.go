@@ -535,7 +535,11 @@ func (d *Directory) try(ctx context.Context, e *Entry) (addresses []netip.Addr, 
 	if !d.permit(e) {
 		return addresses, errNotPermitted
 	}
-	return addresses, d.probe(ctx, e.Address())
+	addr, err := reach(ctx, d.probe, e)
+	if err == nil && len(e.addresses) > 1 {
+		e.vitals.answers.Store(&addr)
+	}
+	return addresses, err
 }
 
 // hear decides about a node that was dialled.

@@ -28,6 +28,7 @@ const (
 // meanwhile.
 type names struct {
 	resolver *resolver
+	reacher  *reacher
 	moved    bool
 	ports    map[string][]uint16 // of the registry, by its host names
 	fixed    []netip.AddrPort    // of the registry, where it is written as an address
@@ -38,8 +39,10 @@ type names struct {
 func (d *Directory) newNames() names {
 	n := names{
 		resolver: newResolver(d.lookup),
+		reacher:  newReacher(d.probe, d.permit),
 		locate:   stoppedTimer(),
 	}
+	n.reacher.off = d.recordsOnly
 	n.place(d.addresses)
 	return n
 }
@@ -104,7 +107,12 @@ func (k *keeper) occupy(t *tracked) {
 	if !t.entry.named {
 		return
 	}
-	t.entry = t.entry.at(k.resolver.use(t.entry.Node.ID, t.entry.Node.Endpoint.Host()))
+	id, name := t.entry.Node.ID, t.entry.Node.Endpoint.Host()
+	t.entry = t.entry.at(k.resolver.use(id, name))
+	// A node that is new or says something new may be at another address than the one
+	// before it, which may be another service's by now.
+	k.resolver.ask(id)
+	k.reacher.want(t.entry)
 }
 
 // vacate is the end of occupy.
@@ -113,6 +121,7 @@ func (k *keeper) vacate(t *tracked) {
 	t.excess = k.room.take(t.excess, nil)
 	k.places.leave(t)
 	k.resolver.leave(t.entry.Node.ID)
+	k.reacher.drop(t.entry.Node.ID)
 }
 
 // vacateAll is vacate for every node.
@@ -136,6 +145,58 @@ func (k *keeper) learn(ctx context.Context, l lookup) {
 	if found.changed {
 		k.moveTo(found.name)
 	}
+	// Whether the address in use still answers is looked at as often as the name.
+	for id := range found.users {
+		if t := k.nodes[id]; t != nil {
+			k.reacher.want(t.entry)
+		}
+	}
+}
+
+// onReach takes in at which address a node can be reached.
+func (k *keeper) onReach(ctx context.Context, f reached) {
+	k.reacher.done(f)
+	t := k.nodes[f.entry.Node.ID]
+	if ctx.Err() != nil || f.err != nil || t == nil || !slices.Equal(t.entry.addresses, f.entry.addresses) ||
+		t.entry.port != f.entry.port || t.entry.socket(f.address) == t.entry.address {
+		return
+	}
+	t.entry.vitals.answers.Store(&f.address)
+	was := t.entry.address
+	t.entry = t.entry.at(t.entry.addresses)
+	k.change(t.entry.Node.ID, t.entry)
+	if k.everyNode && k.logs() {
+		k.log.Info("node is reached at another address of its host name", k.leftOut([]zap.Field{
+			zap.String("node", t.entry.Node.ID), zap.String("address", t.entry.address), zap.String("before", was),
+		})...)
+	}
+}
+
+// failure is a node that could not be reached at an address.
+type failure struct{ id, address string }
+
+// Failed tells that a node could not be reached, or did not answer, at the address at
+// which it was dialled. Its host name is looked up anew then, and where it stands for
+// several addresses they are tried. It may be called from any goroutine, and never
+// blocks: of very many failures some are not looked at.
+func (d *Directory) Failed(e *Entry, address string) {
+	if !e.named {
+		return
+	}
+	select {
+	case d.failures <- failure{e.Node.ID, address}:
+	default:
+	}
+}
+
+// onFailure takes in that a node could not be reached.
+func (k *keeper) onFailure(f failure) {
+	t := k.nodes[f.id]
+	if t == nil || t.entry.address != f.address && t.entry.Node.Endpoint.Address() != f.address {
+		return // it is dialled elsewhere by now
+	}
+	k.resolver.ask(f.id)
+	k.reacher.want(t.entry)
 }
 
 // see notes what a host name stands for, as somebody else found out.
@@ -163,4 +224,5 @@ func (k *keeper) moveTo(name string) {
 func (k *keeper) stopResolving() {
 	k.locate.Stop()
 	k.resolver.stop()
+	k.reacher.stop()
 }

@@ -469,3 +469,197 @@ func TestSlowNamesAreResolved(t *testing.T) {
 		}
 	})
 }
+
+// sockets are what accepts connections in tests.
+type sockets struct {
+	mu    sync.Mutex
+	up    map[string]bool // the others refuse
+	lost  map[string]bool // what is sent there gets no answer
+	tried int
+}
+
+func (s *sockets) probe(ctx context.Context, address string) error {
+	s.mu.Lock()
+	s.tried++
+	up, lost := s.up[address], s.lost[address]
+	s.mu.Unlock()
+	if lost {
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	if !up {
+		return errors.New("connection refused")
+	}
+	return nil
+}
+
+func (s *sockets) set(address string, up bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.up[address] = up
+}
+
+// A name with several addresses is dialled at one that answers, and stays there.
+func TestNameWithSeveralAddresses(t *testing.T) {
+	const first, second, third = "10.0.0.8:80", "10.0.0.9:80", "[fd00::1]:80"
+	for name, test := range map[string]struct {
+		up, lost []string
+		want     string
+	}{
+		"all":                   {[]string{first, second, third}, nil, first},
+		"the second":            {[]string{second, third}, nil, second},
+		"IPv6 only":             {[]string{third}, nil, third},
+		"IPv6, the others lost": {[]string{third}, []string{first, second}, third},
+		"none":                  {nil, nil, first},
+		"none, silently":        {nil, []string{first, second, third}, first},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := &sockets{up: make(map[string]bool), lost: make(map[string]bool)}
+				for _, a := range test.up {
+					s.up[a] = true
+				}
+				for _, a := range test.lost {
+					s.lost[a] = true
+				}
+				m := discoverytest.NewMemory()
+				write(m, atEndpoint(newNode("a"), "http://orders:80"))
+				z := newZone("orders", "10.0.0.8 10.0.0.9 fd00::1")
+				d := follow(t, m.Open(), discovery.Options{TTL: 24 * time.Hour, Lookup: z.lookup, Probe: s.probe})
+				time.Sleep(3 * time.Second)
+				synctest.Wait()
+				if got := d.Snapshot().Node("a").Address(); got != test.want {
+					t.Errorf("%s is dialled, want %s", got, test.want)
+				}
+				// What answers is remembered, over another record too.
+				s.set(first, true)
+				time.Sleep(5 * time.Minute)
+				write(m, atEndpoint(newNode("a", "zone", "x"), "http://orders:80"))
+				time.Sleep(coalesced)
+				synctest.Wait()
+				want := test.want
+				if len(test.lost) > 0 && len(test.up) == 0 {
+					want = first
+				}
+				if got := d.Snapshot().Node("a").Address(); got != want {
+					t.Errorf("later %s is dialled, want %s", got, want)
+				}
+			})
+		})
+	}
+	t.Run("told of a failure", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			s := &sockets{up: map[string]bool{first: true, second: true}}
+			m := discoverytest.NewMemory()
+			write(m, atEndpoint(newNode("a"), "http://orders:80"), atEndpoint(newNode("b"), "10.0.0.8:80"))
+			z := newZone("orders", "10.0.0.8 10.0.0.9")
+			d := follow(t, m.Open(), discovery.Options{TTL: 24 * time.Hour, Lookup: z.lookup, Probe: s.probe})
+			<-d.Synced()
+			snapshot := d.Snapshot()
+			e := snapshot.Node("a")
+			if e.Address() != first {
+				t.Fatalf("%s is dialled", e.Address())
+			}
+			tried := map[string]bool{first: true}
+			if got := e.AddressBeside(func(a string) bool { return tried[a] }); got != second {
+				t.Errorf("beside the first: %s", got)
+			}
+			tried[second] = true
+			if got := e.AddressBeside(func(a string) bool { return tried[a] }); got != first {
+				t.Errorf("where all were tried: %s", got)
+			}
+			// It answers after all.
+			d.Failed(e, first)
+			time.Sleep(coalesced)
+			synctest.Wait()
+			if d.Snapshot() != snapshot {
+				t.Error("a failure of something else changed the address")
+			}
+			s.set(first, false)
+			d.Failed(e, first)
+			time.Sleep(coalesced)
+			synctest.Wait()
+			if got := d.Snapshot().Node("a").Address(); got != second {
+				t.Errorf("told that it fails, %s is dialled", got)
+			}
+			if got := d.Snapshot().Node("b").Address(); got != first {
+				t.Errorf("a node that names an address is dialled at %s", got)
+			}
+		})
+	})
+}
+
+// The addresses of many nodes cost a bounded number of connections.
+func TestAddressesAreTriedWithinBounds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &sockets{up: make(map[string]bool)}
+		var many []string
+		for i := range 250 {
+			many = append(many, fmt.Sprint("10.0.1.", i))
+		}
+		z := newZone("many", strings.Join(many, " "))
+		m := discoverytest.NewMemory()
+		write(m, atEndpoint(newNode("a"), "http://many:80"))
+		d := follow(t, m.Open(), discovery.Options{TTL: 24 * time.Hour, Lookup: z.lookup, Probe: s.probe})
+		<-d.Synced()
+		for range 1000 {
+			d.Failed(d.Snapshot().Node("a"), "10.0.1.0:80")
+		}
+		time.Sleep(10 * time.Second)
+		synctest.Wait()
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.tried > 100 {
+			t.Errorf("%d connections for one node", s.tried)
+		}
+	})
+}
+
+// A node that is replaced under its host name is followed at once: a new instance, a
+// changed record and a failure have the name looked up anew, within bounds.
+func TestNamesAreAskedAnew(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		z := newZone("orders", "10.0.0.1")
+		m := discoverytest.NewMemory()
+		instance := func(id, i string) discovery.Node {
+			return atEndpoint(newNode(id, discovery.KeyInstance, i), "http://orders:80")
+		}
+		write(m, instance("a", "1"))
+		d := follow(t, m.Open(), discovery.Options{TTL: 24 * time.Hour, Lookup: z.lookup})
+		soon := func(id, want, when string) {
+			t.Helper()
+			time.Sleep(2500 * time.Millisecond)
+			synctest.Wait()
+			if got := d.Snapshot().Node(id).Address(); got != want {
+				t.Errorf("%s: %s is dialled, want %s", when, got, want)
+			}
+		}
+		soon("a", "10.0.0.1:80", "listed")
+		z.set("orders", "10.0.0.2")
+		write(m, instance("a", "2"))
+		soon("a", "10.0.0.2:80", "a new instance")
+		z.set("orders", "10.0.0.3")
+		d.Failed(d.Snapshot().Node("a"), "10.0.0.2:80")
+		soon("a", "10.0.0.3:80", "a failure")
+		z.set("orders", "10.0.0.4")
+		write(m, instance("b", "1"))
+		soon("b", "10.0.0.4:80", "another node of the name")
+		soon("a", "10.0.0.4:80", "the first node")
+
+		count := func() int {
+			z.mu.Lock()
+			defer z.mu.Unlock()
+			return z.asked["orders"]
+		}
+		time.Sleep(5 * time.Minute)
+		before := count()
+		for i := range 100 {
+			write(m, instance("a", fmt.Sprint("x", i)))
+			d.Failed(d.Snapshot().Node("a"), "10.0.0.4:80")
+			time.Sleep(100 * time.Millisecond)
+		}
+		if asked := count() - before; asked > 6 {
+			t.Errorf("a node that changes ten times a second had its name looked up %d times in ten seconds", asked)
+		}
+	})
+}

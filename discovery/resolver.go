@@ -84,6 +84,7 @@ type hostName struct {
 	addresses []netip.Addr // sorted; none before the first success
 	tried     bool
 	cost      time.Duration // of its last lookup
+	ended     time.Duration // when that ended
 	failures  int
 	retry     *backoff.ExponentialBackOff
 	next      time.Duration // when it is looked up again
@@ -203,11 +204,14 @@ func (r *resolver) ask(user string) {
 	if h == nil || h.queued || h.again || h.next <= now() || u.pay() > 0 {
 		return
 	}
-	if h.cancel != nil {
+	switch soon := h.ended + resolveRetry; {
+	case h.cancel != nil:
 		h.again = true
-		return
+	case h.tried && soon > now():
+		h.next = min(h.next, soon) // many ask at once when a fleet joins
+	default:
+		r.enqueue(h)
 	}
-	r.enqueue(h)
 }
 
 // pay takes one of what the user may ask for, or returns how long that has to wait.
@@ -368,7 +372,8 @@ func (r *resolver) done(l lookup) resolved {
 	if h.dropped {
 		return resolved{}
 	}
-	h.cost = now() - h.began
+	h.ended = now()
+	h.cost = h.ended - h.began
 	result := resolved{name: h.name, users: h.users}
 	if l.err != nil {
 		// Stale beats none: what the name stood for was checked, and it still is
@@ -392,7 +397,7 @@ func (r *resolver) done(l lookup) resolved {
 	}
 	if h.again {
 		h.again = false
-		r.enqueue(h)
+		h.next = min(h.next, h.ended+resolveRetry)
 	}
 	return result
 }

@@ -48,6 +48,13 @@ type vitals struct {
 
 	joined   atomic.Int64        // from when the node counts as new; 0 if it does not
 	attached atomic.Pointer[any] // what Attached keeps
+
+	// At which address it can be reached, where its host name stands for several and
+	// the first one has failed; nil: not known.
+	answers atomic.Pointer[netip.Addr]
+	// Until when the tries of its addresses are paid, at one for each tryEvery. It is
+	// the reacher's alone.
+	tried time.Duration
 }
 
 // processStart is the epoch of all local times: differences to it are monotonic
@@ -76,9 +83,18 @@ func (e *Entry) at(addresses []netip.Addr) *Entry {
 	next := *e
 	next.addresses, next.address, next.usual = addresses, "", usual(addresses)
 	if len(addresses) > 0 {
-		next.address = net.JoinHostPort(addresses[0].String(), strconv.Itoa(e.Node.Endpoint.Port()))
+		use := addresses[0]
+		if answers := e.vitals.answers.Load(); answers != nil && slices.Contains(addresses, *answers) {
+			use = *answers
+		}
+		next.address = e.socket(use)
 	}
 	return &next
+}
+
+// socket returns an address with the endpoint's port, ready to be dialled.
+func (e *Entry) socket(addr netip.Addr) string {
+	return net.JoinHostPort(addr.String(), strconv.Itoa(int(e.port)))
 }
 
 // Addresses returns the addresses that the endpoint stands for, sorted: the one
@@ -86,9 +102,23 @@ func (e *Entry) at(addresses []netip.Addr) *Entry {
 // could not be resolved. Read it only.
 func (e *Entry) Addresses() []netip.Addr { return e.addresses }
 
-// Address returns the first of Addresses with the endpoint's port, ready to be
-// dialled; "" while there is none.
+// Address returns the one of Addresses that is in use, with the endpoint's port, ready
+// to be dialled; "" while there is none. It is the first of them, unless that has
+// failed and another one accepts connections.
 func (e *Entry) Address() string { return e.address }
+
+// AddressBeside returns another one of Addresses in the form of Address, for which
+// tried reports false; Address if there is none.
+func (e *Entry) AddressBeside(tried func(address string) bool) string {
+	if len(e.addresses) > 1 {
+		for _, addr := range e.addresses {
+			if s := e.socket(addr); !tried(s) {
+				return s
+			}
+		}
+	}
+	return e.address
+}
 
 // Named reports whether the endpoint has a host name.
 func (e *Entry) Named() bool { return e.named }
