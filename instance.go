@@ -41,7 +41,8 @@ func instanceID() (string, error) {
 }
 
 // keepInstanceID writes an instance ID that was handed out to where Caddy keeps it,
-// for a config that runs. A read-only file system is no reason not to run.
+// for a config that starts. A read-only file system is no reason not to run: the ID
+// then stays as it is for as long as the process runs, and the next config tries again.
 func keepInstanceID() {
 	instanceIDs.Lock()
 	defer instanceIDs.Unlock()
@@ -52,6 +53,9 @@ func keepInstanceID() {
 	}
 	f, err := os.OpenFile(file, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
+		if errors.Is(err, fs.ErrExist) {
+			delete(instanceIDs.pending, file) // another process was first
+		}
 		return
 	}
 	_, err = f.WriteString(id)

@@ -2,7 +2,9 @@ package caddydiscovery
 
 import (
 	"os"
+	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 
@@ -46,5 +48,66 @@ func TestInstanceID(t *testing.T) {
 	}
 	if after, err := instanceID(); after != before {
 		t.Errorf("the instance ID was %s and is %s: %v", before, after, err)
+	}
+}
+
+// A data directory that cannot be written is tried once by each config that starts,
+// and by no request. The ID stays as it is, so that the proxy keeps its name.
+func TestInstanceIDNotWritable(t *testing.T) {
+	// Root may write anywhere, but not into what a dangling link stands for.
+	data := filepath.Join(t.TempDir(), "data")
+	if err := os.Symlink("nowhere", data); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("XDG_DATA_HOME", data)
+	instanceIDs.Lock()
+	instanceIDs.pending[instanceFile()] = "to be kept"
+	instanceIDs.Unlock()
+	keepInstanceID()
+	if got, err := instanceID(); got != "to be kept" {
+		t.Errorf("the instance ID became %s: %v", got, err)
+	}
+
+	name, m := newMemory(t)
+	list(t, m, "a", at("a"))
+	u := source(t, "registry memory "+name)
+	instanceIDs.Lock()
+	defer instanceIDs.Unlock()
+	answered := make(chan int, 1)
+	go func() {
+		upstreams, _ := u.GetUpstreams(request())
+		answered <- len(upstreams)
+	}()
+	select {
+	case n := <-answered:
+		if n != 1 {
+			t.Errorf("looked up %d nodes", n)
+		}
+	case <-time.After(patience):
+		t.Error("a request waits for who looks at the data directory")
+	}
+}
+
+// Where another process was first to write an ID, that one counts.
+func TestInstanceIDOfAnotherProcess(t *testing.T) {
+	t.Setenv("XDG_DATA_HOME", t.TempDir())
+	if _, err := instanceID(); err != nil {
+		t.Fatal(err)
+	}
+	const other = "7b0f5b1e-6a6f-4f0e-9a53-0f1f5a1f2b3c"
+	if err := os.MkdirAll(filepath.Dir(instanceFile()), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(instanceFile(), []byte(other), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	keepInstanceID()
+	if got, err := instanceID(); got != other {
+		t.Errorf("the instance ID is %s, want %s: %v", got, other, err)
+	}
+	instanceIDs.Lock()
+	defer instanceIDs.Unlock()
+	if id := instanceIDs.pending[instanceFile()]; id != "" {
+		t.Errorf("the ID %s is still to be written", id)
 	}
 }

@@ -205,6 +205,7 @@ func (u *Upstreams) Provision(ctx caddy.Context) error {
 	}
 	// A config that is only validated gets no further than here.
 	return onEvent(ctx, "started", func() {
+		keepInstanceID()
 		u.enlist()
 		u.start()
 		if u.emitter, err = emitEvents(ctx, u.directory, u.logger); err != nil {
@@ -215,7 +216,6 @@ func (u *Upstreams) Provision(ctx caddy.Context) error {
 
 // start begins to follow the registry and to check the nodes.
 func (u *Upstreams) start() {
-	keepInstanceID()
 	u.directory.start()
 	u.scheduleRestore()
 	u.startChecks()
