@@ -401,6 +401,7 @@ type tracked struct {
 	from     *grave        // what it was kept in, of a node that lapsed and is being asked
 	unproven int           // how often in a row its probes were no evidence
 	excess   int           // what it takes of the room
+	admitted int           // what it took when there was room for that
 	counted  counted       // as what it is counted
 	alone    time.Duration // since when it is in doubt though most others are heard, 0 if it is not
 	expired  bool          // its record ran out in the batch of events under way
@@ -677,7 +678,6 @@ func (k *keeper) name(t *tracked, key string) {
 }
 
 func (k *keeper) put(e Event) {
-	k.accept(e)
 	k.forget(e)
 	// A writer's clock that runs ahead must not lengthen its lease.
 	heard := now() - max(e.Age, 0)
@@ -695,17 +695,17 @@ func (k *keeper) put(e Event) {
 		if e.Age >= lease {
 			// Overdue by the registry's own clock. It comes back the moment it
 			// is heard. Of a first listing all such records are looked at together.
+			k.accept(e)
 			if !k.everyNode && e.Age <= MaxLease {
 				k.keepOverdue(k.track(e, lease, heard))
 			}
 			return
 		}
 		if err := k.full(&e.Node); err != nil {
-			e.Err = err
-			e.ID = e.Node.ID
-			k.reject(e)
+			k.turnDown(e, err)
 			return
 		}
+		k.accept(e)
 		if g := k.graves.byID[e.Node.ID]; g != nil {
 			k.graves.drop(g)
 		}
@@ -720,23 +720,27 @@ func (k *keeper) put(e Event) {
 		moved = true
 	case t.listing == k.listing && !k.listed && e.Revision < t.revision:
 		// The node stands under two keys and the newer one was listed first.
+		k.accept(e)
 		return
 	case e.Age >= lease && heard < time.Duration(t.entry.vitals.heard.Load()) && !sameRecord(&t.entry.Node, &e.Node):
 		// The registry went back to an older state, in which the node was
 		// something else, or somewhere. It was heard since, so what it said then
 		// stands for as long as it has to be heard again; see sync.
+		k.accept(e)
 	default:
+		changed := !sameRecord(&t.entry.Node, &e.Node) || t.entry.refused != nil
+		if changed {
+			if err := k.room.refusesGrowth(t, &e.Node); err != nil {
+				k.turnDown(e, err)
+				return
+			}
+		}
+		k.accept(e)
 		k.renew(t, e.Node.Load, heard)
 		if now()-heard < lease {
 			k.trust(t) // not so if a listing repeats what had run out
 		}
-		if !sameRecord(&t.entry.Node, &e.Node) || t.entry.refused != nil {
-			if err := k.room.refuses(t.excess, &e.Node); err != nil {
-				e.Err = err
-				e.ID = e.Node.ID
-				k.reject(e)
-				return
-			}
+		if changed {
 			reason := difference(&t.entry.Node, &e.Node)
 			if reason == "" {
 				reason = "its record is accepted again"
@@ -757,6 +761,12 @@ func (k *keeper) put(e Event) {
 		k.takePlace(t)
 	}
 	k.armExpiry()
+}
+
+// turnDown rejects a record that can be read.
+func (k *keeper) turnDown(e Event, err error) {
+	e.ID, e.Err = e.Node.ID, err
+	k.reject(e)
 }
 
 // insert puts a node into use, and is the only one who does: a node in use

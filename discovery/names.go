@@ -102,7 +102,7 @@ func (k *keeper) locateRegistry() {
 // by what is known of that.
 func (k *keeper) occupy(t *tracked) {
 	defer k.count(t)
-	t.excess = k.room.take(0, &t.entry.Node)
+	k.room.admit(t)
 	k.places.enter(t)
 	if !t.entry.named {
 		return

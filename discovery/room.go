@@ -7,6 +7,9 @@ const (
 	ordinaryRecord = 4 << 10
 	// maxExcess is what all records of a directory together may take beyond that.
 	maxExcess = 256 << 20
+	// growth is what a node in use may take beyond what there was room for, when there
+	// is none: enough to say that it drains, or where it is now.
+	growth = 1 << 10
 )
 
 // room bounds what the records of a directory take of memory. Their number does not:
@@ -37,6 +40,23 @@ func (r *room) refuses(had int, n *Node) error {
 			ErrInvalid, maxExcess>>20, ordinaryRecord>>10)
 	}
 	return nil
+}
+
+// refusesGrowth returns why there is no room for what the record of a node in use says
+// now, nil if there is.
+func (r *room) refusesGrowth(t *tracked, n *Node) error {
+	if excess(n) <= t.admitted+growth {
+		return nil
+	}
+	return r.refuses(t.excess, n)
+}
+
+// admit gives room to a node that comes into use or changes.
+func (r *room) admit(t *tracked) {
+	t.excess = r.take(0, &t.entry.Node)
+	if r.used <= maxExcess || t.excess < t.admitted {
+		t.admitted = t.excess
+	}
 }
 
 // full returns why the directory has no room for one node more, nil if it has.

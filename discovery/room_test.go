@@ -67,3 +67,58 @@ func TestRoomForLargeRecords(t *testing.T) {
 		}
 	})
 }
+
+// Where no room is left, a node in use that drains or moves is taken at its word; one
+// that grows without measure renews no lease, and is told of once.
+func TestChangesWhereNoRoomIsLeft(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newScripted()
+		d := follow(t, w, discovery.Options{})
+		s := <-w.streams
+		notes := strings.Repeat("x", 60_000)
+		lease := func(n discovery.Node) discovery.Node {
+			n.Metadata[discovery.KeyLease] = "24h"
+			return n
+		}
+		good := newNode("good", "notes", notes[:3500])
+		greedy := newNode("greedy", "notes", notes[:3500])
+		s.put("node.good", 0, good)
+		s.put("node.greedy", 0, greedy)
+		heard := time.Now()
+		// What is left is ever less.
+		for _, fill := range []struct{ size, nodes int }{{len(notes), 5000}, {6000, 30}, {3321, 10}, {2871, 20}} {
+			for i := range fill.nodes {
+				id := fmt.Sprintf("%05d-%04d", fill.size, i)
+				s.put("node."+id, 0, lease(newNode(id, "notes", notes[:fill.size])))
+			}
+		}
+		s.sync(discovery.Listing{})
+		time.Sleep(coalesced)
+		synctest.Wait()
+		full := len(d.Snapshot().Nodes())
+		for range 5 {
+			time.Sleep(5 * time.Second)
+			good = newNode("good", "notes", notes[:3500], discovery.KeyState, "draining")
+			good.Endpoint = atEndpoint(good, "http://a-longer-name.example.org:5001").Endpoint
+			s.put("node.good", 0, good)
+			s.put("node.greedy", 0, newNode("greedy", "notes", notes))
+			s.put("node.large", 0, lease(newNode("large", "notes", notes)))
+		}
+		time.Sleep(coalesced)
+		synctest.Wait()
+		if e := d.Snapshot().Node("good"); e == nil || e.State() != discovery.StateDraining || e.Serves() ||
+			e.Refused() != nil || e.Node.Endpoint.Host() != "a-longer-name.example.org" {
+			t.Error("the node that drains and moves is used as it was")
+		}
+		if e := d.Snapshot().Node("greedy"); e == nil || e.Refused() == nil {
+			t.Error("the node that grows without measure is not kept as it was")
+		}
+		told := d.Journal().Newest(1000, func(c *discovery.Change) bool {
+			return c.Type == discovery.ChangeRejected && (c.ID == "greedy" || c.ID == "good" || c.ID == "large")
+		})
+		if len(told) != 2 || full != len(d.Snapshot().Nodes()) {
+			t.Errorf("with %d nodes, %d before, the journal tells of rejections %+v", len(d.Snapshot().Nodes()), full, told)
+		}
+		lapsesAt(t, d, "greedy", heard.Add(discovery.DefaultTTL))
+	})
+}
