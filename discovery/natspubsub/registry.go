@@ -145,9 +145,12 @@ func (r *Registry) Announce(ctx context.Context, n discovery.Node) error {
 		if r.hasJoined(s, n.ID) {
 			subject, message = r.config.heartbeat(), appendHeartbeat(nil, data, now)
 		}
-		return r.say(ctx, s, n.ID, announced, subject, message)
+		return r.say(ctx, s, n.ID, announced, subject, message, false)
 	})
 }
+
+// errTaken: the id is announced here for another instance.
+var errTaken = errors.New("another instance has taken the id")
 
 // Drain says that the node lives and drains, in a heartbeat with its record. Nobody
 // keeps records with which that could be compared, so listeners of our kind do it:
@@ -167,14 +170,18 @@ func (r *Registry) Drain(ctx context.Context, n discovery.Node) (own bool, err e
 	announced := &record{instance: n.Instance(), data: data, until: now.Add(lease(&n))}
 	err = r.do(ctx, what, func(ctx context.Context, s *session) error {
 		// Never a join, with which a node comes rather than goes.
-		return r.say(ctx, s, n.ID, announced, r.config.heartbeat(), appendHeartbeat(nil, data, now))
+		return r.say(ctx, s, n.ID, announced, r.config.heartbeat(), appendHeartbeat(nil, data, now), true)
 	})
+	if errors.Is(err, errTaken) {
+		return false, nil
+	}
 	return err == nil, err
 }
 
 // say publishes a message about a record of ours, with which queries are answered
-// from then on.
-func (r *Registry) say(ctx context.Context, s *session, id string, announced *record, subject string, message []byte) error {
+// from then on. What is said by ownerOnly fails with errTaken where the id is another
+// instance's.
+func (r *Registry) say(ctx context.Context, s *session, id string, announced *record, subject string, message []byte, ownerOnly bool) error {
 	var before *record
 	err := s.ask(ctx, publishing(subject), func(ctx context.Context) error {
 		release, err := r.take(ctx)
@@ -182,6 +189,9 @@ func (r *Registry) say(ctx context.Context, s *session, id string, announced *re
 			return err
 		}
 		defer release()
+		if ownerOnly && r.takenHere(id, announced.instance) {
+			return errTaken
+		}
 		before = r.remember(id, announced)
 		// First, so that whoever asks too early for this is told by the join.
 		if err := r.answer(s); err != nil {
@@ -217,6 +227,10 @@ func (r *Registry) Withdraw(ctx context.Context, n discovery.Node) error {
 				return err
 			}
 			defer release()
+			// Somebody may have announced the id meanwhile.
+			if !r.forget(n.ID, n.Instance()) {
+				return nil
+			}
 			return s.link.Publish(r.config.leave(), message)
 		})
 	})
