@@ -25,13 +25,17 @@ const (
 // a heartbeat that names no endpoint. Those that lapsed within one lease are counted,
 // as the loss guard needs it, in all and by service. It is bounded in number, bytes
 // and time, the oldest go first, and each step costs the logarithm of their number.
+// Those that are being asked are beside that: they have the bounds of the nodes in use,
+// so that as many can be brought back, and none goes before its answer.
 type graveyard struct {
 	most, mostBytes int
 
 	byID     map[string]*grave
 	byRecord map[string]*grave
-	ages     *list.List // *grave, the oldest first
-	bytes    int
+	ages     *list.List   // *grave, the oldest first, without those that are being asked
+	bytes    int          // of those
+	pending  int          // how many are being asked
+	room     room         // of those
 	recent   recentGraves // those that count, the one first that does so no longer
 	plots    map[string]*plot
 	unasked  int // of all plots
@@ -47,9 +51,10 @@ type grave struct {
 	since time.Duration // when it lapsed
 	until time.Duration // up to when it counts as one that lapsed lately
 	bytes int
-	age   *list.Element
-	index int // in recent, -1 if it does not count
-	again int // how often it was asked in vain
+	age   *list.Element // nil while it is being asked
+	room  int           // what it takes of the room, while it is being asked
+	index int           // in recent, -1 if it does not count
+	again int           // how often it was asked in vain
 }
 
 func (g *grave) id() string     { return g.entry.Node.ID }
@@ -78,6 +83,21 @@ func newGraveyard(most, mostBytes int) graveyard {
 // counts as one that lapsed lately up to its until, not at all if that is no later; and
 // it need not be dialled if it was asked already.
 func (y *graveyard) bury(g *grave, at time.Duration, asked bool) {
+	y.add(g, at, asked)
+	y.trim()
+}
+
+// buryAsked is bury for a node that is to be dialled now. It reports whether there is
+// room to wait for its answer.
+func (y *graveyard) buryAsked(g *grave, at time.Duration) bool {
+	y.add(g, at, true)
+	pending := y.await(g)
+	y.trim()
+	return pending
+}
+
+// add is bury without its bounds.
+func (y *graveyard) add(g *grave, at time.Duration, asked bool) {
 	for _, old := range []*grave{y.byID[g.id()], y.byRecord[g.record()]} {
 		if old != nil {
 			y.drop(old)
@@ -101,9 +121,45 @@ func (y *graveyard) bury(g *grave, at time.Duration, asked bool) {
 			y.unasked++
 		}
 	}
-	for len(y.byID) > y.most || y.bytes > y.mostBytes {
+}
+
+// trim drops the oldest that are too many.
+func (y *graveyard) trim() {
+	for y.ages.Len() > y.most || y.bytes > y.mostBytes {
 		y.drop(y.ages.Front().Value.(*grave))
 	}
+}
+
+// await keeps a node until [graveyard.answered], whatever lapses meanwhile, and
+// reports whether there is room for it.
+func (y *graveyard) await(g *grave) bool {
+	if g.age == nil || y.pending >= MaxNodes || y.room.refuses(0, &g.entry.Node) != nil {
+		return false
+	}
+	y.ages.Remove(g.age)
+	g.age = nil
+	y.bytes -= g.bytes
+	y.pending++
+	g.room = y.room.take(0, &g.entry.Node)
+	return true
+}
+
+// answered ends await at a time.
+func (y *graveyard) answered(g *grave, at time.Duration) {
+	if y.byID[g.id()] != g || g.age != nil {
+		return
+	}
+	y.leave(g)
+	g.since = at
+	g.age = y.ages.PushBack(g)
+	y.bytes += g.bytes
+	y.trim()
+}
+
+// leave takes a node out of those that are being asked.
+func (y *graveyard) leave(g *grave) {
+	y.pending--
+	g.room = y.room.take(g.room, nil)
 }
 
 // drop forgets a node, if it is there.
@@ -113,8 +169,12 @@ func (y *graveyard) drop(g *grave) {
 	}
 	delete(y.byID, g.id())
 	delete(y.byRecord, g.record())
-	y.ages.Remove(g.age)
-	y.bytes -= g.bytes
+	if g.age == nil {
+		y.leave(g)
+	} else {
+		y.ages.Remove(g.age)
+		y.bytes -= g.bytes
+	}
 	y.discount(g)
 }
 

@@ -62,6 +62,80 @@ func TestGraveyardTooLarge(t *testing.T) {
 	}
 }
 
+// What is being asked stays until it has answered, however many lapse meanwhile, and
+// is like any other from then on.
+func TestGraveyardAwaitsAnswers(t *testing.T) {
+	y := newGraveyard(10, 1<<30)
+	asked := make([]*grave, 30)
+	for i := range asked {
+		asked[i] = lapsedNode(fmt.Sprintf("asked-%02d", i), "orders", time.Hour)
+		if !y.buryAsked(asked[i], 0) {
+			t.Fatalf("no room for %d", i)
+		}
+	}
+	for i := range 20 {
+		y.bury(lapsedNode(fmt.Sprintf("a%02d", i), "orders", time.Hour), 1, false)
+	}
+	counts := func(pending, kept int) {
+		t.Helper()
+		if y.pending != pending || y.ages.Len() != kept || len(y.byID) != pending+kept || len(y.byRecord) != pending+kept || y.lapsed() != pending+kept {
+			t.Errorf("%d are asked, %d are not; %d and %d kept, %d count; want %d and %d",
+				y.pending, y.ages.Len(), len(y.byID), len(y.byRecord), y.lapsed(), pending, kept)
+		}
+	}
+	counts(30, 10)
+	if y.await(asked[0]) {
+		t.Error("asked twice at once")
+	}
+	for _, g := range y.ask() {
+		if !y.await(g) {
+			t.Errorf("no room for %s", g.id())
+		}
+	}
+	counts(40, 0)
+	for i, g := range asked {
+		if i < 5 {
+			y.drop(g)
+		} else {
+			y.answered(g, 2)
+		}
+		y.answered(g, 2)
+	}
+	counts(10, 10)
+	if y.byID["asked-29"] == nil || y.byID["asked-05"] != nil {
+		t.Error("not the oldest went")
+	}
+	y.expire(graveTime + 2)
+	if y.pending != 10 || y.ages.Len() != 0 || len(y.byID) != 10 || y.lapsed() != 0 {
+		t.Errorf("after their time %d are asked, %d are not, %d count", y.pending, y.ages.Len(), y.lapsed())
+	}
+	for _, g := range y.byID {
+		y.answered(g, graveTime+2)
+	}
+	y.expire(2*graveTime + 2)
+	counts(0, 0)
+	if y.unasked != 0 || len(y.plots) != 0 || y.bytes != 0 || y.room.used != 0 {
+		t.Errorf("%d bytes and %d of the room are left", y.bytes, y.room.used)
+	}
+}
+
+func TestGraveyardAwaitsABoundedNumber(t *testing.T) {
+	y := newGraveyard(10, 1<<30)
+	y.pending = MaxNodes
+	if y.buryAsked(lapsedNode("a", "orders", time.Hour), 0) || y.byID["a"] == nil {
+		t.Error("one more than may be in use is asked, or is not kept")
+	}
+	y.pending, y.room.used = 0, maxExcess
+	large := lapsedNode("b", "orders", time.Hour)
+	large.entry.Node.Metadata["note"] = strings.Repeat("x", 2*ordinaryRecord)
+	if y.buryAsked(large, 0) || y.byID["b"] == nil {
+		t.Error("one for which the room is used up is asked, or is not kept")
+	}
+	if !y.buryAsked(lapsedNode("c", "orders", time.Hour), 0) {
+		t.Error("an ordinary one finds no room")
+	}
+}
+
 func TestGraveyardCounts(t *testing.T) {
 	y := newGraveyard(100, 1<<30)
 	y.bury(lapsedNode("a", "orders", 10), 0, false)

@@ -264,7 +264,11 @@ func (k *keeper) lapse(lapsing []*tracked, reason string) {
 		}
 	}
 	for _, g := range graves {
-		k.ask(k.exhume(g))
+		if k.graves.await(g) {
+			k.ask(k.exhume(g))
+		} else {
+			k.graves.askAgain(g)
+		}
 	}
 }
 
@@ -478,9 +482,9 @@ func (k *keeper) judgeOverdue() {
 		case !k.perhapsUsable(t.entry):
 			k.graves.bury(t.grave(at), at, false)
 		case massive || k.outage(of.lost, of.all):
-			g := t.grave(at + t.entry.lease)
-			k.graves.bury(g, at, true)
-			k.ask(k.exhume(g))
+			if g := t.grave(at + t.entry.lease); k.graves.buryAsked(g, at) {
+				k.ask(k.exhume(g))
+			}
 		default:
 			k.graves.bury(t.grave(t.entry.due()+t.entry.lease), at, false)
 		}
@@ -550,6 +554,9 @@ func (k *keeper) hear(ctx context.Context, a answer) {
 		return // all ends, or the node was heard meanwhile, or is gone
 	}
 	t.probe = 0
+	if t.from != nil && a.err != nil {
+		k.graves.answered(t.from, now())
+	}
 	if t.remembered && !k.everyNode {
 		k.restoreOr(a)
 		return

@@ -393,6 +393,33 @@ func TestHeldIntoMassLapse(t *testing.T) {
 	}
 }
 
+// However many nodes a first listing shows as overdue: each that accepts
+// connections is used.
+func TestFirstListingOfManyOverdue(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const size = 66_000 // more than are remembered of nodes that lapsed
+		w := newScripted()
+		d := follow(t, w, discovery.Options{Probe: func(context.Context, string) error { return nil }})
+		s := <-w.streams
+		for i := range size {
+			node := newNode(fmt.Sprint("n", i))
+			var err error
+			if node.Endpoint, err = discovery.ParseEndpoint(fmt.Sprintf("http://10.%d.%d.%d:5001", i/62_500, i/250%250, i%250)); err != nil {
+				t.Fatal(err)
+			}
+			s.emit(discovery.Event{
+				Type: discovery.Put, ID: node.ID, Key: "node." + node.ID, Node: node, Age: discovery.DefaultTTL + time.Second,
+			})
+		}
+		s.sync(discovery.Listing{})
+		time.Sleep(discovery.DefaultTTL / 2)
+		synctest.Wait()
+		if got := d.Status(); got.Nodes != size || got.Held != size {
+			t.Errorf("%d nodes, %d held; want %d", got.Nodes, got.Held, size)
+		}
+	})
+}
+
 // A service may be cut off from the registry while all others are not, however few
 // of the nodes are its own.
 func TestLossGuardOfService(t *testing.T) {

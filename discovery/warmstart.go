@@ -166,18 +166,13 @@ func (k *keeper) remembered(r remembered) *tracked {
 func (k *keeper) awaitRemembered(m *memento) {
 	for _, r := range m.nodes {
 		if k.nodes[r.node.ID] == nil && k.graves.byID[r.node.ID] == nil {
-			k.ask(k.exhumeRemembered(k.remembered(r)))
+			if g := k.remembered(r).grave(0); k.graves.buryAsked(g, now()) {
+				t := k.exhume(g)
+				t.remembered = true
+				k.ask(t)
+			}
 		}
 	}
-}
-
-// exhumeRemembered keeps a remembered node as one that lapsed, and returns it.
-func (k *keeper) exhumeRemembered(t *tracked) *tracked {
-	g := t.grave(0)
-	k.graves.bury(g, now(), true)
-	next := k.exhume(g)
-	next.remembered = true
-	return next
 }
 
 // recallAgain dials the remembered nodes whose turn it is.
@@ -256,7 +251,7 @@ func (k *keeper) endRestore(l Listing, at time.Duration) (awaited int) {
 			if k.nodes[id] == nil {
 				k.change(id, nil)
 				if l.Partial && k.graves.byID[id] == nil {
-					k.exhumeRemembered(t)
+					k.graves.bury(t.grave(0), at, true) // it may be heard
 				}
 			}
 			continue
