@@ -12,68 +12,90 @@
 --   that, how many members may be read; and what is known of members that are too
 --   long, in order: a score and how many members have it, all of them too long
 local longest, enough, usual, most = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
-local step = 500
-local pages, size = {}, 0
+local step, room = 500, 16 * 1024 * 1024
+local pages, size, kept = {}, 0, 0
 
+-- Keeps a page, and returns how many bytes its members have.
 local function keep(page)
+  local all = 0
   for i = 1, #page, 2 do
     local member = page[i]
     local length = #member
+    all = all + length
     if length > longest or size > enough and length > usual then
       page[i] = { length, redis.sha1hex(string.sub(member, 1, 1024) .. string.sub(member, -1024)), string.sub(member, 1, 256) }
     else
       size = size + length
     end
   end
+  kept = kept + #page / 2
   pages[#pages + 1] = page
+  return all
 end
 
 -- Pages follow each other by score, past those members of the last one that were read.
-local function read(min, max)
-  local past = 0
-  while true do
-    local page = redis.call('ZRANGEBYSCORE', KEYS[1], min, max, 'WITHSCORES', 'LIMIT', past, step)
-    local last, same = page[#page], 1
-    if #page > 0 then
-      keep(page)
-    end
-    if #page < 2 * step then
+-- The server walks past them each time, so a page grows with their number, as long
+-- as it is no more to copy than some MiB.
+local function read(min, max, past)
+  local limit = step
+  while kept < most do
+    limit = math.min(limit, most - kept)
+    local page = redis.call('ZRANGEBYSCORE', KEYS[1], min, max, 'WITHSCORES', 'LIMIT', past, limit)
+    local n = #page / 2
+    if n == 0 then
       return
     end
-    for i = #page - 2, 2, -2 do
-      if page[i] ~= last then
-        break
-      end
+    local average = keep(page) / n
+    if n < limit then
+      return
+    end
+    local last, same = page[#page], 1
+    while same < n and page[#page - 2 * same] == last do
       same = same + 1
     end
-    if last == min then
-      past = past + same
-    else
+    if same < n then
       min, past = last, same
+    else
+      past = past + n
     end
+    limit = math.max(step, math.min(past, math.floor(room / math.max(average, 1))))
   end
 end
 
+-- The oldest are left out if there are too many: the first that is read is the one
+-- of this score past those.
 local count = redis.call('ZCARD', KEYS[1])
-local min = ARGV[1]
-if count > most and min == '-inf' then
-  -- The oldest are left out. Not every user may ask for their rank.
+local min, past = ARGV[1], 0
+local from = tonumber(min)
+if count > most then
   local first = redis.pcall('ZRANGE', KEYS[1], -most, -most, 'WITHSCORES')
-  min = first[2] or min
+  local older = first[2] and redis.pcall('ZCOUNT', KEYS[1], '-inf', '(' .. first[2])
+  if type(older) ~= 'number' then
+    -- Not every user may ask for ranks.
+    if min == '-inf' then
+      past, from = count - most, math.huge
+    end
+  elseif tonumber(first[2]) >= from then
+    min, past, from = first[2], count - most - older, tonumber(first[2])
+  end
 end
 
 -- What is known to be too long is not looked at again.
 local skipped = {}
 for i = 7, #ARGV, 2 do
-  local same = redis.pcall('ZCOUNT', KEYS[1], ARGV[i], ARGV[i])
-  local skip = same == tonumber(ARGV[i + 1])
+  local score, same = tonumber(ARGV[i]), tonumber(ARGV[i + 1])
+  local skip = (score > from or score == from and past == 0) and redis.pcall('ZCOUNT', KEYS[1], ARGV[i], ARGV[i]) == same
   if skip then
-    read(min, '(' .. ARGV[i])
-    min = '(' .. ARGV[i]
+    read(min, '(' .. ARGV[i], past)
+    min, past = ARGV[i], 0
+    skip = kept + same <= most
+    if skip then
+      kept, min = kept + same, '(' .. ARGV[i]
+    end
   end
   skipped[#skipped + 1] = skip and 1 or 0
 end
-read(min, '+inf')
+read(min, '+inf', past)
 
 local meta, last, at = {}, {}, ''
 if KEYS[2] then
