@@ -252,7 +252,9 @@ var (
 	// at once, since what it said before holds no longer. A record that is rejected
 	// for any other reason could not be read: a value of another type, no JSON, too
 	// long. It costs its node the update, and the node stays as it was last known,
-	// for the rest of its lease, which such a record does not renew.
+	// for the rest of its lease, which such a record does not renew. Where only the
+	// record itself tells whose it is (a sorted set of Redis), one without a readable
+	// id is nobody's, and the node whose record it replaced has left.
 	ErrForbidden = errors.New("forbidden")
 	// ErrBroken: the stream of changes broke and must be started anew.
 	ErrBroken = errors.New("watch broken")

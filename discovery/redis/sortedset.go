@@ -847,7 +847,11 @@ func (v *setView) absent(n *node) bool {
 	return time.Since(n.missing) >= absence
 }
 
-// sweep looks for what a whole look lacks.
+// sweep looks for what a whole look lacks. A node whose record was replaced by one
+// without a readable id (no JSON, an id that is no text, too long to be read) has
+// left: members have no key that would tell whose such a record is, and the id that
+// its beginning seems to name is only good to be shown, since it may stand in another
+// place of the record, or in several.
 func (v *setView) sweep(l *setLook) {
 	var lost []*node
 	for _, n := range v.nodes {
