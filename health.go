@@ -30,7 +30,7 @@ import (
 
 // Health are active health checks of discovered nodes: Caddy's own look at static
 // upstreams only. A node gets no request before it has passed a check; where no
-// node has passed one, those of which nothing is known serve after sync_timeout.
+// node has been checked yet, requests wait, and all nodes serve after sync_timeout.
 // Sources of one registry with the same settings share the checks and their
 // results, also across reloads. A reload that changes the settings keeps the
 // results where the same is asked, and otherwise lets a node that was healthy

@@ -425,6 +425,32 @@ func TestUncheckedServeInTheEnd(t *testing.T) {
 	}
 }
 
+// TestUncheckedBesideTheIll has a node that is known to be ill when another one joins
+// and hangs: requests do not wait for its check, nor are they sent to it.
+func TestUncheckedBesideTheIll(t *testing.T) {
+	name, m := newMemory(t)
+	list(t, m, "ill", newChecked(t, "ill", 500, false).URL)
+	u := source(t, "registry memory "+name+"\nsync_timeout 50ms\nhealth {\nuri /healthz\ninterval 1h\ntimeout 1h\n}")
+	u.start()
+	checked := func(id string, want health) func() bool {
+		return func() bool {
+			h, since := u.health.of(u.directory.Snapshot().Node(id))
+			return h == want && !since.IsZero() && time.Since(since) > time.Duration(u.SyncTimeout)
+		}
+	}
+	eventually(t, "it is known to be ill for a while", checked("ill", unhealthy))
+	joined := newChecked(t, "joined", 0, false)
+	list(t, m, "joined", joined.URL)
+	eventually(t, "the other is being checked", func() bool { return joined.checks.Load() == 1 })
+	if p := u.pool(u.directory.Snapshot(), request()); len(p.tiers) > 0 || !p.awaits.IsZero() {
+		t.Errorf("%d tiers, awaited until %v, want nobody", len(p.tiers), p.awaits)
+	}
+	eventually(t, "it has waited for its check", checked("joined", unchecked))
+	if upstreams, err := u.GetUpstreams(request()); err != nil || len(upstreams) > 0 {
+		t.Errorf("returned %v, %v, want nobody", upstreams, err)
+	}
+}
+
 // TestTheOnlyNodeIsReplaced restarts the only node of a service, long after the
 // checks began: requests wait for the first check of its successor.
 func TestTheOnlyNodeIsReplaced(t *testing.T) {

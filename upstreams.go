@@ -875,16 +875,21 @@ func (u *Upstreams) newPool(snapshot *discovery.Snapshot, w wish) *pool {
 }
 
 // unchecked returns those candidates that have waited for their first check for as
-// long as sync_timeout, and otherwise when the first of them will have.
+// long as sync_timeout, and otherwise when the first of them will have. Where some
+// are known to be ill the others do not serve without a check, and are awaited for
+// sync_timeout after the checks began only: not each time that one joins.
 func (u *Upstreams) unchecked(candidates []*discovery.Entry, w wish) ([]*discovery.Entry, time.Time) {
 	now := time.Now()
 	var nodes []*discovery.Entry
-	var next time.Time
+	var next, began time.Time // began: the first of those that are known
 	for _, e := range candidates {
 		if u.ineligible(e, w) != "" {
 			continue
 		}
 		h, since := u.health.of(e)
+		if h.known() && (began.IsZero() || since.Before(began)) {
+			began = since
+		}
 		if h != unchecked {
 			continue
 		}
@@ -896,6 +901,16 @@ func (u *Upstreams) unchecked(candidates []*discovery.Entry, w wish) ([]*discove
 		case !until.After(now):
 			nodes = append(nodes, e)
 		case next.IsZero() || until.Before(next):
+			next = until
+		}
+	}
+	if !began.IsZero() {
+		nodes = nil
+		until := began.Add(time.Duration(u.SyncTimeout))
+		switch {
+		case !until.After(now):
+			next = time.Time{}
+		case until.Before(next):
 			next = until
 		}
 	}
