@@ -3,6 +3,7 @@ package caddydiscovery
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
@@ -17,38 +18,74 @@ import (
 // the config in force announces owns the record, therefore. The announcement before
 // it does not renew its own any more, and leaves when the new one stands: in the
 // same registry there is nothing left that it may touch.
+//
+// A config may fail after it came into force. Then the one below it is in force
+// again, and announces anew what was overwritten.
 type inForce struct {
-	app  *Registrar // nil while none is
-	held []*announcement
-	turn chan struct{} // closed when another config is
+	apps []*Registrar  // that run; the last one is in force
+	turn chan struct{} // closed when another one is, or a record has come to stand
+}
+
+// tell wakes those who wait for a turn. The caller holds announcements.
+func (f *inForce) tell() {
+	if f.turn != nil {
+		close(f.turn)
+	}
+	f.turn = make(chan struct{})
 }
 
 // put makes an app the one in force. The caller holds announcements.
 func (f *inForce) put(app *Registrar) {
-	if f.turn != nil {
-		close(f.turn)
-	}
-	*f = inForce{app: app, turn: make(chan struct{})}
-	if app != nil {
-		f.held = app.held
-	}
+	f.apps = append(f.apps, app)
+	f.tell()
 }
 
-// successors returns the announcements of the config in force that have come after
-// a and announce the same id, and what is closed when there may be others.
+// drop takes an app out. The caller holds announcements.
+func (f *inForce) drop(app *Registrar) {
+	i := slices.Index(f.apps, app)
+	if i < 0 {
+		return
+	}
+	f.apps = slices.Delete(f.apps, i, i+1)
+	if i > 0 && i == len(f.apps) { // the one below is in force again
+		for _, b := range f.apps[i-1].held {
+			if slices.ContainsFunc(app.held, func(a *announcement) bool { return a != b && a.rivals(b) }) {
+				b.stands.Store(false)
+				b.renew()
+			}
+		}
+	}
+	f.tell()
+}
+
+// rivals reports whether both may write the same record.
+func (a *announcement) rivals(b *announcement) bool { return a.kind == b.kind && a.key.id == b.key.id }
+
+// successors returns the announcements of the config in force that announce the id
+// of a in its place, and what is closed when there may be others.
 func (a *announcement) successors() (found []*announcement, turn <-chan struct{}) {
 	announcements.Lock()
 	defer announcements.Unlock()
-	for _, b := range announcements.inForce.held {
-		if b == a {
-			found = nil
-			break
-		}
-		if b.kind == a.kind && b.key.id == a.key.id && b.generation > a.generation {
-			found = append(found, b)
+	f := &announcements.inForce
+	if len(f.apps) > 0 {
+		for _, b := range f.apps[len(f.apps)-1].held {
+			if b == a {
+				return nil, f.turn
+			}
+			if b.rivals(a) {
+				found = append(found, b)
+			}
 		}
 	}
-	return found, announcements.inForce.turn
+	return found, f.turn
+}
+
+// renew makes it announce as it does, at once.
+func (a *announcement) renew() {
+	select {
+	case a.renewal <- struct{}{}:
+	default:
+	}
 }
 
 // giveWay waits until the successors are announced, for as long as the record that
@@ -58,23 +95,17 @@ func (a *announcement) giveWay(lease time.Duration) {
 	patience := time.NewTimer(lease)
 	defer patience.Stop()
 	successors, turn := a.successors()
-	for waiting := successors; len(waiting) > 0; {
+	for waiting := true; waiting && slices.ContainsFunc(successors, func(b *announcement) bool { return !b.stands.Load() }); {
 		select {
-		case <-waiting[0].announced:
-			waiting = waiting[1:]
 		case <-turn:
 			successors, turn = a.successors()
-			waiting = successors
 		case <-patience.C:
-			waiting = nil
+			waiting = false
 		}
 	}
 	a.leave()
 	for _, b := range successors {
-		select {
-		case b.renewal <- struct{}{}:
-		default:
-		}
+		b.renew()
 	}
 }
 
@@ -89,7 +120,15 @@ func (r ownRecord) Announce(ctx context.Context, n discovery.Node) error {
 	if successors, _ := r.a.successors(); len(successors) > 0 {
 		return nil
 	}
-	return r.Registry.Announce(ctx, n)
+	if err := r.Registry.Announce(ctx, n); err != nil {
+		return err
+	}
+	if !r.a.stands.Swap(true) {
+		announcements.Lock()
+		defer announcements.Unlock()
+		announcements.inForce.tell()
+	}
+	return nil
 }
 
 // Drain implements discovery.Announcer.
@@ -113,12 +152,8 @@ func (r ownRecord) Withdraw(ctx context.Context, n discovery.Node) error {
 func (r ownRecord) replaced() bool {
 	successors, _ := r.a.successors()
 	for _, b := range successors {
-		select {
-		case <-b.announced:
-			if b.registry.conn.String() == r.String() {
-				return true
-			}
-		default:
+		if b.stands.Load() && b.registry.conn.String() == r.String() {
+			return true
 		}
 	}
 	return false

@@ -17,6 +17,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -426,12 +427,8 @@ func localAddress(ctx context.Context, registry []string) (string, error) {
 // stay listed. What is new is announced when every app has started.
 func (app *Registrar) Start() error {
 	keepInstanceID()
-	announcements.Lock()
-	announcements.generations++
-	generation := announcements.generations
-	announcements.Unlock()
 	for _, n := range app.Nodes {
-		a, err := hold(n, generation)
+		a, err := hold(n)
 		if err != nil {
 			_ = app.Stop()
 			return err
@@ -445,9 +442,7 @@ func (app *Registrar) Start() error {
 // background: the proxy goes on, and so may the reload.
 func (app *Registrar) Stop() error {
 	announcements.Lock()
-	if announcements.inForce.app == app {
-		announcements.inForce.put(nil)
-	}
+	announcements.inForce.drop(app)
 	announcements.Unlock()
 	for i, a := range app.held {
 		a.release(app.Nodes[i])
@@ -475,7 +470,8 @@ func (app *Registrar) announceAll() {
 // their records are gone.
 func (app *Registrar) leaveAll() {
 	announcements.Lock()
-	announcements.inForce.put(nil) // who waits for a successor waits no longer
+	announcements.inForce.apps = nil
+	announcements.inForce.tell() // who waits for a successor waits no longer
 	announcements.Unlock()
 	var group sync.WaitGroup
 	for _, a := range app.held {
@@ -488,10 +484,8 @@ func (app *Registrar) leaveAll() {
 // configs that ask for them.
 var announcements = struct {
 	sync.Mutex
-	nodes map[announcementKey]*announcement
-	// generations counts the configs that have started.
-	generations uint64
-	inForce     inForce
+	nodes   map[announcementKey]*announcement
+	inForce inForce
 	// leaving counts those that are on their way out, so that an exit can wait.
 	leaving sync.WaitGroup
 }{nodes: make(map[announcementKey]*announcement)}
@@ -525,17 +519,16 @@ func announcedHere(instance string) bool {
 
 // announcement keeps one node listed, for as long as a config wants it.
 type announcement struct {
-	key        announcementKey
-	kind       string // of registry
-	generation uint64 // of the config that began it
-	registry   *sharedRegistry
-	cancel     context.CancelFunc
-	done       chan struct{}
+	key      announcementKey
+	kind     string // of registry
+	registry *sharedRegistry
+	cancel   context.CancelFunc
+	done     chan struct{}
 	// changed holds at most one token. The first one starts the announcing.
 	changed chan struct{}
 	// renewal holds at most one token, which makes it announce as it does, at once.
-	renewal   chan struct{}
-	announced chan struct{} // closed when the registry has taken the record
+	renewal chan struct{}
+	stands  atomic.Bool // the registry has taken the record
 
 	// wanted are the configs that want the node, newest last: the newest one
 	// says how. Should it fail to start, the one before says so again. Guarded
@@ -545,7 +538,7 @@ type announcement struct {
 
 // hold notes that a config wants a node to be announced, and how; poke puts that
 // into force. It is matched by one of release.
-func hold(n *ProxyNode, generation uint64) (*announcement, error) {
+func hold(n *ProxyNode) (*announcement, error) {
 	key, err := n.key()
 	if err != nil {
 		return nil, err
@@ -559,8 +552,8 @@ func hold(n *ProxyNode, generation uint64) (*announcement, error) {
 	a := announcements.nodes[key]
 	if a == nil {
 		a = &announcement{
-			key: key, kind: n.backend.CaddyModule().ID.Name(), generation: generation, registry: registry, done: make(chan struct{}),
-			changed: make(chan struct{}, 1), renewal: make(chan struct{}, 1), announced: make(chan struct{}),
+			key: key, kind: n.backend.CaddyModule().ID.Name(), registry: registry, done: make(chan struct{}),
+			changed: make(chan struct{}, 1), renewal: make(chan struct{}, 1),
 		}
 		a.wanted = []*ProxyNode{n}
 		var ctx context.Context
@@ -627,7 +620,6 @@ func (a *announcement) run(ctx context.Context) {
 		unresolved string // why there is no endpoint, as it was told last
 		node       discovery.Node
 		options    discovery.RegistrarOptions
-		first      sync.Once
 	)
 	defer func() {
 		running.Wait()
@@ -681,12 +673,7 @@ func (a *announcement) run(ctx context.Context) {
 		}
 		node, options, settings = n.node(endpoint), n.options(), n.settings
 		options.Logger = log
-		options.Beaten = func(err error) {
-			if err == nil {
-				first.Do(func() { close(a.announced) })
-			}
-			stats.heartbeat(err)
-		}
+		options.Beaten = stats.heartbeat
 		if registrar != nil {
 			err = registrar.Update(node, options)
 		} else if registrar, err = discovery.NewRegistrar(ownRecord{a.registry.conn, a}, node, options); err == nil {

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 
@@ -297,6 +298,62 @@ func TestRegistrarHandsOver(t *testing.T) {
 	// In the end it drains and goes, like any other.
 	load(t, "http://127.0.0.1:"+port+" {\nrespond ok\n}")
 	eventually(t, "the node left", func() bool { return record(t, m, "me") == nil })
+}
+
+// TestRegistrarHandsBack has a config with another option of the registry fail when
+// it has started and announced the node: the config that goes on announces it again,
+// without waiting for its heartbeat, and nobody sees the node drain, or go.
+func TestRegistrarHandsBack(t *testing.T) {
+	name, m := newMemory(t)
+	port := freeport.String(t)
+	config := func(ttl string) string {
+		return strings.Replace(registrarConfig(name, port, "node_id me\nendpoint http://10.0.0.1:80\nheartbeat 1h\nttl 2h\ndrain 50ms"),
+			"registry memory "+name, "registry memory "+name+" {\nttl "+ttl+"\n}", 1)
+	}
+	load(t, config("1m"))
+	eventually(t, "the node is listed", func() bool { return record(t, m, "me") != nil })
+	first := record(t, m, "me").Instance()
+	ctx, cancel := context.WithCancel(t.Context())
+	watched := make(chan struct{})
+	go func() {
+		defer close(watched)
+		_ = m.Open().Watch(ctx, func(e discovery.Event) {
+			if e.ID == "me" && (e.Type != discovery.Put || e.Node.State() != discovery.StateUp) {
+				t.Errorf("a reload told of %v, %q", e.Type, e.Node.State())
+			}
+		})
+	}()
+	eventually(t, "it is watched", func() bool { return m.Watches() == 1 })
+	// The loader answers that it fails when the config has announced the node.
+	overwritten := false
+	loader := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		for deadline := time.Now().Add(patience); !overwritten && time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+			n, err := discovery.ParseNode(m.Record("me"))
+			overwritten = err == nil && n.Instance() != first
+		}
+		w.WriteHeader(http.StatusInternalServerError)
+	}))
+	defer loader.Close()
+	unfinished, err := tryAdapt(config("2m"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	unfinished = []byte(strings.Replace(string(unfinished), "{",
+		`{"admin":{"disabled":true,"config":{"persist":false,"load":{"module":"http","url":"`+loader.URL+`"}}},`, 1))
+	if err := caddy.Load(unfinished, true); err == nil {
+		t.Fatal("a config whose loader fails was loaded")
+	}
+	loader.Close()
+	if !overwritten {
+		t.Fatal("the config that failed did not announce the node")
+	}
+	announcements.leaving.Wait()
+	eventually(t, "the config before has announced the node again", func() bool {
+		n := record(t, m, "me")
+		return n != nil && n.Instance() == first
+	})
+	cancel()
+	<-watched
 }
 
 func TestRegistrarAcrossReloads(t *testing.T) {
