@@ -143,6 +143,7 @@ func (e *Entry) brief() *Entry {
 		return e
 	}
 	brief := *e
+	brief.Node.LeftOut = nil
 	brief.Node.Metadata = make(map[string]string)
 	for _, k := range []string{KeyService, KeyZone, KeyVersion, KeyWeight, KeyState, KeyInstance, KeyLease, KeyRole} {
 		if v, ok := e.Node.Metadata[k]; ok && len(v) <= briefValue {

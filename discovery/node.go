@@ -81,7 +81,8 @@ type Node struct {
 	// decided by it.
 	LastSeen time.Time
 	// LeftOut are the metadata keys of the record whose values are objects or
-	// arrays, sorted, for people to read. Such a pair is not in Metadata.
+	// arrays, sorted, at most 8 and clipped, for people to read. Such a pair is not in
+	// Metadata.
 	LeftOut []string
 }
 
@@ -132,6 +133,9 @@ func (n *Node) footprint() int {
 	size := 1024 + 2*len(n.ID) + len(n.Endpoint.address)
 	for k, v := range n.Metadata {
 		size += len(k) + len(v) + 64
+	}
+	for _, k := range n.LeftOut {
+		size += len(k) + 16
 	}
 	return size
 }

@@ -14,6 +14,16 @@ import (
 	"time"
 )
 
+// softHyphens is a metadata object with keys of which an escaped one takes three
+// times as much, and with no texts.
+func softHyphens() string {
+	parts := make([]string, MaxMetadata)
+	for i := range parts {
+		parts[i] = fmt.Sprintf(`"%02d%s":{}`, i, strings.Repeat("\u00ad", 31))
+	}
+	return "{" + strings.Join(parts, ",") + "}"
+}
+
 func mustEndpoint(tb testing.TB, s string) Endpoint {
 	tb.Helper()
 	e, err := ParseEndpoint(s)
@@ -167,7 +177,17 @@ func TestParseNode(t *testing.T) {
 			return maps.Equal(n.Metadata, map[string]string{"zone": "z"}) && slices.Equal(n.LeftOut, []string{`\x1b[2J`, "tags"})
 		}},
 		{name: "very many metadata values that are none", record: withValue("metadata", strings.ReplaceAll(pairs(3*MaxMetadata), `"v"`, `[]`)), check: func(n Node) bool {
-			return len(n.Metadata) == 0 && len(n.LeftOut) == MaxMetadata
+			return len(n.Metadata) == 0 && len(n.LeftOut) == 8 && cap(n.LeftOut) <= 16
+		}},
+		{name: "metadata values that are none under keys that escape", record: withValue("metadata", softHyphens()), check: func(n Node) bool {
+			kept := 0
+			for _, k := range n.LeftOut {
+				kept += len(k)
+			}
+			bare := n
+			bare.LeftOut = nil
+			return len(n.LeftOut) == 8 && kept <= 8*(maxClip+len("…")) && n.footprint() >= bare.footprint()+kept &&
+				len((&Entry{Node: Node{LeftOut: n.LeftOut, Metadata: map[string]string{"notes": strings.Repeat("x", largeRecord)}}}).brief().Node.LeftOut) == 0
 		}},
 		{name: "an escaped text", record: withValue("metadata", `{"a":"\u0041\\\""}`), check: func(n Node) bool { return n.Metadata["a"] == `A\"` }},
 		{name: "reserved keys in another case", record: withValue("metadata", `{"Service":"orders","WEIGHT":2,"Zone":"a","zone":"b"}`), check: func(n Node) bool {

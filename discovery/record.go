@@ -87,7 +87,7 @@ func (w *wireRecord) complete(n *Node) error {
 		switch v.kind {
 		case kindAbsent:
 		case kindObject, kindArray:
-			n.LeftOut = append(n.LeftOut, visible(Clip(k)))
+			n.LeftOut = append(n.LeftOut, Clip(visible(Clip(k))))
 		default:
 			if n.Metadata == nil {
 				n.Metadata = make(map[string]string, len(w.Metadata))
@@ -99,10 +99,14 @@ func (w *wireRecord) complete(n *Node) error {
 		return err
 	}
 	slices.Sort(n.LeftOut)
-	n.LeftOut = n.LeftOut[:min(len(n.LeftOut), MaxMetadata)]
+	// What is cut off is not kept in memory either.
+	n.LeftOut = slices.Clone(n.LeftOut[:min(len(n.LeftOut), maxLeftOut)])
 	addReserved(n.Metadata)
 	return nil
 }
+
+// maxLeftOut is how many keys of a record that are left out are kept.
+const maxLeftOut = 8
 
 // reservedKeys are the metadata keys with a meaning of their own.
 var reservedKeys = []string{KeyService, KeyZone, KeyVersion, KeyWeight, KeyState, KeyInstance, KeyLease, KeyRole}
