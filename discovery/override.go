@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"math"
+	"slices"
 	"strings"
 	"time"
 )
@@ -184,9 +185,31 @@ func (d *decisions) of(id string) Override {
 	return Override{}
 }
 
+// usable returns the overrides that can be of nodes, in the order of their ids no more
+// than there may be nodes.
+func usable(all map[string]Override) map[string]Override {
+	bad := func(id string, o Override) bool { return ValidateID(id) != nil || o.Validate() != nil }
+	good := len(all) <= MaxNodes
+	for id, o := range all {
+		good = good && !bad(id, o)
+	}
+	if good {
+		return all
+	}
+	kept := maps.Clone(all) // the watch may still use it
+	maps.DeleteFunc(kept, bad)
+	if len(kept) > MaxNodes {
+		for _, id := range slices.Sorted(maps.Keys(kept))[MaxNodes:] {
+			delete(kept, id)
+		}
+	}
+	return kept
+}
+
 // setOverrides takes up all the overrides there are.
 func (k *keeper) setOverrides(all map[string]Override) {
 	old := k.decisions.all
+	all = usable(all)
 	k.decisions = decisions{all: all, known: time.Now(), listing: k.listing}
 	for id := range old {
 		if _, stands := all[id]; !stands {

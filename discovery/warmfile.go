@@ -110,6 +110,9 @@ func (m *memento) write(w io.Writer) error {
 		if i == MaxNodes {
 			break
 		}
+		if ValidateID(id) != nil {
+			continue
+		}
 		var err error
 		if record, err = AppendOverride(record[:0], m.overrides[id]); err != nil {
 			continue
@@ -156,9 +159,7 @@ func readMemento(r io.Reader) (*memento, error) {
 			return nil, fmt.Errorf("%w warm-start file: node %d: %w", ErrInvalid, len(m.nodes)+1, err)
 		}
 		if n.Override != "" {
-			if err := m.decided(n.Override, n.Record); err != nil {
-				return nil, fmt.Errorf("%w warm-start file: override %d: %w", ErrInvalid, len(m.overrides)+1, err)
-			}
+			m.decided(n.Override, n.Record)
 			continue
 		}
 		node, err := ParseNode(n.Record)
@@ -172,23 +173,17 @@ func readMemento(r io.Reader) (*memento, error) {
 	}
 }
 
-// decided takes up an override.
-func (m *memento) decided(id string, record []byte) error {
-	if len(m.overrides) == MaxNodes {
-		return fmt.Errorf("there are more than %d", MaxNodes)
-	}
+// decided takes up an override. One that cannot be read decides nothing, and costs
+// nobody else what the file says of him.
+func (m *memento) decided(id string, record []byte) {
 	o, err := ParseOverride(record)
-	if err == nil {
-		err = ValidateID(id)
-	}
-	if err != nil {
-		return err
+	if err != nil || ValidateID(id) != nil || len(m.overrides) == MaxNodes {
+		return
 	}
 	if m.overrides == nil {
 		m.overrides = make(map[string]Override)
 	}
 	m.overrides[id] = o
-	return nil
 }
 
 // warmLine reads one line, with its end. A line is a record and a little more.

@@ -57,6 +57,31 @@ func TestMementoRoundTrip(t *testing.T) {
 	}
 }
 
+// An override that cannot be costs nobody else what was remembered: it is not written,
+// and where a file has it its line alone is lost.
+func TestMementoWithBadOverride(t *testing.T) {
+	data := testMemento(t)
+	m, err := readMemento(bytes.NewReader(data))
+	if err != nil {
+		t.Fatal(err)
+	}
+	long := strings.Repeat("x", MaxID+1)
+	if got := usable(map[string]Override{long: {State: StateDraining}, "a": {State: StateUp}, "b": {State: "odd"}}); len(got) != 1 || got["a"].State != StateUp {
+		t.Errorf("of overrides that cannot be, %v are used", got)
+	}
+	m.overrides[long] = Override{State: StateDraining}
+	var b bytes.Buffer
+	if err := m.write(&b); err != nil || !bytes.Equal(b.Bytes(), data) {
+		t.Errorf("it is written: %v", err)
+	}
+	for _, line := range []string{`{"override":"` + long + `","record":{"state":"draining"}}`, `{"override":"b","record":{"state":"odd"}}`} {
+		spoilt := bytes.Replace(data, []byte(`{"override":`), []byte(line+"\n"+`{"override":`), 1)
+		if m, err := readMemento(bytes.NewReader(withSum(spoilt))); err != nil || len(m.nodes) != 3 || len(m.overrides) != 2 {
+			t.Errorf("with %.40s it is read as %+v, %v", line, m, err)
+		}
+	}
+}
+
 // Any byte that is changed, and any that is missing, is noticed.
 func TestMementoIsChecked(t *testing.T) {
 	data := testMemento(t)

@@ -163,8 +163,9 @@ func (r *Registry) overrideNeeds(more ...string) []string {
 	return needs
 }
 
-// override takes up an entry of the bucket of overrides. One that cannot be read
-// decides nothing.
+// override takes up an entry of the bucket of overrides. One that cannot be read, or
+// whose key can be no node's id, decides nothing, nor does one beyond as many as there
+// may be nodes.
 func (c *Config) override(all map[string]discovery.Override, m *message) {
 	id, ok := decode(m.key)
 	if !ok {
@@ -175,7 +176,9 @@ func (c *Config) override(all map[string]discovery.Override, m *message) {
 		delete(all, id)
 		return
 	}
-	all[id] = o
+	if _, known := all[id]; known || len(all) < discovery.MaxNodes && discovery.ValidateID(id) == nil {
+		all[id] = o
+	}
 }
 
 // overseer follows the overrides for one watch of the nodes, beside its loop: it

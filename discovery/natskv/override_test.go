@@ -2,6 +2,7 @@ package natskv_test
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -72,6 +73,7 @@ func TestOverrides(t *testing.T) {
 	// What stands there is hostile input like any other.
 	kv := s.KeyValue("catga_nodes_overrides")
 	put(t, kv, "b", "gone")
+	put(t, kv, strings.Repeat("x", 257), `{"state":"draining"}`)
 	put(t, kv, "c", `{"state":"maintenance"}`)
 	want(w, "map[c:state maintenance é.1:weight × 0.5]")
 
