@@ -267,7 +267,8 @@ func testHostileRecords(t *testing.T, r registry) {
 	eventually(t, "the flood has reached Caddy", func() bool { return len(look("?state=rejected")) == 1000 })
 	other := newService(t, "other")
 	r.put("other", camel("other", "http://"+other.address, `"service":"orders"`))
-	eventually(t, "a node that joins is served", func() bool { return l.sinceAfresh()["other"] > 10 })
+	// A foreign key in Redis is found by a scan that leaves the server most of its time.
+	within(t, 4*patience, "a node that joins is served", func() bool { return l.sinceAfresh()["other"] > 10 })
 	put(records)
 	l.afresh()
 	eventually(t, "requests go on", func() bool { return l.sinceAfresh()["good"] > 100 && l.sinceAfresh()["other"] > 100 })
