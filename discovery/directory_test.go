@@ -1478,6 +1478,12 @@ func TestWorstDays(t *testing.T) {
 						m.Silence(true)
 						silent = true
 					case 11, 12:
+						// Short silences may have met each of its attempts. One whose
+						// lease the next could outlast is heard before it is judged.
+						if silent && !broken && time.Since(written)+5*time.Second >= discovery.DefaultTTL {
+							silent = false
+							beat()
+						}
 						m.Silence(false)
 						silent = false
 						soon()
