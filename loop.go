@@ -2,11 +2,9 @@ package caddydiscovery
 
 import (
 	"context"
-	"fmt"
 	"net/http"
 	"strings"
 
-	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 	"go.uber.org/zap"
 )
@@ -32,17 +30,31 @@ func hops(header http.Header) (n int) {
 	return n
 }
 
-// refuseLoop has the handler answer 508 Loop Detected. Policies and sources cannot
-// say with which status a request fails, but the cause of a context that has ended is
-// what the transport returns before it dials, and Caddy takes over the status of that.
-// The request is the handler's own copy. The upstream is nobody's.
-func refuseLoop(r *http.Request, hops int) *reverseproxy.Upstream {
-	ctx, cancel := context.WithCancelCause(r.Context())
-	cancel(caddyhttp.Error(http.StatusLoopDetected, fmt.Errorf(
-		"the request has come through %d proxy handlers of Caddy by its header Via, more than %d: "+
-			"proxies that list each other as nodes, or a header that the client made up", hops, maxHops)))
+// refuseLoop answers 508 Loop Detected, and returns an upstream by which the handler
+// leaves it at that. A client can make up the header, so that nothing may come of it
+// that lasts or is done again: the handler counts each failure of an upstream for as
+// long as fail_duration, and tries again what lb_retry_match names. Of a request that
+// has been canceled it does neither. The request is the handler's own copy, and the
+// upstream nobody's.
+//
+// Only of Caddy's HTTP transport is it known that it returns that a request has been
+// canceled before it dials. With another one the handler gets an address that it
+// cannot parse, of which it makes a 502 by itself.
+func (o *observer) refuseLoop(r *http.Request, w http.ResponseWriter, hops int) *reverseproxy.Upstream {
+	o.loops.Do(func() {
+		o.logger.Warn("refusing requests that have come through too many proxy handlers of Caddy by their header Via: "+
+			"proxies that list each other as nodes, or a header that a client made up; said once a minute",
+			zap.Int("handlers", hops), zap.Int("most", maxHops), zap.String("host", r.Host), zap.String("remote_addr", r.RemoteAddr))
+	})
+	if _, ok := o.handler.Transport.(*reverseproxy.HTTPTransport); !ok {
+		return &reverseproxy.Upstream{Dial: "loop:detected", Host: new(reverseproxy.Host)}
+	}
+	// With a body, because writers such as that of encode keep the status until there
+	// is one, and the handler sets another one for those who cancel a request.
+	http.Error(w, http.StatusText(http.StatusLoopDetected), http.StatusLoopDetected)
+	ctx, cancel := context.WithCancel(r.Context())
+	cancel()
 	*r = *r.WithContext(ctx)
-	r.Method = "LOOP" // so that it is not tried again as a GET would be
 	return &reverseproxy.Upstream{Dial: "127.0.0.1:9", Host: new(reverseproxy.Host)}
 }
 

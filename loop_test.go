@@ -2,8 +2,64 @@ package caddydiscovery
 
 import (
 	"net/http"
+	"runtime"
+	"strings"
 	"testing"
+
+	"go.uber.org/zap"
+	logtest "go.uber.org/zap/zaptest/observer"
+
+	"github.com/caddy-discovery/caddy-discovery/internal/freeport"
 )
+
+// TestRefusedLoops holds that a request which has come through too many proxies costs
+// nothing that lasts, whatever the handler remembers of failures, and is not tried again.
+func TestRefusedLoops(t *testing.T) {
+	for name, c := range map[string]struct {
+		transport string
+		want      int
+	}{
+		"http":    {"http", http.StatusLoopDetected},
+		"fastcgi": {"fastcgi", http.StatusBadGateway},
+	} {
+		t.Run(name, func(t *testing.T) {
+			registry, m := newMemory(t)
+			port := freeport.String(t)
+			load(t, `http://127.0.0.1:`+port+` {
+				encode gzip
+				reverse_proxy {
+					dynamic discovery {
+						registry memory `+registry+`
+					}
+					transport `+c.transport+`
+					fail_duration 1h
+					lb_try_duration 1h
+					lb_retry_match path /x
+				}
+			}`)
+			s := service(t, "a")
+			list(t, m, "a", s.URL)
+			eventually(t, "the node is there", func() bool { return sources.running[0].directory.Snapshot().Node("a") != nil })
+			core, logs := logtest.New(zap.WarnLevel)
+			policy := sources.running[0].handler.LoadBalancing.SelectionPolicy.(*observer)
+			policy.logger = zap.New(core)
+			const requests = 200
+			url, via := "http://127.0.0.1:"+port+"/x", strings.Repeat("1.1 Caddy, ", maxHops)+"1.1 Caddy"
+			before := runtime.NumGoroutine()
+			for range requests {
+				if status, body := get(t, url, "Via", via); status != c.want {
+					t.Fatalf("%d %q, want %d", status, body, c.want)
+				}
+			}
+			if grown := runtime.NumGoroutine() - before; grown > requests/4 {
+				t.Errorf("%d goroutines more after %d requests", grown, requests)
+			}
+			if said := logs.FilterMessageSnippet("proxies that list each other as nodes").Len(); said != 1 {
+				t.Errorf("said %d times: %v", said, logs.All())
+			}
+		})
+	}
+}
 
 func TestHops(t *testing.T) {
 	for _, test := range []struct {

@@ -5,9 +5,12 @@ import (
 	"net/http"
 	"slices"
 	"sync/atomic"
+	"time"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+	"go.uber.org/zap"
+	"golang.org/x/time/rate"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
 )
@@ -26,6 +29,8 @@ type observer struct {
 	reverseproxy.Selector
 
 	handler *reverseproxy.Handler
+	logger  *zap.Logger
+	loops   rate.Sometimes // for the log
 
 	key    string // of the course among the request's variables
 	tracks bool   // what requests have been through is of interest
@@ -37,7 +42,7 @@ var observers atomic.Uint64
 
 // observe returns the observer of the handler's policy, in place from then on.
 // The sources of one handler share it.
-func observe(handler *reverseproxy.Handler) *observer {
+func observe(handler *reverseproxy.Handler, logger *zap.Logger) *observer {
 	if handler.LoadBalancing == nil {
 		handler.LoadBalancing = new(reverseproxy.LoadBalancing)
 	}
@@ -48,7 +53,10 @@ func observe(handler *reverseproxy.Handler) *observer {
 	if policy == nil {
 		policy = reverseproxy.RandomSelection{} // Caddy's own default
 	}
-	o := &observer{Selector: policy, handler: handler, key: fmt.Sprintf("discovery.course.%d", observers.Add(1))}
+	o := &observer{
+		Selector: policy, handler: handler, logger: logger, loops: rate.Sometimes{Interval: time.Minute},
+		key: fmt.Sprintf("discovery.course.%d", observers.Add(1)),
+	}
 	handler.LoadBalancing.SelectionPolicy = o
 	return o
 }
@@ -110,7 +118,7 @@ func (o *observer) course(r *http.Request) *course {
 // Select calls the policy, and notes what the handler found and the policy chose.
 func (o *observer) Select(pool reverseproxy.UpstreamPool, r *http.Request, w http.ResponseWriter) *reverseproxy.Upstream {
 	if n := hops(r.Header); n > maxHops {
-		return refuseLoop(r, n)
+		return o.refuseLoop(r, w, n)
 	}
 	var c *course
 	if o.tracks {

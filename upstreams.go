@@ -327,7 +327,7 @@ func (u *Upstreams) watch(ctx caddy.Context, handler *reverseproxy.Handler, poli
 	}
 	_, byLoad := policy.(*LeastLoad)
 	nodes := mentionsNodes(ctx, handler)
-	o := observe(handler)
+	o := observe(handler, u.logger)
 	u.warnOfLoops()
 	if !retries && !byLoad && !nodes && u.limits.checks == nil {
 		return

@@ -86,7 +86,7 @@ func TestProxiesThatListEachOther(t *testing.T) {
 	var proxies []*proxy
 	for _, port := range ports {
 		r.put("proxy-"+port, camel("proxy-"+port, "http://127.0.0.1:"+port, `"service":"orders"`))
-		proxies = append(proxies, start(t, "", site(port, r.block("ttl 1h"), "lb_retries 2\nlb_retry_match method GET")))
+		proxies = append(proxies, start(t, "", site(port, r.block("ttl 1h"), "lb_try_duration 1h\nlb_retry_match path *\nfail_duration 1h")))
 	}
 	url := "http://127.0.0.1:" + ports[0]
 	eventually(t, "each has the other", func() bool {
