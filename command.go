@@ -219,7 +219,16 @@ func (f *registryFlags) exposed() string {
 	for _, u := range f.urls {
 		_, rest, _ := strings.Cut(u, "://")
 		authority, _, _ := strings.Cut(rest, "/")
-		if at := strings.LastIndexByte(authority, '@'); at > 0 && !strings.HasPrefix(authority, "{") {
+		at := strings.LastIndexByte(authority, '@')
+		if at < 0 {
+			continue
+		}
+		// What has no password is a user, and for NATS a token.
+		_, secret, found := strings.Cut(authority[:at], ":")
+		if name, _ := backends.Backend(u); !found && strings.HasPrefix(name, "nats") {
+			secret = authority[:at]
+		}
+		if secret != "" && !strings.HasPrefix(secret, "{") {
 			return "--registry"
 		}
 	}
