@@ -191,8 +191,6 @@ func adminPorts(ctx caddy.Context) []uint16 {
 }
 
 // ownSockets returns the sockets on which the HTTP servers of the configuration listen.
-// A host name among them stands for every address of this machine: it is one of them,
-// and looking it up would make loading a configuration depend on the network.
 func ownSockets(ctx caddy.Context) (sockets []netip.AddrPort) {
 	for _, m := range ctx.Modules() {
 		app, ok := m.(*caddyhttp.App)
@@ -204,27 +202,38 @@ func ownSockets(ctx caddy.Context) (sockets []netip.AddrPort) {
 				continue // Caddy refuses it
 			}
 			for _, listen := range server.Listen {
-				// Those of servers that are provisioned later have their placeholders.
-				listen, err := caddy.NewReplacer().ReplaceOrErr(listen, true, true)
-				if err != nil {
-					continue // Caddy refuses it
-				}
-				address, err := caddy.ParseNetworkAddress(listen)
-				if err != nil || address.IsUnixNetwork() || address.IsFdNetwork() {
-					continue
-				}
-				hosts := []netip.Addr{netip.IPv6Unspecified()}
-				if addr, err := netip.ParseAddr(address.Host); err == nil {
-					hosts[0] = addr
-				} else if isLoopback(address.Host) {
-					hosts = []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()}
-				}
-				for port := address.StartPort; port <= address.EndPort; port++ {
-					for _, host := range hosts {
-						sockets = append(sockets, netip.AddrPortFrom(host, uint16(port)))
-					}
-				}
+				sockets = append(sockets, socketsOf(listen)...)
 			}
+		}
+	}
+	return sockets
+}
+
+// socketsOf returns the sockets of a server's address. The name of a host or an
+// interface is left out: looking it up would make loading a configuration depend on
+// the network, and to take it for every address would take those of other servers on
+// this machine for its own. What goes round through it ends by its hops.
+func socketsOf(listen string) (sockets []netip.AddrPort) {
+	// Those of servers that are provisioned later have their placeholders.
+	listen, err := caddy.NewReplacer().ReplaceOrErr(listen, true, true)
+	if err != nil {
+		return nil // Caddy refuses it
+	}
+	address, err := caddy.ParseNetworkAddress(listen)
+	if err != nil || address.IsUnixNetwork() || address.IsFdNetwork() {
+		return nil
+	}
+	var hosts []netip.Addr
+	if addr, err := netip.ParseAddr(address.Host); err == nil {
+		hosts = []netip.Addr{addr}
+	} else if isLoopback(address.Host) {
+		hosts = []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()}
+	} else if address.Host == "" {
+		hosts = []netip.Addr{netip.IPv6Unspecified()}
+	}
+	for port := address.StartPort; port <= address.EndPort; port++ {
+		for _, host := range hosts {
+			sockets = append(sockets, netip.AddrPortFrom(host, uint16(port)))
 		}
 	}
 	return sockets

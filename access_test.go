@@ -121,6 +121,23 @@ func TestAdminPortIsDenied(t *testing.T) {
 	}
 }
 
+func TestOwnSockets(t *testing.T) {
+	for listen, want := range map[string]string{
+		":80":                    "[[::]:80]",
+		"10.0.0.1:80-81":         "[10.0.0.1:80 10.0.0.1:81]",
+		"[::1]:80":               "[[::1]:80]",
+		"udp/0.0.0.0:80":         "[0.0.0.0:80]",
+		"localhost:80":           "[127.0.0.1:80 [::1]:80]",
+		"proxy-a.example.com:80": "[]", // another proxy may be at the other addresses
+		"eth0:80":                "[]",
+		"unix//run/caddy.sock":   "[]",
+	} {
+		if got := fmt.Sprint(socketsOf(listen)); got != want {
+			t.Errorf("%s: %s, want %s", listen, got, want)
+		}
+	}
+}
+
 // boxedServer stands for the server in the box, which the plugin does not import.
 type boxedServer struct {
 	Loopback bool `json:"loopback,omitempty"`
