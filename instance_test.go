@@ -13,12 +13,16 @@ import (
 
 // A config that is only validated leaves no instance ID behind, and one that runs
 // keeps that by which it is known.
+//
+// The cleaning of Caddy's storage is off: it asks for the ID in the background, as
+// soon as the TLS app starts, and may be the first to write one.
 func TestInstanceID(t *testing.T) {
 	t.Setenv("XDG_DATA_HOME", t.TempDir())
 	name, _ := newMemory(t)
 	config := `{
 		admin off
 		persist_config off
+		storage_clean_interval off
 		registrar {
 			registry memory ` + name + `
 		}
