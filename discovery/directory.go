@@ -407,6 +407,8 @@ type tracked struct {
 	expired  bool          // its record ran out in the batch of events under way
 	// It comes from a warm-start file.
 	remembered bool
+	// Why the running listing rejected its record, of one that is not in use yet.
+	unread error
 
 	// Since when it has its address, and who else has it.
 	placed       time.Duration
@@ -840,6 +842,9 @@ func (k *keeper) reject(e Event) {
 	if final {
 		k.forget(e)
 		k.recant(e)
+	} else if m := k.memory.byRecord[key]; m != nil {
+		// Not every rejection is kept.
+		m.unread, m.listing = e.Err, k.listing
 	}
 	switch {
 	case t != nil && final:
@@ -881,6 +886,9 @@ func (k *keeper) refuse(t *tracked, err error) {
 
 // accept forgets that the record was rejected: it is good, or it is gone.
 func (k *keeper) accept(e Event) {
+	if m := k.memory.byRecord[rejectionKey(e)]; m != nil {
+		m.unread = nil
+	}
 	if key := rejectionKey(e); len(k.rejected) > 0 {
 		before := len(k.rejected)
 		delete(k.rejected, key)

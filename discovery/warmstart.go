@@ -257,8 +257,11 @@ func (k *keeper) endRestore(l Listing, at time.Duration) (awaited int) {
 			continue
 		}
 		unheard := at - time.Duration(t.entry.vitals.heard.Load())
-		r := k.rejected[t.record()]
-		unread := r.Err != nil && r.listing == k.listing && !errors.Is(r.Err, ErrForbidden)
+		// What was rejected before the list was in use is kept only there.
+		if r := k.rejected[t.record()]; r.Err != nil && r.listing == k.listing && !errors.Is(r.Err, ErrForbidden) {
+			t.unread, t.listing = r.Err, k.listing
+		}
+		unread := t.unread != nil && t.listing == k.listing
 		proven := !unread && !wiped && !l.Partial && unheard < t.entry.lease && (l.Expiry == 0 || unheard < l.Expiry)
 		// A node that was remembered at the same address has shared it before.
 		o := k.claimant(t)
@@ -277,7 +280,8 @@ func (k *keeper) endRestore(l Listing, at time.Duration) (awaited int) {
 		t.entry.vitals.renewed.Store(int64(at))
 		k.insert(t)
 		if unread {
-			k.refuse(t, r.Err)
+			k.refuse(t, t.unread)
+			t.unread = nil
 		}
 		awaited++
 	}

@@ -161,6 +161,12 @@ func TestWarmStartMeetsListing(t *testing.T) {
 		{"not understood", time.Second, discovery.Listing{Epoch: "e", Revision: 9}, func(s *stream) {
 			s.emit(discovery.Event{Type: discovery.Rejected, Key: "ka", Err: discovery.ErrInvalid})
 		}, true},
+		{"not understood, as many others", time.Second, discovery.Listing{Epoch: "e", Revision: 9}, func(s *stream) {
+			for i := range 1000 {
+				s.emit(discovery.Event{Type: discovery.Rejected, Key: fmt.Sprint("junk-", i), Err: discovery.ErrInvalid})
+			}
+			s.emit(discovery.Event{Type: discovery.Rejected, Key: "ka", Err: discovery.ErrInvalid})
+		}, true},
 		{"another node under its key", time.Minute, discovery.Listing{Epoch: "e", Revision: 9}, func(s *stream) {
 			s.put("ka", 8, newNode("b"))
 		}, false},
