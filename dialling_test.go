@@ -70,7 +70,12 @@ func TestRetryAtAnotherAddress(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error)
 	go func() { done <- d.Run(ctx) }()
-	defer func() { cancel(); <-done }()
+	defer func() {
+		cancel()
+		if err := <-done; !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
+	}()
 	<-d.Synced()
 	eventually(t, "the name is resolved", func() bool { return d.Snapshot().Node("a").Address() != "" })
 

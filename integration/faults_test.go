@@ -657,6 +657,13 @@ is over one node joins and one leaves.
 
 An outage lasts ` + outage.String() + `: longer than a lease, than the bucket's TTL and than the keys' EX,
 which are ` + (2 * lease).String() + `. The nodes go on heartbeating all the time.
+
+Some days take more than one process, and have tests of their own, without a failed
+request: a drained node stays drained when the proxy restarts while the registry is
+away (` + "`TestDrainOutlivesRestart`" + `), a process that leaves takes nothing from the successor
+that has its id, 150 ms away (` + "`TestRollingRestart`" + `), six reloads in a row change an option
+of the registry (` + "`TestReloadsOfOptions`" + `), and a release of the writers makes all records
+unreadable (` + "`TestReleaseOfTheWriters`" + `).
 `)
 	group := ""
 	for _, f := range faults {

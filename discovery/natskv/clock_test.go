@@ -53,14 +53,15 @@ func TestOverridesEndByTheServersClock(t *testing.T) {
 	ctx, stop := context.WithCancel(ctx)
 	told := false
 	err = r.Watch(ctx, func(e discovery.Event) {
-		switch {
-		case e.Type == discovery.Overridden:
+		switch e.Type {
+		case discovery.Overridden:
 			told = true
 			if !e.Overrides["a"].Equal(want) {
 				t.Errorf("told %v, want %v", e.Overrides, want)
 			}
-		case e.Type == discovery.Synced:
+		case discovery.Synced:
 			stop()
+		default:
 		}
 	})
 	if !errors.Is(err, context.Canceled) || !told {
