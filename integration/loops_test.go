@@ -137,6 +137,15 @@ func TestProxiesThatListEachOther(t *testing.T) {
 		r.remove("proxy-" + port)
 	}
 	r.put("good", camel("good", "http://"+s.address, `"service":"orders"`))
+	eventually(t, "no proxy has the other one any more", func() bool {
+		for _, p := range proxies {
+			nodes, err := ask("http://" + p.admin + "/discovery/nodes")
+			if err != nil || strings.Contains(nodes, `"proxy-`) || !strings.Contains(nodes, `"good"`) {
+				return false
+			}
+		}
+		return true
+	})
 	eventually(t, "the node serves", func() bool { return fmt.Sprint(round(t, 1, url)) == "map[good:1]" })
 	if answer, err := ask(url, "Via", strings.TrimPrefix(strings.Repeat(", 1.1 Caddy", 9), ", ")); answer != "good" {
 		t.Errorf("the tenth proxy in a row: %q, %v", answer, err)
