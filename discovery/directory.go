@@ -283,7 +283,7 @@ func (d *Directory) Stale() time.Duration {
 // snapshot stays, leases are suspended, and the watch is started again, at first
 // soon and then less often.
 func (d *Directory) Run(ctx context.Context) error {
-	k := &keeper{
+	l := &loop{
 		Directory: d,
 		messages:  make(chan message, 256),
 		verified:  make(chan verdict, 1),
@@ -308,14 +308,14 @@ func (d *Directory) Run(ctx context.Context) error {
 		overrideEnd:  stoppedTimer(),
 		publication:  stoppedTimer(),
 	}
-	k.backoff.Reset()
-	k.locateRegistry()
-	k.load()
-	return k.run(ctx)
+	l.backoff.Reset()
+	l.locateRegistry()
+	l.load()
+	return l.run(ctx)
 }
 
-// keeper is the state of a directory that only Run's goroutine touches.
-type keeper struct {
+// loop is the state of a directory that only Run's goroutine touches.
+type loop struct {
 	*Directory
 
 	// The watch: at most one goroutine, which ends with a message.
@@ -423,91 +423,91 @@ type tracked struct {
 // record names the node's record, by its id only where it has no key.
 func (t *tracked) record() string { return recordName(t.key, t.entry.Node.ID) }
 
-func (k *keeper) run(ctx context.Context) error {
-	k.watch(ctx)
+func (l *loop) run(ctx context.Context) error {
+	l.watch(ctx)
 	for {
 		select {
 		case <-ctx.Done():
-			k.stop()
+			l.stop()
 			return ctx.Err()
-		case m := <-k.messages:
-			k.receive(ctx, m)
+		case m := <-l.messages:
+			l.receive(ctx, m)
 			// What is already here belongs to the same snapshot.
-			for range len(k.messages) {
-				k.receive(ctx, <-k.messages)
+			for range len(l.messages) {
+				l.receive(ctx, <-l.messages)
 			}
-		case a := <-k.answers:
-			k.hear(ctx, a)
-			for range len(k.answers) {
-				k.hear(ctx, <-k.answers)
+		case a := <-l.answers:
+			l.hear(ctx, a)
+			for range len(l.answers) {
+				l.hear(ctx, <-l.answers)
 			}
-		case l := <-k.resolver.found:
-			k.learn(ctx, l)
-			for range len(k.resolver.found) {
-				k.learn(ctx, <-k.resolver.found)
+		case answer := <-l.resolver.found:
+			l.learn(ctx, answer)
+			for range len(l.resolver.found) {
+				l.learn(ctx, <-l.resolver.found)
 			}
-		case f := <-k.reacher.found:
-			k.onReach(ctx, f)
-		case f := <-k.failures:
-			k.onFailure(f)
-		case m := <-k.loaded:
-			k.remember(m)
-		case <-k.restore:
-			k.wanted = true
-			k.recall()
-		case <-k.redial.C:
-			k.recallAgain()
-		case <-k.save.C:
-			k.write()
-		case s := <-k.saved:
-			k.written(s)
-		case <-k.resolver.tick.C:
-			k.resolver.refresh()
-		case <-k.resolver.crowded.C:
-		case <-k.locate.C:
-			k.askLocation()
-		case <-k.settled.C:
-			k.impatient = true
-		case <-k.retry.C:
-			k.watch(ctx)
-		case <-k.overrideEnd.C:
-			k.applyOverrides()
-		case <-k.expiry.C:
-			k.checkLeases(ctx)
-		case v := <-k.verified:
-			k.judge(ctx, v)
-		case <-k.publication.C:
-			k.awaited = false
+		case f := <-l.reacher.found:
+			l.onReach(ctx, f)
+		case f := <-l.failures:
+			l.onFailure(f)
+		case m := <-l.loaded:
+			l.remember(m)
+		case <-l.restore:
+			l.wanted = true
+			l.recall()
+		case <-l.redial.C:
+			l.recallAgain()
+		case <-l.save.C:
+			l.write()
+		case s := <-l.saved:
+			l.written(s)
+		case <-l.resolver.tick.C:
+			l.resolver.refresh()
+		case <-l.resolver.crowded.C:
+		case <-l.locate.C:
+			l.askLocation()
+		case <-l.settled.C:
+			l.impatient = true
+		case <-l.retry.C:
+			l.watch(ctx)
+		case <-l.overrideEnd.C:
+			l.applyOverrides()
+		case <-l.expiry.C:
+			l.checkLeases(ctx)
+		case v := <-l.verified:
+			l.judge(ctx, v)
+		case <-l.publication.C:
+			l.awaited = false
 		}
-		k.settle()
-		k.dial(ctx)
-		k.resolver.start(ctx)
-		k.reacher.start(ctx)
-		k.publish()
+		l.settle()
+		l.dial(ctx)
+		l.resolver.start(ctx)
+		l.reacher.start(ctx)
+		l.publish()
 	}
 }
 
 // watch starts a watch. The one before has ended.
-func (k *keeper) watch(ctx context.Context) {
-	ctx, k.cancelWatch = context.WithCancelCause(ctx)
-	k.listing++
-	k.listed, k.broken = false, false
-	k.before, k.seen = k.revision.Load(), 0
-	if !k.everyNode {
+func (l *loop) watch(ctx context.Context) {
+	ctx, l.cancelWatch = context.WithCancelCause(ctx)
+	l.listing++
+	l.listed, l.broken = false, false
+	l.before, l.seen = l.revision.Load(), 0
+	if !l.everyNode {
 		// What a first listing said before it broke was never published, and the
 		// next one knows the ages of the records anew.
-		clear(k.nodes)
-		clear(k.keys)
-		clear(k.changed)
-		clear(k.rejected)
-		k.forgetOverdue()
-		k.vacateAll()
-		k.leases = nil
+		clear(l.nodes)
+		clear(l.keys)
+		clear(l.changed)
+		clear(l.rejected)
+		l.forgetOverdue()
+		l.vacateAll()
+		l.leases = nil
 	}
 	go func() {
-		err := k.watcher.Watch(ctx, func(e Event) {
+		err := l.watcher.Watch(ctx, func(e Event) {
 			select {
-			case k.messages <- message{event: e}:
+			case l.messages <- message{event: e}:
 			case <-ctx.Done():
 			}
 		})
@@ -517,179 +517,179 @@ func (k *keeper) watch(ctx context.Context) {
 		if err == nil {
 			err = fmt.Errorf("%w: it ended without saying why", ErrBroken)
 		}
-		k.messages <- message{ended: err}
+		l.messages <- message{ended: err}
 	}()
 }
 
 // stop ends the goroutines that run started, and waits for them.
-func (k *keeper) stop() {
-	for _, t := range []*time.Timer{k.retry, k.expiry, k.publication, k.overrideEnd, k.settled} {
+func (l *loop) stop() {
+	for _, t := range []*time.Timer{l.retry, l.expiry, l.publication, l.overrideEnd, l.settled} {
 		t.Stop()
 	}
-	if k.cancelWatch != nil {
-		k.cancelWatch(nil)
-		for m := range k.messages {
+	if l.cancelWatch != nil {
+		l.cancelWatch(nil)
+		for m := range l.messages {
 			if m.ended != nil {
 				break
 			}
 		}
 	}
-	if k.verifies {
-		<-k.verified
+	if l.verifies {
+		<-l.verified
 	}
-	k.stopDialling()
-	k.stopResolving()
-	k.stopRemembering()
+	l.stopDialling()
+	l.stopResolving()
+	l.stopRemembering()
 }
 
 // giveUp ends a watch that is worthless although it does not know.
-func (k *keeper) giveUp(err error) {
-	if k.cancelWatch == nil || k.broken {
+func (l *loop) giveUp(err error) {
+	if l.cancelWatch == nil || l.broken {
 		return
 	}
-	k.broken = true
-	k.cancelWatch(err)
-	k.lose(err)
+	l.broken = true
+	l.cancelWatch(err)
+	l.lose(err)
 }
 
-func (k *keeper) receive(ctx context.Context, m message) {
+func (l *loop) receive(ctx context.Context, m message) {
 	switch {
 	case m.ended != nil:
-		k.cancelWatch(nil)
-		k.cancelWatch = nil
+		l.cancelWatch(nil)
+		l.cancelWatch = nil
 		if ctx.Err() != nil {
 			return // it ended because everything does
 		}
-		if !k.broken {
-			k.lose(m.ended)
+		if !l.broken {
+			l.lose(m.ended)
 		}
-		k.retry.Reset(k.backoff.NextBackOff())
-	case !k.broken:
-		k.lastEvent.Store(int64(now()))
-		k.apply(m.event)
+		l.retry.Reset(l.backoff.NextBackOff())
+	case !l.broken:
+		l.lastEvent.Store(int64(now()))
+		l.apply(m.event)
 	}
 }
 
 // lose notes that the registry cannot be seen any more. From here to the end of
 // the next listing no lease runs out (guarantee 1 of the design): what cannot be
 // seen is no evidence of death.
-func (k *keeper) lose(err error) {
-	was := k.condition.Load()
+func (l *loop) lose(err error) {
+	was := l.condition.Load()
 	next := *was
 	next.err = err
-	if k.listed {
-		k.lostAt = now()
-		if k.lostAt-k.listedAt > lastRetry {
+	if l.listed {
+		l.lostAt = now()
+		if l.lostAt-l.listedAt > lastRetry {
 			// It worked for a while. A registry that breaks every watch at once
 			// must not be listed twenty times a second.
-			k.backoff.Reset()
+			l.backoff.Reset()
 		}
 		next.connected, next.since = false, time.Now()
 		next.restarts++
-		k.journal.Add(Change{Type: ChangeDisconnected, Reason: err.Error()})
-		k.log.Warn("lost the registry; the last known nodes stay in use",
-			zap.Int("nodes", len(k.nodes)), zap.Error(err))
+		l.journal.Add(Change{Type: ChangeDisconnected, Reason: err.Error()})
+		l.log.Warn("lost the registry; the last known nodes stay in use",
+			zap.Int("nodes", len(l.nodes)), zap.Error(err))
 	} else if was.err == nil || was.err.Error() != err.Error() {
 		// The same failure again is no news.
-		k.log.Warn("cannot list the registry; retrying",
-			zap.Int("nodes", len(k.nodes)), zap.Error(err))
+		l.log.Warn("cannot list the registry; retrying",
+			zap.Int("nodes", len(l.nodes)), zap.Error(err))
 	}
-	k.listed = false
-	k.condition.Store(&next)
-	k.expiry.Stop()
+	l.listed = false
+	l.condition.Store(&next)
+	l.expiry.Stop()
 }
 
-func (k *keeper) apply(e Event) {
-	if e.Revision > k.seen {
-		k.seen = e.Revision
-		if k.listed {
-			k.revision.Store(e.Revision)
+func (l *loop) apply(e Event) {
+	if e.Revision > l.seen {
+		l.seen = e.Revision
+		if l.listed {
+			l.revision.Store(e.Revision)
 		}
 	}
 	switch e.Type {
 	case Put:
 		if e.Delay > 0 {
-			k.propagation.observe(e.Delay)
+			l.propagation.observe(e.Delay)
 		}
-		k.put(e)
+		l.put(e)
 	case Beat:
-		t := k.nodes[e.ID]
-		if t == nil && k.everyNode {
-			t = k.revive(e.ID)
+		t := l.nodes[e.ID]
+		if t == nil && l.everyNode {
+			t = l.revive(e.ID)
 		}
 		if t != nil {
-			t.listing = k.listing
-			k.trust(t)
+			t.listing = l.listing
+			l.trust(t)
 			load := e.Load
 			if math.IsNaN(load) || math.IsInf(load, 0) || load < 0 {
 				load = t.entry.Load() // the node lives, whatever it says of its load
 			}
-			k.renew(t, load, now())
+			l.renew(t, load, now())
 		}
 	case Left:
-		t := k.named(e)
+		t := l.named(e)
 		if t != nil && e.Instance != "" && e.Instance != t.entry.Node.Instance() {
 			return // another process has taken the id, and is there
 		}
-		k.accept(e)
-		k.forget(e)
-		k.recant(e)
+		l.accept(e)
+		l.forget(e)
+		l.recant(e)
 		if t != nil {
-			k.remove(t, ChangeLeft, "its record was removed")
+			l.remove(t, ChangeLeft, "its record was removed")
 		}
 	case Expired:
-		k.accept(e)
+		l.accept(e)
 		// In a listing the record may have run out because the registry was
 		// away and nobody could renew it: the end of the listing decides.
-		if t := k.named(e); t != nil && k.listed {
+		if t := l.named(e); t != nil && l.listed {
 			t.expired = true
-			k.expired = append(k.expired, t)
+			l.expired = append(l.expired, t)
 		}
 	case Rejected:
-		k.reject(e)
+		l.reject(e)
 	case Synced:
-		k.askLocation() // before the nodes are shown
-		k.sync(e.Listing)
+		l.askLocation() // before the nodes are shown
+		l.sync(e.Listing)
 	case Overridden:
-		k.setOverrides(e.Overrides)
+		l.setOverrides(e.Overrides)
 	}
 }
 
 // named returns the node that was last put by the record that the event speaks
 // of. Where records have keys, the key decides: a record that cannot be read may
 // have no id, or a wrong one.
-func (k *keeper) named(e Event) *tracked {
+func (l *loop) named(e Event) *tracked {
 	if e.Key != "" {
-		return k.keys[e.Key]
+		return l.keys[e.Key]
 	}
-	if t := k.nodes[e.ID]; t != nil && t.key == "" {
+	if t := l.nodes[e.ID]; t != nil && t.key == "" {
 		return t
 	}
 	return nil
 }
 
 // name notes by which record the node was put.
-func (k *keeper) name(t *tracked, key string) {
+func (l *loop) name(t *tracked, key string) {
 	if t.key == key {
 		return
 	}
-	delete(k.keys, t.key)
+	delete(l.keys, t.key)
 	if t.key = key; key != "" {
-		k.keys[key] = t
+		l.keys[key] = t
 	}
 }
 
-func (k *keeper) put(e Event) {
-	k.forget(e)
+func (l *loop) put(e Event) {
+	l.forget(e)
 	// A writer's clock that runs ahead must not lengthen its lease.
 	heard := now() - max(e.Age, 0)
-	t := k.nodes[e.Node.ID]
-	if other := k.named(e); other != nil && other != t {
-		k.remove(other, ChangeLeft, "its record was replaced by that of another node")
+	t := l.nodes[e.Node.ID]
+	if other := l.named(e); other != nil && other != t {
+		l.remove(other, ChangeLeft, "its record was replaced by that of another node")
 	}
 	lease := e.Node.Lease()
 	if lease == 0 {
-		lease = k.ttl
+		lease = l.ttl
 	}
 	moved := false // it announces this address for the first time
 	switch {
@@ -697,78 +697,78 @@ func (k *keeper) put(e Event) {
 		if e.Age >= lease {
 			// Overdue by the registry's own clock. It comes back the moment it
 			// is heard. Of a first listing all such records are looked at together.
-			k.accept(e)
-			if !k.everyNode && e.Age <= MaxLease {
-				k.keepOverdue(k.track(e, lease, heard))
+			l.accept(e)
+			if !l.everyNode && e.Age <= MaxLease {
+				l.keepOverdue(l.track(e, lease, heard))
 			}
 			return
 		}
-		if err := k.full(&e.Node); err != nil {
-			k.turnDown(e, err)
+		if err := l.full(&e.Node); err != nil {
+			l.turnDown(e, err)
 			return
 		}
-		k.accept(e)
-		if g := k.graves.byID[e.Node.ID]; g != nil {
-			k.graves.drop(g)
+		l.accept(e)
+		if g := l.graves.byID[e.Node.ID]; g != nil {
+			l.graves.drop(g)
 		}
-		t = k.track(e, lease, heard)
-		k.join(t.entry)
-		k.insert(t)
+		t = l.track(e, lease, heard)
+		l.join(t.entry)
+		l.insert(t)
 		reason := ""
 		if keys := leftOut(&e.Node); keys != "" {
 			reason = "metadata left out, no texts: " + keys
 		}
-		k.note(ChangeSeen, t.entry, reason)
+		l.note(ChangeSeen, t.entry, reason)
 		moved = true
-	case t.listing == k.listing && !k.listed && e.Revision < t.revision:
+	case t.listing == l.listing && !l.listed && e.Revision < t.revision:
 		// The node stands under two keys and the newer one was listed first.
-		k.accept(e)
+		l.accept(e)
 		return
 	case e.Age >= lease && heard < time.Duration(t.entry.vitals.heard.Load()) && !sameRecord(&t.entry.Node, &e.Node):
 		// The registry went back to an older state, in which the node was
 		// something else, or somewhere. It was heard since, so what it said then
 		// stands for as long as it has to be heard again; see sync.
-		k.accept(e)
+		l.accept(e)
 	default:
 		changed := !sameRecord(&t.entry.Node, &e.Node) || t.entry.refused != nil
 		if changed {
-			if err := k.room.refusesGrowth(t, &e.Node); err != nil {
-				k.turnDown(e, err)
+			if err := l.room.refusesGrowth(t, &e.Node); err != nil {
+				l.turnDown(e, err)
 				return
 			}
 		}
-		k.accept(e)
-		k.renew(t, e.Node.Load, heard)
+		l.accept(e)
+		l.renew(t, e.Node.Load, heard)
 		if now()-heard < lease {
-			k.trust(t) // not so if a listing repeats what had run out
+			l.trust(t) // not so if a listing repeats what had run out
 		}
 		if changed {
 			reason := difference(&t.entry.Node, &e.Node)
 			if reason == "" {
 				reason = "its record is accepted again"
 			}
-			k.watchFight(t, &e.Node)
+			l.watchFight(t, &e.Node)
 			moved = t.entry.Node.Endpoint.Address() != e.Node.Endpoint.Address()
-			k.vacate(t)
-			k.replace(t, newEntry(e.Node, lease, t.entry.vitals).under(k.decisions.of(e.Node.ID)).in(t.doubt))
-			k.occupy(t)
-			k.requeue(t)
-			k.change(e.Node.ID, t.entry)
-			k.note(ChangeUpdated, t.entry, reason)
+			l.vacate(t)
+			l.replace(t, newEntry(e.Node, lease, t.entry.vitals).under(l.decisions.of(e.Node.ID)).in(t.doubt))
+			l.occupy(t)
+			l.requeue(t)
+			l.change(e.Node.ID, t.entry)
+			l.note(ChangeUpdated, t.entry, reason)
 		}
 	}
-	k.name(t, e.Key)
-	t.revision, t.listing = e.Revision, k.listing
+	l.name(t, e.Key)
+	t.revision, t.listing = e.Revision, l.listing
 	if moved {
-		k.takePlace(t)
+		l.takePlace(t)
 	}
-	k.armExpiry()
+	l.armExpiry()
 }
 
 // turnDown rejects a record that can be read.
-func (k *keeper) turnDown(e Event, err error) {
+func (l *loop) turnDown(e Event, err error) {
 	e.ID, e.Err = e.Node.ID, err
-	k.reject(e)
+	l.reject(e)
 }
 
 // insert puts a node into use, and is the only one who does: a node in use
@@ -779,25 +779,25 @@ func (k *keeper) turnDown(e Event, err error) {
 //     and by its host name, whose addresses complete its entry;
 //   - has a lease that runs;
 //   - is in the next snapshot.
-func (k *keeper) insert(t *tracked) {
+func (l *loop) insert(t *tracked) {
 	id, key := t.entry.Node.ID, t.key
-	t.entry = t.entry.under(k.decisions.of(id)).in(t.doubt)
-	k.nodes[id] = t
+	t.entry = t.entry.under(l.decisions.of(id)).in(t.doubt)
+	l.nodes[id] = t
 	t.key = ""
-	k.name(t, key)
-	k.occupy(t)
+	l.name(t, key)
+	l.occupy(t)
 	t.due = t.entry.due()
-	heap.Push(&k.leases, t)
-	k.change(id, t.entry)
+	heap.Push(&l.leases, t)
+	l.change(id, t.entry)
 }
 
 // track returns the node of a record, not in use.
-func (k *keeper) track(e Event, lease, heard time.Duration) *tracked {
+func (l *loop) track(e Event, lease, heard time.Duration) *tracked {
 	v := new(vitals)
 	v.load.Store(math.Float64bits(e.Node.Load))
 	v.heard.Store(int64(heard))
 	v.renewed.Store(int64(heard))
-	return &tracked{entry: newEntry(e.Node, lease, v), key: e.Key, revision: e.Revision, listing: k.listing}
+	return &tracked{entry: newEntry(e.Node, lease, v), key: e.Key, revision: e.Revision, listing: l.listing}
 }
 
 // sameRecord reports whether two records say the same of the node, but for its load.
@@ -808,91 +808,91 @@ func sameRecord(a, b *Node) bool {
 // renew notes that the node was heard, maybe some time ago: a listing repeats
 // old records. The queue is not touched: a lease only ever moves later here, and
 // checkLeases finds out.
-func (k *keeper) renew(t *tracked, load float64, heard time.Duration) {
+func (l *loop) renew(t *tracked, load float64, heard time.Duration) {
 	v := t.entry.vitals
 	v.heard.Store(max(v.heard.Load(), int64(heard)))
 	v.renewed.Store(max(v.renewed.Load(), int64(heard)))
 	v.load.Store(math.Float64bits(load))
 }
 
-func (k *keeper) requeue(t *tracked) {
+func (l *loop) requeue(t *tracked) {
 	t.due = t.entry.due()
-	heap.Fix(&k.leases, t.index)
+	heap.Fix(&l.leases, t.index)
 }
 
-func (k *keeper) remove(t *tracked, why ChangeType, reason string) {
-	delete(k.nodes, t.entry.Node.ID)
-	k.name(t, "")
-	k.vacate(t)
-	k.calm(t)
-	heap.Remove(&k.leases, t.index)
-	k.change(t.entry.Node.ID, nil)
-	k.note(why, t.entry, reason)
+func (l *loop) remove(t *tracked, why ChangeType, reason string) {
+	delete(l.nodes, t.entry.Node.ID)
+	l.name(t, "")
+	l.vacate(t)
+	l.calm(t)
+	heap.Remove(&l.leases, t.index)
+	l.change(t.entry.Node.ID, nil)
+	l.note(why, t.entry, reason)
 }
 
-func (k *keeper) reject(e Event) {
+func (l *loop) reject(e Event) {
 	if e.Err == nil {
 		e.Err = fmt.Errorf("%w record: the backend gave no reason", ErrInvalid)
 	}
 	key := rejectionKey(e)
-	was, stands := k.rejected[key]
+	was, stands := l.rejected[key]
 	// The same bad record again, as with every heartbeat, is no news.
 	known := stands && was.Err.Error() == e.Err.Error()
-	t, final := k.named(e), errors.Is(e.Err, ErrForbidden)
+	t, final := l.named(e), errors.Is(e.Err, ErrForbidden)
 	if final {
-		k.forget(e)
-		k.recant(e)
-	} else if m := k.memory.byRecord[key]; m != nil {
+		l.forget(e)
+		l.recant(e)
+	} else if m := l.memory.byRecord[key]; m != nil {
 		// Not every rejection is kept.
-		m.unread, m.listing = e.Err, k.listing
+		m.unread, m.listing = e.Err, l.listing
 	}
 	switch {
 	case t != nil && final:
-		k.remove(t, ChangeRejected, e.Err.Error())
+		l.remove(t, ChangeRejected, e.Err.Error())
 	case t != nil:
-		k.refuse(t, e.Err)
+		l.refuse(t, e.Err)
 		e.ID = t.entry.Node.ID
 		fallthrough
 	default:
-		if !known && (stands || len(k.rejected) < maxRejections) {
+		if !known && (stands || len(l.rejected) < maxRejections) {
 			// Beyond those that are remembered nobody could tell what is news.
-			k.noteRejection(e)
+			l.noteRejection(e)
 		}
 	}
 	if known {
-		was.listing = k.listing
-		k.rejected[key] = was
-	} else if stands || len(k.rejected) < maxRejections {
-		k.rejected[key] = rejection{
+		was.listing = l.listing
+		l.rejected[key] = was
+	} else if stands || len(l.rejected) < maxRejections {
+		l.rejected[key] = rejection{
 			Rejection: Rejection{ID: visible(e.ID), Key: visible(e.Key), Err: e.Err, Time: time.Now()},
-			listing:   k.listing,
+			listing:   l.listing,
 		}
-		k.amended = true
+		l.amended = true
 	}
 }
 
 // refuse notes that the newest record of a node in use could not be read. It is
 // listed, so it is not gone; but it was not understood either, and renews no lease.
-func (k *keeper) refuse(t *tracked, err error) {
-	t.listing = k.listing
+func (l *loop) refuse(t *tracked, err error) {
+	t.listing = l.listing
 	if was := t.entry.refused; was != nil && was.Error() == err.Error() {
 		return
 	}
 	next := *t.entry
 	next.refused = err
 	t.entry = &next
-	k.change(next.Node.ID, t.entry)
+	l.change(next.Node.ID, t.entry)
 }
 
 // accept forgets that the record was rejected: it is good, or it is gone.
-func (k *keeper) accept(e Event) {
-	if m := k.memory.byRecord[rejectionKey(e)]; m != nil {
+func (l *loop) accept(e Event) {
+	if m := l.memory.byRecord[rejectionKey(e)]; m != nil {
 		m.unread = nil
 	}
-	if key := rejectionKey(e); len(k.rejected) > 0 {
-		before := len(k.rejected)
-		delete(k.rejected, key)
-		k.amended = k.amended || len(k.rejected) < before
+	if key := rejectionKey(e); len(l.rejected) > 0 {
+		before := len(l.rejected)
+		delete(l.rejected, key)
+		l.amended = l.amended || len(l.rejected) < before
 	}
 }
 
@@ -923,32 +923,32 @@ const maxKey = 1 << 10
 
 // showRejections makes the rejected records visible. While a listing is under
 // way its end does it.
-func (k *keeper) showRejections() {
-	if !k.listed || !k.amended {
+func (l *loop) showRejections() {
+	if !l.listed || !l.amended {
 		return
 	}
-	k.amended = false
-	next := *k.condition.Load()
-	next.rejections = make([]Rejection, 0, len(k.rejected))
-	for _, key := range slices.Sorted(maps.Keys(k.rejected)) {
-		next.rejections = append(next.rejections, k.rejected[key].Rejection)
+	l.amended = false
+	next := *l.condition.Load()
+	next.rejections = make([]Rejection, 0, len(l.rejected))
+	for _, key := range slices.Sorted(maps.Keys(l.rejected)) {
+		next.rejections = append(next.rejections, l.rejected[key].Rejection)
 	}
-	k.condition.Store(&next)
+	l.condition.Store(&next)
 }
 
 // sync ends a listing: it decides about the nodes that the listing lacks.
-func (k *keeper) sync(l Listing) {
+func (l *loop) sync(listed Listing) {
 	at := now()
-	outage := at - k.lostAt
-	first := !k.everyNode
-	wiped := !first && (l.Epoch != k.last.Epoch || l.Revision < k.before)
+	outage := at - l.lostAt
+	first := !l.everyNode
+	wiped := !first && (listed.Epoch != l.last.Epoch || listed.Revision < l.before)
 	kept, removed := 0, 0
-	for _, t := range k.nodes {
-		if k.yield(t) {
+	for _, t := range l.nodes {
+		if l.yield(t) {
 			removed++
 			continue
 		}
-		if t.listing != k.listing {
+		if t.listing != l.listing {
 			// Guarantees 1 and 2 of the design: only a registry that lost
 			// nothing, and in which the record cannot have run out for want of
 			// a heartbeat, can show by silence that the node was removed.
@@ -958,9 +958,9 @@ func (k *keeper) sync(l Listing) {
 			// What counts is not how long the registry was away but how long
 			// the node has not been heard: its record's time began to run before.
 			unheard := at - time.Duration(t.entry.vitals.heard.Load())
-			if t.listing >= k.complete && !wiped && !l.Partial &&
-				unheard < t.entry.lease && (l.Expiry == 0 || unheard < l.Expiry) {
-				k.remove(t, ChangeLeft, "it is not listed any more")
+			if t.listing >= l.complete && !wiped && !listed.Partial &&
+				unheard < t.entry.lease && (listed.Expiry == 0 || unheard < listed.Expiry) {
+				l.remove(t, ChangeLeft, "it is not listed any more")
 				removed++
 				continue
 			}
@@ -969,186 +969,186 @@ func (k *keeper) sync(l Listing) {
 			continue
 		}
 		t.entry.vitals.renewed.Store(int64(at))
-		k.requeue(t)
+		l.requeue(t)
 	}
-	maps.DeleteFunc(k.rejected, func(_ string, r rejection) bool { return r.listing != k.listing })
-	k.amended = true
-	if wiped || l.Partial {
-		k.relearn(at)
+	maps.DeleteFunc(l.rejected, func(_ string, r rejection) bool { return r.listing != l.listing })
+	l.amended = true
+	if wiped || listed.Partial {
+		l.relearn(at)
 	}
-	k.last, k.everyNode, k.listed, k.complete = l, true, true, k.listing
-	k.seen = max(k.seen, l.Revision)
-	k.revision.Store(k.seen)
-	k.listedAt = at
+	l.last, l.everyNode, l.listed, l.complete = listed, true, true, l.listing
+	l.seen = max(l.seen, listed.Revision)
+	l.revision.Store(l.seen)
+	l.listedAt = at
 	if first {
-		kept = k.endRestore(l, at)
-		k.judgeOverdue()
-		k.settled.Reset(settleTime)
+		kept = l.endRestore(listed, at)
+		l.judgeOverdue()
+		l.settled.Reset(settleTime)
 	}
 
-	next := *k.condition.Load()
+	next := *l.condition.Load()
 	next.connected, next.since = true, time.Now()
-	k.condition.Store(&next)
+	l.condition.Store(&next)
 
-	reason := fmt.Sprintf("listed, %d nodes", len(k.nodes))
+	reason := fmt.Sprintf("listed, %d nodes", len(l.nodes))
 	if !first {
 		reason = fmt.Sprintf("back after %v, %d nodes, %d awaited, %d left",
-			outage.Round(time.Millisecond), len(k.nodes), kept, removed)
+			outage.Round(time.Millisecond), len(l.nodes), kept, removed)
 	}
 	if first {
-		k.noteListing()
+		l.noteListing()
 	}
 	// It comes last: of a large listing the journal keeps only the end.
-	k.journal.Add(Change{Type: ChangeConnected, Reason: reason})
+	l.journal.Add(Change{Type: ChangeConnected, Reason: reason})
 	switch {
 	case first:
-		log := k.log
-		if p, ok := k.watcher.(Pusher); ok {
+		log := l.log
+		if p, ok := l.watcher.(Pusher); ok {
 			log = log.With(zap.String("changes_by", p.Push()))
 		}
-		log.Info("listed the registry", zap.Int("nodes", len(k.nodes)),
-			zap.Int("rejected", len(k.rejected)), zap.Int("awaited", kept), zap.Duration("took", outage))
+		log.Info("listed the registry", zap.Int("nodes", len(l.nodes)),
+			zap.Int("rejected", len(l.rejected)), zap.Int("awaited", kept), zap.Duration("took", outage))
 	case wiped:
-		k.log.Warn("the registry is back and has lost data; nodes that it lacks have one lease to be heard again",
-			zap.Int("nodes", len(k.nodes)), zap.Int("awaited", kept), zap.Duration("away", outage))
+		l.log.Warn("the registry is back and has lost data; nodes that it lacks have one lease to be heard again",
+			zap.Int("nodes", len(l.nodes)), zap.Int("awaited", kept), zap.Duration("away", outage))
 	default:
-		k.log.Info("the registry is back", zap.Int("nodes", len(k.nodes)),
+		l.log.Info("the registry is back", zap.Int("nodes", len(l.nodes)),
 			zap.Int("awaited", kept), zap.Int("left", removed), zap.Duration("away", outage))
 	}
-	k.armExpiry()
+	l.armExpiry()
 }
 
 // armExpiry sets the timer to the first lease that may run out.
-func (k *keeper) armExpiry() {
-	if !k.listed || k.verifies || len(k.leases) == 0 {
-		k.expiry.Stop()
+func (l *loop) armExpiry() {
+	if !l.listed || l.verifies || len(l.leases) == 0 {
+		l.expiry.Stop()
 		return
 	}
-	k.expiry.Reset(k.leases[0].due - now())
+	l.expiry.Reset(l.leases[0].due - now())
 }
 
 // checkLeases looks for leases that ran out. Before it believes that their nodes
 // are gone it asks the registry to prove that it would have told.
-func (k *keeper) checkLeases(ctx context.Context) {
-	if !k.listed || k.verifies {
+func (l *loop) checkLeases(ctx context.Context) {
+	if !l.listed || l.verifies {
 		return
 	}
-	if !k.overdueBy(now()) {
-		k.armExpiry()
+	if !l.overdueBy(now()) {
+		l.armExpiry()
 		return
 	}
-	v := verdict{listing: k.listing, began: now()}
-	if k.verifier == nil {
-		k.judge(ctx, v)
+	v := verdict{listing: l.listing, began: now()}
+	if l.verifier == nil {
+		l.judge(ctx, v)
 		return
 	}
-	k.verifies = true
+	l.verifies = true
 	go func() {
 		ctx, cancel := context.WithTimeout(ctx, verifyTimeout)
 		defer cancel()
-		v.err = k.verifier.Verify(ctx)
-		k.verified <- v
+		v.err = l.verifier.Verify(ctx)
+		l.verified <- v
 	}()
 }
 
 // overdueBy brings the queue in order up to a time, and reports whether the lease
 // of its head ran out by then.
-func (k *keeper) overdueBy(at time.Duration) bool {
-	for len(k.leases) > 0 && k.leases[0].due <= at {
-		t := k.leases[0]
+func (l *loop) overdueBy(at time.Duration) bool {
+	for len(l.leases) > 0 && l.leases[0].due <= at {
+		t := l.leases[0]
 		if t.entry.due() <= at {
 			return true
 		}
-		k.requeue(t)
+		l.requeue(t)
 	}
 	return false
 }
 
 // judge lets the leases lapse that had run out when a successful verification
 // began.
-func (k *keeper) judge(ctx context.Context, v verdict) {
-	k.verifies = false
+func (l *loop) judge(ctx context.Context, v verdict) {
+	l.verifies = false
 	switch {
 	case ctx.Err() != nil:
 		// Everything ends, and so did the verification.
-	case !k.listed || v.listing != k.listing:
+	case !l.listed || v.listing != l.listing:
 		// The watch broke meanwhile; the next listing starts anew.
 	case v.err != nil:
-		k.giveUp(fmt.Errorf("%w: the registry did not show that the watch is alive: %w", ErrBroken, v.err))
+		l.giveUp(fmt.Errorf("%w: the registry did not show that the watch is alive: %w", ErrBroken, v.err))
 	default:
 		// What the verification proved delivered may still wait in the channel.
-		for range len(k.messages) {
-			k.receive(ctx, <-k.messages)
+		for range len(l.messages) {
+			l.receive(ctx, <-l.messages)
 		}
 		var lapsing []*tracked
-		for k.listed && k.overdueBy(v.began) {
-			t := k.leases[0]
-			k.extend(t) // for as long as it takes to decide
+		for l.listed && l.overdueBy(v.began) {
+			t := l.leases[0]
+			l.extend(t) // for as long as it takes to decide
 			lapsing = append(lapsing, t)
 		}
-		k.lapse(lapsing, "its lease ran out")
+		l.lapse(lapsing, "its lease ran out")
 	}
-	k.armExpiry()
+	l.armExpiry()
 }
 
 // change notes what the next snapshot shows of a node. Of one that no snapshot has
 // shown there is nothing to be taken back: a listing that goes on and on must not
 // leave a trace of each node that comes and goes in it.
-func (k *keeper) change(id string, e *Entry) {
-	if e == nil && k.snapshot.Load().Node(id) == nil {
-		delete(k.changed, id)
+func (l *loop) change(id string, e *Entry) {
+	if e == nil && l.snapshot.Load().Node(id) == nil {
+		delete(l.changed, id)
 		return
 	}
-	k.changed[id] = e
+	l.changed[id] = e
 }
 
 // publish publishes what changed: at once after a quiet spell, else when the
 // rate allows. The first listing is published whole; before it there is nothing to
 // be seen but what is remembered.
-func (k *keeper) publish() {
-	k.showRejections()
-	old := k.snapshot.Load()
-	if !k.everyNode {
-		if len(k.recalled) > 0 && !k.awaited && !k.tooSoon() {
-			k.show(old.succeed(k.recalled, false))
-			clear(k.recalled)
+func (l *loop) publish() {
+	l.showRejections()
+	old := l.snapshot.Load()
+	if !l.everyNode {
+		if len(l.recalled) > 0 && !l.awaited && !l.tooSoon() {
+			l.show(old.succeed(l.recalled, false))
+			clear(l.recalled)
 		}
 		return
 	}
-	if old.Synced && (k.awaited || len(k.changed) == 0 && !k.moved) {
+	if old.Synced && (l.awaited || len(l.changed) == 0 && !l.moved) {
 		return
 	}
-	if !old.Synced && !k.impatient && (k.resolver.untried > 0 || k.reacher.busy() || len(k.waiting) > 0 || k.dialled > 0 || k.loading && k.decisions.known.IsZero()) {
+	if !old.Synced && !l.impatient && (l.resolver.untried > 0 || l.reacher.busy() || len(l.waiting) > 0 || l.dialled > 0 || l.loading && l.decisions.known.IsZero()) {
 		return
 	}
-	if old.Synced && k.tooSoon() {
+	if old.Synced && l.tooSoon() {
 		return
 	}
-	k.show(old.succeed(k.changed, true))
-	clear(k.changed)
-	k.moved = false
+	l.show(old.succeed(l.changed, true))
+	clear(l.changed)
+	l.moved = false
 	if !old.Synced {
-		close(k.synced)
+		close(l.synced)
 	}
-	k.keep()
+	l.keep()
 }
 
 // tooSoon reports whether a snapshot must wait, and then has publish called when it
 // need not any more.
-func (k *keeper) tooSoon() bool {
-	r := k.publications.Reserve()
+func (l *loop) tooSoon() bool {
+	r := l.publications.Reserve()
 	if r.Delay() == 0 {
 		return false
 	}
-	k.awaited = true
-	k.publication.Reset(r.Delay())
+	l.awaited = true
+	l.publication.Reset(r.Delay())
 	r.Cancel()
 	return true
 }
 
 // show makes a snapshot the current one.
-func (k *keeper) show(next *Snapshot) {
-	old := k.snapshot.Swap(next)
+func (l *loop) show(next *Snapshot) {
+	old := l.snapshot.Swap(next)
 	close(old.superseded)
 }
 
@@ -1167,16 +1167,16 @@ var logLines = map[ChangeType]string{
 // note is where every change of a node's standing is told: in the journal, which
 // counts it, and in the log. What a first listing shows is told at its end, if it
 // comes to one.
-func (k *keeper) note(why ChangeType, e *Entry, reason string) {
-	if !k.everyNode {
+func (l *loop) note(why ChangeType, e *Entry, reason string) {
+	if !l.everyNode {
 		return
 	}
 	rejection := ""
 	if why == ChangeRejected {
 		rejection = RejectionReason(errors.New(reason))
 	}
-	k.journal.add(Change{Type: why, ID: e.Node.ID, Reason: reason, Entry: e}, rejection)
-	if !k.logs() {
+	l.journal.add(Change{Type: why, ID: e.Node.ID, Reason: reason, Entry: e}, rejection)
+	if !l.logs() {
 		return
 	}
 	fields := make([]zap.Field, 0, 6)
@@ -1190,18 +1190,18 @@ func (k *keeper) note(why ChangeType, e *Entry, reason string) {
 	if e.state != StateUp && e.doubt == trusted {
 		fields = append(fields, zap.String("state", string(e.state)))
 	}
-	k.log.Info(logLines[why], k.leftOut(fields)...)
+	l.log.Info(logLines[why], l.leftOut(fields)...)
 }
 
 // noteRejection is note for a record that never was a node. Listings repeat what
 // is rejected, and the log need not.
-func (k *keeper) noteRejection(e Event) {
-	if !k.everyNode {
+func (l *loop) noteRejection(e Event) {
+	if !l.everyNode {
 		return
 	}
-	k.journal.add(Change{Type: ChangeRejected, ID: visible(e.ID), Reason: e.Err.Error()}, RejectionReason(e.Err))
-	if k.listed && k.logs() {
-		k.log.Info("record rejected", k.leftOut([]zap.Field{
+	l.journal.add(Change{Type: ChangeRejected, ID: visible(e.ID), Reason: e.Err.Error()}, RejectionReason(e.Err))
+	if l.listed && l.logs() {
+		l.log.Info("record rejected", l.leftOut([]zap.Field{
 			zap.String("id", visible(e.ID)), zap.String("key", visible(e.Key)), zap.Error(e.Err),
 		})...)
 	}
@@ -1209,32 +1209,32 @@ func (k *keeper) noteRejection(e Event) {
 
 // noteListing is note for all that the first listing showed. Its nodes are sorted,
 // and the log gets their number only.
-func (k *keeper) noteListing() {
+func (l *loop) noteListing() {
 	const reason = "it was listed when the registry was first seen"
-	for _, key := range slices.Sorted(maps.Keys(k.rejected)) {
-		r := k.rejected[key]
-		k.journal.add(Change{Type: ChangeRejected, ID: r.ID, Reason: r.Err.Error(), Listed: true}, RejectionReason(r.Err))
+	for _, key := range slices.Sorted(maps.Keys(l.rejected)) {
+		r := l.rejected[key]
+		l.journal.add(Change{Type: ChangeRejected, ID: r.ID, Reason: r.Err.Error(), Listed: true}, RejectionReason(r.Err))
 	}
-	for _, id := range slices.Sorted(maps.Keys(k.nodes)) {
-		k.journal.Add(Change{Type: ChangeSeen, ID: id, Reason: reason, Entry: k.nodes[id].entry, Listed: true})
+	for _, id := range slices.Sorted(maps.Keys(l.nodes)) {
+		l.journal.Add(Change{Type: ChangeSeen, ID: id, Reason: reason, Entry: l.nodes[id].entry, Listed: true})
 	}
 }
 
 // logs reports whether a line about a single node may be logged now. Of a storm
 // the lines that may not are counted.
-func (k *keeper) logs() bool {
-	if k.lines.Allow() {
+func (l *loop) logs() bool {
+	if l.lines.Allow() {
 		return true
 	}
-	k.suppressed++
+	l.suppressed++
 	return false
 }
 
 // leftOut completes the fields of a line by how many were left out before it.
-func (k *keeper) leftOut(fields []zap.Field) []zap.Field {
-	if k.suppressed > 0 {
-		fields = append(fields, zap.Int("lines_left_out", k.suppressed))
-		k.suppressed = 0
+func (l *loop) leftOut(fields []zap.Field) []zap.Field {
+	if l.suppressed > 0 {
+		fields = append(fields, zap.Int("lines_left_out", l.suppressed))
+		l.suppressed = 0
 	}
 	return fields
 }

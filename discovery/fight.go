@@ -21,7 +21,7 @@ func writer(n *Node) string {
 // hands, and is back in the first ones within a lease. A node that merely moves, or
 // is replaced by its successor, does not come back. It is said once, because it
 // goes on with every heartbeat.
-func (k *keeper) watchFight(t *tracked, next *Node) {
+func (l *loop) watchFight(t *tracked, next *Node) {
 	was, is := writer(&t.entry.Node), writer(next)
 	if was == is {
 		return
@@ -29,7 +29,7 @@ func (k *keeper) watchFight(t *tracked, next *Node) {
 	at := now()
 	if is == t.rival && at-t.replaced < t.entry.lease && !t.fought {
 		t.fought = true
-		k.log.Warn("two processes announce the same node and overwrite each other's record; give each an id of its own",
+		l.log.Warn("two processes announce the same node and overwrite each other's record; give each an id of its own",
 			zap.String("node", next.ID),
 			zap.Strings("endpoints", []string{t.entry.Node.Endpoint.String(), next.Endpoint.String()}),
 			zap.Strings("writers", []string{was, is}))

@@ -68,7 +68,7 @@ func (d doubt) state() State {
 	}
 }
 
-// guard is the part of a keeper that doubts.
+// guard is the part of a loop that doubts.
 type guard struct {
 	// What ran out in the registry, in this batch of events.
 	expired []*tracked
@@ -106,19 +106,19 @@ func newGuard() guard {
 }
 
 // massive reports whether so many of all nodes are too many to lapse at once.
-func (k *keeper) massive(lost, all int) bool {
-	return lost >= guardFloor && k.most(lost, all)
+func (l *loop) massive(lost, all int) bool {
+	return lost >= guardFloor && l.most(lost, all)
 }
 
 // most reports whether so many of all nodes are more than the loss guard believes.
-func (k *keeper) most(lost, all int) bool {
-	return k.lossGuard > 0 && lost*100 > k.lossGuard*all
+func (l *loop) most(lost, all int) bool {
+	return l.lossGuard > 0 && lost*100 > l.lossGuard*all
 }
 
 // outage reports whether so many of a service's nodes are too many to lapse at once:
 // too many as of a directory, or all that there are.
-func (k *keeper) outage(lost, all int) bool {
-	return k.massive(lost, all) || k.lossGuard > 0 && lost > 0 && lost == all
+func (l *loop) outage(lost, all int) bool {
+	return l.massive(lost, all) || l.lossGuard > 0 && lost > 0 && lost == all
 }
 
 // losses are the nodes that lapsed lately or are about to, of a directory or of one
@@ -130,84 +130,84 @@ type losses struct {
 }
 
 // lossesOf returns the losses of a service, beside those that lapse now.
-func (k *keeper) lossesOf(service string) losses {
-	t, gone := k.census.of(service), k.graves.lapsedOf(service)
+func (l *loop) lossesOf(service string) losses {
+	t, gone := l.census.of(service), l.graves.lapsedOf(service)
 	return losses{lost: t.doubted + gone, all: t.nodes + gone, gone: gone}
 }
 
 // lossesOfAll is lossesOf for the whole directory.
-func (k *keeper) lossesOfAll() losses {
-	gone := k.graves.lapsed()
-	return losses{lost: k.census.all.doubted + gone, all: k.census.all.nodes + gone, gone: gone}
+func (l *loop) lossesOfAll() losses {
+	gone := l.graves.lapsed()
+	return losses{lost: l.census.all.doubted + gone, all: l.census.all.nodes + gone, gone: gone}
 }
 
 // usable reports whether some request may reach the node. Without the loss guard
 // nobody asks.
-func (k *keeper) usable(e *Entry) bool {
-	return k.lossGuard <= 0 || k.recordsOnly || e.Address() != "" && k.permit(e)
+func (l *loop) usable(e *Entry) bool {
+	return l.lossGuard <= 0 || l.recordsOnly || e.Address() != "" && l.permit(e)
 }
 
 // perhapsUsable is usable for a node that is not in use: its host name has not been
 // looked up.
-func (k *keeper) perhapsUsable(e *Entry) bool { return e.Address() == "" || k.usable(e) }
+func (l *loop) perhapsUsable(e *Entry) bool { return e.Address() == "" || l.usable(e) }
 
 // count has the census know of a node in use as it is now.
-func (k *keeper) count(t *tracked) {
+func (l *loop) count(t *tracked) {
 	is := counted{}
-	if k.usable(t.entry) {
+	if l.usable(t.entry) {
 		is = counted{service: t.entry.Node.Service(), nodes: 1}
 		if t.doubt == doubted || t.doubt == held {
 			is.doubted = 1
 		}
 	}
-	k.census.count(&t.counted, is)
+	l.census.count(&t.counted, is)
 }
 
 // recount counts all nodes anew, from time to time: who may use them can change.
-func (k *keeper) recount(at time.Duration) {
-	if k.lossGuard <= 0 || at < k.recountAt {
+func (l *loop) recount(at time.Duration) {
+	if l.lossGuard <= 0 || at < l.recountAt {
 		return
 	}
-	k.recountAt = at + recountEvery
-	for _, t := range k.nodes {
-		k.count(t)
+	l.recountAt = at + recountEvery
+	for _, t := range l.nodes {
+		l.count(t)
 	}
 }
 
 // settle decides about the records that ran out in the registry in one batch of
 // events, so that a mass lapse is seen as one.
-func (k *keeper) settle() {
-	if len(k.expired) == 0 {
+func (l *loop) settle() {
+	if len(l.expired) == 0 {
 		return
 	}
 	var lapsing []*tracked
-	for _, t := range k.expired {
-		if t.expired && k.nodes[t.entry.Node.ID] == t {
+	for _, t := range l.expired {
+		if t.expired && l.nodes[t.entry.Node.ID] == t {
 			t.expired = false
 			lapsing = append(lapsing, t)
 		}
 	}
-	k.expired = nil
-	k.lapse(lapsing, "its record ran out in the registry")
-	k.armExpiry()
+	l.expired = nil
+	l.lapse(lapsing, "its record ran out in the registry")
+	l.armExpiry()
 }
 
 // lapse ends nodes whose lease ran out, or has them dialled first if there are too
 // many of them: of all nodes, or of a service.
-func (k *keeper) lapse(lapsing []*tracked, reason string) {
+func (l *loop) lapse(lapsing []*tracked, reason string) {
 	if len(lapsing) == 0 {
 		return
 	}
 	at := now()
-	k.graves.expire(at)
-	k.recount(at)
-	all, services := k.lossesOfAll(), make(map[string]losses)
+	l.graves.expire(at)
+	l.recount(at)
+	all, services := l.lossesOfAll(), make(map[string]losses)
 	for _, t := range lapsing {
-		k.count(t)
+		l.count(t)
 		service := t.entry.Node.Service()
 		of, known := services[service]
 		if !known {
-			of = k.lossesOf(service)
+			of = l.lossesOf(service)
 		}
 		if t.counted.nodes > 0 && t.counted.doubted == 0 {
 			of.lost, of.fresh = of.lost+1, of.fresh+1
@@ -215,9 +215,9 @@ func (k *keeper) lapse(lapsing []*tracked, reason string) {
 		}
 		services[service] = of
 	}
-	massive := k.massive(all.lost, all.all)
+	massive := l.massive(all.lost, all.all)
 	if massive && all.fresh == all.lost-all.gone {
-		k.log.Warn("most nodes lapsed at once; those that accept connections stay",
+		l.log.Warn("most nodes lapsed at once; those that accept connections stay",
 			zap.Int("lapsed", all.lost), zap.Int("nodes", all.all))
 	}
 	var kept []*tracked
@@ -225,49 +225,49 @@ func (k *keeper) lapse(lapsing []*tracked, reason string) {
 		of := services[t.entry.Node.Service()]
 		switch {
 		case t.counted.nodes == 0:
-			k.depart(t, reason, false) // no request would reach it, and no probe may
+			l.depart(t, reason, false) // no request would reach it, and no probe may
 		case t.doubt == doubted || t.doubt == held:
-			if k.forlorn(t, all, of, at) {
+			if l.forlorn(t, all, of, at) {
 				// It answered: should the others lapse after all, it is asked with them.
-				k.depart(t, "its lease ran out, and the others are heard again", massive || k.outage(of.lost, of.all))
+				l.depart(t, "its lease ran out, and the others are heard again", massive || l.outage(of.lost, of.all))
 				continue
 			}
 			kept = append(kept, t)
-		case massive || k.outage(of.lost, of.all) && t.doubt != restored:
+		case massive || l.outage(of.lost, of.all) && t.doubt != restored:
 			kept = append(kept, t)
 		default:
 			// One that is only remembered, and that no listing showed, is no part of
 			// what its service has lost.
-			k.depart(t, reason, t.doubt == restored)
+			l.depart(t, reason, t.doubt == restored)
 		}
 	}
 	for _, t := range kept {
-		k.doubtful(t)
+		l.doubtful(t)
 	}
 	for _, t := range kept {
-		k.yield(t) // else the other would answer for it
+		l.yield(t) // else the other would answer for it
 	}
 	var graves []*grave
 	if massive {
-		graves = k.graves.ask()
+		graves = l.graves.ask()
 	} else {
 		for _, service := range slices.Sorted(maps.Keys(services)) {
 			of := services[service]
-			if !k.outage(of.lost, of.all) {
+			if !l.outage(of.lost, of.all) {
 				continue
 			}
-			graves = append(graves, k.graves.askOf(service)...)
-			if of.fresh == of.lost-of.gone && k.logs() {
-				k.log.Warn("the last nodes of a service lapsed; those that accept connections stay",
-					k.leftOut([]zap.Field{zap.String("service", service), zap.Int("lapsed", of.lost), zap.Int("nodes", of.all)})...)
+			graves = append(graves, l.graves.askOf(service)...)
+			if of.fresh == of.lost-of.gone && l.logs() {
+				l.log.Warn("the last nodes of a service lapsed; those that accept connections stay",
+					l.leftOut([]zap.Field{zap.String("service", service), zap.Int("lapsed", of.lost), zap.Int("nodes", of.all)})...)
 			}
 		}
 	}
 	for _, g := range graves {
-		if k.graves.await(g) {
-			k.ask(k.exhume(g))
+		if l.graves.await(g) {
+			l.ask(l.exhume(g))
 		} else {
-			k.graves.askAgain(g)
+			l.graves.askAgain(g)
 		}
 	}
 }
@@ -275,9 +275,9 @@ func (k *keeper) lapse(lapsing []*tracked, reason string) {
 // forlorn reports whether a node is in doubt alone: most others, of all and of its
 // service, have been heard for a lease, and do not lapse with it. It is one dead node
 // then, whatever accepts its connections.
-func (k *keeper) forlorn(t *tracked, all, service losses, at time.Duration) bool {
+func (l *loop) forlorn(t *tracked, all, service losses, at time.Duration) bool {
 	switch {
-	case k.mostInUse(all) || k.mostInUse(service):
+	case l.mostInUse(all) || l.mostInUse(service):
 		t.alone = 0
 	case t.alone == 0:
 		t.alone = at
@@ -289,40 +289,40 @@ func (k *keeper) forlorn(t *tracked, all, service losses, at time.Duration) bool
 
 // mostInUse reports whether most nodes in use are in doubt or lapse now, or all are: a
 // loss guard of 100 percent doubts only that.
-func (k *keeper) mostInUse(l losses) bool {
-	lost, all := l.lost-l.gone, l.all-l.gone
-	return k.most(lost, all) || lost == all
+func (l *loop) mostInUse(c losses) bool {
+	lost, all := c.lost-c.gone, c.all-c.gone
+	return l.most(lost, all) || lost == all
 }
 
 // doubtful has a node dialled before its fate is decided. It stays meanwhile.
-func (k *keeper) doubtful(t *tracked) {
+func (l *loop) doubtful(t *tracked) {
 	if t.doubt == trusted || t.doubt == restored {
 		t.doubt, t.alone = doubted, 0
-		k.count(t)
+		l.count(t)
 	}
-	k.extend(t)
+	l.extend(t)
 	if t.probe == 0 {
-		k.ask(t)
+		l.ask(t)
 	}
 }
 
 // extend gives a node one lease more.
-func (k *keeper) extend(t *tracked) {
+func (l *loop) extend(t *tracked) {
 	t.entry.vitals.renewed.Store(int64(now()))
-	k.requeue(t)
+	l.requeue(t)
 }
 
 // depart removes a node that lapsed, and keeps its record for a while. If it was
 // asked itself, and did not answer, it need not be asked again.
-func (k *keeper) depart(t *tracked, reason string, asked bool) {
+func (l *loop) depart(t *tracked, reason string, asked bool) {
 	at := now()
 	until := at // no request reached it: it is no loss
 	if t.counted.nodes > 0 {
 		until += t.entry.lease
 	}
 	g := t.grave(until)
-	k.remove(t, ChangeLapsed, reason)
-	k.graves.bury(g, at, asked)
+	l.remove(t, ChangeLapsed, reason)
+	l.graves.bury(g, at, asked)
 }
 
 // grave returns what is kept of a node that lapsed.
@@ -331,190 +331,190 @@ func (t *tracked) grave(until time.Duration) *grave {
 }
 
 // exhume returns the node of a grave, not in use.
-func (k *keeper) exhume(g *grave) *tracked {
+func (l *loop) exhume(g *grave) *tracked {
 	return &tracked{entry: g.entry, key: g.key, revision: g.revision, listing: g.listing, from: g}
 }
 
 // hold keeps a node in use that accepts connections.
-func (k *keeper) hold(t *tracked) {
-	k.extend(t)
+func (l *loop) hold(t *tracked) {
+	l.extend(t)
 	if t.doubt != held {
 		t.doubt = held
-		k.count(t)
-		k.mark(t)
+		l.count(t)
+		l.mark(t)
 		reason := "its lease ran out with those of many others or of its whole service"
-		if !k.recordsOnly {
+		if !l.recordsOnly {
 			reason += ", and it accepts connections"
 		}
-		k.note(ChangeHeld, t.entry, reason)
+		l.note(ChangeHeld, t.entry, reason)
 	}
 }
 
 // mark makes the doubt about a node, or its end, visible.
-func (k *keeper) mark(t *tracked) {
+func (l *loop) mark(t *tracked) {
 	t.entry = t.entry.in(t.doubt)
-	k.change(t.entry.Node.ID, t.entry)
+	l.change(t.entry.Node.ID, t.entry)
 }
 
 // readmit brings a node back that lapsed and accepts connections after all.
-func (k *keeper) readmit(t *tracked) {
+func (l *loop) readmit(t *tracked) {
 	id := t.entry.Node.ID
-	k.graves.drop(t.from)
+	l.graves.drop(t.from)
 	t.from = nil
-	if k.nodes[id] != nil || k.full(&t.entry.Node) != nil || (t.key != "" && k.keys[t.key] != nil) || k.claimant(t) != nil {
+	if l.nodes[id] != nil || l.full(&t.entry.Node) != nil || (t.key != "" && l.keys[t.key] != nil) || l.claimant(t) != nil {
 		return
 	}
 	t.entry.vitals.renewed.Store(int64(now()))
 	if t.remembered {
 		t.doubt = restored
-		k.insert(t)
-		k.note(ChangeRestored, t.entry, "it was listed before, the registry cannot list everybody, and it accepts connections")
+		l.insert(t)
+		l.note(ChangeRestored, t.entry, "it was listed before, the registry cannot list everybody, and it accepts connections")
 	} else {
-		k.insert(t)
-		k.hold(t)
+		l.insert(t)
+		l.hold(t)
 	}
-	k.armExpiry()
+	l.armExpiry()
 }
 
 // revive brings a node back that lapsed and is heard again, by the record that it
 // was known by last: its heartbeat names no endpoint. It returns nil where there is
 // none, or where its address is another node's now.
-func (k *keeper) revive(id string) *tracked {
-	k.graves.expire(now())
-	g := k.graves.byID[id]
-	if g == nil || k.full(&g.entry.Node) != nil || (g.key != "" && k.keys[g.key] != nil) {
+func (l *loop) revive(id string) *tracked {
+	l.graves.expire(now())
+	g := l.graves.byID[id]
+	if g == nil || l.full(&g.entry.Node) != nil || (g.key != "" && l.keys[g.key] != nil) {
 		return nil
 	}
-	t := k.exhume(g)
-	if k.claimant(t) != nil {
+	t := l.exhume(g)
+	if l.claimant(t) != nil {
 		return nil
 	}
-	k.graves.drop(g)
+	l.graves.drop(g)
 	t.from = nil
 	t.entry.vitals.renewed.Store(int64(now()))
-	k.join(t.entry)
-	k.insert(t)
-	k.note(ChangeSeen, t.entry, "it is heard again")
-	k.armExpiry()
+	l.join(t.entry)
+	l.insert(t)
+	l.note(ChangeSeen, t.entry, "it is heard again")
+	l.armExpiry()
 	return t
 }
 
 // trust ends the doubt about a node in use: it was heard.
-func (k *keeper) trust(t *tracked) {
+func (l *loop) trust(t *tracked) {
 	t.expired = false
 	t.probe = 0
 	if t.doubt == trusted {
 		return
 	}
 	shown := t.doubt.state() != ""
-	k.calm(t)
-	k.count(t)
+	l.calm(t)
+	l.count(t)
 	if shown {
-		k.mark(t)
-		k.note(ChangeUpdated, t.entry, "it was heard again")
+		l.mark(t)
+		l.note(ChangeUpdated, t.entry, "it was heard again")
 	}
 }
 
 // calm forgets that a node was doubted.
-func (k *keeper) calm(t *tracked) {
+func (l *loop) calm(t *tracked) {
 	t.doubt, t.probe = trusted, 0
 }
 
 // forget makes sure that a record does not come back of which the registry said
 // something since it lapsed.
-func (k *keeper) forget(e Event) {
-	if g := k.graves.byRecord[rejectionKey(e)]; g != nil {
-		k.graves.drop(g)
+func (l *loop) forget(e Event) {
+	if g := l.graves.byRecord[rejectionKey(e)]; g != nil {
+		l.graves.drop(g)
 	}
 }
 
 // keepOverdue keeps a record until the end of the first listing that had run out.
-func (k *keeper) keepOverdue(t *tracked) {
+func (l *loop) keepOverdue(t *tracked) {
 	id, had := t.entry.Node.ID, 0
-	was, known := k.overdue[id]
+	was, known := l.overdue[id]
 	if known {
 		had = was.excess
 	}
-	if !known && len(k.overdue) >= MaxNodes || k.overdueRoom.refuses(had, &t.entry.Node) != nil {
+	if !known && len(l.overdue) >= MaxNodes || l.overdueRoom.refuses(had, &t.entry.Node) != nil {
 		return
 	}
-	t.excess = k.overdueRoom.take(had, &t.entry.Node)
-	k.overdue[id] = t
+	t.excess = l.overdueRoom.take(had, &t.entry.Node)
+	l.overdue[id] = t
 }
 
-func (k *keeper) forgetOverdue() {
-	k.overdue, k.overdueRoom = make(map[string]*tracked), room{}
+func (l *loop) forgetOverdue() {
+	l.overdue, l.overdueRoom = make(map[string]*tracked), room{}
 }
 
 // judgeOverdue decides about what the first listing showed that had run out by the
 // registry's own clock.
-func (k *keeper) judgeOverdue() {
+func (l *loop) judgeOverdue() {
 	at := now()
 	var candidates []*tracked
-	for id, t := range k.overdue {
-		if k.nodes[id] == nil {
+	for id, t := range l.overdue {
+		if l.nodes[id] == nil {
 			candidates = append(candidates, t)
 		}
 	}
-	k.forgetOverdue()
+	l.forgetOverdue()
 	slices.SortFunc(candidates, func(a, b *tracked) int { return cmp.Compare(a.entry.Node.ID, b.entry.Node.ID) })
-	all, services := k.lossesOfAll(), make(map[string]losses)
+	all, services := l.lossesOfAll(), make(map[string]losses)
 	for _, t := range candidates {
 		service := t.entry.Node.Service()
 		of, known := services[service]
 		if !known {
-			of = k.lossesOf(service)
+			of = l.lossesOf(service)
 		}
-		if k.perhapsUsable(t.entry) {
+		if l.perhapsUsable(t.entry) {
 			of.lost, of.all = of.lost+1, of.all+1
 			all.lost, all.all = all.lost+1, all.all+1
 		}
 		services[service] = of
 	}
-	massive := k.massive(all.lost, all.all)
+	massive := l.massive(all.lost, all.all)
 	if massive {
-		k.log.Warn("most records of the registry are overdue; nodes that accept connections are used",
-			zap.Int("overdue", all.lost), zap.Int("nodes", len(k.nodes)))
+		l.log.Warn("most records of the registry are overdue; nodes that accept connections are used",
+			zap.Int("overdue", all.lost), zap.Int("nodes", len(l.nodes)))
 	}
 	for _, t := range candidates {
 		of := services[t.entry.Node.Service()]
 		switch {
-		case !k.perhapsUsable(t.entry):
-			k.graves.bury(t.grave(at), at, false)
-		case massive || k.outage(of.lost, of.all):
-			if g := t.grave(at + t.entry.lease); k.graves.buryAsked(g, at) {
-				k.ask(k.exhume(g))
+		case !l.perhapsUsable(t.entry):
+			l.graves.bury(t.grave(at), at, false)
+		case massive || l.outage(of.lost, of.all):
+			if g := t.grave(at + t.entry.lease); l.graves.buryAsked(g, at) {
+				l.ask(l.exhume(g))
 			}
 		default:
-			k.graves.bury(t.grave(t.entry.due()+t.entry.lease), at, false)
+			l.graves.bury(t.grave(t.entry.due()+t.entry.lease), at, false)
 		}
 	}
 }
 
 // ask has a node dialled, as soon as there is room for it.
-func (k *keeper) ask(t *tracked) {
-	k.probes++
-	t.probe = k.probes
-	k.waiting = append(k.waiting, t)
+func (l *loop) ask(t *tracked) {
+	l.probes++
+	t.probe = l.probes
+	l.waiting = append(l.waiting, t)
 }
 
 // dial dials the nodes that wait for it, a bounded number at once.
-func (k *keeper) dial(ctx context.Context) {
-	most := min(max(fewProbes, len(k.nodes)/20), maxProbes)
-	for len(k.waiting) > 0 && k.dialled < most {
-		t := k.waiting[0]
-		k.waiting[0] = nil
-		k.waiting = k.waiting[1:]
+func (l *loop) dial(ctx context.Context) {
+	most := min(max(fewProbes, len(l.nodes)/20), maxProbes)
+	for len(l.waiting) > 0 && l.dialled < most {
+		t := l.waiting[0]
+		l.waiting[0] = nil
+		l.waiting = l.waiting[1:]
 		if t.probe == 0 {
 			continue // the question has answered itself
 		}
-		k.dialled++
+		l.dialled++
 		a, entry := answer{t: t, probe: t.probe}, t.entry
 		go func() {
 			ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 			defer cancel()
-			a.addresses, a.err = k.try(ctx, entry)
-			k.answers <- a
+			a.addresses, a.err = l.try(ctx, entry)
+			l.answers <- a
 		}()
 	}
 }
@@ -547,49 +547,49 @@ func (d *Directory) try(ctx context.Context, e *Entry) (addresses []netip.Addr, 
 }
 
 // hear decides about a node that was dialled.
-func (k *keeper) hear(ctx context.Context, a answer) {
-	k.dialled--
+func (l *loop) hear(ctx context.Context, a answer) {
+	l.dialled--
 	t := a.t
 	if ctx.Err() != nil || t.probe != a.probe {
 		return // all ends, or the node was heard meanwhile, or is gone
 	}
 	t.probe = 0
 	if t.from != nil && a.err != nil {
-		k.graves.answered(t.from, now())
+		l.graves.answered(t.from, now())
 	}
-	if t.remembered && !k.everyNode {
-		k.restoreOr(a)
+	if t.remembered && !l.everyNode {
+		l.restoreOr(a)
 		return
 	}
-	inUse := k.nodes[t.entry.Node.ID] == t
+	inUse := l.nodes[t.entry.Node.ID] == t
 	switch {
-	case inUse && k.inconclusive(t, a.err):
-		k.hold(t)
-	case t.from != nil && k.inconclusive(t, a.err):
-		k.graves.askAgain(t.from)
+	case inUse && l.inconclusive(t, a.err):
+		l.hold(t)
+	case t.from != nil && l.inconclusive(t, a.err):
+		l.graves.askAgain(t.from)
 	case a.err == nil && inUse:
 		t.unproven = 0
-		k.hold(t)
+		l.hold(t)
 	case a.err == nil:
-		if t.from != nil && k.graves.byID[t.entry.Node.ID] == t.from {
+		if t.from != nil && l.graves.byID[t.entry.Node.ID] == t.from {
 			if len(a.addresses) > 0 {
 				name := t.entry.Node.Endpoint.Host()
-				k.see(name, a.addresses)
+				l.see(name, a.addresses)
 			}
-			k.readmit(t)
+			l.readmit(t)
 		}
-	case inUse && !k.listed:
+	case inUse && !l.listed:
 		// The registry was lost meanwhile, maybe because this machine's network
 		// was: leases are suspended.
 	case inUse:
-		k.depart(t, "its lease ran out and it does not accept connections", true)
+		l.depart(t, "its lease ran out and it does not accept connections", true)
 	}
 }
 
 // inconclusive reports whether a probe of a node failed for a reason that says
 // nothing about the node. What forbids the connection may pass, and else stands for
 // requests as well: it counts for nothing a few times only.
-func (k *keeper) inconclusive(t *tracked, err error) bool {
+func (l *loop) inconclusive(t *tracked, err error) bool {
 	switch {
 	case err == nil:
 		return false
@@ -604,8 +604,8 @@ func (k *keeper) inconclusive(t *tracked, err error) bool {
 }
 
 // stopDialling waits for the probes that are under way. Their context has ended.
-func (k *keeper) stopDialling() {
-	for ; k.dialled > 0; k.dialled-- {
-		<-k.answers
+func (l *loop) stopDialling() {
+	for ; l.dialled > 0; l.dialled-- {
+		<-l.answers
 	}
 }

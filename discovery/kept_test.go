@@ -8,15 +8,15 @@ import (
 // A first listing that never ends, in which nodes come and go, leaves no trace of
 // those that are gone.
 func TestNothingIsKeptOfWhatWasNeverShown(t *testing.T) {
-	k := &keeper{Directory: NewDirectory(nil, Options{}), changed: make(map[string]*Entry)}
+	l := &loop{Directory: NewDirectory(nil, Options{}), changed: make(map[string]*Entry)}
 	shown := lapsedNode("shown", "orders", 0).entry
-	k.show(k.snapshot.Load().succeed(map[string]*Entry{"shown": shown}, true))
-	k.change("fleeting", lapsedNode("fleeting", "orders", 0).entry)
-	k.change("fleeting", nil)
-	k.change("shown", shown)
-	k.change("shown", nil)
-	if _, noted := k.changed["shown"]; len(k.changed) != 1 || !noted {
-		t.Errorf("the next snapshot changes %v, want that the one goes that was shown", k.changed)
+	l.show(l.snapshot.Load().succeed(map[string]*Entry{"shown": shown}, true))
+	l.change("fleeting", lapsedNode("fleeting", "orders", 0).entry)
+	l.change("fleeting", nil)
+	l.change("shown", shown)
+	l.change("shown", nil)
+	if _, noted := l.changed["shown"]; len(l.changed) != 1 || !noted {
+		t.Errorf("the next snapshot changes %v, want that the one goes that was shown", l.changed)
 	}
 }
 

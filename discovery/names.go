@@ -22,7 +22,7 @@ const (
 	settleTime = 500 * time.Millisecond
 )
 
-// names is the part of a keeper that knows what host names stand for, those of
+// names is the part of a loop that knows what host names stand for, those of
 // nodes and those of the registry. That is part of the snapshots: whoever checks an
 // address and dials it later uses the same one, whatever the name's server says
 // meanwhile.
@@ -67,25 +67,25 @@ func (n *names) place(addresses []string) {
 
 // askLocation asks the registry where else it is, now and from time to time: a
 // server that was not configured is no better a place for a node to point to.
-func (k *keeper) askLocation() {
-	if k.locator == nil {
+func (l *loop) askLocation() {
+	if l.locator == nil {
 		return
 	}
-	k.locate.Reset(locateEvery)
-	located := k.locator.Located()
-	if slices.Equal(located, k.located) {
+	l.locate.Reset(locateEvery)
+	located := l.locator.Located()
+	if slices.Equal(located, l.located) {
 		return
 	}
-	k.located = located
-	k.place(slices.Concat(k.addresses, located))
-	k.locateRegistry()
+	l.located = located
+	l.place(slices.Concat(l.addresses, located))
+	l.locateRegistry()
 }
 
 // locateRegistry makes known where the registry itself is.
-func (k *keeper) locateRegistry() {
-	sockets := slices.Clone(k.fixed)
-	for name, ports := range k.ports {
-		for _, addr := range k.resolver.of(name) {
+func (l *loop) locateRegistry() {
+	sockets := slices.Clone(l.fixed)
+	for name, ports := range l.ports {
+		for _, addr := range l.resolver.of(name) {
 			for _, port := range ports {
 				sockets = append(sockets, netip.AddrPortFrom(addr, port))
 			}
@@ -93,70 +93,70 @@ func (k *keeper) locateRegistry() {
 	}
 	slices.SortFunc(sockets, netip.AddrPort.Compare)
 	sockets = slices.Compact(sockets)
-	if was := k.registry.Swap(&sockets); was != nil && !slices.Equal(*was, sockets) {
-		k.moved = true
+	if was := l.registry.Swap(&sockets); was != nil && !slices.Equal(*was, sockets) {
+		l.moved = true
 	}
 }
 
 // occupy notes that a node in use has the endpoint it has, and completes its entry
 // by what is known of that.
-func (k *keeper) occupy(t *tracked) {
-	defer k.count(t)
-	k.room.admit(t)
-	k.places.enter(t)
+func (l *loop) occupy(t *tracked) {
+	defer l.count(t)
+	l.room.admit(t)
+	l.places.enter(t)
 	if !t.entry.named {
 		return
 	}
 	id, name := t.entry.Node.ID, t.entry.Node.Endpoint.Host()
-	t.entry = t.entry.at(k.resolver.use(id, name))
+	t.entry = t.entry.at(l.resolver.use(id, name))
 	// A node that is new or says something new may be at another address than the one
 	// before it, which may be another service's by now.
-	k.resolver.ask(id)
-	k.reacher.want(t.entry)
+	l.resolver.ask(id)
+	l.reacher.want(t.entry)
 }
 
 // vacate is the end of occupy.
-func (k *keeper) vacate(t *tracked) {
-	k.census.count(&t.counted, counted{})
-	t.excess = k.room.take(t.excess, nil)
-	k.places.leave(t)
-	k.resolver.leave(t.entry.Node.ID)
-	k.reacher.drop(t.entry.Node.ID)
+func (l *loop) vacate(t *tracked) {
+	l.census.count(&t.counted, counted{})
+	t.excess = l.room.take(t.excess, nil)
+	l.places.leave(t)
+	l.resolver.leave(t.entry.Node.ID)
+	l.reacher.drop(t.entry.Node.ID)
 }
 
 // vacateAll is vacate for every node.
-func (k *keeper) vacateAll() {
-	clear(k.places)
-	k.resolver.leaveAll()
-	k.census = newCensus()
-	k.room = room{}
+func (l *loop) vacateAll() {
+	clear(l.places)
+	l.resolver.leaveAll()
+	l.census = newCensus()
+	l.room = room{}
 }
 
 // learn takes in what a lookup found.
-func (k *keeper) learn(ctx context.Context, l lookup) {
-	found := k.resolver.done(l)
+func (l *loop) learn(ctx context.Context, answer lookup) {
+	found := l.resolver.done(answer)
 	if ctx.Err() != nil {
 		return
 	}
-	if found.failed != nil && k.everyNode && k.lines.Allow() {
-		k.log.Warn("cannot resolve the host name of an endpoint",
+	if found.failed != nil && l.everyNode && l.lines.Allow() {
+		l.log.Warn("cannot resolve the host name of an endpoint",
 			zap.String("host", found.name), zap.Int("nodes", len(found.users)), zap.Error(found.failed))
 	}
 	if found.changed {
-		k.moveTo(found.name)
+		l.moveTo(found.name)
 	}
 	// Whether the address in use still answers is looked at as often as the name.
 	for id := range found.users {
-		if t := k.nodes[id]; t != nil {
-			k.reacher.want(t.entry)
+		if t := l.nodes[id]; t != nil {
+			l.reacher.want(t.entry)
 		}
 	}
 }
 
 // onReach takes in at which address a node can be reached.
-func (k *keeper) onReach(ctx context.Context, f reached) {
-	k.reacher.done(f)
-	t := k.nodes[f.entry.Node.ID]
+func (l *loop) onReach(ctx context.Context, f reached) {
+	l.reacher.done(f)
+	t := l.nodes[f.entry.Node.ID]
 	if ctx.Err() != nil || f.err != nil || t == nil || !slices.Equal(t.entry.addresses, f.entry.addresses) ||
 		t.entry.port != f.entry.port || t.entry.socket(f.address) == t.entry.address {
 		return
@@ -164,9 +164,9 @@ func (k *keeper) onReach(ctx context.Context, f reached) {
 	t.entry.vitals.answers.Store(&f.address)
 	was := t.entry.address
 	t.entry = t.entry.at(t.entry.addresses)
-	k.change(t.entry.Node.ID, t.entry)
-	if k.everyNode && k.logs() {
-		k.log.Info("node is reached at another address of its host name", k.leftOut([]zap.Field{
+	l.change(t.entry.Node.ID, t.entry)
+	if l.everyNode && l.logs() {
+		l.log.Info("node is reached at another address of its host name", l.leftOut([]zap.Field{
 			zap.String("node", t.entry.Node.ID), zap.String("address", t.entry.address), zap.String("before", was),
 		})...)
 	}
@@ -190,39 +190,39 @@ func (d *Directory) Failed(e *Entry, address string) {
 }
 
 // onFailure takes in that a node could not be reached.
-func (k *keeper) onFailure(f failure) {
-	t := k.nodes[f.id]
+func (l *loop) onFailure(f failure) {
+	t := l.nodes[f.id]
 	if t == nil || t.entry.address != f.address && t.entry.Node.Endpoint.Address() != f.address {
 		return // it is dialled elsewhere by now
 	}
-	k.resolver.ask(f.id)
-	k.reacher.want(t.entry)
+	l.resolver.ask(f.id)
+	l.reacher.want(t.entry)
 }
 
 // see notes what a host name stands for, as somebody else found out.
-func (k *keeper) see(name string, addresses []netip.Addr) {
-	if k.resolver.put(name, addresses) {
-		k.moveTo(name)
+func (l *loop) see(name string, addresses []netip.Addr) {
+	if l.resolver.put(name, addresses) {
+		l.moveTo(name)
 	}
 }
 
 // moveTo gives all that have a host name the addresses for which it stands now.
-func (k *keeper) moveTo(name string) {
-	for id := range k.resolver.usersOf(name) {
-		if t := k.nodes[id]; t != nil {
-			t.entry = t.entry.at(k.resolver.of(name))
-			k.count(t)
-			k.change(id, t.entry)
+func (l *loop) moveTo(name string) {
+	for id := range l.resolver.usersOf(name) {
+		if t := l.nodes[id]; t != nil {
+			t.entry = t.entry.at(l.resolver.of(name))
+			l.count(t)
+			l.change(id, t.entry)
 		}
 	}
-	if k.ports[name] != nil {
-		k.locateRegistry()
+	if l.ports[name] != nil {
+		l.locateRegistry()
 	}
 }
 
 // stopResolving waits for the lookups that are under way. Their context has ended.
-func (k *keeper) stopResolving() {
-	k.locate.Stop()
-	k.resolver.stop()
-	k.reacher.stop()
+func (l *loop) stopResolving() {
+	l.locate.Stop()
+	l.resolver.stop()
+	l.reacher.stop()
 }

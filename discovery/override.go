@@ -207,73 +207,73 @@ func usable(all map[string]Override) map[string]Override {
 }
 
 // setOverrides takes up all the overrides there are.
-func (k *keeper) setOverrides(all map[string]Override) {
-	old := k.decisions.all
+func (l *loop) setOverrides(all map[string]Override) {
+	old := l.decisions.all
 	all = usable(all)
-	k.decisions = decisions{all: all, known: time.Now(), listing: k.listing}
+	l.decisions = decisions{all: all, known: time.Now(), listing: l.listing}
 	for id := range old {
 		if _, stands := all[id]; !stands {
-			k.applyOverride(id)
+			l.applyOverride(id)
 		}
 	}
-	k.applyOverrides()
-	if k.everyNode && !maps.EqualFunc(old, all, Override.Equal) {
-		k.keep()
+	l.applyOverrides()
+	if l.everyNode && !maps.EqualFunc(old, all, Override.Equal) {
+		l.keep()
 	}
 }
 
 // applyOverrides brings the nodes in line with the overrides, and comes back when
 // the next one ends.
-func (k *keeper) applyOverrides() {
+func (l *loop) applyOverrides() {
 	now, next := time.Now(), time.Duration(math.MaxInt64)
-	for id, o := range k.decisions.all {
-		k.applyOverride(id)
+	for id, o := range l.decisions.all {
+		l.applyOverride(id)
 		if !o.Until.IsZero() && !o.Ended(now) {
 			next = min(next, o.Until.Sub(now))
 		}
 	}
-	k.overrideEnd.Stop()
+	l.overrideEnd.Stop()
 	if next != math.MaxInt64 {
 		// By the wall clock, which may be set meanwhile: look again in time.
-		k.overrideEnd.Reset(min(next, time.Minute))
+		l.overrideEnd.Reset(min(next, time.Minute))
 	}
 }
 
-func (k *keeper) applyOverride(id string) {
-	if t := k.memory.byID[id]; t != nil && t.doubt == restored {
-		if next := t.entry.under(k.decisions.of(id)); next != t.entry {
+func (l *loop) applyOverride(id string) {
+	if t := l.memory.byID[id]; t != nil && t.doubt == restored {
+		if next := t.entry.under(l.decisions.of(id)); next != t.entry {
 			t.entry = next.in(restored)
-			k.recalled[id] = t.entry
+			l.recalled[id] = t.entry
 		}
 	}
-	t := k.nodes[id]
+	t := l.nodes[id]
 	if t == nil {
 		return
 	}
-	if next := t.entry.under(k.decisions.of(id)); next != t.entry {
+	if next := t.entry.under(l.decisions.of(id)); next != t.entry {
 		next = next.in(t.doubt)
-		k.replace(t, next)
-		k.change(id, next)
-		k.note(ChangeUpdated, next, "operator: "+next.override.String())
+		l.replace(t, next)
+		l.change(id, next)
+		l.note(ChangeUpdated, next, "operator: "+next.override.String())
 	}
 }
 
 // replace gives a node another entry. A node that takes traffic again, or that is
 // another process now, counts as new.
-func (k *keeper) replace(t *tracked, next *Entry) {
+func (l *loop) replace(t *tracked, next *Entry) {
 	was := t.entry
 	t.entry = next
 	if !was.Serves() && next.Serves() || was.Node.Endpoint != next.Node.Endpoint || was.Node.Instance() != next.Node.Instance() {
-		k.join(next)
+		l.join(next)
 	}
 }
 
 // join notes that the node is new, unless it is only new to this directory: in a
 // first listing, or after a registry had lost its data or cannot list, in the time
 // within which all its nodes are heard again.
-func (k *keeper) join(e *Entry) {
+func (l *loop) join(e *Entry) {
 	at := now()
-	if !k.everyNode || k.relearns && at-k.relearned < e.lease {
+	if !l.everyNode || l.relearns && at-l.relearned < e.lease {
 		return
 	}
 	e.vitals.joined.Store(int64(at))
@@ -281,10 +281,10 @@ func (k *keeper) join(e *Entry) {
 
 // relearn notes that the registry has lost what it knew, or does not keep it: what
 // it lists from now on, or has just listed, may well be old.
-func (k *keeper) relearn(at time.Duration) {
-	k.relearns, k.relearned = true, at
-	for _, t := range k.nodes {
-		if v := t.entry.vitals; time.Duration(v.joined.Load()) >= k.lostAt {
+func (l *loop) relearn(at time.Duration) {
+	l.relearns, l.relearned = true, at
+	for _, t := range l.nodes {
+		if v := t.entry.vitals; time.Duration(v.joined.Load()) >= l.lostAt {
 			v.joined.Store(0)
 		}
 	}

@@ -60,9 +60,9 @@ func (r *room) admit(t *tracked) {
 }
 
 // full returns why the directory has no room for one node more, nil if it has.
-func (k *keeper) full(n *Node) error {
-	if len(k.nodes) >= MaxNodes {
+func (l *loop) full(n *Node) error {
+	if len(l.nodes) >= MaxNodes {
 		return fmt.Errorf("%w record: the directory is full with %d nodes", ErrInvalid, MaxNodes)
 	}
-	return k.room.refuses(0, n)
+	return l.room.refuses(0, n)
 }

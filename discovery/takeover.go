@@ -70,14 +70,14 @@ func (p places) at(t *tracked) []*tracked {
 }
 
 // live reports whether the node is in use because it was heard.
-func (k *keeper) live(t *tracked) bool { return t.doubt == trusted && t.listing == k.listing }
+func (l *loop) live(t *tracked) bool { return t.doubt == trusted && t.listing == l.listing }
 
 // claimant returns the live node of another service that has announced t's address
 // since t was last heard, nil if there is none.
-func (k *keeper) claimant(t *tracked) *tracked {
-	for _, o := range k.places.at(t) {
+func (l *loop) claimant(t *tracked) *tracked {
+	for _, o := range l.places.at(t) {
 		if o.entry.Node.ID != t.entry.Node.ID && o.entry.Node.Service() != t.entry.Node.Service() &&
-			k.live(o) && int64(o.placed) > t.entry.vitals.heard.Load() {
+			l.live(o) && int64(o.placed) > t.entry.vitals.heard.Load() {
 			return o
 		}
 	}
@@ -86,26 +86,26 @@ func (k *keeper) claimant(t *tracked) *tracked {
 
 // yield ends a node that is not live and whose address is another's now. It
 // reports whether it was one.
-func (k *keeper) yield(t *tracked) bool {
-	if k.live(t) {
+func (l *loop) yield(t *tracked) bool {
+	if l.live(t) {
 		return false
 	}
-	o := k.claimant(t)
+	o := l.claimant(t)
 	if o == nil {
 		return false
 	}
-	k.remove(t, ChangeLapsed, fmt.Sprintf("it is not heard, and its address is that of node %q now", o.entry.Node.ID))
+	l.remove(t, ChangeLapsed, fmt.Sprintf("it is not heard, and its address is that of node %q now", o.entry.Node.ID))
 	return true
 }
 
 // takePlace notes that a node has announced its address just now. In a listing it is
 // not known yet who else is there: its end decides.
-func (k *keeper) takePlace(t *tracked) {
+func (l *loop) takePlace(t *tracked) {
 	t.placed = now()
-	if !k.listed {
+	if !l.listed {
 		return
 	}
-	for _, o := range k.places.at(t) {
-		k.yield(o)
+	for _, o := range l.places.at(t) {
+		l.yield(o)
 	}
 }

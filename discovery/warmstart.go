@@ -30,7 +30,7 @@ const (
 // somebody asks, because a registry that answers within a moment knows better; and
 // then each node only once it accepts a connection. The first listing ends it.
 
-// warm is the part of a keeper that remembers.
+// warm is the part of a loop that remembers.
 type warm struct {
 	store   *warmStore // nil: nothing is kept
 	loaded  chan *memento
@@ -95,63 +95,63 @@ func (d *Directory) Restore() {
 }
 
 // load reads the file, in the background.
-func (k *keeper) load() {
-	if k.store == nil {
+func (l *loop) load() {
+	if l.store == nil {
 		return
 	}
-	k.loading = true
-	store := k.store
+	l.loading = true
+	store := l.store
 	go func() {
 		if err := store.open(); err != nil {
 			store.log.Warn("the list of nodes is not kept for a start without the registry", zap.Error(err))
 		}
-		k.loaded <- store.load()
+		l.loaded <- store.load()
 	}()
 }
 
 // remember takes in what was loaded.
-func (k *keeper) remember(m *memento) {
-	k.loading = false
-	if m != nil && k.decisions.known.IsZero() {
-		k.decisions.all, k.decisions.known = m.overrides, m.Overrides
-		k.applyOverrides()
+func (l *loop) remember(m *memento) {
+	l.loading = false
+	if m != nil && l.decisions.known.IsZero() {
+		l.decisions.all, l.decisions.known = m.overrides, m.Overrides
+		l.applyOverrides()
 	}
 	switch {
-	case !k.everyNode:
-		k.memento = m
-		k.recall()
-	case m != nil && k.last.Partial:
-		k.awaitRemembered(m)
+	case !l.everyNode:
+		l.memento = m
+		l.recall()
+	case m != nil && l.last.Partial:
+		l.awaitRemembered(m)
 	}
-	if k.dirty {
-		k.saveSoon()
+	if l.dirty {
+		l.saveSoon()
 	}
 }
 
 // recall begins to use the remembered list, if there is one and somebody asked.
-func (k *keeper) recall() {
-	if !k.wanted || k.begun || k.everyNode || k.memento == nil {
+func (l *loop) recall() {
+	if !l.wanted || l.begun || l.everyNode || l.memento == nil {
 		return
 	}
-	k.begun = true
-	m := k.memento
-	k.log.Warn("the registry cannot be listed yet; nodes that were listed before are used as soon as they accept connections",
+	l.begun = true
+	m := l.memento
+	l.log.Warn("the registry cannot be listed yet; nodes that were listed before are used as soon as they accept connections",
 		zap.Int("nodes", len(m.nodes)), zap.Duration("known", time.Since(m.Written).Round(time.Second)))
-	next := *k.condition.Load()
+	next := *l.condition.Load()
 	next.known = m.Written
-	k.condition.Store(&next)
+	l.condition.Store(&next)
 	for _, r := range m.nodes {
-		t := k.remembered(r)
-		k.memory.add(t, math.MaxInt64)
-		k.ask(t)
+		t := l.remembered(r)
+		l.memory.add(t, math.MaxInt64)
+		l.ask(t)
 	}
 }
 
 // remembered returns a node of the remembered list, not in use.
-func (k *keeper) remembered(r remembered) *tracked {
+func (l *loop) remembered(r remembered) *tracked {
 	lease := r.node.Lease()
 	if lease == 0 {
-		lease = k.ttl
+		lease = l.ttl
 	}
 	v := new(vitals)
 	v.load.Store(math.Float64bits(r.node.Load))
@@ -163,33 +163,33 @@ func (k *keeper) remembered(r remembered) *tracked {
 // awaitRemembered is for a first listing that shows by silence nothing about anybody:
 // remembered nodes that it lacks come into use when they accept a connection, and
 // then have one lease to be heard, or when they are heard.
-func (k *keeper) awaitRemembered(m *memento) {
+func (l *loop) awaitRemembered(m *memento) {
 	for _, r := range m.nodes {
-		if k.nodes[r.node.ID] == nil && k.graves.byID[r.node.ID] == nil {
-			if g := k.remembered(r).grave(0); k.graves.buryAsked(g, now()) {
-				t := k.exhume(g)
+		if l.nodes[r.node.ID] == nil && l.graves.byID[r.node.ID] == nil {
+			if g := l.remembered(r).grave(0); l.graves.buryAsked(g, now()) {
+				t := l.exhume(g)
 				t.remembered = true
-				k.ask(t)
+				l.ask(t)
 			}
 		}
 	}
 }
 
 // recallAgain dials the remembered nodes whose turn it is.
-func (k *keeper) recallAgain() {
+func (l *loop) recallAgain() {
 	at := now()
-	for len(k.memory.queue) > 0 && k.memory.queue[0].due <= at {
-		t := k.memory.queue[0]
-		k.memory.postpone(t, math.MaxInt64)
-		k.ask(t)
+	for len(l.memory.queue) > 0 && l.memory.queue[0].due <= at {
+		t := l.memory.queue[0]
+		l.memory.postpone(t, math.MaxInt64)
+		l.ask(t)
 	}
 }
 
 // restoreOr takes in how the probe of a remembered node went: it is used, or not,
 // until it is dialled again.
-func (k *keeper) restoreOr(a answer) {
+func (l *loop) restoreOr(a answer) {
 	t := a.t
-	if k.memory.byID[t.entry.Node.ID] != t {
+	if l.memory.byID[t.entry.Node.ID] != t {
 		return
 	}
 	if len(a.addresses) > 0 {
@@ -198,27 +198,27 @@ func (k *keeper) restoreOr(a answer) {
 	switch {
 	case a.err == nil && t.doubt != restored:
 		t.doubt = restored
-		t.entry = t.entry.under(k.decisions.of(t.entry.Node.ID)).in(restored)
-		k.recalled[t.entry.Node.ID] = t.entry
-		k.journal.Add(Change{
+		t.entry = t.entry.under(l.decisions.of(t.entry.Node.ID)).in(restored)
+		l.recalled[t.entry.Node.ID] = t.entry
+		l.journal.Add(Change{
 			Type: ChangeRestored, ID: t.entry.Node.ID, Entry: t.entry,
 			Reason: "it was listed before, the registry cannot be listed yet, and it accepts connections",
 		})
-	case a.err != nil && t.doubt == restored && !k.inconclusive(t, a.err):
+	case a.err != nil && t.doubt == restored && !l.inconclusive(t, a.err):
 		t.doubt = trusted
-		k.recalled[t.entry.Node.ID] = nil
+		l.recalled[t.entry.Node.ID] = nil
 	}
 	t.entry.vitals.renewed.Store(int64(now()))
-	k.memory.postpone(t, now()+max(t.entry.lease, leastRestoreInterval))
-	k.redial.Reset(k.memory.queue[0].due - now())
+	l.memory.postpone(t, now()+max(t.entry.lease, leastRestoreInterval))
+	l.redial.Reset(l.memory.queue[0].due - now())
 }
 
 // recant takes a remembered node out that the registry said left, or is bad.
-func (k *keeper) recant(e Event) {
-	if t := k.memory.byRecord[rejectionKey(e)]; t != nil {
-		k.memory.drop(t)
+func (l *loop) recant(e Event) {
+	if t := l.memory.byRecord[rejectionKey(e)]; t != nil {
+		l.memory.drop(t)
 		if t.doubt == restored {
-			k.recalled[t.entry.Node.ID] = nil
+			l.recalled[t.entry.Node.ID] = nil
 		}
 	}
 }
@@ -226,61 +226,61 @@ func (k *keeper) recant(e Event) {
 // endRestore is part of the end of the first listing: it decides about the
 // remembered nodes in use that the listing lacks, by the same rules as after an
 // outage, and returns how many of them have a lease left to be heard.
-func (k *keeper) endRestore(l Listing, at time.Duration) (awaited int) {
-	m := k.memento
-	k.redial.Stop()
-	k.memento = nil
-	memory := k.memory
-	k.memory = newShelf()
-	for id := range k.recalled {
-		if k.nodes[id] == nil {
-			k.change(id, nil) // unless it is kept below
+func (l *loop) endRestore(listed Listing, at time.Duration) (awaited int) {
+	m := l.memento
+	l.redial.Stop()
+	l.memento = nil
+	memory := l.memory
+	l.memory = newShelf()
+	for id := range l.recalled {
+		if l.nodes[id] == nil {
+			l.change(id, nil) // unless it is kept below
 		}
 	}
-	clear(k.recalled)
-	if !k.begun {
-		if m != nil && l.Partial {
-			k.awaitRemembered(m)
+	clear(l.recalled)
+	if !l.begun {
+		if m != nil && listed.Partial {
+			l.awaitRemembered(m)
 		}
 		return 0
 	}
-	wiped := l.Epoch != m.Epoch || l.Revision < m.Revision
+	wiped := listed.Epoch != m.Epoch || listed.Revision < m.Revision
 	for id, t := range memory.byID {
 		t.probe = 0
-		if k.nodes[id] != nil || t.doubt != restored {
-			if k.nodes[id] == nil {
-				k.change(id, nil)
-				if l.Partial && k.graves.byID[id] == nil {
-					k.graves.bury(t.grave(0), at, true) // it may be heard
+		if l.nodes[id] != nil || t.doubt != restored {
+			if l.nodes[id] == nil {
+				l.change(id, nil)
+				if listed.Partial && l.graves.byID[id] == nil {
+					l.graves.bury(t.grave(0), at, true) // it may be heard
 				}
 			}
 			continue
 		}
 		unheard := at - time.Duration(t.entry.vitals.heard.Load())
 		// What was rejected before the list was in use is kept only there.
-		if r := k.rejected[t.record()]; r.Err != nil && r.listing == k.listing && !errors.Is(r.Err, ErrForbidden) {
-			t.unread, t.listing = r.Err, k.listing
+		if r := l.rejected[t.record()]; r.Err != nil && r.listing == l.listing && !errors.Is(r.Err, ErrForbidden) {
+			t.unread, t.listing = r.Err, l.listing
 		}
-		unread := t.unread != nil && t.listing == k.listing
-		proven := !unread && !wiped && !l.Partial && unheard < t.entry.lease && (l.Expiry == 0 || unheard < l.Expiry)
+		unread := t.unread != nil && t.listing == l.listing
+		proven := !unread && !wiped && !listed.Partial && unheard < t.entry.lease && (listed.Expiry == 0 || unheard < listed.Expiry)
 		// A node that was remembered at the same address has shared it before.
-		o := k.claimant(t)
+		o := l.claimant(t)
 		if o != nil && memory.byID[o.entry.Node.ID] != nil &&
 			memory.byID[o.entry.Node.ID].entry.Node.Endpoint.Address() == t.entry.Node.Endpoint.Address() {
 			o = nil
 		}
-		if proven || o != nil || k.full(&t.entry.Node) != nil || (t.key != "" && k.keys[t.key] != nil) {
-			k.change(id, nil)
+		if proven || o != nil || l.full(&t.entry.Node) != nil || (t.key != "" && l.keys[t.key] != nil) {
+			l.change(id, nil)
 			continue
 		}
 		if t.entry.named {
 			name := t.entry.Node.Endpoint.Host()
-			k.see(name, t.entry.addresses)
+			l.see(name, t.entry.addresses)
 		}
 		t.entry.vitals.renewed.Store(int64(at))
-		k.insert(t)
+		l.insert(t)
 		if unread {
-			k.refuse(t, t.unread)
+			l.refuse(t, t.unread)
 			t.unread = nil
 		}
 		awaited++
@@ -289,48 +289,48 @@ func (k *keeper) endRestore(l Listing, at time.Duration) (awaited int) {
 }
 
 // keep has the list saved soon: there is a newer one.
-func (k *keeper) keep() {
-	if k.store == nil || k.dirty {
+func (l *loop) keep() {
+	if l.store == nil || l.dirty {
 		return
 	}
-	k.dirty = true
-	if !k.loading {
-		k.saveSoon()
+	l.dirty = true
+	if !l.loading {
+		l.saveSoon()
 	}
 }
 
-func (k *keeper) saveSoon() { k.save.Reset(max(saveDelay, k.rested-now())) }
+func (l *loop) saveSoon() { l.save.Reset(max(saveDelay, l.rested-now())) }
 
 // write saves the list in the background, if it has changed or the registry
 // confirms it.
-func (k *keeper) write() {
-	if k.store == nil || k.store.own == "" || k.saving || k.loading || !k.everyNode {
+func (l *loop) write() {
+	if l.store == nil || l.store.own == "" || l.saving || l.loading || !l.everyNode {
 		return
 	}
-	if !k.dirty && !k.listed {
-		k.save.Reset(saveEvery)
+	if !l.dirty && !l.listed {
+		l.save.Reset(saveEvery)
 		return
 	}
-	k.dirty, k.saving = false, true
-	m, store := k.reminisce(), k.store
+	l.dirty, l.saving = false, true
+	m, store := l.reminisce(), l.store
 	go func() {
 		began := now()
 		err := store.save(m)
-		k.saved <- saving{took: now() - began, err: err}
+		l.saved <- saving{took: now() - began, err: err}
 	}()
 }
 
 // reminisce returns what is to be remembered.
-func (k *keeper) reminisce() *memento {
-	m := &memento{Written: time.Now(), Epoch: k.last.Epoch, Revision: k.revision.Load(), nodes: make([]remembered, 0, len(k.nodes))}
-	if !k.listed {
-		m.Written = processStart.Add(k.lostAt)
+func (l *loop) reminisce() *memento {
+	m := &memento{Written: time.Now(), Epoch: l.last.Epoch, Revision: l.revision.Load(), nodes: make([]remembered, 0, len(l.nodes))}
+	if !l.listed {
+		m.Written = processStart.Add(l.lostAt)
 	}
-	m.overrides, m.Overrides = k.decisions.all, k.decisions.known
-	if k.decisions.listing == k.complete {
+	m.overrides, m.Overrides = l.decisions.all, l.decisions.known
+	if l.decisions.listing == l.complete {
 		m.Overrides = m.Written // the watch would have told of a change
 	}
-	for _, t := range k.nodes {
+	for _, t := range l.nodes {
 		n := t.entry.Node
 		n.Load = t.entry.Load()
 		m.nodes = append(m.nodes, remembered{key: t.key, heard: t.entry.LastHeard(), node: n})
@@ -339,45 +339,45 @@ func (k *keeper) reminisce() *memento {
 }
 
 // written takes in how saving went.
-func (k *keeper) written(s saving) {
-	k.saving = false
-	k.rested = now() + rest(s.took)
+func (l *loop) written(s saving) {
+	l.saving = false
+	l.rested = now() + rest(s.took)
 	switch {
 	case s.err != nil:
-		if !k.failing {
-			k.log.Warn("cannot keep the list of nodes for a start without the registry", zap.Error(s.err))
+		if !l.failing {
+			l.log.Warn("cannot keep the list of nodes for a start without the registry", zap.Error(s.err))
 		}
-		k.failing, k.dirty = true, true
-		k.save.Reset(saveRetry)
+		l.failing, l.dirty = true, true
+		l.save.Reset(saveRetry)
 	default:
-		k.failing = false
-		if k.dirty {
-			k.saveSoon()
+		l.failing = false
+		if l.dirty {
+			l.saveSoon()
 		} else {
-			k.save.Reset(saveEvery)
+			l.save.Reset(saveEvery)
 		}
 	}
 }
 
 // stopRemembering saves what is to be saved, and lets go of the file.
-func (k *keeper) stopRemembering() {
-	k.redial.Stop()
-	k.save.Stop()
-	if k.store == nil {
+func (l *loop) stopRemembering() {
+	l.redial.Stop()
+	l.save.Stop()
+	if l.store == nil {
 		return
 	}
-	if k.loading {
-		<-k.loaded
+	if l.loading {
+		<-l.loaded
 	}
-	if k.saving {
-		if s := <-k.saved; s.err != nil {
-			k.dirty = true
+	if l.saving {
+		if s := <-l.saved; s.err != nil {
+			l.dirty = true
 		}
 	}
-	if k.store.own != "" && k.everyNode && (k.dirty || k.listed) {
-		if err := k.store.save(k.reminisce()); err != nil && !k.failing {
-			k.log.Warn("cannot keep the list of nodes for a start without the registry", zap.Error(err))
+	if l.store.own != "" && l.everyNode && (l.dirty || l.listed) {
+		if err := l.store.save(l.reminisce()); err != nil && !l.failing {
+			l.log.Warn("cannot keep the list of nodes for a start without the registry", zap.Error(err))
 		}
 	}
-	k.store.close()
+	l.store.close()
 }
