@@ -8,35 +8,6 @@ import (
 	"go.uber.org/zap"
 )
 
-// writer tells who wrote a record: the process, or where that does not say, the
-// endpoint.
-func writer(n *Node) string {
-	if instance := n.Instance(); instance != "" {
-		return instance
-	}
-	return n.Endpoint.String()
-}
-
-// watchFight notices two processes that announce one id: when a record changes
-// hands, and is back in the first ones within a lease. A node that merely moves, or
-// is replaced by its successor, does not come back. It is said once, because it
-// goes on with every heartbeat.
-func (l *loop) watchFight(t *tracked, next *Node) {
-	was, is := writer(&t.entry.Node), writer(next)
-	if was == is {
-		return
-	}
-	at := now()
-	if is == t.rival && at-t.replaced < t.entry.lease && !t.fought {
-		t.fought = true
-		l.log.Warn("two processes announce the same node and overwrite each other's record; give each an id of its own",
-			zap.String("node", next.ID),
-			zap.Strings("endpoints", []string{t.entry.Node.Endpoint.String(), next.Endpoint.String()}),
-			zap.Strings("writers", []string{was, is}))
-	}
-	t.rival, t.replaced = was, at
-}
-
 // rivalry is what a Registrar knows of another process that announces its node.
 // Both overwrite each other's record, and proxies go now to the one, now to the
 // other. Each goes on announcing: nobody can tell which of them is right.

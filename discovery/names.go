@@ -98,40 +98,6 @@ func (l *loop) locateRegistry() {
 	}
 }
 
-// occupy notes that a node in use has the endpoint it has, and completes its entry
-// by what is known of that.
-func (l *loop) occupy(t *tracked) {
-	defer l.count(t)
-	l.room.admit(t)
-	l.places.enter(t)
-	if !t.entry.named {
-		return
-	}
-	id, name := t.entry.Node.ID, t.entry.Node.Endpoint.Host()
-	t.entry = t.entry.at(l.resolver.use(id, name))
-	// A node that is new or says something new may be at another address than the one
-	// before it, which may be another service's by now.
-	l.resolver.ask(id)
-	l.reacher.want(t.entry)
-}
-
-// vacate is the end of occupy.
-func (l *loop) vacate(t *tracked) {
-	l.census.count(&t.counted, counted{})
-	t.excess = l.room.take(t.excess, nil)
-	l.places.leave(t)
-	l.resolver.leave(t.entry.Node.ID)
-	l.reacher.drop(t.entry.Node.ID)
-}
-
-// vacateAll is vacate for every node.
-func (l *loop) vacateAll() {
-	clear(l.places)
-	l.resolver.leaveAll()
-	l.census = newCensus()
-	l.room = room{}
-}
-
 // learn takes in what a lookup found.
 func (l *loop) learn(ctx context.Context, answer lookup) {
 	found := l.resolver.done(answer)
