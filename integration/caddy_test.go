@@ -306,7 +306,7 @@ type load struct {
 
 	mu       sync.Mutex
 	answers  map[string]int
-	recent   map[string]int // to what was asked since afresh
+	recent   map[string]int // to what was asked since mark
 	times    int            // how often it was called
 	failures []string
 	closed   int // connections that Caddy closed before it answered anything
@@ -355,16 +355,16 @@ func steady(t *testing.T, url string, pause time.Duration) *load {
 	return l
 }
 
-// afresh forgets who answered; sinceAfresh returns how often each one answered
+// mark forgets who answered; sinceMark returns how often each one answered
 // what was asked since.
-func (l *load) afresh() {
+func (l *load) mark() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.times++
 	clear(l.recent)
 }
 
-func (l *load) sinceAfresh() map[string]int {
+func (l *load) sinceMark() map[string]int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return maps.Clone(l.recent)

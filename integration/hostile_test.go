@@ -261,17 +261,17 @@ func testHostileRecords(t *testing.T, r registry) {
 	}
 
 	// One writer's flood leaves traffic and the view of others alone.
-	l.afresh()
+	l.mark()
 	const junk = 100_000
 	flood(t, r, junk)
 	eventually(t, "the flood has reached Caddy", func() bool { return len(look("?state=rejected")) == 1000 })
 	other := newService(t, "other")
 	r.put("other", camel("other", "http://"+other.address, `"service":"orders"`))
 	// A foreign key in Redis is found by a scan that leaves the server most of its time.
-	within(t, 4*patience, "a node that joins is served", func() bool { return l.sinceAfresh()["other"] > 10 })
+	within(t, 4*patience, "a node that joins is served", func() bool { return l.sinceMark()["other"] > 10 })
 	put(records)
-	l.afresh()
-	eventually(t, "requests go on", func() bool { return l.sinceAfresh()["good"] > 100 && l.sinceAfresh()["other"] > 100 })
+	l.mark()
+	eventually(t, "requests go on", func() bool { return l.sinceMark()["good"] > 100 && l.sinceMark()["other"] > 100 })
 	for _, v := range look("") {
 		if good := v.ID == "good" || v.ID == "other"; good != (len(v.Sources) == 1 && v.Sources[0].Eligible) {
 			t.Errorf("%+v", v)

@@ -68,8 +68,8 @@ func TestOwnListener(t *testing.T) {
 		}
 	}
 	r.remove("beside")
-	l.afresh()
-	eventually(t, "requests go on", func() bool { return l.sinceAfresh()["good"] > 200 })
+	l.mark()
+	eventually(t, "requests go on", func() bool { return l.sinceMark()["good"] > 200 })
 	l.cancel()
 	l.group.Wait()
 	if failed := len(l.failures); failed > 0 && strings.Contains(strings.Join(l.failures, " "), "508") {

@@ -119,7 +119,7 @@ func (l *line) Drain(ctx context.Context, n discovery.Node) (own bool, err error
 
 // A wildWriter announces as the fleets in the wild do, who know nothing of
 // instances.
-type wildWriter struct{ patient }
+type wildWriter struct{ faultyRegistry }
 
 func (w wildWriter) Announce(_ context.Context, n discovery.Node) error {
 	var metadata []string
@@ -145,7 +145,7 @@ func standing(n discovery.Node) string { return n.Endpoint.String() + " " + stri
 
 // live returns how the nodes stand that were heard within a lease, by the
 // registry's own clock.
-func (p *kvPatient) live(lease time.Duration) (map[string]string, error) {
+func (p *faultyKV) live(lease time.Duration) (map[string]string, error) {
 	nodes := make(map[string]string)
 	err := p.do(func(ctx context.Context, kv jetstream.KeyValue) error {
 		w, err := kv.WatchAll(ctx, jetstream.IgnoreDeletes())
@@ -172,8 +172,8 @@ func (p *kvPatient) live(lease time.Duration) (map[string]string, error) {
 	return nodes, err
 }
 
-func (p *redisPatient) live(lease time.Duration) (map[string]string, error) {
-	ctx, cancel := patientContext()
+func (p *faultyRedis) live(lease time.Duration) (map[string]string, error) {
+	ctx, cancel := shortContext()
 	defer cancel()
 	nodes := make(map[string]string)
 	if p.layout == "keys" {
@@ -213,11 +213,11 @@ func (p *redisPatient) live(lease time.Duration) (map[string]string, error) {
 }
 
 // view returns how the nodes stand that Caddy knows.
-func (w *ward) view() map[string]string {
-	w.t.Helper()
+func (rig *testRig) view() map[string]string {
+	rig.t.Helper()
 	var known []struct{ ID, Endpoint, State string }
-	if err := json.Unmarshal(w.ask("/discovery/nodes"), &known); err != nil {
-		w.t.Fatal(err)
+	if err := json.Unmarshal(rig.ask("/discovery/nodes"), &known); err != nil {
+		rig.t.Fatal(err)
 	}
 	nodes := make(map[string]string, len(known))
 	for _, n := range known {

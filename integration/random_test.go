@@ -34,26 +34,26 @@ const (
 	stint = 50
 )
 
-// crowds are the kinds of registry of the random run, each with a registry as the
+// randomRegistries are the kinds of registry of the random run, each with a registry as the
 // program of a node opens it.
-var crowds = []struct {
+var randomRegistries = []struct {
 	name  string
-	admit func(t *testing.T) (crowd, discovery.Registry, error)
+	start func(t *testing.T) (crowd, discovery.Registry, error)
 }{
 	{"nats_kv", func(t *testing.T) (crowd, discovery.Registry, error) {
-		p := admitKV(t, keeping(2*randomLease))
+		p := startKV(t, keeping(2*randomLease))
 		r, err := natskv.Open(natskv.Config{Config: natsconn.Config{
 			URLs: []string{p.server.URL()}, User: fleetUser, Password: secret,
 		}, NoCreate: true})
 		return p, r, err
 	}},
 	{"redis_sorted_set", func(t *testing.T) (crowd, discovery.Registry, error) {
-		p := setKind.admit(t).(*redisPatient)
+		p := setKind.start(t).(*faultyRedis)
 		r, err := redis.Open(redis.Config{URLs: []string{p.server.URL()}})
 		return p, r, err
 	}},
 	{"redis_keys", func(t *testing.T) (crowd, discovery.Registry, error) {
-		p := keysKind.admit(t).(*redisPatient)
+		p := keysKind.start(t).(*faultyRedis)
 		p.keep = randomLease
 		r, err := redis.Open(redis.Config{URLs: []string{p.server.URL()}, Layout: redis.LayoutKeys})
 		return p, r, err
@@ -62,7 +62,7 @@ var crowds = []struct {
 
 // A crowd is a registry that tells how its nodes stand.
 type crowd interface {
-	single
+	faultyServer
 	live(lease time.Duration) (map[string]string, error)
 }
 
@@ -81,24 +81,24 @@ func TestRandomRun(t *testing.T) {
 		seed = rand.Uint64()
 	}
 	fmt.Printf("the seed of this random run: -seed %d\n", seed)
-	for _, c := range crowds {
+	for _, c := range randomRegistries {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			t.Logf("again: go test -race -run '^TestRandomRun$/^%s$' ./integration -args -seed %d -for %v", c.name, seed, *soakFor)
-			patient, registry, err := c.admit(t)
+			faultyRegistry, registry, err := c.start(t)
 			if err != nil {
 				t.Fatal(err)
 			}
 			t.Cleanup(func() { _ = registry.Close() })
 			name := fnv.New64a()
 			_, _ = name.Write([]byte(c.name))
-			newRandomRun(t, patient, registry, rand.New(rand.NewPCG(seed, name.Sum64()))).run()
+			newRandomRun(t, faultyRegistry, registry, rand.New(rand.NewPCG(seed, name.Sum64()))).run()
 		})
 	}
 }
 
 type randomRun struct {
-	*ward
+	*testRig
 	crowd    crowd
 	registry discovery.Registry // in which members of ours announce themselves
 	rand     *rand.Rand         // the only source of what happens
@@ -136,8 +136,8 @@ type trouble struct {
 
 func newRandomRun(t *testing.T, c crowd, registry discovery.Registry, rng *rand.Rand) *randomRun {
 	r := &randomRun{
-		ward:  &ward{t: t, patient: c, link: newLink(t, c.addresses()[0]), port: freeport.String(t)},
-		crowd: c, registry: registry, rand: rng,
+		testRig: &testRig{t: t, faultyRegistry: c, link: newLink(t, c.addresses()[0]), port: freeport.String(t)},
+		crowd:   c, registry: registry, rand: rng,
 		others:  [2]string{freeport.String(t), freeport.String(t)},
 		network: 2 + rand.IntN(250),
 		done:    make(map[string]int),
@@ -164,7 +164,7 @@ func (r *randomRun) enlist(id, kind string, ours bool) *member {
 	host := fmt.Sprintf("127.%d.%d.%d", r.network, 1+r.started/250, 1+r.started%250)
 	var a discovery.Announcer = r.registry
 	if !ours {
-		a = wildWriter{r.patient}
+		a = wildWriter{r.faultyRegistry}
 	}
 	return enlist(r.t, a, id, kind, newServiceAt(r.t, fmt.Sprintf("%s#%d", id, r.started), host), randomLease)
 }
@@ -476,7 +476,7 @@ func (r *randomRun) begin() {
 
 // rest ends whatever is wrong, and waits until all is as it should be: right, and
 // no more than before.
-func (r *randomRun) rest(before *holdings) holdings {
+func (r *randomRun) rest(before *resources) resources {
 	t := r.t
 	r.say("rest")
 	r.mend()
@@ -533,13 +533,13 @@ func (r *randomRun) rest(before *holdings) holdings {
 	settled := time.Since(over)
 	r.rests = append(r.rests, settled)
 
-	r.load.afresh()
+	r.load.mark()
 	serving := make(map[string]bool)
 	for _, m := range r.serving() {
 		serving[m.service.id] = true
 	}
 	eventually(t, "each node that is up answers", func() bool {
-		answers := r.load.sinceAfresh()
+		answers := r.load.sinceMark()
 		for id := range serving {
 			if answers[id] == 0 {
 				return false
@@ -547,7 +547,7 @@ func (r *randomRun) rest(before *holdings) holdings {
 		}
 		return true
 	})
-	answers := r.load.sinceAfresh()
+	answers := r.load.sinceMark()
 	for _, id := range slices.Sorted(maps.Keys(answers)) {
 		if !serving[id] {
 			t.Errorf("%s answered %d requests after it had left, lapsed or been drained", id, answers[id])
@@ -565,11 +565,11 @@ func (r *randomRun) rest(before *holdings) holdings {
 
 	// A new transport has no connections to nodes, and those of the old one end.
 	r.reload()
-	var now holdings
+	var now resources
 	if before == nil {
-		now = r.settled()
+		now = r.resourcesAtRest()
 	} else {
-		now = r.released(*before)
+		now = r.resourcesReleased(*before)
 	}
 	for _, m := range r.gone {
 		m.service.close()

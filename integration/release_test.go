@@ -40,15 +40,15 @@ func TestReleaseOfTheWriters(t *testing.T) {
 		release(`["service","orders"]`)
 		eventually(t, "the records cannot be read", shown("its newest record is rejected", 10))
 		eventually(t, "they are among those rejected", shown(`"state":"rejected"`, 10))
-		l.afresh()
+		l.mark()
 		eventually(t, "the load goes on", func() bool {
 			total := 0
-			for _, n := range l.sinceAfresh() {
+			for _, n := range l.sinceMark() {
 				total += n
 			}
 			return total >= 100
 		})
-		if served := len(l.sinceAfresh()); served != 10 {
+		if served := len(l.sinceMark()); served != 10 {
 			t.Errorf("%d of 10 nodes serve", served)
 		}
 		release(`{"service":"orders"}`)

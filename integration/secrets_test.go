@@ -24,9 +24,9 @@ import (
 // secretVariable is where some of the secrets are, for {env.…}.
 const secretVariable = "CADDY_DISCOVERY_TEST_SECRET"
 
-// confidential is a way into a registry. Each %s of a line, flag or URL stands for
+// secretCase is a way into a registry. Each %s of a line, flag or URL stands for
 // the server, and what is secret is in secrets.
-type confidential struct {
+type secretCase struct {
 	name    string
 	secrets []string
 	right   string   // the registry line and block of a Caddyfile
@@ -64,8 +64,8 @@ func secretFile(t *testing.T, content string) string {
 	return file
 }
 
-// confidentials are the ways in, each to a server of its own.
-func confidentials(t *testing.T, secret, other string) []confidential {
+// secretCases are the ways in, each to a server of its own.
+func secretCases(t *testing.T, secret, other string) []secretCase {
 	// Characters that must be encoded in a URL are around each secret.
 	password, wrong := "p@"+secret+"/x", "p@"+other+"/x"
 	nobody := "127.0.0.1:" + freeport.String(t)
@@ -73,21 +73,21 @@ func confidentials(t *testing.T, secret, other string) []confidential {
 	block := func(backend, url string, lines ...string) string {
 		return "registry " + backend + " " + url + " {\n" + strings.Join(lines, "\n") + "\n}"
 	}
-	var all []confidential
+	var all []secretCase
 	for _, backend := range []string{"nats_kv", "nats"} {
 		scheme := map[string]string{"nats_kv": "nats", "nats": "nats+pubsub"}[backend]
 		users := natstest.Start(t, natstest.Users(natstest.User{Name: "proxy", Password: password}))
 		at := func(user *url.Userinfo, address string) string {
 			return (&url.URL{Scheme: scheme, User: user, Host: address}).String()
 		}
-		all = append(all, confidential{
+		all = append(all, secretCase{
 			name: backend + " password", secrets: []string{secret, other},
 			right:  block(backend, users.URL(), "user proxy {env."+secretVariable+"}"),
 			wrong:  block(backend, users.URL(), "user proxy {file."+secretFile(t, wrong)+"}"),
 			nobody: block(backend, "nats://"+nobody, "user proxy "+password),
 			flags:  []string{"-r", at(nil, users.Addr()), "--user", "proxy", "--password-env", secretVariable},
 			bad:    []string{"-r", at(nil, users.Addr()), "-o", "user proxy " + wrong},
-		}, confidential{
+		}, secretCase{
 			name: backend + " URL", secrets: []string{secret, other},
 			right:  block(backend, at(url.UserPassword("proxy", password), users.Addr())),
 			wrong:  block(backend, at(url.UserPassword("proxy", wrong), users.Addr())),
@@ -96,7 +96,7 @@ func confidentials(t *testing.T, secret, other string) []confidential {
 			bad:    []string{"-r", at(url.UserPassword("proxy", wrong), users.Addr())},
 		})
 		tokens := natstest.Start(t, natstest.Token(secret))
-		all = append(all, confidential{
+		all = append(all, secretCase{
 			name: backend + " token", secrets: []string{secret, other},
 			right:  block(backend, at(url.User(secret), tokens.Addr())),
 			wrong:  block(backend, tokens.URL(), "token "+other),
@@ -105,7 +105,7 @@ func confidentials(t *testing.T, secret, other string) []confidential {
 			bad:    []string{"-r", at(url.User(other), tokens.Addr())},
 		})
 		keys, stranger := natstest.Start(t, natstest.NKey()), natstest.Start(t, natstest.NKey())
-		all = append(all, confidential{
+		all = append(all, secretCase{
 			name: backend + " nkey", secrets: append(secretLines(t, keys.Seed), secretLines(t, stranger.Seed)...),
 			right:  block(backend, keys.URL(), "nkey "+keys.Seed),
 			wrong:  block(backend, keys.URL(), "nkey "+stranger.Seed),
@@ -114,7 +114,7 @@ func confidentials(t *testing.T, secret, other string) []confidential {
 			bad:    []string{"-r", at(nil, keys.Addr()), "--nkey", stranger.Seed},
 		})
 		operator, foreign := natstest.Start(t, natstest.Operator()), natstest.Start(t, natstest.Operator())
-		all = append(all, confidential{
+		all = append(all, secretCase{
 			name: backend + " credentials", secrets: append(secretLines(t, operator.Creds), secretLines(t, foreign.Creds)...),
 			right:  block(backend, operator.URL(), "credentials "+operator.Creds),
 			wrong:  block(backend, operator.URL(), "credentials "+foreign.Creds),
@@ -124,7 +124,7 @@ func confidentials(t *testing.T, secret, other string) []confidential {
 		})
 		mutual, alien := natstest.Start(t, natstest.MutualTLS()), certtest.New(t)
 		pair := func(c certtest.Certificates) string { return "tls_client_auth " + c.ClientCert + " " + c.ClientKey }
-		all = append(all, confidential{
+		all = append(all, secretCase{
 			name: backend + " TLS", secrets: append(secretLines(t, mutual.TLS.ClientKey), secretLines(t, alien.ClientKey)...),
 			right:  block(backend, mutual.URL(), "tls_ca "+mutual.TLS.CA, pair(mutual.TLS)),
 			wrong:  block(backend, mutual.URL(), "tls_ca "+mutual.TLS.CA, pair(alien)),
@@ -138,14 +138,14 @@ func confidentials(t *testing.T, secret, other string) []confidential {
 		at := func(user *url.Userinfo, address string) string {
 			return (&url.URL{Scheme: "redis", User: user, Host: address}).String()
 		}
-		all = append(all, confidential{
+		all = append(all, secretCase{
 			name: "redis " + layout + " ACL", secrets: []string{secret, other},
 			right:  block("redis", at(nil, server.Addr()), "layout "+layout, "username proxy", "password {env."+secretVariable+"}"),
 			wrong:  block("redis", at(nil, server.Addr()), "layout "+layout, "username proxy", "password {file."+secretFile(t, wrong)+"}"),
 			nobody: block("redis", at(nil, nobody), "layout "+layout, "username proxy", "password "+password),
 			flags:  []string{"-r", at(nil, server.Addr()), "-o", "layout " + layout, "--user", "proxy", "--password-file", secretFile(t, password)},
 			bad:    []string{"-r", at(nil, server.Addr()), "-o", "layout " + layout, "--user", "proxy", "-o", "password " + wrong},
-		}, confidential{
+		}, secretCase{
 			name: "redis " + layout + " URL", secrets: []string{secret, other},
 			right:  block("redis", at(url.UserPassword("proxy", password), server.Addr()), "layout "+layout),
 			wrong:  block("redis", at(url.UserPassword("", other), server.Addr()), "layout "+layout),
@@ -157,7 +157,7 @@ func confidentials(t *testing.T, secret, other string) []confidential {
 	certificates, alien := certtest.New(t), certtest.New(t)
 	mutual := redistest.Start(t, redistest.TLS(certificates, true))
 	pair := func(c certtest.Certificates) string { return "tls_client_auth " + c.ClientCert + " " + c.ClientKey }
-	all = append(all, confidential{
+	all = append(all, secretCase{
 		name: "redis TLS", secrets: append(secretLines(t, certificates.ClientKey), secretLines(t, alien.ClientKey)...),
 		right:  block("redis", "rediss://"+mutual.Addr(), "tls_ca "+certificates.CA, pair(certificates)),
 		wrong:  block("redis", "rediss://"+mutual.Addr(), "tls_ca "+certificates.CA, pair(alien)),
@@ -169,7 +169,7 @@ func confidentials(t *testing.T, secret, other string) []confidential {
 	guarded := func(password string) string {
 		return block("redis", sentinel.URLs()[0], "sentinel_master "+redistest.SentinelMaster, "password "+secret, "sentinel_password "+password)
 	}
-	return append(all, confidential{
+	return append(all, secretCase{
 		name: "redis Sentinel", secrets: []string{secret, other},
 		right:  guarded(secret + "-sentinel"),
 		wrong:  guarded(other),
@@ -184,7 +184,7 @@ func confidentials(t *testing.T, secret, other string) []confidential {
 // right, those that are refused, and those for a server that is not there.
 func TestSecrets(t *testing.T) {
 	secret, other := "S3cr3t"+rand.Text(), "0ther"+rand.Text()
-	for _, c := range confidentials(t, secret, other) {
+	for _, c := range secretCases(t, secret, other) {
 		t.Run(c.name, func(t *testing.T) {
 			clean := func(where, text string) {
 				t.Helper()

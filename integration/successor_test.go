@@ -56,8 +56,8 @@ func TestRollingRestart(t *testing.T) {
 		if record := r.record("edge-1"); r.persistent() && (record == "" || instanceOf(t, record) != instance || strings.Contains(record, "draining")) {
 			t.Errorf("the record of the new process, %s, became %q", instance, record)
 		}
-		l.afresh()
-		eventually(t, "requests are served after that", func() bool { return l.sinceAfresh()["successor"] > 50 })
+		l.mark()
+		eventually(t, "requests are served after that", func() bool { return l.sinceMark()["successor"] > 50 })
 		l.stop(t)
 		if l.answers["predecessor"] > 0 {
 			t.Errorf("the old process was asked %d times after the new one had come", l.answers["predecessor"])
@@ -92,8 +92,8 @@ func TestReloadsOfOptions(t *testing.T) {
 			})
 		}
 		eventually(t, "the old configs have left", func() bool { return strings.Count(p.log.String(), `"msg":"left"`) == reloads })
-		l.afresh()
-		eventually(t, "requests are served after that", func() bool { return l.sinceAfresh()["edge"] > 50 })
+		l.mark()
+		eventually(t, "requests are served after that", func() bool { return l.sinceMark()["edge"] > 50 })
 		l.stop(t)
 		// In the end the record goes with the process.
 		p.kill(syscall.SIGTERM)
