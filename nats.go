@@ -44,7 +44,8 @@ func (n *NATS) Provision(caddy.Context) error {
 		return err
 	}
 	resolved, err := natspubsub.Config{
-		Config:        n.NATSConnection.config(),
+		URLs:          n.URLs,
+		Conn:          n.NATSConnection.conn(),
 		SubjectPrefix: n.SubjectPrefix,
 	}.Resolve()
 	if err != nil {

@@ -61,9 +61,8 @@ func (c *NATSConnection) HasLogin() bool {
 	return c.Credentials != "" || c.NKey != "" || c.Token != "" || c.User != "" || c.TLSCertificate != "" || hasUser(c.URLs)
 }
 
-func (c *NATSConnection) config() natsconn.Config {
-	return natsconn.Config{
-		URLs:              c.URLs,
+func (c *NATSConnection) conn() natsconn.Options {
+	return natsconn.Options{
 		Credentials:       c.Credentials,
 		NKey:              c.NKey,
 		Token:             c.Token,

@@ -82,7 +82,8 @@ func (n *NATSKV) Provision(caddy.Context) error {
 		return err
 	}
 	resolved, err := natskv.Config{
-		Config:    n.NATSConnection.config(),
+		URLs:      n.URLs,
+		Conn:      n.NATSConnection.conn(),
 		Bucket:    n.Bucket,
 		KeyPrefix: n.KeyPrefix,
 		Domain:    n.Domain,

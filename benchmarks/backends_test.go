@@ -13,7 +13,6 @@ import (
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
 	"github.com/caddy-discovery/caddy-discovery/discovery/discoverytest"
-	"github.com/caddy-discovery/caddy-discovery/discovery/natsconn"
 	"github.com/caddy-discovery/caddy-discovery/discovery/natskv"
 	"github.com/caddy-discovery/caddy-discovery/discovery/natspubsub"
 	"github.com/caddy-discovery/caddy-discovery/discovery/redis"
@@ -69,12 +68,12 @@ func contenders(b *testing.B) []contender {
 	return []contender{
 		{"nats_kv", "NATS JetStream, file storage", kv.PID(), func(address string) discovery.Registry {
 			return open(natskv.Open(natskv.Config{
-				Config:   natsconn.Config{URLs: []string{"nats://" + or(address, kvAddress)}},
+				URLs:     []string{"nats://" + or(address, kvAddress)},
 				MaxBytes: 256 << 20,
 			}))
 		}, kvAddress},
 		{"nats", "NATS, core pub/sub", core.PID(), func(address string) discovery.Registry {
-			return open(natspubsub.Open(natspubsub.Config{Config: natsconn.Config{URLs: []string{"nats://" + or(address, coreAddress)}}}))
+			return open(natspubsub.Open(natspubsub.Config{URLs: []string{"nats://" + or(address, coreAddress)}}))
 		}, coreAddress},
 		{"redis sorted_set", "Redis, changes by stream", set.PID(), redisAt(set, redis.LayoutSortedSet), set.Addr()},
 		{"redis keys", "Redis, keyspace notifications", keys.PID(), redisAt(keys, redis.LayoutKeys), keys.Addr()},

@@ -13,7 +13,6 @@ import (
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
 	"github.com/caddy-discovery/caddy-discovery/discovery/discoverytest"
-	"github.com/caddy-discovery/caddy-discovery/discovery/natsconn"
 	"github.com/caddy-discovery/caddy-discovery/discovery/natskv"
 	"github.com/caddy-discovery/caddy-discovery/internal/freeport"
 	"github.com/caddy-discovery/caddy-discovery/internal/natstest"
@@ -109,7 +108,7 @@ func BenchmarkHeartbeats(b *testing.B) {
 	}
 	<-js.PublishAsyncComplete()
 
-	registry, err := natskv.Open(natskv.Config{Config: natsconn.Config{URLs: []string{server.URL()}}})
+	registry, err := natskv.Open(natskv.Config{URLs: []string{server.URL()}})
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -42,9 +42,9 @@ var randomRegistries = []struct {
 }{
 	{"nats_kv", func(t *testing.T) (crowd, discovery.Registry, error) {
 		p := startKV(t, keeping(2*randomLease))
-		r, err := natskv.Open(natskv.Config{Config: natsconn.Config{
-			URLs: []string{p.server.URL()}, User: fleetUser, Password: secret,
-		}, NoCreate: true})
+		r, err := natskv.Open(natskv.Config{
+			URLs: []string{p.server.URL()}, Conn: natsconn.Options{User: fleetUser, Password: secret}, NoCreate: true,
+		})
 		return p, r, err
 	}},
 	{"redis_sorted_set", func(t *testing.T) (crowd, discovery.Registry, error) {

@@ -18,10 +18,10 @@ import (
 func TestInboxPrefix(t *testing.T) {
 	t.Parallel()
 	s := natstest.Start(t, natstest.Users(natstest.User{Name: "u", Password: secret, Subscribe: natstest.Allow("_INBOX_proxy.>")}))
-	config := natsconn.Config{URLs: []string{s.URL()}, User: "u", Password: secret}
-	wantBoth(t, natskv.Config{Config: config}, discovery.ErrPermission, "inbox_prefix")
-	config.InboxPrefix = "_INBOX_proxy"
-	wantWhole(t, open(t, natskv.Config{Config: config}), 0)
+	config := natskv.Config{URLs: []string{s.URL()}, Conn: natsconn.Options{User: "u", Password: secret}}
+	wantBoth(t, config, discovery.ErrPermission, "inbox_prefix")
+	config.Conn.InboxPrefix = "_INBOX_proxy"
+	wantWhole(t, open(t, config), 0)
 }
 
 // The bucket may be another account's, which lets ours use its JetStream under the
@@ -42,7 +42,7 @@ accounts {
 		importKV  = `{service: {account: HUB, subject: "$KV.>"}, to: "$JS.hub.API.$KV.>"}`
 	)
 	config := func(p *natstest.Process) natskv.Config {
-		return natskv.Config{Config: natsconn.Config{URLs: []string{p.URL()}, User: "app", Password: secret}, Domain: "hub"}
+		return natskv.Config{URLs: []string{p.URL()}, Conn: natsconn.Options{User: "app", Password: secret}, Domain: "hub"}
 	}
 	t.Run("whole", func(t *testing.T) {
 		t.Parallel()
@@ -81,7 +81,7 @@ func TestBucketBeyondLeaf(t *testing.T) {
 			t.Fatal("the leaf has not met its hub")
 		}
 	}
-	r := open(t, natskv.Config{Config: urls(leaf.URL()), Domain: "hub"})
+	r := open(t, natskv.Config{URLs: []string{leaf.URL()}, Domain: "hub"})
 	for {
 		err := r.Announce(t.Context(), node(t, "first"))
 		if err == nil {
@@ -94,5 +94,5 @@ func TestBucketBeyondLeaf(t *testing.T) {
 	wantWhole(t, r, 1)
 	hub.KeyValue("catga_nodes") // the bucket is there
 	// Without the domain it is the leaf's own.
-	wantWhole(t, open(t, natskv.Config{Config: urls(leaf.URL())}), 0)
+	wantWhole(t, open(t, natskv.Config{URLs: []string{leaf.URL()}}), 0)
 }

@@ -16,8 +16,8 @@ import (
 func TestAnnounceAndWithdraw(t *testing.T) {
 	t.Parallel()
 	s := natstest.Start(t)
-	r := open(t, natskv.Config{Config: urls(s.URL())})
-	w := watch(t, open(t, natskv.Config{Config: urls(s.URL())}))
+	r := open(t, natskv.Config{URLs: []string{s.URL()}})
+	w := watch(t, open(t, natskv.Config{URLs: []string{s.URL()}}))
 	w.listing()
 
 	ours, theirs := node(t, "a", "instance", "1"), node(t, "a", "instance", "2")
@@ -39,13 +39,13 @@ func TestAnnounceAndWithdraw(t *testing.T) {
 	// Another process took the id.
 	announce(t, r, ours)
 	w.want(discovery.Put, "a")
-	announce(t, open(t, natskv.Config{Config: urls(s.URL())}), theirs)
+	announce(t, open(t, natskv.Config{URLs: []string{s.URL()}}), theirs)
 	w.want(discovery.Put, "a")
 	if err := r.Withdraw(t.Context(), ours); err != nil {
 		t.Errorf("of somebody else's: %v", err)
 	}
 	// The same process, through another connection, as after a reload.
-	if err := open(t, natskv.Config{Config: urls(s.URL())}).Withdraw(t.Context(), theirs); err != nil {
+	if err := open(t, natskv.Config{URLs: []string{s.URL()}}).Withdraw(t.Context(), theirs); err != nil {
 		t.Fatal(err)
 	}
 	w.want(discovery.Left, "a")
@@ -66,7 +66,7 @@ func TestAnnounceAndWithdraw(t *testing.T) {
 func TestOwnRecordOnly(t *testing.T) {
 	t.Parallel()
 	s := natstest.Start(t)
-	r := open(t, natskv.Config{Config: urls(s.URL())})
+	r := open(t, natskv.Config{URLs: []string{s.URL()}})
 	old, successor := node(t, "a", "instance", "1", "state", "draining"), node(t, "a", "instance", "2")
 	stands := func(want string) {
 		t.Helper()
@@ -98,10 +98,10 @@ func TestOwnRecordOnly(t *testing.T) {
 	if err := r.Withdraw(t.Context(), old); err != nil {
 		t.Errorf("without a bucket: %v", err)
 	}
-	announce(t, open(t, natskv.Config{Config: urls(s.URL())}), successor)
+	announce(t, open(t, natskv.Config{URLs: []string{s.URL()}}), successor)
 	drain(old, false)
 	stands("")
-	announce(t, open(t, natskv.Config{Config: urls(s.URL())}), old)
+	announce(t, open(t, natskv.Config{URLs: []string{s.URL()}}), old)
 	drain(old, true)
 	stands("1")
 }
@@ -109,11 +109,11 @@ func TestOwnRecordOnly(t *testing.T) {
 func TestWithdrawWithoutBucket(t *testing.T) {
 	t.Parallel()
 	s := natstest.Start(t)
-	r := open(t, natskv.Config{Config: urls(s.URL()), NoCreate: true})
+	r := open(t, natskv.Config{URLs: []string{s.URL()}, NoCreate: true})
 	if err := r.Withdraw(t.Context(), node(t, "a")); err != nil {
 		t.Error(err)
 	}
-	history, err := open(t, natskv.Config{Config: urls(s.URL())}).History(t.Context(), "a", 0)
+	history, err := open(t, natskv.Config{URLs: []string{s.URL()}}).History(t.Context(), "a", 0)
 	if err != nil || len(history) != 0 {
 		t.Errorf("History = %v, %v", history, err)
 	}
@@ -125,7 +125,7 @@ func TestWithdrawWithoutBucket(t *testing.T) {
 func TestOddIDs(t *testing.T) {
 	t.Parallel()
 	s := natstest.Start(t)
-	r := open(t, natskv.Config{Config: urls(s.URL())})
+	r := open(t, natskv.Config{URLs: []string{s.URL()}})
 	w := watch(t, r)
 	w.listing()
 	for _, id := range []string{"a b", "*", ">", "a.b", "..", "=", "=41", "é/ü", "node.x", "🦀", strings.Repeat(".", discovery.MaxID)} {
@@ -148,7 +148,7 @@ func TestExistingBucketIsUsedAsItIs(t *testing.T) {
 	s := natstest.Start(t)
 	theirs := jetstream.KeyValueConfig{Bucket: "catga_nodes", History: 3, TTL: time.Hour, MaxBytes: 1 << 20, Storage: jetstream.MemoryStorage}
 	kv := s.Bucket(theirs)
-	r := open(t, natskv.Config{Config: urls(s.URL())})
+	r := open(t, natskv.Config{URLs: []string{s.URL()}})
 	announce(t, r, node(t, "a"))
 	w := watch(t, r)
 	w.want(discovery.Put, "a")
@@ -168,7 +168,7 @@ func TestCreatedBucket(t *testing.T) {
 	t.Parallel()
 	s := natstest.Start(t)
 	r := open(t, natskv.Config{
-		Config: urls(s.URL() + "/fleet"), BucketTTL: 90 * time.Second, History: 5, MaxBytes: 1 << 20, Storage: natskv.StorageMemory,
+		URLs: []string{s.URL() + "/fleet"}, BucketTTL: 90 * time.Second, History: 5, MaxBytes: 1 << 20, Storage: natskv.StorageMemory,
 	})
 	announce(t, r, node(t, "a"))
 	status, err := s.KeyValue("fleet").Status(t.Context())
@@ -188,7 +188,7 @@ func TestCreatorsRace(t *testing.T) {
 	s := natstest.Start(t)
 	var group sync.WaitGroup
 	for i := range 8 {
-		r := open(t, natskv.Config{Config: urls(s.URL()), History: 1 + i})
+		r := open(t, natskv.Config{URLs: []string{s.URL()}, History: 1 + i})
 		group.Go(func() {
 			if err := r.Announce(t.Context(), node(t, "a")); err != nil {
 				t.Error(err)
@@ -201,8 +201,8 @@ func TestCreatorsRace(t *testing.T) {
 func TestAnnounceAfterWipe(t *testing.T) {
 	t.Parallel()
 	s := natstest.Start(t)
-	r := open(t, natskv.Config{Config: urls(s.URL())})
-	strict := open(t, natskv.Config{Config: urls(s.URL()), NoCreate: true})
+	r := open(t, natskv.Config{URLs: []string{s.URL()}})
+	strict := open(t, natskv.Config{URLs: []string{s.URL()}, NoCreate: true})
 	announce(t, r, node(t, "a"))
 	announce(t, strict, node(t, "b"))
 	if err := s.JetStream().DeleteKeyValue(t.Context(), "catga_nodes"); err != nil {
@@ -219,7 +219,7 @@ func TestAnnounceAfterWipe(t *testing.T) {
 func TestHistory(t *testing.T) {
 	t.Parallel()
 	s := natstest.Start(t)
-	r := open(t, natskv.Config{Config: urls(s.URL())})
+	r := open(t, natskv.Config{URLs: []string{s.URL()}})
 	n := node(t, "a", "version", "1")
 	announce(t, r, n)
 	kv := s.KeyValue("catga_nodes")

@@ -37,7 +37,7 @@ func BenchmarkList(b *testing.B) {
 	for _, n := range []int{100, 1_000, 10_000} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
 			s := natstest.Start(b)
-			r := open(b, natskv.Config{Config: urls(s.URL()), MaxBytes: 128 << 20})
+			r := open(b, natskv.Config{URLs: []string{s.URL()}, MaxBytes: 128 << 20})
 			list := func(want int) {
 				ctx, cancel := context.WithCancel(b.Context())
 				defer cancel()
@@ -68,7 +68,7 @@ func BenchmarkList(b *testing.B) {
 // connection.
 func BenchmarkPropagation(b *testing.B) {
 	s := natstest.Start(b)
-	config := natskv.Config{Config: urls(s.URL())}
+	config := natskv.Config{URLs: []string{s.URL()}}
 	writer, reader := open(b, config), open(b, config)
 	ctx, cancel := context.WithCancel(b.Context())
 	defer cancel()

@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
-	"github.com/caddy-discovery/caddy-discovery/discovery/natsconn"
 	"github.com/caddy-discovery/caddy-discovery/internal/natstest"
 )
 
@@ -23,7 +22,7 @@ func aDayAhead(r *Registry) {
 func TestOverridesEndByTheServersClock(t *testing.T) {
 	t.Parallel()
 	s := natstest.Start(t)
-	r, err := Open(Config{Config: natsconn.Config{URLs: []string{s.URL()}}})
+	r, err := Open(Config{URLs: []string{s.URL()}})
 	if err != nil {
 		t.Fatal(err)
 	}

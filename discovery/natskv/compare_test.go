@@ -10,14 +10,13 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
-	"github.com/caddy-discovery/caddy-discovery/discovery/natsconn"
 	"github.com/caddy-discovery/caddy-discovery/internal/natstest"
 )
 
 // begun returns a watch whose feed is open and that nobody reads.
 func begun(t *testing.T, s *natstest.Server) (r *Registry, w *watch, failed context.Context) {
 	t.Helper()
-	r, err := Open(Config{Config: natsconn.Config{URLs: []string{s.URL()}}})
+	r, err := Open(Config{URLs: []string{s.URL()}})
 	if err != nil {
 		t.Fatal(err)
 	}

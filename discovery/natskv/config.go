@@ -3,11 +3,13 @@ package natskv
 import (
 	"fmt"
 	"regexp"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
+	"github.com/caddy-discovery/caddy-discovery/discovery/internal/natslink"
 	"github.com/caddy-discovery/caddy-discovery/discovery/natsconn"
 )
 
@@ -28,9 +30,12 @@ const (
 
 // A Config names one bucket.
 type Config struct {
-	// Config says where the servers are and how to be let in. The path of a
-	// URL names the bucket: nats://127.0.0.1:4222/catga_nodes.
-	natsconn.Config
+	// URLs are the servers of one cluster, nats://, tls://, ws:// or wss://, with or
+	// without user info. The path of a URL names the bucket:
+	// nats://127.0.0.1:4222/catga_nodes. Default: nats://127.0.0.1:4222.
+	URLs []string
+	// Conn is how to be let in by the servers. Default: without a login.
+	Conn natsconn.Options
 
 	// Bucket is the bucket's name, of letters, digits, "-" and "_".
 	// Default: DefaultBucket.
@@ -77,14 +82,12 @@ const (
 // same bucket resolve to equal ones. The error wraps [discovery.ErrInvalid] and
 // names what is wrong and what is accepted.
 func (c Config) Resolve() (Config, error) {
-	var err error
-	if c.URLs, c.Bucket, err = natsconn.SplitURLs(c.URLs, "bucket", c.Bucket); err != nil {
+	conn, bucket, err := c.conn().Resolve("bucket", c.Bucket)
+	if err != nil {
 		return Config{}, err
 	}
+	c.URLs, c.Bucket = conn.URLs, bucket
 	c = c.withDefaults()
-	if err := c.Config.Validate(); err != nil {
-		return Config{}, err
-	}
 	refuse := func(option string, value any, accepted string) (Config, error) {
 		return Config{}, fmt.Errorf("%w NATS %s %q: want %s", discovery.ErrInvalid, option, fmt.Sprint(value), accepted)
 	}
@@ -122,8 +125,14 @@ func (c Config) String() string {
 	if resolved, err := c.Resolve(); err == nil {
 		c = resolved
 	}
-	return "nats_kv://" + c.Config.String() + "/" + c.Bucket
+	return "nats_kv://" + strings.Join(c.Addresses(), ",") + "/" + c.Bucket
 }
+
+// Addresses returns the "host:port" of every URL, without user info, in the order
+// given. URLs that cannot be read are left out.
+func (c Config) Addresses() []string { return c.conn().Addresses() }
+
+func (c Config) conn() natslink.Config { return natslink.Config{URLs: c.URLs, Options: c.Conn} }
 
 // GoString is String, so that no way of printing shows a secret.
 func (c Config) GoString() string { return c.String() }

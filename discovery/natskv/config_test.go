@@ -13,22 +13,20 @@ import (
 	"github.com/caddy-discovery/caddy-discovery/discovery/natskv"
 )
 
-func urls(urls ...string) natsconn.Config { return natsconn.Config{URLs: urls} }
-
 func TestResolve(t *testing.T) {
 	t.Parallel()
 	defaults := natskv.Config{
-		Config: urls("nats://127.0.0.1:4222"), Bucket: "catga_nodes", KeyPrefix: "node.",
+		URLs: []string{"nats://127.0.0.1:4222"}, Bucket: "catga_nodes", KeyPrefix: "node.",
 		BucketTTL: 5 * time.Minute, History: 10, MaxBytes: 10 << 20, Storage: "file",
 	}
 	orders := defaults
 	orders.Bucket = "orders"
 	for name, test := range map[string]struct{ config, want natskv.Config }{
 		"nothing":           {natskv.Config{}, defaults},
-		"default port":      {natskv.Config{Config: urls("nats://127.0.0.1")}, defaults},
-		"slash":             {natskv.Config{Config: urls("nats://127.0.0.1/")}, defaults},
-		"bucket in URL":     {natskv.Config{Config: urls("nats://127.0.0.1:4222/orders")}, orders},
-		"bucket in both":    {natskv.Config{Config: urls("nats://127.0.0.1:4222/orders"), Bucket: "orders"}, orders},
+		"default port":      {natskv.Config{URLs: []string{"nats://127.0.0.1"}}, defaults},
+		"slash":             {natskv.Config{URLs: []string{"nats://127.0.0.1/"}}, defaults},
+		"bucket in URL":     {natskv.Config{URLs: []string{"nats://127.0.0.1:4222/orders"}}, orders},
+		"bucket in both":    {natskv.Config{URLs: []string{"nats://127.0.0.1:4222/orders"}, Bucket: "orders"}, orders},
 		"bucket in options": {natskv.Config{Bucket: "orders"}, orders},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -54,12 +52,12 @@ func TestResolveRefuses(t *testing.T) {
 		config natskv.Config
 		words  []string
 	}{
-		"two buckets":       {natskv.Config{Config: urls("nats://u:" + secret + "@a/b"), Bucket: "c"}, []string{`"b"`, `"c"`}},
-		"two URLs' buckets": {natskv.Config{Config: urls("nats://a/b", "nats://a/c")}, []string{`"b"`, `"c"`}},
+		"two buckets":       {natskv.Config{URLs: []string{"nats://u:" + secret + "@a/b"}, Bucket: "c"}, []string{`"b"`, `"c"`}},
+		"two URLs' buckets": {natskv.Config{URLs: []string{"nats://a/b", "nats://a/c"}}, []string{`"b"`, `"c"`}},
 		"bucket":            {natskv.Config{Bucket: "a.b"}, []string{"bucket", `"a.b"`, "letters"}},
-		"bucket path":       {natskv.Config{Config: urls("nats://a/b/c")}, []string{"bucket", "letters"}},
-		"scheme":            {natskv.Config{Config: urls("redis://" + secret + "@a")}, []string{"nats, tls, ws or wss"}},
-		"two logins":        {natskv.Config{Config: natsconn.Config{Token: secret, NKey: "f"}}, []string{"nkey and token"}},
+		"bucket path":       {natskv.Config{URLs: []string{"nats://a/b/c"}}, []string{"bucket", "letters"}},
+		"scheme":            {natskv.Config{URLs: []string{"redis://" + secret + "@a"}}, []string{"nats, tls, ws or wss"}},
+		"two logins":        {natskv.Config{Conn: natsconn.Options{Token: secret, NKey: "f"}}, []string{"nkey and token"}},
 		"key prefix":        {natskv.Config{KeyPrefix: "a b"}, []string{"key prefix", `"a b"`}},
 		"key prefix dot":    {natskv.Config{KeyPrefix: "."}, []string{"key prefix"}},
 		"domain":            {natskv.Config{Domain: "a.b"}, []string{"domain", `"a.b"`}},
@@ -83,7 +81,7 @@ func TestResolveRefuses(t *testing.T) {
 func TestString(t *testing.T) {
 	t.Parallel()
 	config := natskv.Config{
-		Config: natsconn.Config{URLs: []string{"nats://u:" + secret + "@a/b", "tls://b:1/b"}},
+		URLs: []string{"nats://u:" + secret + "@a/b", "tls://b:1/b"},
 	}
 	const want = "nats_kv://a:4222,b:1/b"
 	r, err := natskv.Open(config)

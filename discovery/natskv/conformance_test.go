@@ -25,13 +25,13 @@ func TestConformance(t *testing.T) {
 type harness struct{ server *natstest.Process }
 
 func (h harness) Open(t *testing.T) discovery.Registry {
-	return open(t, natskv.Config{Config: urls(h.server.URL())})
+	return open(t, natskv.Config{URLs: []string{h.server.URL()}})
 }
 
 func (h harness) Addr() string { return strings.TrimPrefix(h.server.URL(), "nats://") }
 
 func (h harness) OpenVia(t *testing.T, address string) discovery.Registry {
-	return open(t, natskv.Config{Config: urls("nats://" + address)})
+	return open(t, natskv.Config{URLs: []string{"nats://" + address}})
 }
 
 func (h harness) Write(t *testing.T, id, record string) {

@@ -10,7 +10,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
-	"github.com/caddy-discovery/caddy-discovery/discovery/natsconn"
+	"github.com/caddy-discovery/caddy-discovery/discovery/internal/natslink"
 )
 
 // Error codes of the server that the client has no name for (server/errors.json
@@ -34,7 +34,7 @@ const (
 // explain turns the error of an operation into one that wraps an error of
 // package discovery where one fits, and says what would help. ctx is the guarded
 // context of the operation, parent that of the caller.
-func (r *Registry) explain(parent, ctx context.Context, link *natsconn.Link, err error) error {
+func (r *Registry) explain(parent, ctx context.Context, link *natslink.Link, err error) error {
 	if errors.Is(err, jetstream.ErrConnectionClosed) {
 		err = nats.ErrConnectionClosed
 	}

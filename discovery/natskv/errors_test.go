@@ -27,13 +27,13 @@ func TestNobodyThere(t *testing.T) {
 	t.Parallel()
 	s := natstest.Start(t)
 	s.Stop()
-	wantBoth(t, natskv.Config{Config: urls("nats://u:" + secret + "@" + s.Addr())}, discovery.ErrUnreachable, s.Addr())
+	wantBoth(t, natskv.Config{URLs: []string{"nats://u:" + secret + "@" + s.Addr()}}, discovery.ErrUnreachable, s.Addr())
 }
 
 func TestWrongCredentials(t *testing.T) {
 	t.Parallel()
 	s := natstest.Start(t, natstest.Token(secret))
-	wantBoth(t, natskv.Config{Config: natsconn.Config{URLs: []string{s.URL()}, Token: secret + "x"}},
+	wantBoth(t, natskv.Config{URLs: []string{s.URL()}, Conn: natsconn.Options{Token: secret + "x"}},
 		discovery.ErrCredentials, s.Addr())
 }
 
@@ -46,25 +46,25 @@ func TestEveryLogin(t *testing.T) {
 		config  func(s *natstest.Server) natskv.Config
 	}{
 		"first URL dead": {nil, func(s *natstest.Server) natskv.Config {
-			return natskv.Config{Config: urls(dead.URL(), s.URL())}
+			return natskv.Config{URLs: []string{dead.URL(), s.URL()}}
 		}},
 		"token": {[]natstest.Option{natstest.Token(secret)}, func(*natstest.Server) natskv.Config {
-			return natskv.Config{Config: natsconn.Config{Token: secret}}
+			return natskv.Config{Conn: natsconn.Options{Token: secret}}
 		}},
 		"user": {[]natstest.Option{natstest.Users(natstest.User{Name: "u", Password: secret})}, func(*natstest.Server) natskv.Config {
-			return natskv.Config{Config: natsconn.Config{User: "u", Password: secret}}
+			return natskv.Config{Conn: natsconn.Options{User: "u", Password: secret}}
 		}},
 		"nkey": {[]natstest.Option{natstest.NKey()}, func(s *natstest.Server) natskv.Config {
-			return natskv.Config{Config: natsconn.Config{NKey: s.Seed}}
+			return natskv.Config{Conn: natsconn.Options{NKey: s.Seed}}
 		}},
 		"credentials": {[]natstest.Option{natstest.Operator()}, func(s *natstest.Server) natskv.Config {
-			return natskv.Config{Config: natsconn.Config{Credentials: s.Creds}}
+			return natskv.Config{Conn: natsconn.Options{Credentials: s.Creds}}
 		}},
 		"TLS": {[]natstest.Option{natstest.TLS()}, func(s *natstest.Server) natskv.Config {
-			return natskv.Config{Config: natsconn.Config{TLSCA: s.TLS.CA}}
+			return natskv.Config{Conn: natsconn.Options{TLSCA: s.TLS.CA}}
 		}},
 		"mutual TLS": {[]natstest.Option{natstest.MutualTLS()}, func(s *natstest.Server) natskv.Config {
-			return natskv.Config{Config: natsconn.Config{TLSCA: s.TLS.CA, TLSCert: s.TLS.ClientCert, TLSKey: s.TLS.ClientKey}}
+			return natskv.Config{Conn: natsconn.Options{TLSCA: s.TLS.CA, TLSCert: s.TLS.ClientCert, TLSKey: s.TLS.ClientKey}}
 		}},
 		"domain": {[]natstest.Option{natstest.Domain("hub")}, func(*natstest.Server) natskv.Config {
 			return natskv.Config{Domain: "hub"}
@@ -126,7 +126,7 @@ func TestPermissions(t *testing.T) {
 			denied = strings.TrimSuffix(denied, ">")
 			s := natstest.Start(t, natstest.Users(natstest.User{Name: "admin", Password: secret}, user))
 			s.Bucket(jetstream.KeyValueConfig{Bucket: "catga_nodes"})
-			config := natskv.Config{Config: natsconn.Config{URLs: []string{s.URL()}, User: "u", Password: secret}}
+			config := natskv.Config{URLs: []string{s.URL()}, Conn: natsconn.Options{User: "u", Password: secret}}
 			r := open(t, config)
 
 			check := func(what string, fails bool, err error) {
@@ -156,7 +156,7 @@ func TestPermissionOfOneOperation(t *testing.T) {
 	t.Parallel()
 	user := natstest.User{Name: "u", Password: secret, Publish: natstest.Deny("$KV.catga_nodes.node.other")}
 	s := natstest.Start(t, natstest.Users(user))
-	r := open(t, natskv.Config{Config: natsconn.Config{URLs: []string{s.URL()}, User: "u", Password: secret}})
+	r := open(t, natskv.Config{URLs: []string{s.URL()}, Conn: natsconn.Options{User: "u", Password: secret}})
 	w := watch(t, r)
 	w.listing()
 	wantError(t, r.Announce(t.Context(), node(t, "other")), discovery.ErrPermission, "node.other")
@@ -168,14 +168,14 @@ func TestCreateDenied(t *testing.T) {
 	t.Parallel()
 	user := natstest.User{Name: "u", Password: secret, Publish: natstest.Deny("$JS.API.STREAM.CREATE.>")}
 	s := natstest.Start(t, natstest.Users(user))
-	wantBoth(t, natskv.Config{Config: natsconn.Config{URLs: []string{s.URL()}, User: "u", Password: secret}},
+	wantBoth(t, natskv.Config{URLs: []string{s.URL()}, Conn: natsconn.Options{User: "u", Password: secret}},
 		discovery.ErrPermission, "$JS.API.STREAM.CREATE.KV_catga_nodes")
 }
 
 func TestNoJetStream(t *testing.T) {
 	t.Parallel()
 	s := natstest.Start(t, natstest.NoJetStream())
-	wantBoth(t, natskv.Config{Config: urls(s.URL())}, discovery.ErrUnsupported, "JetStream", "-js")
+	wantBoth(t, natskv.Config{URLs: []string{s.URL()}}, discovery.ErrUnsupported, "JetStream", "-js")
 }
 
 func TestNoJetStreamForAccount(t *testing.T) {
@@ -185,20 +185,20 @@ func TestNoJetStreamForAccount(t *testing.T) {
 		o.Accounts = []*server.Account{account}
 		o.Users = []*server.User{{Username: "u", Password: secret, Account: account}}
 	}))
-	wantBoth(t, natskv.Config{Config: natsconn.Config{URLs: []string{s.URL()}, User: "u", Password: secret}},
+	wantBoth(t, natskv.Config{URLs: []string{s.URL()}, Conn: natsconn.Options{User: "u", Password: secret}},
 		discovery.ErrUnsupported, "JetStream")
 }
 
 func TestWrongDomain(t *testing.T) {
 	t.Parallel()
 	s := natstest.Start(t, natstest.Domain("hub"))
-	wantBoth(t, natskv.Config{Config: urls(s.URL()), Domain: "leaf"}, discovery.ErrUnsupported, "leaf")
+	wantBoth(t, natskv.Config{URLs: []string{s.URL()}, Domain: "leaf"}, discovery.ErrUnsupported, "leaf")
 }
 
 func TestBucketMissing(t *testing.T) {
 	t.Parallel()
 	s := natstest.Start(t)
-	config := natskv.Config{Config: urls(s.URL() + "/fleet"), NoCreate: true}
+	config := natskv.Config{URLs: []string{s.URL() + "/fleet"}, NoCreate: true}
 	wantBoth(t, config, discovery.ErrNotFound, "fleet", "create is off", "nats kv add fleet")
 	_, err := open(t, config).History(t.Context(), "a", 0)
 	wantError(t, err, discovery.ErrNotFound, "fleet")
@@ -210,13 +210,13 @@ func TestNotABucket(t *testing.T) {
 	if _, err := s.JetStream().CreateStream(t.Context(), jetstream.StreamConfig{Name: "KV_catga_nodes", Subjects: []string{"x"}}); err != nil {
 		t.Fatal(err)
 	}
-	wantBoth(t, natskv.Config{Config: urls(s.URL())}, discovery.ErrInvalid, "KV_catga_nodes", "no key-value bucket")
+	wantBoth(t, natskv.Config{URLs: []string{s.URL()}}, discovery.ErrInvalid, "KV_catga_nodes", "no key-value bucket")
 }
 
 func TestFullBucket(t *testing.T) {
 	t.Parallel()
 	s := natstest.Start(t)
-	r := open(t, natskv.Config{Config: urls(s.URL()), MaxBytes: 4 << 10})
+	r := open(t, natskv.Config{URLs: []string{s.URL()}, MaxBytes: 4 << 10})
 	var err error
 	for i := 0; err == nil && i < 100; i++ {
 		err = r.Announce(t.Context(), node(t, fmt.Sprint(i)))
@@ -231,21 +231,21 @@ func TestFullBucket(t *testing.T) {
 func TestNoRoomForBucket(t *testing.T) {
 	t.Parallel()
 	s := natstest.Start(t, natstest.MaxStore(1<<20))
-	wantBoth(t, natskv.Config{Config: urls(s.URL())}, discovery.ErrFull, "catga_nodes", "max_bytes")
+	wantBoth(t, natskv.Config{URLs: []string{s.URL()}}, discovery.ErrFull, "catga_nodes", "max_bytes")
 	s = natstest.Start(t, natstest.MaxMemory(1<<20))
-	wantBoth(t, natskv.Config{Config: urls(s.URL()), Storage: natskv.StorageMemory}, discovery.ErrFull, "catga_nodes")
+	wantBoth(t, natskv.Config{URLs: []string{s.URL()}, Storage: natskv.StorageMemory}, discovery.ErrFull, "catga_nodes")
 }
 
 func TestReplicasWithoutCluster(t *testing.T) {
 	t.Parallel()
 	s := natstest.Start(t)
-	wantBoth(t, natskv.Config{Config: urls(s.URL()), Replicas: 3}, discovery.ErrUnsupported, "replicas 1")
+	wantBoth(t, natskv.Config{URLs: []string{s.URL()}, Replicas: 3}, discovery.ErrUnsupported, "replicas 1")
 }
 
 func TestInvalidNodes(t *testing.T) {
 	t.Parallel()
 	s := natstest.Start(t)
-	r := open(t, natskv.Config{Config: urls(s.URL())})
+	r := open(t, natskv.Config{URLs: []string{s.URL()}})
 	for _, id := range []string{"", "a\nb", strings.Repeat("x", discovery.MaxID+1)} {
 		n := node(t, id)
 		if err := r.Announce(t.Context(), n); !errors.Is(err, discovery.ErrInvalid) {
@@ -268,6 +268,6 @@ func TestRecordTooLarge(t *testing.T) {
 	t.Parallel()
 	s := natstest.Start(t)
 	s.Bucket(jetstream.KeyValueConfig{Bucket: "catga_nodes", MaxValueSize: 100})
-	r := open(t, natskv.Config{Config: urls(s.URL())})
+	r := open(t, natskv.Config{URLs: []string{s.URL()}})
 	wantError(t, r.Announce(t.Context(), node(t, "a", "service", strings.Repeat("x", 100))), discovery.ErrInvalid, "larger")
 }

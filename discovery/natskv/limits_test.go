@@ -59,7 +59,7 @@ func TestRequestBatchLimit(t *testing.T) {
 			for i := range nodes {
 				put(t, kv, fmt.Sprintf("node.n%d", i), record(fmt.Sprintf("n%d", i)))
 			}
-			wantWhole(t, open(t, natskv.Config{Config: urls(s.URL())}), nodes)
+			wantWhole(t, open(t, natskv.Config{URLs: []string{s.URL()}}), nodes)
 		})
 	}
 }
@@ -78,27 +78,27 @@ func TestConsumerLimits(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	wantWhole(t, open(t, natskv.Config{Config: urls(s.URL())}), 0)
+	wantWhole(t, open(t, natskv.Config{URLs: []string{s.URL()}}), 0)
 }
 
 func TestMaxConsumers(t *testing.T) {
 	t.Parallel()
 	s := natstest.Start(t, natstest.Configure(func(o *server.Options) { o.JetStreamLimits.DefaultMaxConsumers = 1 }))
-	first := watch(t, open(t, natskv.Config{Config: urls(s.URL())}))
+	first := watch(t, open(t, natskv.Config{URLs: []string{s.URL()}}))
 	first.listing()
-	wantError(t, watch(t, open(t, natskv.Config{Config: urls(s.URL())})).broken(), discovery.ErrFull, "catga_nodes", "watchers")
+	wantError(t, watch(t, open(t, natskv.Config{URLs: []string{s.URL()}})).broken(), discovery.ErrFull, "catga_nodes", "watchers")
 }
 
 // credentials of a server that has an operator.
-func credentials(s *natstest.Server) natsconn.Config {
-	return natsconn.Config{URLs: []string{s.URL()}, Credentials: s.Creds}
+func credentials(s *natstest.Server) natskv.Config {
+	return natskv.Config{URLs: []string{s.URL()}, Conn: natsconn.Options{Credentials: s.Creds}}
 }
 
 // An account may allow nothing but streams on three servers.
 func TestAccountOfThreeReplicas(t *testing.T) {
 	t.Parallel()
 	s := natstest.StartCluster(t, 3, natstest.Tiers("R3", "R5"))[0]
-	r := open(t, natskv.Config{Config: credentials(s)})
+	r := open(t, credentials(s))
 	deadline := time.Now().Add(patience)
 	for {
 		// A cluster that has just met may not have told all of its members of the account.
@@ -120,13 +120,15 @@ func TestAccountOfThreeReplicas(t *testing.T) {
 	wantWhole(t, r, 1)
 
 	// What was asked for is not changed behind anybody's back.
-	wantBoth(t, natskv.Config{Config: credentials(s), Bucket: "other", Replicas: 1}, discovery.ErrUnsupported, "1 replica", "R3, R5")
+	other := credentials(s)
+	other.Bucket, other.Replicas = "other", 1
+	wantBoth(t, other, discovery.ErrUnsupported, "1 replica", "R3, R5")
 }
 
 func TestAccountOfThreeReplicasWithoutCluster(t *testing.T) {
 	t.Parallel()
 	s := natstest.Start(t, natstest.Tiers("R3"))
-	wantBoth(t, natskv.Config{Config: credentials(s)}, discovery.ErrUnsupported, "3 replicas", "cluster")
+	wantBoth(t, credentials(s), discovery.ErrUnsupported, "3 replicas", "cluster")
 }
 
 func TestAccountLimits(t *testing.T) {
@@ -150,7 +152,9 @@ func TestAccountLimits(t *testing.T) {
 			limits := limits
 			test.limit(&limits)
 			s := natstest.Start(t, natstest.AccountLimits(limits))
-			wantBoth(t, natskv.Config{Config: credentials(s), MaxBytes: test.maxBytes}, test.sentinel, test.words...)
+			config := credentials(s)
+			config.MaxBytes = test.maxBytes
+			wantBoth(t, config, test.sentinel, test.words...)
 		})
 	}
 }
@@ -176,7 +180,7 @@ func TestLargeValues(t *testing.T) {
 		put(t, kv, fmt.Sprintf("node.n%d", i), record(fmt.Sprintf("n%d", i)))
 	}
 
-	w := watch(t, open(t, natskv.Config{Config: urls(s.URL())}))
+	w := watch(t, open(t, natskv.Config{URLs: []string{s.URL()}}))
 	// Nobody takes the first event yet, and the server sends what it may.
 	stream, err := s.JetStream().Stream(t.Context(), "KV_catga_nodes")
 	if err != nil {

@@ -18,7 +18,7 @@ import (
 func TestOverrides(t *testing.T) {
 	t.Parallel()
 	s := natstest.Start(t)
-	r := open(t, natskv.Config{Config: urls(s.URL())})
+	r := open(t, natskv.Config{URLs: []string{s.URL()}})
 	ctx := t.Context()
 	if err := r.ClearOverride(ctx, "a"); err != nil {
 		t.Errorf("clearing before there is any: %v", err)
@@ -55,7 +55,7 @@ func TestOverrides(t *testing.T) {
 	}
 
 	// A watch that begins now has them before the listing ends.
-	other := watch(t, open(t, natskv.Config{Config: urls(s.URL())}))
+	other := watch(t, open(t, natskv.Config{URLs: []string{s.URL()}}))
 	listed, _ := other.listing()
 	found := false
 	for _, e := range listed {
@@ -94,7 +94,7 @@ func TestOverrides(t *testing.T) {
 func TestOverridesAreNotLostWithTheConnection(t *testing.T) {
 	t.Parallel()
 	s := natstest.Start(t)
-	r := open(t, natskv.Config{Config: urls(s.URL())})
+	r := open(t, natskv.Config{URLs: []string{s.URL()}})
 	announce(t, r, node(t, "a"))
 	if err := r.SetOverride(t.Context(), "a", discovery.Override{State: discovery.StateDraining}); err != nil {
 		t.Fatal(err)
@@ -139,7 +139,7 @@ func TestOverridesThatMayNotBeRead(t *testing.T) {
 				natstest.User{Name: "u", Password: secret, Publish: natstest.Deny(denied)},
 			))
 			login := func(user string) natskv.Config {
-				return natskv.Config{Config: natsconn.Config{URLs: []string{s.URL()}, User: user, Password: secret}}
+				return natskv.Config{URLs: []string{s.URL()}, Conn: natsconn.Options{User: user, Password: secret}}
 			}
 			operator := open(t, login("admin"))
 			announce(t, operator, node(t, "a"))

@@ -18,7 +18,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
-	"github.com/caddy-discovery/caddy-discovery/discovery/natsconn"
+	"github.com/caddy-discovery/caddy-discovery/discovery/internal/natslink"
 )
 
 const (
@@ -33,7 +33,7 @@ const (
 // [discovery.Registry], [discovery.Verifier] and [discovery.Historian].
 type Registry struct {
 	config Config // resolved
-	conn   *natsconn.Conn
+	conn   *natslink.Conn
 	clock  discovery.RegistryClock // that of the overrides
 
 	mu      sync.Mutex // guards what follows; no I/O happens under it
@@ -51,7 +51,7 @@ type written struct {
 
 // A session is what stands on one connection.
 type session struct {
-	link *natsconn.Link
+	link *natslink.Link
 	js   jetstream.JetStream
 	api  string // prefix of the subjects of the JetStream API
 	// overrides is the name of the stream of the overrides. What is denied there
@@ -69,7 +69,7 @@ func Open(config Config) (*Registry, error) {
 	if err != nil {
 		return nil, err
 	}
-	conn, err := natsconn.New(config.Config)
+	conn, err := natslink.New(config.conn())
 	if err != nil {
 		return nil, err
 	}

@@ -21,7 +21,7 @@ import (
 func TestWatch(t *testing.T) {
 	t.Parallel()
 	s := natstest.Start(t)
-	r := open(t, natskv.Config{Config: urls(s.URL())})
+	r := open(t, natskv.Config{URLs: []string{s.URL()}})
 	w := watch(t, r)
 	listed, synced := w.listing()
 	if len(listed) != 0 || synced.Listing.Epoch == "" || synced.Listing.Expiry != 5*time.Minute || synced.Listing.Partial {
@@ -107,7 +107,7 @@ func TestWatch(t *testing.T) {
 func TestOneConnection(t *testing.T) {
 	t.Parallel()
 	s := natstest.Start(t)
-	r := open(t, natskv.Config{Config: urls(s.URL())})
+	r := open(t, natskv.Config{URLs: []string{s.URL()}})
 	w := watch(t, r)
 	w.listing()
 	announce(t, r, node(t, "a"))
@@ -130,7 +130,7 @@ func TestRemovalOfForeignKey(t *testing.T) {
 	s := natstest.Start(t)
 	kv := s.Bucket(jetstream.KeyValueConfig{Bucket: "catga_nodes"})
 	put(t, kv, "node.a=2Eb", record("a=2Eb"))
-	w := watch(t, open(t, natskv.Config{Config: urls(s.URL())}))
+	w := watch(t, open(t, natskv.Config{URLs: []string{s.URL()}}))
 	w.want(discovery.Put, "a=2Eb")
 	w.want(discovery.Synced, "")
 	if err := kv.Delete(t.Context(), "node.a=2Eb"); err != nil {
@@ -159,7 +159,7 @@ func TestAge(t *testing.T) {
 		}
 		stored = append(stored, entry.Created())
 	}
-	w := watch(t, open(t, natskv.Config{Config: urls(s.URL())}))
+	w := watch(t, open(t, natskv.Config{URLs: []string{s.URL()}}))
 	a, b := w.want(discovery.Put, "a"), w.want(discovery.Put, "b")
 	// Both are as old as the server says, whatever the clock here says.
 	if got, want := a.Age-b.Age, stored[1].Sub(stored[0]); got != want || b.Age <= 0 {
@@ -173,7 +173,7 @@ func TestAge(t *testing.T) {
 func TestDelay(t *testing.T) {
 	t.Parallel()
 	s := natstest.Start(t)
-	r := open(t, natskv.Config{Config: urls(s.URL())})
+	r := open(t, natskv.Config{URLs: []string{s.URL()}})
 	announce(t, r, node(t, "a"))
 	w := watch(t, r)
 	if listed, _ := w.listing(); listed[0].Delay != 0 {
@@ -198,7 +198,7 @@ func TestWire(t *testing.T) {
 	}
 	s := natstest.Start(t)
 	kv := s.Bucket(jetstream.KeyValueConfig{Bucket: "catga_nodes"})
-	w := watch(t, open(t, natskv.Config{Config: urls(s.URL())}))
+	w := watch(t, open(t, natskv.Config{URLs: []string{s.URL()}}))
 	w.listing()
 	for _, file := range files {
 		data, err := os.ReadFile(file)
@@ -231,7 +231,7 @@ func TestWire(t *testing.T) {
 func TestExpired(t *testing.T) {
 	t.Parallel()
 	s := natstest.Start(t)
-	r := open(t, natskv.Config{Config: urls(s.URL()), BucketTTL: time.Second})
+	r := open(t, natskv.Config{URLs: []string{s.URL()}, BucketTTL: time.Second})
 	w := watch(t, r)
 	w.listing()
 	announce(t, r, node(t, "a"))
@@ -247,7 +247,7 @@ func TestExpired(t *testing.T) {
 func TestHostileHeaders(t *testing.T) {
 	t.Parallel()
 	s := natstest.Start(t)
-	r := open(t, natskv.Config{Config: urls(s.URL())})
+	r := open(t, natskv.Config{URLs: []string{s.URL()}})
 	w := watch(t, r)
 	w.listing()
 	nc := s.Conn()
@@ -274,7 +274,7 @@ func TestBucketDeletedWhileWatching(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			s := natstest.Start(t)
-			r := open(t, natskv.Config{Config: urls(s.URL())})
+			r := open(t, natskv.Config{URLs: []string{s.URL()}})
 			w := watch(t, r)
 			_, before := w.listing()
 			announce(t, r, node(t, "a"))
@@ -303,7 +303,7 @@ func TestBucketDeletedWhileWatching(t *testing.T) {
 func TestServerRestart(t *testing.T) {
 	t.Parallel()
 	s := natstest.Start(t)
-	r := open(t, natskv.Config{Config: urls(s.URL())})
+	r := open(t, natskv.Config{URLs: []string{s.URL()}})
 	w := watch(t, r)
 	w.listing()
 	for _, id := range []string{"a", "b", "c"} {
@@ -328,7 +328,7 @@ func TestServerRestart(t *testing.T) {
 func TestConsumerDeleted(t *testing.T) {
 	t.Parallel()
 	s := natstest.Start(t)
-	w := watch(t, open(t, natskv.Config{Config: urls(s.URL())}))
+	w := watch(t, open(t, natskv.Config{URLs: []string{s.URL()}}))
 	w.listing()
 	stream, err := s.JetStream().Stream(t.Context(), "KV_catga_nodes")
 	if err != nil {
@@ -346,7 +346,7 @@ func TestConsumerDeleted(t *testing.T) {
 func TestCloseEndsWatch(t *testing.T) {
 	t.Parallel()
 	s := natstest.Start(t)
-	r := open(t, natskv.Config{Config: urls(s.URL())})
+	r := open(t, natskv.Config{URLs: []string{s.URL()}})
 	w := watch(t, r)
 	w.listing()
 	r.Close()
@@ -361,7 +361,7 @@ func TestListingShrinks(t *testing.T) {
 	s := natstest.Start(t)
 	kv := s.Bucket(jetstream.KeyValueConfig{Bucket: "catga_nodes", Storage: jetstream.MemoryStorage})
 	fill(t, s, 5000)
-	w := watch(t, open(t, natskv.Config{Config: urls(s.URL())}))
+	w := watch(t, open(t, natskv.Config{URLs: []string{s.URL()}}))
 	w.next()
 	stream, err := s.JetStream().Stream(t.Context(), "KV_catga_nodes")
 	if err != nil {
@@ -381,7 +381,7 @@ func TestListingShrinks(t *testing.T) {
 func TestVerify(t *testing.T) {
 	t.Parallel()
 	s := natstest.Start(t)
-	r := open(t, natskv.Config{Config: urls(s.URL())})
+	r := open(t, natskv.Config{URLs: []string{s.URL()}})
 	wantError(t, r.Verify(t.Context()), discovery.ErrBroken, "there is none")
 	w := watch(t, r)
 	w.listing()
@@ -421,7 +421,7 @@ func TestVerifyStreamWithOtherSubjects(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	r := open(t, natskv.Config{Config: urls(s.URL())})
+	r := open(t, natskv.Config{URLs: []string{s.URL()}})
 	w := watch(t, r)
 	w.listing()
 	if _, err := js.Publish(t.Context(), "other.x", nil); err != nil {
@@ -439,7 +439,7 @@ func TestWatchEndsWithContextBeforeItBegins(t *testing.T) {
 	s := natstest.Start(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	err := open(t, natskv.Config{Config: urls(s.URL())}).Watch(ctx, func(discovery.Event) { t.Error("an event") })
+	err := open(t, natskv.Config{URLs: []string{s.URL()}}).Watch(ctx, func(discovery.Event) { t.Error("an event") })
 	if !errors.Is(err, context.Canceled) {
 		t.Errorf("Watch returned %v", err)
 	}
@@ -451,7 +451,7 @@ func TestSilence(t *testing.T) {
 	t.Parallel()
 	s := natstest.Start(t)
 	proxy := natstest.NewProxy(t, s.Addr())
-	r := open(t, natskv.Config{Config: urls("nats://" + proxy.Addr())})
+	r := open(t, natskv.Config{URLs: []string{"nats://" + proxy.Addr()}})
 	w := watch(t, r)
 	w.listing()
 	proxy.Freeze()
@@ -471,7 +471,7 @@ func TestSilenceDoesNotHoldUpTheEnd(t *testing.T) {
 	t.Parallel()
 	s := natstest.Start(t)
 	proxy := natstest.NewProxy(t, s.Addr())
-	w := watch(t, open(t, natskv.Config{Config: urls("nats://" + proxy.Addr())}))
+	w := watch(t, open(t, natskv.Config{URLs: []string{"nats://" + proxy.Addr()}}))
 	w.listing()
 	proxy.Freeze()
 	defer proxy.Thaw()
@@ -487,7 +487,7 @@ func TestSilenceDoesNotHoldUpTheEnd(t *testing.T) {
 func TestServerOfConsumerDies(t *testing.T) {
 	t.Parallel()
 	servers := natstest.StartCluster(t, 3)
-	r := open(t, natskv.Config{Config: urls(servers[0].URL()), Replicas: 3})
+	r := open(t, natskv.Config{URLs: []string{servers[0].URL()}, Replicas: 3})
 	// A cluster that has just lost or gained a member is not sure of itself.
 	settled := func(id string) {
 		t.Helper()
@@ -545,7 +545,7 @@ func TestNoConsumersLeftBehind(t *testing.T) {
 	t.Parallel()
 	s := natstest.Start(t)
 	admin := s.JetStream()
-	r := open(t, natskv.Config{Config: natsconn.Config{URLs: []string{s.URL()}, Name: "ours"}})
+	r := open(t, natskv.Config{URLs: []string{s.URL()}, Conn: natsconn.Options{Name: "ours"}})
 	announce(t, r, node(t, "a"))
 	if err := r.SetOverride(t.Context(), "a", discovery.Override{State: discovery.StateDraining}); err != nil {
 		t.Fatal(err)

@@ -256,10 +256,10 @@ func TestAnswerToAnotherAccount(t *testing.T) {
 		t.Fatal(err)
 	}
 	c := config(s)
-	c.User, c.Password = "fleet", secret
+	c.Conn.User, c.Conn.Password = "fleet", secret
 	r := open(t, c)
 	announce(t, r, node(t, "a"))
-	c.User = "edge"
+	c.Conn.User = "edge"
 	watch(t, open(t, c)).want(discovery.Put, "a")
 }
 

@@ -9,6 +9,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
+	"github.com/caddy-discovery/caddy-discovery/discovery/internal/natslink"
 	"github.com/caddy-discovery/caddy-discovery/discovery/natsconn"
 )
 
@@ -19,14 +20,17 @@ const (
 )
 
 // Scheme is that of URLs that mean this kind of registry, and no other on the
-// same servers. Those of package natsconn are accepted as well.
+// same servers. nats://, tls://, ws:// and wss:// are accepted as well.
 const Scheme = "nats+pubsub"
 
 // A Config names one subject prefix.
 type Config struct {
-	// Config says where the servers are and how to be let in. The path of a
-	// URL names the prefix: nats+pubsub://127.0.0.1:4222/catga.nodes.
-	natsconn.Config
+	// URLs are the servers of one cluster, nats://, tls://, ws:// or wss://, with or
+	// without user info. The path of a URL names the prefix:
+	// nats+pubsub://127.0.0.1:4222/catga.nodes. Default: nats://127.0.0.1:4222.
+	URLs []string
+	// Conn is how to be let in by the servers. Default: without a login.
+	Conn natsconn.Options
 
 	// SubjectPrefix goes before ".join", ".heartbeat", ".leave" and ".query".
 	// It is one or more tokens of a subject, without wildcards.
@@ -41,25 +45,17 @@ type Config struct {
 const maxSubjectPrefix = 200
 
 // Resolve returns the configuration as it is meant: the prefix taken out of the
-// URLs' paths, the scheme as package natsconn has it, and every default filled
+// URLs' paths, their scheme turned into that of the connection, and every default filled
 // in. Two configurations that mean the same fleet resolve to equal ones. The
 // error wraps [discovery.ErrInvalid] and names what is wrong and what is
 // accepted.
 func (c Config) Resolve() (Config, error) {
-	urls := slices.Clone(c.URLs)
-	for i, raw := range urls {
-		if scheme, rest, found := strings.Cut(raw, "://"); found && strings.EqualFold(scheme, Scheme) {
-			urls[i] = "nats://" + rest
-		}
-	}
-	var err error
-	if c.URLs, c.SubjectPrefix, err = natsconn.SplitURLs(urls, "subject prefix", c.SubjectPrefix); err != nil {
+	conn, prefix, err := c.conn().Resolve("subject prefix", c.SubjectPrefix)
+	if err != nil {
 		return Config{}, err
 	}
+	c.URLs, c.SubjectPrefix = conn.URLs, prefix
 	c = c.withDefaults()
-	if err := c.Config.Validate(); err != nil {
-		return Config{}, err
-	}
 	switch {
 	case !validPrefix(c.SubjectPrefix):
 		return Config{}, fmt.Errorf(`%w NATS subject prefix %q: want at most %d bytes, words with "." between them, without spaces, * and >, and not those of the server ($…, _INBOX)`,
@@ -82,7 +78,22 @@ func (c Config) String() string {
 	if resolved, err := c.Resolve(); err == nil {
 		c = resolved
 	}
-	return Scheme + "://" + c.Config.String() + "/" + c.SubjectPrefix
+	return Scheme + "://" + strings.Join(c.Addresses(), ",") + "/" + c.SubjectPrefix
+}
+
+// Addresses returns the "host:port" of every URL, without user info, in the order
+// given. URLs that cannot be read are left out.
+func (c Config) Addresses() []string { return c.conn().Addresses() }
+
+// conn returns what to dial, with the schemes that package natslink has.
+func (c Config) conn() natslink.Config {
+	urls := slices.Clone(c.URLs)
+	for i, raw := range urls {
+		if scheme, rest, found := strings.Cut(raw, "://"); found && strings.EqualFold(scheme, Scheme) {
+			urls[i] = "nats://" + rest
+		}
+	}
+	return natslink.Config{URLs: urls, Options: c.Conn}
 }
 
 // GoString is String, so that no way of printing shows a secret.

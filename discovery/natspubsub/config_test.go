@@ -15,18 +15,18 @@ import (
 
 func TestResolve(t *testing.T) {
 	t.Parallel()
-	defaults := natspubsub.Config{Config: urls("nats://127.0.0.1:4222"), SubjectPrefix: "catga.nodes", Listen: 10 * time.Second}
+	defaults := natspubsub.Config{URLs: []string{"nats://127.0.0.1:4222"}, SubjectPrefix: "catga.nodes", Listen: 10 * time.Second}
 	mine, tls := defaults, defaults
 	mine.SubjectPrefix = "my.prefix"
-	tls.Config = urls("tls://127.0.0.1:4222")
+	tls.URLs = []string{"tls://127.0.0.1:4222"}
 	for name, test := range map[string]struct{ config, want natspubsub.Config }{
 		"nothing":            {natspubsub.Config{}, defaults},
-		"default port":       {natspubsub.Config{Config: urls("nats://127.0.0.1")}, defaults},
-		"own scheme":         {natspubsub.Config{Config: urls("nats+pubsub://127.0.0.1/")}, defaults},
-		"own scheme in caps": {natspubsub.Config{Config: urls("NATS+PubSub://127.0.0.1:4222")}, defaults},
-		"TLS":                {natspubsub.Config{Config: urls("tls://127.0.0.1:4222")}, tls},
-		"prefix in URL":      {natspubsub.Config{Config: urls("nats+pubsub://127.0.0.1:4222/my.prefix")}, mine},
-		"prefix in both":     {natspubsub.Config{Config: urls("nats://127.0.0.1:4222/my.prefix"), SubjectPrefix: "my.prefix"}, mine},
+		"default port":       {natspubsub.Config{URLs: []string{"nats://127.0.0.1"}}, defaults},
+		"own scheme":         {natspubsub.Config{URLs: []string{"nats+pubsub://127.0.0.1/"}}, defaults},
+		"own scheme in caps": {natspubsub.Config{URLs: []string{"NATS+PubSub://127.0.0.1:4222"}}, defaults},
+		"TLS":                {natspubsub.Config{URLs: []string{"tls://127.0.0.1:4222"}}, tls},
+		"prefix in URL":      {natspubsub.Config{URLs: []string{"nats+pubsub://127.0.0.1:4222/my.prefix"}}, mine},
+		"prefix in both":     {natspubsub.Config{URLs: []string{"nats://127.0.0.1:4222/my.prefix"}, SubjectPrefix: "my.prefix"}, mine},
 		"prefix in options":  {natspubsub.Config{SubjectPrefix: "my.prefix"}, mine},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -53,14 +53,14 @@ func TestResolveRefuses(t *testing.T) {
 		config natspubsub.Config
 		words  []string
 	}{
-		"two prefixes":       {natspubsub.Config{Config: urls("nats+pubsub://u:" + secret + "@a/b"), SubjectPrefix: "c"}, []string{`"b"`, `"c"`}},
-		"two URLs' prefixes": {natspubsub.Config{Config: urls("nats+pubsub://a/b", "nats://a/c")}, []string{`"b"`, `"c"`}},
-		"scheme":             {natspubsub.Config{Config: urls("redis://" + secret + "@a")}, []string{"nats, tls, ws or wss"}},
-		"query":              {natspubsub.Config{Config: urls("nats+pubsub://a/b?" + secret)}, []string{"query"}},
-		"two logins":         {natspubsub.Config{Config: natsconn.Config{Token: secret, NKey: "f"}}, []string{"nkey and token"}},
+		"two prefixes":       {natspubsub.Config{URLs: []string{"nats+pubsub://u:" + secret + "@a/b"}, SubjectPrefix: "c"}, []string{`"b"`, `"c"`}},
+		"two URLs' prefixes": {natspubsub.Config{URLs: []string{"nats+pubsub://a/b", "nats://a/c"}}, []string{`"b"`, `"c"`}},
+		"scheme":             {natspubsub.Config{URLs: []string{"redis://" + secret + "@a"}}, []string{"nats, tls, ws or wss"}},
+		"query":              {natspubsub.Config{URLs: []string{"nats+pubsub://a/b?" + secret}}, []string{"query"}},
+		"two logins":         {natspubsub.Config{Conn: natsconn.Options{Token: secret, NKey: "f"}}, []string{"nkey and token"}},
 		"star":               {prefix("a.*"), []string{"subject prefix", `"a.*"`}},
 		"greater":            {prefix("a.>"), []string{"subject prefix"}},
-		"space":              {natspubsub.Config{Config: urls("nats+pubsub://a/b%20c")}, []string{"subject prefix", `"b c"`}},
+		"space":              {natspubsub.Config{URLs: []string{"nats+pubsub://a/b%20c"}}, []string{"subject prefix", `"b c"`}},
 		"control":            {prefix("a\x00"), []string{"subject prefix"}},
 		"no UTF-8":           {prefix("a\xff"), []string{"subject prefix"}},
 		"dot at the start":   {prefix(".a"), []string{"subject prefix"}},
@@ -86,7 +86,7 @@ func TestResolveRefuses(t *testing.T) {
 func TestString(t *testing.T) {
 	t.Parallel()
 	config := natspubsub.Config{
-		Config: natsconn.Config{URLs: []string{"nats+pubsub://u:" + secret + "@a/b.c", "tls://b:1/b.c"}},
+		URLs: []string{"nats+pubsub://u:" + secret + "@a/b.c", "tls://b:1/b.c"},
 	}
 	const want = "nats+pubsub://a:4222,b:1/b.c"
 	if got := open(t, config).String(); got != want {

@@ -24,13 +24,13 @@ func TestConformance(t *testing.T) {
 type harness struct{ server *natstest.Process }
 
 func (h harness) Open(t *testing.T) discovery.Registry {
-	return open(t, natspubsub.Config{Config: urls(h.server.URL()), Listen: 2 * patience})
+	return open(t, natspubsub.Config{URLs: []string{h.server.URL()}, Listen: 2 * patience})
 }
 
 func (h harness) Addr() string { return strings.TrimPrefix(h.server.URL(), "nats://") }
 
 func (h harness) OpenVia(t *testing.T, address string) discovery.Registry {
-	return open(t, natspubsub.Config{Config: urls("nats://" + address), Listen: 2 * patience})
+	return open(t, natspubsub.Config{URLs: []string{"nats://" + address}, Listen: 2 * patience})
 }
 
 func (h harness) Write(t *testing.T, _, record string) {

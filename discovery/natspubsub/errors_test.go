@@ -25,13 +25,13 @@ func TestNobodyThere(t *testing.T) {
 	t.Parallel()
 	s := start(t)
 	s.Stop()
-	wantAll(t, natspubsub.Config{Config: urls("nats+pubsub://u:" + secret + "@" + s.Addr())}, discovery.ErrUnreachable, s.Addr())
+	wantAll(t, natspubsub.Config{URLs: []string{"nats+pubsub://u:" + secret + "@" + s.Addr()}}, discovery.ErrUnreachable, s.Addr())
 }
 
 func TestWrongCredentials(t *testing.T) {
 	t.Parallel()
 	s := start(t, natstest.Token(secret))
-	wantAll(t, natspubsub.Config{Config: natsconn.Config{URLs: []string{s.URL()}, Token: secret + "x"}},
+	wantAll(t, natspubsub.Config{URLs: []string{s.URL()}, Conn: natsconn.Options{Token: secret + "x"}},
 		discovery.ErrCredentials, s.Addr())
 }
 
@@ -41,36 +41,33 @@ func TestEveryLogin(t *testing.T) {
 	dead.Stop()
 	for name, test := range map[string]struct {
 		options []natstest.Option
-		config  func(s *natstest.Server) natsconn.Config
+		login   func(s *natstest.Server) natsconn.Options
 	}{
-		"first URL dead": {nil, func(s *natstest.Server) natsconn.Config { return urls(dead.URL(), s.URL()) }},
-		"token": {[]natstest.Option{natstest.Token(secret)}, func(*natstest.Server) natsconn.Config {
-			return natsconn.Config{Token: secret}
+		"token": {[]natstest.Option{natstest.Token(secret)}, func(*natstest.Server) natsconn.Options {
+			return natsconn.Options{Token: secret}
 		}},
-		"user": {[]natstest.Option{natstest.Users(natstest.User{Name: "u", Password: secret})}, func(*natstest.Server) natsconn.Config {
-			return natsconn.Config{User: "u", Password: secret}
+		"user": {[]natstest.Option{natstest.Users(natstest.User{Name: "u", Password: secret})}, func(*natstest.Server) natsconn.Options {
+			return natsconn.Options{User: "u", Password: secret}
 		}},
-		"nkey": {[]natstest.Option{natstest.NKey()}, func(s *natstest.Server) natsconn.Config {
-			return natsconn.Config{NKey: s.Seed}
+		"nkey": {[]natstest.Option{natstest.NKey()}, func(s *natstest.Server) natsconn.Options {
+			return natsconn.Options{NKey: s.Seed}
 		}},
-		"credentials": {[]natstest.Option{natstest.Operator()}, func(s *natstest.Server) natsconn.Config {
-			return natsconn.Config{Credentials: s.Creds}
+		"credentials": {[]natstest.Option{natstest.Operator()}, func(s *natstest.Server) natsconn.Options {
+			return natsconn.Options{Credentials: s.Creds}
 		}},
-		"TLS": {[]natstest.Option{natstest.TLS()}, func(s *natstest.Server) natsconn.Config {
-			return natsconn.Config{TLSCA: s.TLS.CA}
+		"TLS": {[]natstest.Option{natstest.TLS()}, func(s *natstest.Server) natsconn.Options {
+			return natsconn.Options{TLSCA: s.TLS.CA}
 		}},
-		"mutual TLS": {[]natstest.Option{natstest.MutualTLS()}, func(s *natstest.Server) natsconn.Config {
-			return natsconn.Config{TLSCA: s.TLS.CA, TLSCert: s.TLS.ClientCert, TLSKey: s.TLS.ClientKey}
+		"mutual TLS": {[]natstest.Option{natstest.MutualTLS()}, func(s *natstest.Server) natsconn.Options {
+			return natsconn.Options{TLSCA: s.TLS.CA, TLSCert: s.TLS.ClientCert, TLSKey: s.TLS.ClientKey}
 		}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			s := start(t, test.options...)
 			c := config(s)
-			c.Config = test.config(s)
-			if c.URLs == nil {
-				c.URLs = []string{s.URL()}
-			}
+			c.URLs = []string{dead.URL(), s.URL()}
+			c.Conn = test.login(s)
 			r := open(t, c)
 			w := watch(t, r)
 			w.listing()
@@ -116,7 +113,7 @@ func TestPermissions(t *testing.T) {
 			}
 			s := start(t, natstest.Users(natstest.User{Name: "admin", Password: secret}, user))
 			c := config(s)
-			c.User, c.Password = "u", secret
+			c.Conn.User, c.Conn.Password = "u", secret
 			r := open(t, c)
 			words := []string{test.operation}
 			if test.subject != ">" {
@@ -163,7 +160,7 @@ func TestRefusedRecordDoesNotStand(t *testing.T) {
 	user := natstest.User{Name: "u", Password: secret, Publish: natstest.Deny("catga.nodes.join", "catga.nodes.heartbeat")}
 	s := start(t, natstest.Users(natstest.User{Name: "admin", Password: secret}, user))
 	c := config(s)
-	c.User, c.Password = "u", secret
+	c.Conn.User, c.Conn.Password = "u", secret
 	r := open(t, c)
 	wantError(t, r.Announce(t.Context(), node(t, "a")), discovery.ErrPermission, "catga.nodes.join")
 	if listed, _ := watch(t, r).listing(); len(listed) != 0 {
@@ -177,8 +174,8 @@ func TestAnswerDenied(t *testing.T) {
 	user := natstest.User{Name: "u", Password: secret, Publish: natstest.Deny("_INBOX.>")}
 	s := start(t, natstest.Users(natstest.User{Name: "admin", Password: secret}, user))
 	mute, listener := config(s), config(s)
-	mute.User, mute.Password = "u", secret
-	listener.User, listener.Password = "admin", secret
+	mute.Conn.User, mute.Conn.Password = "u", secret
+	listener.Conn.User, listener.Conn.Password = "admin", secret
 	r, answers := open(t, mute), open(t, listener)
 	announce(t, r, node(t, "a"))
 	announce(t, answers, node(t, "b"))
@@ -202,7 +199,7 @@ func TestPermissionOfOneOperation(t *testing.T) {
 	}
 	s := start(t, natstest.Users(user))
 	c := config(s)
-	c.User, c.Password = "u", secret
+	c.Conn.User, c.Conn.Password = "u", secret
 	r := open(t, c)
 	done := make(chan struct{})
 	go func() {

@@ -36,12 +36,10 @@ func start(t testing.TB, options ...natstest.Option) *natstest.Server {
 	return natstest.Start(t, append([]natstest.Option{natstest.NoJetStream()}, options...)...)
 }
 
-func urls(urls ...string) natsconn.Config { return natsconn.Config{URLs: urls} }
-
 // config names the server, and listens for as long as a test may wait: whatever
 // does not wait for that comes earlier for sure.
 func config(s *natstest.Server) natspubsub.Config {
-	return natspubsub.Config{Config: urls(s.URL()), Listen: 2 * patience}
+	return natspubsub.Config{URLs: []string{s.URL()}, Listen: 2 * patience}
 }
 
 func open(t testing.TB, config natspubsub.Config) *natspubsub.Registry {
@@ -250,7 +248,7 @@ func TestInboxPrefix(t *testing.T) {
 		natstest.User{Name: "proxy", Password: secret, Subscribe: fleet},
 	))
 	config := func(user, prefix string) natspubsub.Config {
-		return natspubsub.Config{Config: natsconn.Config{URLs: []string{s.URL()}, User: user, Password: secret, InboxPrefix: prefix}, Listen: patience}
+		return natspubsub.Config{URLs: []string{s.URL()}, Conn: natsconn.Options{User: user, Password: secret, InboxPrefix: prefix}, Listen: patience}
 	}
 	announce(t, open(t, config("node", "")), node(t, "a"))
 	wantError(t, watch(t, open(t, config("proxy", ""))).broken(), discovery.ErrPermission, "_INBOX.")

@@ -32,7 +32,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
-	"github.com/caddy-discovery/caddy-discovery/discovery/natsconn"
+	"github.com/caddy-discovery/caddy-discovery/discovery/internal/natslink"
 )
 
 const (
@@ -57,7 +57,7 @@ const (
 // nobody keeps the past.
 type Registry struct {
 	config Config // resolved
-	conn   *natsconn.Conn
+	conn   *natslink.Conn
 
 	// turn is held while our own records change and while they are published, so
 	// that no answer to a query follows the goodbye of its node. It is a channel
@@ -74,7 +74,7 @@ type Registry struct {
 
 // A session is what stands on one connection.
 type session struct {
-	link *natsconn.Link
+	link *natslink.Link
 
 	// Guarded by the Registry's mu.
 	joined  map[string]bool // the ids that were announced here
@@ -95,7 +95,7 @@ func Open(config Config) (*Registry, error) {
 	if err != nil {
 		return nil, err
 	}
-	conn, err := natsconn.New(config.Config)
+	conn, err := natslink.New(config.conn())
 	if err != nil {
 		return nil, err
 	}
@@ -245,9 +245,9 @@ func lease(n *discovery.Node) time.Duration {
 }
 
 // publishing is what a guard of one message is concerned with.
-func publishing(subject string) func(natsconn.Operation, string) bool {
-	return func(operation natsconn.Operation, refused string) bool {
-		return operation == natsconn.Publish && refused == subject
+func publishing(subject string) func(natslink.Operation, string) bool {
+	return func(operation natslink.Operation, refused string) bool {
+		return operation == natslink.Publish && refused == subject
 	}
 }
 
@@ -292,7 +292,7 @@ func (r *Registry) connect(ctx context.Context) (*session, error) {
 
 // ask runs f, which publishes and subscribes, and returns when the server has
 // taken it, or why it refused what the caller is concerned with.
-func (s *session) ask(ctx context.Context, concerns func(natsconn.Operation, string) bool, f func(context.Context) error) error {
+func (s *session) ask(ctx context.Context, concerns func(natslink.Operation, string) bool, f func(context.Context) error) error {
 	guarded, release := s.link.GuardOperation(ctx, concerns)
 	defer release()
 	err := f(guarded)
@@ -310,7 +310,7 @@ func (s *session) ask(ctx context.Context, concerns func(natsconn.Operation, str
 
 // confirm makes a round trip. A connection on which nothing comes back is
 // dropped, so that the next call dials instead of waiting as well.
-func confirm(ctx context.Context, link *natsconn.Link) error {
+func confirm(ctx context.Context, link *natslink.Link) error {
 	first, cancel := context.WithTimeout(ctx, roundTrip)
 	defer cancel()
 	err := link.Confirm(first)

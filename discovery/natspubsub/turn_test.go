@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
-	"github.com/caddy-discovery/caddy-discovery/discovery/natsconn"
 	"github.com/caddy-discovery/caddy-discovery/internal/natstest"
 )
 
@@ -38,7 +37,7 @@ func TestOwnerIsDecidedInTurn(t *testing.T) {
 		"Withdraw": func(r *Registry) error { return r.Withdraw(t.Context(), node("1", "draining")) },
 	} {
 		t.Run(call, func(t *testing.T) {
-			r, err := Open(Config{Config: natsconn.Config{URLs: []string{s.URL()}}, SubjectPrefix: call})
+			r, err := Open(Config{URLs: []string{s.URL()}, SubjectPrefix: call})
 			if err != nil {
 				t.Fatal(err)
 			}

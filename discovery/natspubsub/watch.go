@@ -10,7 +10,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
-	"github.com/caddy-discovery/caddy-discovery/discovery/natsconn"
+	"github.com/caddy-discovery/caddy-discovery/discovery/internal/natslink"
 )
 
 const (
@@ -129,13 +129,13 @@ func (r *Registry) begin(ctx context.Context) (*watch, error) {
 }
 
 // watching is what the guard of a watch is concerned with.
-func (r *Registry) watching(inbox string) func(natsconn.Operation, string) bool {
-	return func(operation natsconn.Operation, subject string) bool {
+func (r *Registry) watching(inbox string) func(natslink.Operation, string) bool {
+	return func(operation natslink.Operation, subject string) bool {
 		switch subject {
 		case r.config.join(), r.config.heartbeat(), r.config.leave(), inbox:
-			return operation == natsconn.Subscribe
+			return operation == natslink.Subscribe
 		case r.config.query():
-			return operation == natsconn.Publish
+			return operation == natslink.Publish
 		default:
 			return false
 		}
@@ -346,7 +346,7 @@ func (r *Registry) Verify(ctx context.Context) error {
 	}
 	bounded, cancel := context.WithTimeout(ctx, operationTimeout)
 	defer cancel()
-	nothing := func(natsconn.Operation, string) bool { return false }
+	nothing := func(natslink.Operation, string) bool { return false }
 	if err := w.session.ask(bounded, nothing, func(context.Context) error { return nil }); err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}

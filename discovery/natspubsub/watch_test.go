@@ -15,6 +15,7 @@ import (
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
 	"github.com/caddy-discovery/caddy-discovery/discovery/discoverytest"
+	"github.com/caddy-discovery/caddy-discovery/discovery/natsconn"
 	"github.com/caddy-discovery/caddy-discovery/discovery/natspubsub"
 	"github.com/caddy-discovery/caddy-discovery/internal/natstest"
 )
@@ -440,9 +441,9 @@ func TestRightToListenRevoked(t *testing.T) {
 		return "authorization { users: [{user: u, password: " + secret + ", permissions: " + permissions + "}] }"
 	}
 	p := natstest.StartProcess(t, users("{}"))
-	c := natspubsub.Config{Config: urls(p.URL()), Listen: 2 * patience}
-	c.User, c.Password = "u", secret
-	r := open(t, c)
+	r := open(t, natspubsub.Config{
+		URLs: []string{p.URL()}, Conn: natsconn.Options{User: "u", Password: secret}, Listen: 2 * patience,
+	})
 	w := watch(t, r)
 	w.listing()
 	announce(t, r, node(t, "a"))
@@ -537,7 +538,7 @@ func TestSilence(t *testing.T) {
 	t.Parallel()
 	s := start(t)
 	proxy := natstest.NewProxy(t, s.Addr())
-	r := open(t, natspubsub.Config{Config: urls("nats+pubsub://" + proxy.Addr())})
+	r := open(t, natspubsub.Config{URLs: []string{"nats+pubsub://" + proxy.Addr()}})
 	w := watch(t, r)
 	w.listing()
 	proxy.Freeze()

@@ -10,7 +10,6 @@ import (
 	"strings"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
-	"github.com/caddy-discovery/caddy-discovery/discovery/natsconn"
 	"github.com/caddy-discovery/caddy-discovery/discovery/natskv"
 	"github.com/caddy-discovery/caddy-discovery/discovery/natspubsub"
 	"github.com/caddy-discovery/caddy-discovery/discovery/redis"
@@ -24,9 +23,9 @@ import (
 func Open(url string) (discovery.Registry, error) {
 	switch backend, _ := Backend(url); backend {
 	case NATSKV:
-		return natskv.Open(natskv.Config{Config: natsconn.Config{URLs: []string{url}}})
+		return natskv.Open(natskv.Config{URLs: []string{url}})
 	case NATS:
-		return natspubsub.Open(natspubsub.Config{Config: natsconn.Config{URLs: []string{url}}})
+		return natspubsub.Open(natspubsub.Config{URLs: []string{url}})
 	case Redis:
 		return redis.Open(redis.Config{URLs: []string{url}})
 	default:

@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
-	"github.com/caddy-discovery/caddy-discovery/discovery/natsconn"
 	"github.com/caddy-discovery/caddy-discovery/discovery/natskv"
 )
 
@@ -101,7 +100,7 @@ func service(args []string) error {
 // record goes. It tells each of these things when the registry has it.
 func register(ctx context.Context, url string, n discovery.Node, tell func(string)) (err error) {
 	registry, err := natskv.Open(natskv.Config{
-		Config: natsconn.Config{URLs: []string{url}},
+		URLs:   []string{url},
 		Bucket: bucket,
 	})
 	if err != nil {

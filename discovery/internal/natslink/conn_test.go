@@ -1,4 +1,4 @@
-package natsconn_test
+package natslink_test
 
 import (
 	"context"
@@ -18,6 +18,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
+	"github.com/caddy-discovery/caddy-discovery/discovery/internal/natslink"
 	"github.com/caddy-discovery/caddy-discovery/discovery/natsconn"
 	"github.com/caddy-discovery/caddy-discovery/internal/certtest"
 	"github.com/caddy-discovery/caddy-discovery/internal/natstest"
@@ -31,9 +32,9 @@ const patience = 30 * time.Second
 // secret stands wherever a test puts a secret.
 const secret = "s3cr3t-9f2c"
 
-func open(t *testing.T, config natsconn.Config) *natsconn.Conn {
+func open(t *testing.T, config natslink.Config) *natslink.Conn {
 	t.Helper()
-	conn, err := natsconn.New(config)
+	conn, err := natslink.New(config)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -41,7 +42,7 @@ func open(t *testing.T, config natsconn.Config) *natsconn.Conn {
 	return conn
 }
 
-func mustGet(t *testing.T, conn *natsconn.Conn) *natsconn.Link {
+func mustGet(t *testing.T, conn *natslink.Conn) *natslink.Link {
 	t.Helper()
 	link, err := conn.Get(t.Context())
 	if err != nil {
@@ -85,56 +86,76 @@ func TestLogin(t *testing.T) {
 	wrongCreds := natstest.Start(t, natstest.Operator()).Creds
 	for name, test := range map[string]struct {
 		option      natstest.Option
-		right, bad  func(*natstest.Server) natsconn.Config
+		right, bad  func(*natstest.Server) natslink.Config
 		wantRefusal string
 	}{
 		"token": {
 			option: natstest.Token(secret),
-			right:  func(*natstest.Server) natsconn.Config { return natsconn.Config{Token: secret} },
-			bad:    func(*natstest.Server) natsconn.Config { return natsconn.Config{Token: secret + "x"} },
+			right: func(*natstest.Server) natslink.Config {
+				return natslink.Config{Options: natsconn.Options{Token: secret}}
+			},
+			bad: func(*natstest.Server) natslink.Config {
+				return natslink.Config{Options: natsconn.Options{Token: secret + "x"}}
+			},
 		},
 		"user": {
 			option: natstest.Users(natstest.User{Name: "u", Password: secret}),
-			right:  func(*natstest.Server) natsconn.Config { return natsconn.Config{User: "u", Password: secret} },
-			bad:    func(*natstest.Server) natsconn.Config { return natsconn.Config{User: "u", Password: secret + "x"} },
+			right: func(*natstest.Server) natslink.Config {
+				return natslink.Config{Options: natsconn.Options{User: "u", Password: secret}}
+			},
+			bad: func(*natstest.Server) natslink.Config {
+				return natslink.Config{Options: natsconn.Options{User: "u", Password: secret + "x"}}
+			},
 		},
 		"user info": {
 			option: natstest.Users(natstest.User{Name: "u", Password: secret}),
-			right: func(s *natstest.Server) natsconn.Config {
-				return natsconn.Config{URLs: []string{s.URLWith(url.UserPassword("u", secret))}}
+			right: func(s *natstest.Server) natslink.Config {
+				return natslink.Config{URLs: []string{s.URLWith(url.UserPassword("u", secret))}}
 			},
-			bad: func(s *natstest.Server) natsconn.Config {
-				return natsconn.Config{URLs: []string{s.URLWith(url.UserPassword("u", secret+"x"))}}
+			bad: func(s *natstest.Server) natslink.Config {
+				return natslink.Config{URLs: []string{s.URLWith(url.UserPassword("u", secret+"x"))}}
 			},
 		},
 		"nkey": {
 			option: natstest.NKey(),
-			right:  func(s *natstest.Server) natsconn.Config { return natsconn.Config{NKey: s.Seed} },
-			bad:    func(*natstest.Server) natsconn.Config { return natsconn.Config{NKey: wrongSeed} },
+			right: func(s *natstest.Server) natslink.Config {
+				return natslink.Config{Options: natsconn.Options{NKey: s.Seed}}
+			},
+			bad: func(*natstest.Server) natslink.Config {
+				return natslink.Config{Options: natsconn.Options{NKey: wrongSeed}}
+			},
 		},
 		"credentials": {
 			option: natstest.Operator(),
-			right:  func(s *natstest.Server) natsconn.Config { return natsconn.Config{Credentials: s.Creds} },
-			bad:    func(*natstest.Server) natsconn.Config { return natsconn.Config{Credentials: wrongCreds} },
+			right: func(s *natstest.Server) natslink.Config {
+				return natslink.Config{Options: natsconn.Options{Credentials: s.Creds}}
+			},
+			bad: func(*natstest.Server) natslink.Config {
+				return natslink.Config{Options: natsconn.Options{Credentials: wrongCreds}}
+			},
 		},
 		"no credentials": {
 			option: natstest.Operator(),
-			right:  func(s *natstest.Server) natsconn.Config { return natsconn.Config{Credentials: s.Creds} },
-			bad:    func(*natstest.Server) natsconn.Config { return natsconn.Config{} },
+			right: func(s *natstest.Server) natslink.Config {
+				return natslink.Config{Options: natsconn.Options{Credentials: s.Creds}}
+			},
+			bad: func(*natstest.Server) natslink.Config { return natslink.Config{} },
 		},
 		"mutual TLS": {
 			option: natstest.MutualTLS(),
-			right: func(s *natstest.Server) natsconn.Config {
-				return natsconn.Config{TLSCA: s.TLS.CA, TLSCert: s.TLS.ClientCert, TLSKey: s.TLS.ClientKey}
+			right: func(s *natstest.Server) natslink.Config {
+				return natslink.Config{Options: natsconn.Options{TLSCA: s.TLS.CA, TLSCert: s.TLS.ClientCert, TLSKey: s.TLS.ClientKey}}
 			},
-			bad:         func(s *natstest.Server) natsconn.Config { return natsconn.Config{TLSCA: s.TLS.CA} },
+			bad: func(s *natstest.Server) natslink.Config {
+				return natslink.Config{Options: natsconn.Options{TLSCA: s.TLS.CA}}
+			},
 			wantRefusal: "tls_client_auth",
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			s := natstest.Start(t, test.option)
-			config := func(make func(*natstest.Server) natsconn.Config) natsconn.Config {
+			config := func(make func(*natstest.Server) natslink.Config) natslink.Config {
 				c := make(s)
 				if c.URLs == nil {
 					c.URLs = []string{s.URL()}
@@ -154,17 +175,17 @@ func TestTLS(t *testing.T) {
 	plain := natstest.Start(t)
 	stranger := certtest.New(t)
 
-	mustGet(t, open(t, natsconn.Config{URLs: []string{s.URL()}, TLSCA: s.TLS.CA}))
-	mustGet(t, open(t, natsconn.Config{URLs: []string{s.URL()}, TLSCA: s.TLS.CA, TLSServerName: "registry.test"}))
+	mustGet(t, open(t, natslink.Config{URLs: []string{s.URL()}, Options: natsconn.Options{TLSCA: s.TLS.CA}}))
+	mustGet(t, open(t, natslink.Config{URLs: []string{s.URL()}, Options: natsconn.Options{TLSCA: s.TLS.CA, TLSServerName: "registry.test"}}))
 
 	for name, test := range map[string]struct {
-		config natsconn.Config
+		config natslink.Config
 		want   string
 	}{
-		"unknown authority": {natsconn.Config{URLs: []string{s.URL()}, TLSCA: stranger.CA}, "tls_ca"},
-		"no authority":      {natsconn.Config{URLs: []string{"nats://" + s.Addr()}}, "tls_ca"},
-		"another name":      {natsconn.Config{URLs: []string{s.URL()}, TLSCA: s.TLS.CA, TLSServerName: "other.test"}, "tls_server_name"},
-		"no TLS there":      {natsconn.Config{URLs: []string{plain.URL()}, TLSCA: s.TLS.CA}, "does not offer TLS"},
+		"unknown authority": {natslink.Config{URLs: []string{s.URL()}, Options: natsconn.Options{TLSCA: stranger.CA}}, "tls_ca"},
+		"no authority":      {natslink.Config{URLs: []string{"nats://" + s.Addr()}}, "tls_ca"},
+		"another name":      {natslink.Config{URLs: []string{s.URL()}, Options: natsconn.Options{TLSCA: s.TLS.CA, TLSServerName: "other.test"}}, "tls_server_name"},
+		"no TLS there":      {natslink.Config{URLs: []string{plain.URL()}, Options: natsconn.Options{TLSCA: s.TLS.CA}}, "does not offer TLS"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -183,7 +204,7 @@ func TestFiles(t *testing.T) {
 		t.Fatal(err)
 	}
 	missing := filepath.Join(dir, "missing")
-	for name, config := range map[string]natsconn.Config{
+	for name, options := range map[string]natsconn.Options{
 		"credentials": {Credentials: garbage},
 		"nkey":        {NKey: garbage},
 		"authority":   {TLSCA: garbage},
@@ -191,7 +212,7 @@ func TestFiles(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			config.URLs = []string{s.URL()}
+			config := natslink.Config{URLs: []string{s.URL()}, Options: options}
 			_, err := open(t, config).Get(t.Context())
 			wantError(t, err, discovery.ErrInvalid, garbage)
 			for _, field := range []*string{&config.Credentials, &config.NKey, &config.TLSCA, &config.TLSCert, &config.TLSKey} {
@@ -207,7 +228,7 @@ func TestFiles(t *testing.T) {
 	t.Run("written later", func(t *testing.T) {
 		t.Parallel()
 		late := filepath.Join(dir, "late.creds")
-		conn := open(t, natsconn.Config{URLs: []string{s.URL()}, Credentials: late})
+		conn := open(t, natslink.Config{URLs: []string{s.URL()}, Options: natsconn.Options{Credentials: late}})
 		_, err := conn.Get(t.Context())
 		wantError(t, err, fs.ErrNotExist, late)
 		data, err := os.ReadFile(s.Creds)
@@ -225,7 +246,7 @@ func TestNobodyThere(t *testing.T) {
 	t.Parallel()
 	s := natstest.Start(t)
 	s.Stop()
-	_, err := open(t, natsconn.Config{URLs: []string{s.URLWith(url.UserPassword("u", secret))}}).Get(t.Context())
+	_, err := open(t, natslink.Config{URLs: []string{s.URLWith(url.UserPassword("u", secret))}}).Get(t.Context())
 	wantError(t, err, discovery.ErrUnreachable, s.Addr(), "connection refused")
 }
 
@@ -233,7 +254,7 @@ func TestFirstServerDead(t *testing.T) {
 	t.Parallel()
 	dead, live := natstest.Start(t), natstest.Start(t)
 	dead.Stop()
-	conn := open(t, natsconn.Config{URLs: []string{dead.URL(), live.URL()}})
+	conn := open(t, natslink.Config{URLs: []string{dead.URL(), live.URL()}})
 	if got := mustGet(t, conn).Address(); got != live.URL() {
 		t.Errorf("connected to %s, want %s", got, live.URL())
 	}
@@ -245,7 +266,7 @@ func TestRefusedByOneAndDeadOther(t *testing.T) {
 	dead, live := natstest.Start(t), natstest.Start(t, natstest.Token(secret))
 	dead.Stop()
 	for _, urls := range [][]string{{dead.URL(), live.URL()}, {live.URL(), dead.URL()}} {
-		_, err := open(t, natsconn.Config{URLs: urls}).Get(t.Context())
+		_, err := open(t, natslink.Config{URLs: urls}).Get(t.Context())
 		wantError(t, err, discovery.ErrCredentials, dead.Addr(), live.Addr(), "connection refused")
 	}
 }
@@ -253,8 +274,8 @@ func TestRefusedByOneAndDeadOther(t *testing.T) {
 func TestOneConnectionForAll(t *testing.T) {
 	t.Parallel()
 	s := natstest.Start(t)
-	conn := open(t, natsconn.Config{URLs: []string{s.URL()}})
-	links := make([]*natsconn.Link, 20)
+	conn := open(t, natslink.Config{URLs: []string{s.URL()}})
+	links := make([]*natslink.Link, 20)
 	var group sync.WaitGroup
 	for i := range links {
 		group.Go(func() { links[i], _ = conn.Get(t.Context()) })
@@ -273,7 +294,7 @@ func TestOneConnectionForAll(t *testing.T) {
 func TestLostAndDialledAnew(t *testing.T) {
 	t.Parallel()
 	s := natstest.Start(t)
-	conn := open(t, natsconn.Config{URLs: []string{s.URL()}})
+	conn := open(t, natslink.Config{URLs: []string{s.URL()}})
 	link := mustGet(t, conn)
 	guarded, cancel := link.Guard(t.Context(), func(string) bool { return false })
 	defer cancel()
@@ -302,7 +323,7 @@ func TestDiscoveredServers(t *testing.T) {
 	t.Parallel()
 	one := natstest.Start(t, natstest.NoJetStream(), natstest.Cluster("one"))
 	two := natstest.Start(t, natstest.NoJetStream(), natstest.Cluster("two", one))
-	conn := open(t, natsconn.Config{URLs: []string{one.URL()}})
+	conn := open(t, natslink.Config{URLs: []string{one.URL()}})
 	link := mustGet(t, conn)
 	deadline := time.Now().Add(patience)
 	for len(link.DiscoveredServers()) == 0 {
@@ -361,14 +382,14 @@ func silent(t *testing.T) (address string, accepted <-chan struct{}) {
 func TestSilentServer(t *testing.T) {
 	t.Parallel()
 	address, _ := silent(t)
-	_, err := open(t, natsconn.Config{URLs: []string{"nats://" + address}}).Get(t.Context())
+	_, err := open(t, natslink.Config{URLs: []string{"nats://" + address}}).Get(t.Context())
 	wantError(t, err, discovery.ErrUnreachable, address, "does not answer")
 }
 
 func TestGetEndsWithContext(t *testing.T) {
 	t.Parallel()
 	address, accepted := silent(t)
-	conn := open(t, natsconn.Config{URLs: []string{"nats://" + address}})
+	conn := open(t, natslink.Config{URLs: []string{"nats://" + address}})
 	ctx, cancel := context.WithCancel(t.Context())
 	results := make(chan error)
 	for range 2 { // one dials, the other waits for its turn
@@ -394,7 +415,7 @@ func TestGetEndsWithContext(t *testing.T) {
 func TestCloseEndsGet(t *testing.T) {
 	t.Parallel()
 	address, accepted := silent(t)
-	conn := open(t, natsconn.Config{URLs: []string{"nats://" + address}})
+	conn := open(t, natslink.Config{URLs: []string{"nats://" + address}})
 	results := make(chan error)
 	for range 2 {
 		go func() {
@@ -417,7 +438,7 @@ func TestCloseEndsGet(t *testing.T) {
 func TestGuardEndsWhatIsDenied(t *testing.T) {
 	t.Parallel()
 	s := natstest.Start(t, natstest.Users(natstest.User{Name: "u", Password: secret, Publish: natstest.Deny("orders.>")}))
-	conn := open(t, natsconn.Config{URLs: []string{s.URL()}, User: "u", Password: secret})
+	conn := open(t, natslink.Config{URLs: []string{s.URL()}, Options: natsconn.Options{User: "u", Password: secret}})
 	link := mustGet(t, conn)
 	orders, cancel := link.Guard(t.Context(), func(subject string) bool { return strings.HasPrefix(subject, "orders.") })
 	defer cancel()
@@ -441,7 +462,7 @@ func TestGuardEndsWhatIsDenied(t *testing.T) {
 func TestAnswersDenied(t *testing.T) {
 	t.Parallel()
 	s := natstest.Start(t, natstest.Users(natstest.User{Name: "u", Password: secret, Subscribe: natstest.Deny("_INBOX.>")}))
-	conn := open(t, natsconn.Config{URLs: []string{s.URL()}, User: "u", Password: secret})
+	conn := open(t, natslink.Config{URLs: []string{s.URL()}, Options: natsconn.Options{User: "u", Password: secret}})
 	link := mustGet(t, conn)
 	if _, err := link.RequestWithContext(t.Context(), "anything", nil); err == nil {
 		t.Error("a request succeeded")
@@ -457,15 +478,15 @@ func TestOneInboxDenied(t *testing.T) {
 	s := natstest.Start(t, natstest.Users(natstest.User{
 		Name: "u", Password: secret, Publish: natstest.Deny("_INBOX.>"), Subscribe: natstest.Deny("_INBOX.>"),
 	}))
-	link := mustGet(t, open(t, natsconn.Config{URLs: []string{s.URL()}, User: "u", Password: secret}))
+	link := mustGet(t, open(t, natslink.Config{URLs: []string{s.URL()}, Options: natsconn.Options{User: "u", Password: secret}}))
 	inbox := link.NewInbox()
-	for _, operation := range []natsconn.Operation{natsconn.Publish, natsconn.Subscribe} {
-		concerned := func(want natsconn.Operation) func(natsconn.Operation, string) bool {
-			return func(o natsconn.Operation, subject string) bool { return o == want && subject == inbox }
+	for _, operation := range []natslink.Operation{natslink.Publish, natslink.Subscribe} {
+		concerned := func(want natslink.Operation) func(natslink.Operation, string) bool {
+			return func(o natslink.Operation, subject string) bool { return o == want && subject == inbox }
 		}
 		guarded, release := link.GuardOperation(t.Context(), concerned(operation))
 		other, releaseOther := link.GuardOperation(t.Context(), concerned("neither"))
-		if operation == natsconn.Publish {
+		if operation == natslink.Publish {
 			if err := link.Publish(inbox, nil); err != nil {
 				t.Fatal(err)
 			}
@@ -494,7 +515,7 @@ func TestOneInboxDenied(t *testing.T) {
 func TestConfirmWaitsForRefusals(t *testing.T) {
 	t.Parallel()
 	s := natstest.Start(t, natstest.Users(natstest.User{Name: "u", Password: secret, Publish: natstest.Deny("orders.>")}))
-	link := mustGet(t, open(t, natsconn.Config{URLs: []string{s.URL()}, User: "u", Password: secret}))
+	link := mustGet(t, open(t, natslink.Config{URLs: []string{s.URL()}, Options: natsconn.Options{User: "u", Password: secret}}))
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	var group sync.WaitGroup
@@ -533,7 +554,7 @@ func TestConfirmWaitsForRefusals(t *testing.T) {
 func TestCredentialsExpire(t *testing.T) {
 	t.Parallel()
 	s := natstest.Start(t, natstest.OperatorUntil(time.Now().Add(3*time.Second)))
-	conn := open(t, natsconn.Config{URLs: []string{s.URL()}, Credentials: s.Creds})
+	conn := open(t, natslink.Config{URLs: []string{s.URL()}, Options: natsconn.Options{Credentials: s.Creds}})
 	link := mustGet(t, conn)
 	await(t, "the loss of the connection", link.Lost())
 	wantError(t, link.Err(), discovery.ErrCredentials, "expired")
@@ -555,7 +576,7 @@ func TestProbe(t *testing.T) {
 	t.Parallel()
 	s := natstest.Start(t)
 	proxy := natstest.NewProxy(t, s.Addr())
-	conn := open(t, natsconn.Config{URLs: []string{"nats://" + proxy.Addr()}})
+	conn := open(t, natslink.Config{URLs: []string{"nats://" + proxy.Addr()}})
 	link := mustGet(t, conn)
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
@@ -575,7 +596,7 @@ func TestSilenceIsNoticed(t *testing.T) {
 	t.Parallel()
 	s := natstest.Start(t)
 	proxy := natstest.NewProxy(t, s.Addr())
-	link := mustGet(t, open(t, natsconn.Config{URLs: []string{"nats://" + proxy.Addr()}}))
+	link := mustGet(t, open(t, natslink.Config{URLs: []string{"nats://" + proxy.Addr()}}))
 	proxy.Freeze()
 	await(t, "the loss of the connection", link.Lost())
 	wantError(t, link.Err(), discovery.ErrUnreachable, "stopped answering")
@@ -584,30 +605,30 @@ func TestSilenceIsNoticed(t *testing.T) {
 func TestValidate(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
-		config natsconn.Config
+		config natslink.Config
 		want   string // "" if it is valid
 	}{
-		"nothing":            {natsconn.Config{}, ""},
-		"every scheme":       {natsconn.Config{URLs: []string{"nats://a", "tls://b:1", "ws://c", "wss://[::1]", "NATS://d/"}}, ""},
-		"one login":          {natsconn.Config{Token: secret}, ""},
-		"two logins":         {natsconn.Config{Token: secret, User: "u", Password: secret}, "token and user"},
-		"login in URL too":   {natsconn.Config{URLs: []string{"nats://u:" + secret + "@a"}, NKey: "f"}, "nkey and user info"},
-		"password alone":     {natsconn.Config{Password: secret}, "without a user"},
-		"certificate alone":  {natsconn.Config{TLSCert: "c"}, "key"},
-		"key alone":          {natsconn.Config{TLSKey: "k"}, "certificate"},
-		"empty":              {natsconn.Config{URLs: []string{""}}, "nats://host:port"},
-		"bare":               {natsconn.Config{URLs: []string{"a:4222"}}, "nats://host:port"},
-		"bare with password": {natsconn.Config{URLs: []string{"u:" + secret + "@a:4222"}}, `"a:4222"`},
-		"other scheme":       {natsconn.Config{URLs: []string{"http://u:" + secret + "@a:4222"}}, "nats, tls, ws or wss"},
-		"no host":            {natsconn.Config{URLs: []string{"nats://:4222"}}, "host is missing"},
-		"colon in the host":  {natsconn.Config{URLs: []string{"nats://a:1:4222"}}, "no IPv6 address"},
-		"port range":         {natsconn.Config{URLs: []string{"nats://a:70000"}}, "65535"},
-		"port zero":          {natsconn.Config{URLs: []string{"nats://a:0"}}, "65535"},
-		"odd password":       {natsconn.Config{URLs: []string{"nats://u:" + secret + "/@a:4222"}}, "percent-encoded"},
-		"odd password 2":     {natsconn.Config{URLs: []string{"nats://u:%zz" + secret + "@a:4222"}}, "percent-encoded"},
-		"path":               {natsconn.Config{URLs: []string{"nats://u:" + secret + "@a:4222/b"}}, "path"},
-		"query":              {natsconn.Config{URLs: []string{"nats://a:4222?token=" + secret}}, "query"},
-		"list":               {natsconn.Config{URLs: []string{"nats://a:4222,nats://b:4222"}}, "URL of its own"},
+		"nothing":            {natslink.Config{}, ""},
+		"every scheme":       {natslink.Config{URLs: []string{"nats://a", "tls://b:1", "ws://c", "wss://[::1]", "NATS://d/"}}, ""},
+		"one login":          {natslink.Config{Options: natsconn.Options{Token: secret}}, ""},
+		"two logins":         {natslink.Config{Options: natsconn.Options{Token: secret, User: "u", Password: secret}}, "token and user"},
+		"login in URL too":   {natslink.Config{URLs: []string{"nats://u:" + secret + "@a"}, Options: natsconn.Options{NKey: "f"}}, "nkey and user info"},
+		"password alone":     {natslink.Config{Options: natsconn.Options{Password: secret}}, "without a user"},
+		"certificate alone":  {natslink.Config{Options: natsconn.Options{TLSCert: "c"}}, "key"},
+		"key alone":          {natslink.Config{Options: natsconn.Options{TLSKey: "k"}}, "certificate"},
+		"empty":              {natslink.Config{URLs: []string{""}}, "nats://host:port"},
+		"bare":               {natslink.Config{URLs: []string{"a:4222"}}, "nats://host:port"},
+		"bare with password": {natslink.Config{URLs: []string{"u:" + secret + "@a:4222"}}, `"a:4222"`},
+		"other scheme":       {natslink.Config{URLs: []string{"http://u:" + secret + "@a:4222"}}, "nats, tls, ws or wss"},
+		"no host":            {natslink.Config{URLs: []string{"nats://:4222"}}, "host is missing"},
+		"colon in the host":  {natslink.Config{URLs: []string{"nats://a:1:4222"}}, "no IPv6 address"},
+		"port range":         {natslink.Config{URLs: []string{"nats://a:70000"}}, "65535"},
+		"port zero":          {natslink.Config{URLs: []string{"nats://a:0"}}, "65535"},
+		"odd password":       {natslink.Config{URLs: []string{"nats://u:" + secret + "/@a:4222"}}, "percent-encoded"},
+		"odd password 2":     {natslink.Config{URLs: []string{"nats://u:%zz" + secret + "@a:4222"}}, "percent-encoded"},
+		"path":               {natslink.Config{URLs: []string{"nats://u:" + secret + "@a:4222/b"}}, "path"},
+		"query":              {natslink.Config{URLs: []string{"nats://a:4222?token=" + secret}}, "query"},
+		"list":               {natslink.Config{URLs: []string{"nats://a:4222,nats://b:4222"}}, "URL of its own"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -619,7 +640,7 @@ func TestValidate(t *testing.T) {
 				return
 			}
 			wantError(t, err, discovery.ErrInvalid, test.want)
-			if _, err := natsconn.New(test.config); err == nil {
+			if _, err := natslink.New(test.config); err == nil {
 				t.Error("New accepted what Validate refused")
 			}
 		})
@@ -628,10 +649,7 @@ func TestValidate(t *testing.T) {
 
 func TestNothingPrintsSecrets(t *testing.T) {
 	t.Parallel()
-	config := natsconn.Config{
-		URLs:  []string{"nats://" + secret + "@a", "nats://u:" + secret + "@b:1"},
-		Token: secret, User: "u", Password: secret,
-	}
+	config := natslink.Config{URLs: []string{"nats://" + secret + "@a", "nats://u:" + secret + "@b:1"}, Options: natsconn.Options{Token: secret, User: "u", Password: secret}}
 	for _, verb := range []string{"%v", "%+v", "%#v", "%s"} {
 		if got, want := fmt.Sprintf(verb, config), "a:4222,b:1"; got != want {
 			t.Errorf("%s prints %q, want %q", verb, got, want)
@@ -649,7 +667,7 @@ func FuzzParseURL(f *testing.F) {
 		if strings.Contains(scheme+rest, secret) {
 			return // the secret stands where none belongs
 		}
-		u, err := natsconn.ParseURL(raw)
+		u, err := natslink.ParseURL(raw)
 		if err != nil {
 			wantError(t, err, discovery.ErrInvalid)
 			return
@@ -657,7 +675,7 @@ func FuzzParseURL(f *testing.F) {
 		if u.Hostname() == "" || u.Port() == "" {
 			t.Errorf("ParseURL(%q) = %q without a host or a port", raw, u)
 		}
-		again, err := natsconn.ParseURL(u.String())
+		again, err := natslink.ParseURL(u.String())
 		if err != nil || again.Host != u.Host {
 			t.Errorf("ParseURL(%q) = %v, %v, want %q again", u, again, err, u)
 		}

@@ -1,4 +1,12 @@
-package natsconn
+// Package natslink holds the connection that both NATS backends share: one
+// *nats.Conn, dialled when it is first needed and dialled anew when it broke.
+//
+// It never reconnects by itself. The client library can, and then goes on as if
+// nothing had happened: subscriptions come back late and consumers that were
+// lost in between stay silent. Here a broken connection ends whatever was built
+// on it, at once and with the reason, and the callers that retry anyway (the
+// directory and the registrar) ask for the next one.
+package natslink
 
 import (
 	"context"

@@ -1,12 +1,4 @@
-// Package natsconn holds the connection that both NATS backends share: one
-// *nats.Conn, dialled when it is first needed and dialled anew when it broke.
-//
-// It never reconnects by itself. The client library can, and then goes on as if
-// nothing had happened: subscriptions come back late and consumers that were
-// lost in between stay silent. Here a broken connection ends whatever was built
-// on it, at once and with the reason, and the callers that retry anyway (the
-// directory and the registrar) ask for the next one.
-package natsconn
+package natslink
 
 import (
 	"crypto/tls"
@@ -23,47 +15,43 @@ import (
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
 	"github.com/caddy-discovery/caddy-discovery/discovery/internal/tlsfiles"
+	"github.com/caddy-discovery/caddy-discovery/discovery/natsconn"
 )
 
-// DefaultURL is dialled where no URL is given.
-const DefaultURL = "nats://127.0.0.1:4222"
+// defaultURL is dialled where no URL is given.
+const defaultURL = "nats://127.0.0.1:4222"
 
-// A Config says where the servers are and how to be let in. At most one of
-// Credentials, NKey, Token and User may be set, or user info in the URLs.
+// A Config says where the servers of one cluster are and how they let us in. At
+// most one login may be given, in the options or as user info in the URLs.
 type Config struct {
-	// URLs are nats://, tls://, ws:// or wss:// addresses of one cluster, with
-	// or without user info. Default: DefaultURL.
+	// URLs are nats://, tls://, ws:// or wss:// addresses, with or without user
+	// info. Default: nats://127.0.0.1:4222.
 	URLs []string
+	natsconn.Options
+}
 
-	// Credentials is a file with a user's JWT and seed.
-	Credentials string
-	// NKey is a file with a user's seed.
-	NKey string
-	// Token is a token that the servers know.
-	Token string
-	// User and Password are a user that the servers know.
-	User, Password string
-
-	// TLSCA is a file with the authorities that may sign the servers'
-	// certificates. Default: those of the system.
-	TLSCA string
-	// TLSCert and TLSKey are files with the client's own certificate.
-	TLSCert, TLSKey string
-	// TLSServerName is the name that the servers' certificates must hold.
-	// Default: the host of the URL.
-	TLSServerName string
-	// TLSHandshakeFirst secures the connection before the server has said a word,
-	// as those demand that have handshake_first set. It needs TCP: nats:// or
-	// tls://.
-	TLSHandshakeFirst bool
-
-	// InboxPrefix is what the subjects begin with on which answers come, of one or
-	// more tokens. It is for users who may subscribe to no other. Default:
-	// "_INBOX".
-	InboxPrefix string
-
-	// Name is what the servers call this client in their own logs.
-	Name string
+// Resolve takes the name of what is meant, such as "bucket", out of the paths of
+// the URLs, fills in the default URL, and validates the rest. name is what is named
+// beside the URLs. The error wraps [discovery.ErrInvalid].
+func (c Config) Resolve(what, name string) (resolved Config, named string, err error) {
+	urls := make([]string, len(c.urls()))
+	for i, raw := range c.urls() {
+		u, err := ParseURL(raw)
+		if err != nil {
+			return Config{}, "", err
+		}
+		if path := strings.TrimPrefix(u.Path, "/"); path != "" {
+			if name != "" && name != path {
+				return Config{}, "", fmt.Errorf("%w NATS %s: both %q and, in the path of %s://%s, %q are named; name one",
+					discovery.ErrInvalid, what, name, u.Scheme, u.Host, path)
+			}
+			name = path
+		}
+		u.Path, u.RawPath = "", ""
+		urls[i] = u.String()
+	}
+	c.URLs = urls
+	return c, name, c.Validate()
 }
 
 // Validate reports, as an error that wraps [discovery.ErrInvalid], whether the
@@ -86,44 +74,17 @@ func (c Config) Addresses() []string {
 	return hosts
 }
 
-func (c Config) urls() []string {
-	if len(c.URLs) == 0 {
-		return []string{DefaultURL}
-	}
-	return c.URLs
-}
-
 // String names the servers, and no secret.
 func (c Config) String() string { return strings.Join(c.Addresses(), ",") }
 
 // GoString is String, so that no way of printing shows a secret.
 func (c Config) GoString() string { return c.String() }
 
-// SplitURLs takes the name of what is meant, such as "bucket", out of the paths
-// of URLs, and returns both; [DefaultURL] if there are no URLs. name is what is
-// named beside them. The error wraps [discovery.ErrInvalid]: a URL is not one of
-// NATS, or two names differ.
-func SplitURLs(raw []string, what, name string) ([]string, string, error) {
-	if len(raw) == 0 {
-		return []string{DefaultURL}, name, nil
+func (c Config) urls() []string {
+	if len(c.URLs) == 0 {
+		return []string{defaultURL}
 	}
-	urls := make([]string, len(raw))
-	for i := range raw {
-		u, err := ParseURL(raw[i])
-		if err != nil {
-			return nil, "", err
-		}
-		if path := strings.TrimPrefix(u.Path, "/"); path != "" {
-			if name != "" && name != path {
-				return nil, "", fmt.Errorf("%w NATS %s: both %q and, in the path of %s://%s, %q are named; name one",
-					discovery.ErrInvalid, what, name, u.Scheme, u.Host, path)
-			}
-			name = path
-		}
-		u.Path, u.RawPath = "", ""
-		urls[i] = u.String()
-	}
-	return urls, name, nil
+	return c.URLs
 }
 
 // ParseURL reads the URL of a server and adds the default port. Its path,

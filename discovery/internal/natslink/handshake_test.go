@@ -1,4 +1,4 @@
-package natsconn_test
+package natslink_test
 
 import (
 	"os"
@@ -8,6 +8,7 @@ import (
 	"github.com/nats-io/nats-server/v2/server"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
+	"github.com/caddy-discovery/caddy-discovery/discovery/internal/natslink"
 	"github.com/caddy-discovery/caddy-discovery/discovery/natsconn"
 	"github.com/caddy-discovery/caddy-discovery/internal/certtest"
 	"github.com/caddy-discovery/caddy-discovery/internal/natstest"
@@ -17,14 +18,14 @@ func TestHandshakeFirst(t *testing.T) {
 	t.Parallel()
 	waits := natstest.Start(t, natstest.TLS(), natstest.HandshakeFirst())
 	speaks := natstest.Start(t, natstest.TLS())
-	mustGet(t, open(t, natsconn.Config{URLs: []string{waits.URL()}, TLSCA: waits.TLS.CA, TLSHandshakeFirst: true}))
-	mustGet(t, open(t, natsconn.Config{URLs: []string{"nats://" + waits.Addr()}, TLSCA: waits.TLS.CA, TLSHandshakeFirst: true}))
+	mustGet(t, open(t, natslink.Config{URLs: []string{waits.URL()}, Options: natsconn.Options{TLSCA: waits.TLS.CA, TLSHandshakeFirst: true}}))
+	mustGet(t, open(t, natslink.Config{URLs: []string{"nats://" + waits.Addr()}, Options: natsconn.Options{TLSCA: waits.TLS.CA, TLSHandshakeFirst: true}}))
 
-	_, err := open(t, natsconn.Config{URLs: []string{waits.URL()}, TLSCA: waits.TLS.CA}).Get(t.Context())
+	_, err := open(t, natslink.Config{URLs: []string{waits.URL()}, Options: natsconn.Options{TLSCA: waits.TLS.CA}}).Get(t.Context())
 	wantError(t, err, discovery.ErrUnreachable, "tls_handshake_first on")
-	_, err = open(t, natsconn.Config{URLs: []string{speaks.URL()}, TLSCA: speaks.TLS.CA, TLSHandshakeFirst: true}).Get(t.Context())
+	_, err = open(t, natslink.Config{URLs: []string{speaks.URL()}, Options: natsconn.Options{TLSCA: speaks.TLS.CA, TLSHandshakeFirst: true}}).Get(t.Context())
 	wantError(t, err, discovery.ErrUnreachable, "tls_handshake_first off")
-	wantError(t, natsconn.Config{URLs: []string{"wss://h"}, TLSHandshakeFirst: true}.Validate(), discovery.ErrInvalid, "wss://")
+	wantError(t, natslink.Config{URLs: []string{"wss://h"}, Options: natsconn.Options{TLSHandshakeFirst: true}}.Validate(), discovery.ErrInvalid, "wss://")
 }
 
 // Users may be allowed to hear answers on subjects of their own only, which keeps
@@ -34,7 +35,7 @@ func TestInboxPrefix(t *testing.T) {
 	s := natstest.Start(t, natstest.Users(natstest.User{
 		Name: "u", Password: secret, Subscribe: natstest.Allow("_INBOX_proxy.>", "echo"),
 	}))
-	config := natsconn.Config{URLs: []string{s.URL()}, User: "u", Password: secret}
+	config := natslink.Config{URLs: []string{s.URL()}, Options: natsconn.Options{User: "u", Password: secret}}
 	link := mustGet(t, open(t, config))
 	if _, err := link.RequestWithContext(t.Context(), "echo", nil); err == nil {
 		t.Error("a request succeeded without an inbox")
@@ -60,7 +61,7 @@ func TestInboxPrefix(t *testing.T) {
 	}
 
 	for _, prefix := range []string{"_INBOX.>", "a..b", ".", "a b", "$SYS", "a*", "é"} {
-		wantError(t, natsconn.Config{InboxPrefix: prefix}.Validate(), discovery.ErrInvalid, "inbox prefix", "_INBOX_proxy")
+		wantError(t, natslink.Config{Options: natsconn.Options{InboxPrefix: prefix}}.Validate(), discovery.ErrInvalid, "inbox prefix", "_INBOX_proxy")
 	}
 }
 
@@ -71,7 +72,7 @@ func TestReplacedFiles(t *testing.T) {
 	t.Run("certificates", func(t *testing.T) {
 		t.Parallel()
 		s := natstest.Start(t, natstest.MutualTLS())
-		conn := open(t, natsconn.Config{URLs: []string{s.URL()}, TLSCA: s.TLS.CA, TLSCert: s.TLS.ClientCert, TLSKey: s.TLS.ClientKey})
+		conn := open(t, natslink.Config{URLs: []string{s.URL()}, Options: natsconn.Options{TLSCA: s.TLS.CA, TLSCert: s.TLS.ClientCert, TLSKey: s.TLS.ClientKey}})
 		link := mustGet(t, conn)
 		s.Stop()
 		await(t, "the loss of the connection", link.Lost())
@@ -83,12 +84,14 @@ func TestReplacedFiles(t *testing.T) {
 	for name, test := range map[string]struct {
 		login natstest.Option
 		file  func(*natstest.Server) string
-		use   func(file string) natsconn.Config
+		use   func(file string) natslink.Config
 	}{
 		"seed": {natstest.NKey(), func(s *natstest.Server) string { return s.Seed },
-			func(file string) natsconn.Config { return natsconn.Config{NKey: file} }},
+			func(file string) natslink.Config { return natslink.Config{Options: natsconn.Options{NKey: file}} }},
 		"credentials": {natstest.Operator(), func(s *natstest.Server) string { return s.Creds },
-			func(file string) natsconn.Config { return natsconn.Config{Credentials: file} }},
+			func(file string) natslink.Config {
+				return natslink.Config{Options: natsconn.Options{Credentials: file}}
+			}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
