@@ -256,10 +256,11 @@ func (d *Directory) Run(ctx context.Context) error {
 	l := &loop{
 		Directory: d,
 		messages:  make(chan message, 256),
-		verified:  make(chan verdict, 1),
+		verifies:  newTasks[verdict](1),
 		nodes:     make(map[string]*tracked),
 		keys:      make(map[string]*tracked),
 		places:    make(places),
+		leases:    newLeases(),
 		changed:   make(map[string]*Entry),
 		rejected:  make(map[string]rejection),
 		guard:     newGuard(),

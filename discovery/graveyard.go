@@ -2,7 +2,6 @@ package discovery
 
 import (
 	"cmp"
-	"container/heap"
 	"container/list"
 	"slices"
 	"time"
@@ -32,11 +31,11 @@ type graveyard struct {
 
 	byID     map[string]*grave
 	byRecord map[string]*grave
-	ages     *list.List   // *grave, the oldest first, without those that are being asked
-	bytes    int          // of those
-	pending  int          // how many are being asked
-	room     room         // of those
-	recent   recentGraves // those that count, the one first that does so no longer
+	ages     *list.List       // *grave, the oldest first, without those that are being asked
+	bytes    int              // of those
+	pending  int              // how many are being asked
+	room     room             // of those
+	recent   timeQueue[grave] // those that count, the one first that does so no longer
 	plots    map[string]*plot
 	unasked  int // of all plots
 }
@@ -53,7 +52,7 @@ type grave struct {
 	bytes int
 	age   *list.Element // nil while it is being asked
 	room  int           // what it takes of the room, while it is being asked
-	index int           // in recent, -1 if it does not count
+	place int           // in recent
 	again int           // how often it was asked in vain
 }
 
@@ -76,6 +75,10 @@ func newGraveyard(most, mostBytes int) graveyard {
 		most: most, mostBytes: mostBytes,
 		byID: make(map[string]*grave), byRecord: make(map[string]*grave),
 		ages: list.New(), plots: make(map[string]*plot),
+		recent: timeQueue[grave]{
+			time:  func(g *grave) time.Duration { return g.until },
+			place: func(g *grave) *int { return &g.place },
+		},
 	}
 }
 
@@ -103,13 +106,13 @@ func (y *graveyard) add(g *grave, at time.Duration, asked bool) {
 			y.drop(old)
 		}
 	}
-	g.since, g.index = at, -1
+	g.since = at
 	g.bytes = g.entry.Node.footprint() + len(g.key)
 	g.age = y.ages.PushBack(g)
 	y.byID[g.id()], y.byRecord[g.record()] = g, g
 	y.bytes += g.bytes
 	if g.until > at {
-		heap.Push(&y.recent, g)
+		y.recent.put(g)
 		p := y.plots[g.entry.Node.Service()]
 		if p == nil {
 			p = &plot{unasked: make(map[*grave]struct{})}
@@ -180,11 +183,10 @@ func (y *graveyard) drop(g *grave) {
 
 // discount has a node count no longer.
 func (y *graveyard) discount(g *grave) {
-	if g.index < 0 {
+	if !y.recent.has(g) {
 		return
 	}
-	heap.Remove(&y.recent, g.index)
-	g.index = -1
+	y.recent.remove(g)
 	service := g.entry.Node.Service()
 	p := y.plots[service]
 	if _, is := p.unasked[g]; is {
@@ -198,8 +200,8 @@ func (y *graveyard) discount(g *grave) {
 
 // expire brings the graveyard up to a time.
 func (y *graveyard) expire(at time.Duration) {
-	for len(y.recent) > 0 && y.recent[0].until <= at {
-		y.discount(y.recent[0])
+	for g := y.recent.firstBy(at); g != nil; g = y.recent.firstBy(at) {
+		y.discount(g)
 	}
 	for e := y.ages.Front(); e != nil && e.Value.(*grave).since+graveTime <= at; e = y.ages.Front() {
 		y.drop(e.Value.(*grave))
@@ -207,7 +209,7 @@ func (y *graveyard) expire(at time.Duration) {
 }
 
 // lapsed returns how many nodes lapsed lately.
-func (y *graveyard) lapsed() int { return len(y.recent) }
+func (y *graveyard) lapsed() int { return len(y.recent.items) }
 
 // lapsedOf returns how many nodes of a service lapsed lately.
 func (y *graveyard) lapsedOf(service string) int {
@@ -248,7 +250,7 @@ func (y *graveyard) askOf(service string) (asked []*grave) {
 // askAgain has a node asked once more, the next time that many are: it could not be
 // told whether it answers. That is so a few times only.
 func (y *graveyard) askAgain(g *grave) {
-	if y.byID[g.id()] != g || g.index < 0 || g.again >= maxAgain {
+	if y.byID[g.id()] != g || !y.recent.has(g) || g.again >= maxAgain {
 		return
 	}
 	g.again++
@@ -257,28 +259,4 @@ func (y *graveyard) askAgain(g *grave) {
 		p.unasked[g] = struct{}{}
 		y.unasked++
 	}
-}
-
-// recentGraves is a heap.Interface ordered by until.
-type recentGraves []*grave
-
-func (q recentGraves) Len() int           { return len(q) }
-func (q recentGraves) Less(i, j int) bool { return q[i].until < q[j].until }
-func (q recentGraves) Swap(i, j int) {
-	q[i], q[j] = q[j], q[i]
-	q[i].index, q[j].index = i, j
-}
-
-func (q *recentGraves) Push(x any) {
-	g := x.(*grave)
-	g.index = len(*q)
-	*q = append(*q, g)
-}
-
-func (q *recentGraves) Pop() any {
-	old := *q
-	g := old[len(old)-1]
-	old[len(old)-1] = nil
-	*q = old[:len(old)-1]
-	return g
 }

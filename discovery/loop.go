@@ -45,10 +45,9 @@ type loop struct {
 	keys     map[string]*tracked // by the key of their record, where it has one
 	places   places
 	room     room
-	leases   leaseQueue
+	leases   timeQueue[tracked]
 	expiry   *time.Timer
-	verified chan verdict
-	verifies bool // a verification is under way
+	verifies tasks[verdict] // at most one
 	rejected map[string]rejection
 	amended  bool // rejected differs from what Status shows
 
@@ -141,8 +140,10 @@ func (l *loop) run(ctx context.Context) error {
 			l.applyOverrides()
 		case <-l.expiry.C:
 			l.checkLeases(ctx)
-		case v := <-l.verified:
-			l.judge(ctx, v)
+		case v := <-l.verifies.done:
+			for v := range l.verifies.take(v) {
+				l.judge(ctx, v)
+			}
 		case <-l.publication.C:
 			l.awaited = false
 		}
@@ -169,7 +170,7 @@ func (l *loop) watch(ctx context.Context) {
 		clear(l.rejected)
 		l.forgetOverdue()
 		l.vacateAll()
-		l.leases = nil
+		l.leases = newLeases()
 	}
 	go func() {
 		err := l.watcher.Watch(ctx, func(e Event) {
@@ -201,9 +202,7 @@ func (l *loop) stop() {
 			}
 		}
 	}
-	if l.verifies {
-		<-l.verified
-	}
+	l.verifies.wait()
 	l.stopDialling()
 	l.stopResolving()
 	l.stopRemembering()

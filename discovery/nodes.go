@@ -1,7 +1,6 @@
 package discovery
 
 import (
-	"container/heap"
 	"context"
 	"fmt"
 	"maps"
@@ -193,7 +192,7 @@ func (l *loop) remove(t *tracked, why ChangeType, reason string) {
 	l.name(t, "")
 	l.vacate(t)
 	l.calm(t)
-	heap.Remove(&l.leases, t.index)
+	l.leases.remove(t)
 	l.change(t.entry.Node.ID, nil)
 	l.note(why, t.entry, reason)
 }
@@ -295,20 +294,21 @@ func (l *loop) sync(listed Listing) {
 
 // armExpiry sets the timer to the first lease that may run out.
 func (l *loop) armExpiry() {
-	if !l.listed || l.verifies || len(l.leases) == 0 {
+	first := l.leases.first()
+	if first == nil || !l.listed || l.verifies.running > 0 {
 		l.expiry.Stop()
 		return
 	}
-	l.expiry.Reset(l.leases[0].due - now())
+	l.expiry.Reset(first.due - now())
 }
 
 // checkLeases looks for leases that ran out. Before it believes that their nodes
 // are gone it asks the registry to prove that it would have told.
 func (l *loop) checkLeases(ctx context.Context) {
-	if !l.listed || l.verifies {
+	if !l.listed || l.verifies.running > 0 {
 		return
 	}
-	if !l.overdueBy(now()) {
+	if l.overdueBy(now()) == nil {
 		l.armExpiry()
 		return
 	}
@@ -317,32 +317,29 @@ func (l *loop) checkLeases(ctx context.Context) {
 		l.judge(ctx, v)
 		return
 	}
-	l.verifies = true
-	go func() {
+	l.verifies.start(func() verdict {
 		ctx, cancel := context.WithTimeout(ctx, verifyTimeout)
 		defer cancel()
 		v.err = l.verifier.Verify(ctx)
-		l.verified <- v
-	}()
+		return v
+	})
 }
 
-// overdueBy brings the queue in order up to a time, and reports whether the lease
-// of its head ran out by then.
-func (l *loop) overdueBy(at time.Duration) bool {
-	for len(l.leases) > 0 && l.leases[0].due <= at {
-		t := l.leases[0]
-		if t.entry.due() <= at {
-			return true
+// overdueBy brings the queue in order up to a time, and returns its head if the lease
+// of that ran out by then, else nil.
+func (l *loop) overdueBy(at time.Duration) *tracked {
+	for {
+		t := l.leases.firstBy(at)
+		if t == nil || t.entry.due() <= at {
+			return t
 		}
 		l.requeue(t)
 	}
-	return false
 }
 
 // judge lets the leases lapse that had run out when a successful verification
 // began.
 func (l *loop) judge(ctx context.Context, v verdict) {
-	l.verifies = false
 	switch {
 	case ctx.Err() != nil:
 		// Everything ends, and so did the verification.
@@ -356,8 +353,11 @@ func (l *loop) judge(ctx context.Context, v verdict) {
 			l.receive(ctx, <-l.messages)
 		}
 		var lapsing []*tracked
-		for l.listed && l.overdueBy(v.began) {
-			t := l.leases[0]
+		for l.listed {
+			t := l.overdueBy(v.began)
+			if t == nil {
+				break
+			}
 			l.extend(t) // for as long as it takes to decide
 			lapsing = append(lapsing, t)
 		}

@@ -1,19 +1,16 @@
 package discovery
 
-import (
-	"container/heap"
-	"time"
-)
+import "time"
 
 // shelf holds nodes that are not in use, in the order of a time that each has.
 type shelf struct {
-	queue    leaseQueue
+	queue    timeQueue[tracked]
 	byID     map[string]*tracked
 	byRecord map[string]*tracked
 }
 
 func newShelf() shelf {
-	return shelf{byID: make(map[string]*tracked), byRecord: make(map[string]*tracked)}
+	return shelf{queue: newLeases(), byID: make(map[string]*tracked), byRecord: make(map[string]*tracked)}
 }
 
 // add puts a node on the shelf with its time, in place of what was there of it.
@@ -23,8 +20,7 @@ func (s *shelf) add(t *tracked, at time.Duration) {
 			s.drop(old)
 		}
 	}
-	t.due = at
-	heap.Push(&s.queue, t)
+	s.postpone(t, at)
 	s.byID[t.entry.Node.ID] = t
 	s.byRecord[t.record()] = t
 }
@@ -34,14 +30,14 @@ func (s *shelf) drop(t *tracked) {
 	if s.byID[t.entry.Node.ID] != t {
 		return
 	}
-	heap.Remove(&s.queue, t.index)
+	s.queue.remove(t)
 	delete(s.byID, t.entry.Node.ID)
 	delete(s.byRecord, t.record())
 	t.probe = 0
 }
 
-// postpone sets another time for a node that is there.
+// postpone sets the time of a node.
 func (s *shelf) postpone(t *tracked, at time.Duration) {
 	t.due = at
-	heap.Fix(&s.queue, t.index)
+	s.queue.put(t)
 }

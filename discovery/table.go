@@ -1,9 +1,6 @@
 package discovery
 
-import (
-	"container/heap"
-	"time"
-)
+import "time"
 
 // tracked is a node and where its lease stands in the queue.
 type tracked struct {
@@ -13,7 +10,7 @@ type tracked struct {
 	listing  uint64 // the last listing or watch that put it
 
 	due   time.Duration // the queue's order; the real end may be later, never earlier
-	index int
+	place int           // in the queue
 
 	doubt    doubt
 	probe    uint64        // the question that waits for an answer, 0 if none does
@@ -81,40 +78,22 @@ func (l *loop) insert(t *tracked) {
 	t.key = ""
 	l.name(t, key)
 	l.occupy(t)
-	t.due = t.entry.due()
-	heap.Push(&l.leases, t)
+	l.requeue(t)
 	l.change(id, t.entry)
 }
 
+// requeue brings a node to where the end of its lease has it.
 func (l *loop) requeue(t *tracked) {
 	t.due = t.entry.due()
-	heap.Fix(&l.leases, t.index)
+	l.leases.put(t)
 }
 
-// leaseQueue is a heap.Interface ordered by due.
-type leaseQueue []*tracked
-
-func (q leaseQueue) Len() int { return len(q) }
-
-func (q leaseQueue) Less(i, j int) bool { return q[i].due < q[j].due }
-
-func (q leaseQueue) Swap(i, j int) {
-	q[i], q[j] = q[j], q[i]
-	q[i].index, q[j].index = i, j
-}
-
-func (q *leaseQueue) Push(x any) {
-	t := x.(*tracked)
-	t.index = len(*q)
-	*q = append(*q, t)
-}
-
-func (q *leaseQueue) Pop() any {
-	old := *q
-	t := old[len(old)-1]
-	old[len(old)-1] = nil
-	*q = old[:len(old)-1]
-	return t
+// newLeases returns a queue of nodes in the order in which their leases run out.
+func newLeases() timeQueue[tracked] {
+	return timeQueue[tracked]{
+		time:  func(t *tracked) time.Duration { return t.due },
+		place: func(t *tracked) *int { return &t.place },
+	}
 }
 
 // occupy notes that a node in use has the endpoint it has, and completes its entry

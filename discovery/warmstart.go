@@ -178,8 +178,7 @@ func (l *loop) awaitRemembered(m *memento) {
 // recallAgain dials the remembered nodes whose turn it is.
 func (l *loop) recallAgain() {
 	at := now()
-	for len(l.memory.queue) > 0 && l.memory.queue[0].due <= at {
-		t := l.memory.queue[0]
+	for t := l.memory.queue.firstBy(at); t != nil; t = l.memory.queue.firstBy(at) {
 		l.memory.postpone(t, math.MaxInt64)
 		l.ask(t)
 	}
@@ -210,7 +209,7 @@ func (l *loop) restoreOr(a answer) {
 	}
 	t.entry.vitals.renewed.Store(int64(now()))
 	l.memory.postpone(t, now()+max(t.entry.lease, leastRestoreInterval))
-	l.redial.Reset(l.memory.queue[0].due - now())
+	l.redial.Reset(l.memory.queue.first().due - now())
 }
 
 // recant takes a remembered node out that the registry said left, or is bad.
@@ -246,6 +245,7 @@ func (l *loop) endRestore(listed Listing, at time.Duration) (awaited int) {
 	}
 	wiped := listed.Epoch != m.Epoch || listed.Revision < m.Revision
 	for id, t := range memory.byID {
+		memory.queue.remove(t)
 		t.probe = 0
 		if l.nodes[id] != nil || t.doubt != restored {
 			if l.nodes[id] == nil {

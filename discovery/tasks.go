@@ -1,0 +1,43 @@
+package discovery
+
+import "iter"
+
+// Tasks are functions that run beside the goroutine that owns them. It receives from
+// done what they return, and takes it in by [tasks.take]; no other goroutine touches
+// them.
+type tasks[R any] struct {
+	running int
+	done    chan R
+}
+
+// newTasks returns tasks of which the owner runs at most so many at once: none of them
+// ever waits for it.
+func newTasks[R any](most int) tasks[R] { return tasks[R]{done: make(chan R, most)} }
+
+func (t *tasks[R]) start(task func() R) {
+	t.running++
+	go func() { t.done <- task() }()
+}
+
+// take yields a result that was received from done, and those that are there by then.
+func (t *tasks[R]) take(first R) iter.Seq[R] {
+	return func(yield func(R) bool) {
+		t.running--
+		if !yield(first) {
+			return
+		}
+		for range len(t.done) {
+			t.running--
+			if !yield(<-t.done) {
+				return
+			}
+		}
+	}
+}
+
+// wait waits for those that are running, and drops what they return.
+func (t *tasks[R]) wait() {
+	for ; t.running > 0; t.running-- {
+		<-t.done
+	}
+}
