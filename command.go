@@ -22,6 +22,7 @@ import (
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
 	backends "github.com/caddy-discovery/caddy-discovery/discovery/registries"
+	"github.com/caddy-discovery/caddy-discovery/internal/caddyblock"
 )
 
 func init() {
@@ -264,7 +265,7 @@ func (f *registryFlags) backend(ctx caddy.Context, create bool) (Backend, error)
 		switch {
 		case !ok:
 			return nil, fmt.Errorf("--registry: %s does not name a backend by its scheme, want one of %s",
-				redactURL(u), strings.Join(backends.Schemes(), "://, ")+"://")
+				caddyblock.RedactURL(u), strings.Join(backends.Schemes(), "://, ")+"://")
 		case backend != "" && backend != name:
 			return nil, fmt.Errorf("--registry: the URLs name two backends, %s and %s; want one", backend, name)
 		}

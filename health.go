@@ -26,6 +26,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
+	"github.com/caddy-discovery/caddy-discovery/internal/caddyblock"
 )
 
 // Health are active health checks of discovered nodes: Caddy's own look at static
@@ -84,7 +85,7 @@ func (h *Health) check() error {
 		return fmt.Errorf("health: invalid uri %q, want a path such as /healthz", h.URI)
 	}
 	for name, d := range map[string]*caddy.Duration{"interval": &h.Interval, "timeout": &h.Timeout} {
-		if err := checkDuration("health: "+name, *d); err != nil {
+		if err := caddyblock.CheckDuration("health: "+name, *d); err != nil {
 			return err
 		}
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
+	"github.com/caddy-discovery/caddy-discovery/internal/caddyblock"
 )
 
 // LeastLoad is a policy that selects the available node that reports the least
@@ -45,7 +46,7 @@ func (*LeastLoad) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	if d.NextArg() {
 		return d.Errf("lb_policy least_load takes no arguments, have %q", d.Val())
 	}
-	return block{what: "lb_policy least_load", options: map[string]option{}}.parse(d)
+	return caddyblock.Block{What: "lb_policy least_load", Options: caddyblock.Options{}}.Parse(d)
 }
 
 // Provision refuses a handler without reports.

@@ -11,6 +11,7 @@ import (
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
 	"github.com/caddy-discovery/caddy-discovery/discovery/discoverytest"
+	"github.com/caddy-discovery/caddy-discovery/internal/caddyblock"
 )
 
 func init() { caddy.RegisterModule(memoryBackend{}) }
@@ -48,9 +49,9 @@ func (b *memoryBackend) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		return d.ArgErr()
 	}
 	options := b.DirectoryOptions.options()
-	options["address"] = text("<host:port>", &b.Address)
-	options["login"] = onOff(&b.Login)
-	return block{what: "registry memory", options: options}.parse(d)
+	options["address"] = caddyblock.Text("<host:port>", &b.Address)
+	options["login"] = caddyblock.OptionalSwitch(&b.Login)
+	return caddyblock.Block{What: "registry memory", Options: options}.Parse(d)
 }
 
 func (b *memoryBackend) Open(*zap.Logger) (discovery.Registry, error) {

@@ -18,6 +18,7 @@ import (
 	"go.uber.org/zap/zapcore"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
+	"github.com/caddy-discovery/caddy-discovery/internal/caddyblock"
 )
 
 func init() {
@@ -73,7 +74,7 @@ type DirectoryOptions struct {
 func (o DirectoryOptions) Directory() DirectoryOptions { return o }
 
 func (o *DirectoryOptions) provision() error {
-	if err := checkDuration("ttl", o.TTL); err != nil {
+	if err := caddyblock.CheckDuration("ttl", o.TTL); err != nil {
 		return err
 	}
 	if o.TTL == 0 {

@@ -8,6 +8,7 @@ import (
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
 	"github.com/caddy-discovery/caddy-discovery/discovery/natskv"
+	"github.com/caddy-discovery/caddy-discovery/internal/caddyblock"
 )
 
 // Bounds of the server for what the options may say.
@@ -78,7 +79,7 @@ func (n *NATSKV) Provision(caddy.Context) error {
 	if err := replaceGlobals(&n.Bucket, &n.KeyPrefix, &n.Domain); err != nil {
 		return err
 	}
-	if err := checkDuration("bucket_ttl", n.BucketTTL); err != nil {
+	if err := caddyblock.CheckDuration("bucket_ttl", n.BucketTTL); err != nil {
 		return err
 	}
 	resolved, err := natskv.Config{

@@ -11,6 +11,7 @@ import (
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
 	"github.com/caddy-discovery/caddy-discovery/discovery/redis"
+	"github.com/caddy-discovery/caddy-discovery/internal/caddyblock"
 )
 
 func init() {
@@ -110,7 +111,7 @@ func (r *Redis) Provision(caddy.Context) error {
 		&r.SentinelMaster, &r.SentinelUsername, &r.SentinelPassword); err != nil {
 		return err
 	}
-	if err := checkDuration("poll", r.Poll); err != nil {
+	if err := caddyblock.CheckDuration("poll", r.Poll); err != nil {
 		return err
 	}
 	sentinelTLS := ""

@@ -25,6 +25,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
+	"github.com/caddy-discovery/caddy-discovery/internal/caddyblock"
 )
 
 // Registrar is an app that keeps this proxy's own endpoints listed in
@@ -172,7 +173,7 @@ func (n *ProxyNode) complete() error {
 		name  string
 		value caddy.Duration
 	}{{"heartbeat", n.Heartbeat}, {"ttl", n.TTL}} {
-		if err := checkDuration(d.name, d.value); err != nil {
+		if err := caddyblock.CheckDuration(d.name, d.value); err != nil {
 			return err
 		}
 	}

@@ -25,6 +25,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
+	"github.com/caddy-discovery/caddy-discovery/internal/caddyblock"
 )
 
 func init() {
@@ -130,8 +131,8 @@ func (p *StatusPage) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	if d.NextArg() {
 		return d.Errf("discovery_status: unexpected argument %q, want none but a matcher", d.Val())
 	}
-	return block{what: "discovery_status", options: map[string]option{
-		"allow": {usage: "<cidr|private_ranges...>", min: 1, max: -1, repeatable: true, set: func(args []string) error {
+	return caddyblock.Block{What: "discovery_status", Options: caddyblock.Options{
+		"allow": {Usage: "<cidr|private_ranges...>", Min: 1, Max: -1, Repeatable: true, Set: func(args []string) error {
 			for _, arg := range args {
 				if arg == "private_ranges" {
 					p.Allow = append(p.Allow, privateRanges...)
@@ -144,8 +145,8 @@ func (p *StatusPage) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 			}
 			return nil
 		}},
-		"max_streams": number(&p.MaxStreams, 1, 10_000),
-	}}.parse(d)
+		"max_streams": caddyblock.Number(&p.MaxStreams, 1, 10_000),
+	}}.Parse(d)
 }
 
 // privateRanges are what private_ranges means to Caddy's own directives.

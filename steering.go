@@ -14,6 +14,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
+	"github.com/caddy-discovery/caddy-discovery/internal/caddyblock"
 )
 
 func registerCommand() *cobra.Command {
@@ -166,7 +167,7 @@ var errHealthURL = errors.New("want http://host[:port][/path] or https://…")
 func checkHealthURL(option, value string) error {
 	u, err := url.Parse(value)
 	if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" {
-		return fmt.Errorf("%s: invalid URL %q, %w", option, redactURL(value), errHealthURL)
+		return fmt.Errorf("%s: invalid URL %q, %w", option, caddyblock.RedactURL(value), errHealthURL)
 	}
 	return nil
 }

@@ -18,6 +18,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
+	"github.com/caddy-discovery/caddy-discovery/internal/caddyblock"
 )
 
 const (
@@ -224,13 +225,13 @@ func (u *Upstreams) start() {
 // checkOptions checks and completes what was configured. Global placeholders are
 // expanded once, here.
 func (u *Upstreams) checkOptions() error {
-	if err := checkDuration("sync_timeout", u.SyncTimeout); err != nil {
+	if err := caddyblock.CheckDuration("sync_timeout", u.SyncTimeout); err != nil {
 		return err
 	}
-	if err := checkDuration("max_stale", u.MaxStale); err != nil {
+	if err := caddyblock.CheckDuration("max_stale", u.MaxStale); err != nil {
 		return err
 	}
-	if err := checkDuration("slow_start", u.SlowStart); err != nil {
+	if err := caddyblock.CheckDuration("slow_start", u.SlowStart); err != nil {
 		return err
 	}
 	if u.SlowStart > 0 && u.Pick == nil {
