@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"os/signal"
 	"slices"
@@ -18,7 +19,6 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
 	"github.com/spf13/cobra"
-	"go.uber.org/zap"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
 	backends "github.com/caddy-discovery/caddy-discovery/discovery/registries"
@@ -311,7 +311,7 @@ func (f *registryFlags) open(ctx context.Context, create bool) (Backend, discove
 		cancel()
 		return nil, nil, nil, err
 	}
-	registry, err := backend.Open(zap.NewNop())
+	registry, err := backend.Open(slog.New(slog.DiscardHandler))
 	if err != nil {
 		cancel()
 		return nil, nil, nil, err

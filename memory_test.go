@@ -2,12 +2,12 @@ package caddydiscovery
 
 import (
 	"fmt"
+	"log/slog"
 	"sync"
 	"testing"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
-	"go.uber.org/zap"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
 	"github.com/caddy-discovery/caddy-discovery/discovery/discoverytest"
@@ -54,7 +54,7 @@ func (b *memoryBackend) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	return caddyblock.Block{What: "registry memory", Options: options}.Parse(d)
 }
 
-func (b *memoryBackend) Open(*zap.Logger) (discovery.Registry, error) {
+func (b *memoryBackend) Open(*slog.Logger) (discovery.Registry, error) {
 	m, ok := memories.Load(b.Name)
 	if !ok {
 		return nil, fmt.Errorf("no registry in memory is named %q", b.Name)

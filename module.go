@@ -8,6 +8,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
+	"math"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -15,6 +17,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyevents"
 	"go.uber.org/zap"
+	"go.uber.org/zap/exp/zapslog"
 	"go.uber.org/zap/zapcore"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
@@ -40,7 +43,7 @@ type Backend interface {
 
 	// Open returns the registry, without connecting to it: the directory and
 	// the registrar connect, and retry. The logger outlives every config.
-	Open(log *zap.Logger) (discovery.Registry, error)
+	Open(log *slog.Logger) (discovery.Registry, error)
 
 	// Addresses returns where the registry is, as host:port.
 	Addresses() []string
@@ -167,7 +170,7 @@ func acquireRegistry(b Backend) (*sharedRegistry, error) {
 		return nil, err
 	}
 	v, _, err := registries.LoadOrNew(key, func() (caddy.Destructor, error) {
-		r, err := b.Open(processLogger("discovery"))
+		r, err := b.Open(slogOf(processLogger("discovery")))
 		if err != nil {
 			return nil, err
 		}
@@ -212,7 +215,7 @@ func acquireDirectory(b Backend) (*sharedDirectory, error) {
 			return nil, err
 		}
 		options := b.Directory().core()
-		options.Logger = processLogger("discovery").With(zap.String("registry", r.conn.String()))
+		options.Logger = slogOf(processLogger("discovery")).With("registry", r.conn.String())
 		options.Addresses = b.Addresses()
 		d := &sharedDirectory{registry: r, backend: b.CaddyModule().ID.Name(), done: make(chan struct{})}
 		options.Permit = d.permits
@@ -291,6 +294,12 @@ func (h *eventHandler) Handle(_ context.Context, e caddy.Event) error {
 // that moment. The logger of a config would be closed with its config.
 func processLogger(name string) *zap.Logger {
 	return zap.New(processCore{}).Named(name)
+}
+
+// slogOf returns the logger as package discovery takes one. Its lines look like those
+// that are logged with zap.
+func slogOf(log *zap.Logger) *slog.Logger {
+	return slog.New(zapslog.NewHandler(log.Core(), zapslog.WithName(log.Name()), zapslog.AddStacktraceAt(math.MaxInt)))
 }
 
 type processCore struct{ fields []zapcore.Field }

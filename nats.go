@@ -2,7 +2,7 @@ package caddydiscovery
 
 import (
 	"github.com/caddyserver/caddy/v2"
-	"go.uber.org/zap"
+	"log/slog"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
 	"github.com/caddy-discovery/caddy-discovery/discovery/natspubsub"
@@ -57,7 +57,7 @@ func (n *NATS) Provision(caddy.Context) error {
 }
 
 // Open returns the registry, without connecting to it.
-func (n *NATS) Open(*zap.Logger) (discovery.Registry, error) { return natspubsub.Open(n.resolved) }
+func (n *NATS) Open(*slog.Logger) (discovery.Registry, error) { return natspubsub.Open(n.resolved) }
 
 // Addresses returns the servers' host:port.
 func (n *NATS) Addresses() []string { return n.resolved.Addresses() }

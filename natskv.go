@@ -1,10 +1,10 @@
 package caddydiscovery
 
 import (
+	"log/slog"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
-	"go.uber.org/zap"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
 	"github.com/caddy-discovery/caddy-discovery/discovery/natskv"
@@ -108,7 +108,7 @@ func (n *NATSKV) Provision(caddy.Context) error {
 }
 
 // Open returns the registry, without connecting to it.
-func (n *NATSKV) Open(*zap.Logger) (discovery.Registry, error) { return natskv.Open(n.resolved) }
+func (n *NATSKV) Open(*slog.Logger) (discovery.Registry, error) { return natskv.Open(n.resolved) }
 
 // Addresses returns the servers' host:port.
 func (n *NATSKV) Addresses() []string { return n.resolved.Addresses() }

@@ -3,11 +3,11 @@ package caddydiscovery
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	goredis "github.com/redis/go-redis/v9"
-	"go.uber.org/zap"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
 	"github.com/caddy-discovery/caddy-discovery/discovery/redis"
@@ -152,7 +152,7 @@ func (r *Redis) Provision(caddy.Context) error {
 }
 
 // Open returns the registry, without connecting to it.
-func (r *Redis) Open(*zap.Logger) (discovery.Registry, error) { return redis.Open(r.resolved) }
+func (r *Redis) Open(*slog.Logger) (discovery.Registry, error) { return redis.Open(r.resolved) }
 
 // HasLogin reports whether the server is told who connects.
 func (r *Redis) HasLogin() bool {

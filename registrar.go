@@ -307,7 +307,6 @@ func (n *ProxyNode) options() discovery.RegistrarOptions {
 		Heartbeat: time.Duration(n.Heartbeat),
 		TTL:       time.Duration(n.TTL),
 		Load:      n.load,
-		Logger:    processLogger("registrar"),
 	}
 	if n.Drain != nil {
 		o.Drain = time.Duration(*n.Drain)
@@ -673,7 +672,7 @@ func (a *announcement) run(ctx context.Context) {
 				zap.String("before", node.Endpoint.String()), zap.String("endpoint", endpoint.String()))
 		}
 		node, options, settings = n.node(endpoint), n.options(), n.settings
-		options.Logger = log
+		options.Logger = slogOf(log)
 		options.Beaten = stats.heartbeat
 		if registrar != nil {
 			err = registrar.Update(node, options)

@@ -11,7 +11,6 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/spf13/cobra"
-	"go.uber.org/zap"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
 	"github.com/caddy-discovery/caddy-discovery/internal/caddyblock"
@@ -63,7 +62,7 @@ While the registry is away it retries and never gives up.`,
 		}
 		options := discovery.RegistrarOptions{
 			Heartbeat: heartbeat, TTL: ttl, Drain: drain, Load: discovery.SystemLoad,
-			Logger: caddy.Log().Named("registrar"),
+			Logger: slogOf(caddy.Log().Named("registrar")),
 		}
 		switch {
 		case heartbeat <= 0:
@@ -90,7 +89,7 @@ While the registry is away it retries and never gives up.`,
 			return err
 		}
 		defer closeAll()
-		options.Logger = options.Logger.With(zap.Stringer("registry", registry))
+		options.Logger = options.Logger.With("registry", registry.String())
 		registrar, err := discovery.NewRegistrar(registry, node, options)
 		if err != nil {
 			return err

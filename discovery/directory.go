@@ -2,12 +2,12 @@ package discovery
 
 import (
 	"context"
+	"log/slog"
 	"net/netip"
 	"sync/atomic"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
-	"go.uber.org/zap"
 	"golang.org/x/time/rate"
 )
 
@@ -52,9 +52,12 @@ type Options struct {
 	// Addresses are where the registry itself is, as host:port. Host names among
 	// them are resolved like those of nodes.
 	Addresses []string
-	// Logger is told of nodes that come and go, and of a registry that is lost
-	// and found. Default: none.
-	Logger *zap.Logger
+	// Logger is told at Info of nodes that come, change and go, of rejected records,
+	// and of a registry that is listed, or is back; at Warn of a registry that is lost or cannot
+	// be listed, of nodes that lapse together, and of whatever else is for people to
+	// mend. There is nothing at other levels. Of lines about single nodes there are at
+	// most 20 a second. Default: none.
+	Logger *slog.Logger
 }
 
 // A Directory is this process's live view of one registry. One goroutine, Run,
@@ -74,7 +77,7 @@ type Directory struct {
 	warmStart   WarmStart
 	restore     chan struct{} // holds at most one token
 	failures    chan failure
-	log         *zap.Logger
+	log         *slog.Logger
 
 	registry  atomic.Pointer[[]netip.AddrPort]
 	snapshot  atomic.Pointer[Snapshot]
@@ -136,7 +139,7 @@ func NewDirectory(w Watcher, o Options) *Directory {
 		d.lookup = func(context.Context, string) ([]netip.Addr, error) { return nil, errRecordsOnly }
 	}
 	if d.log == nil {
-		d.log = zap.NewNop()
+		d.log = slog.New(slog.DiscardHandler)
 	}
 	d.snapshot.Store(&Snapshot{superseded: make(chan struct{})})
 	d.condition.Store(&condition{since: time.Now()})

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -13,10 +14,6 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
-
-	"go.uber.org/zap"
-	"go.uber.org/zap/zapcore"
-	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
 	"github.com/caddy-discovery/caddy-discovery/discovery/discoverytest"
@@ -838,14 +835,14 @@ func TestRejectedWithoutReason(t *testing.T) {
 // A bad record that is written again and again is news once.
 func TestRejectedAgainIsNoNews(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		core, logs := observer.New(zapcore.InfoLevel)
+		log, logs := newLog(slog.LevelInfo)
 		m := discoverytest.NewMemory()
-		d := follow(t, m.Open(), discovery.Options{Logger: zap.New(core)})
+		d := follow(t, m.Open(), discovery.Options{Logger: log})
 		for range 100 {
 			m.Put("bad", []byte(`{`))
 			time.Sleep(10 * time.Second)
 		}
-		if n := logs.FilterMessage("record rejected").Len(); n != 1 {
+		if n := len(logs.containing("record rejected")); n != 1 {
 			t.Errorf("%d lines about one bad record", n)
 		}
 		if r := d.Status().Rejections; len(r) != 1 {
@@ -1207,13 +1204,12 @@ func TestRunEnds(t *testing.T) {
 func TestRunEndsWhileEmitBlocks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		gate := make(chan struct{})
-		core, _ := observer.New(zapcore.InfoLevel)
-		slow := zap.New(core, zap.Hooks(func(e zapcore.Entry) error {
-			if e.Message == "node joined" {
+		slow, logs := newLog(slog.LevelInfo)
+		logs.before = func(message string) {
+			if message == "node joined" {
 				<-gate
 			}
-			return nil
-		}))
+		}
 		d := discovery.NewDirectory(watchFunc(func(ctx context.Context, emit func(discovery.Event)) error {
 			emit(discovery.Event{Type: discovery.Synced})
 			for i := 0; ctx.Err() == nil; i++ {
@@ -1238,15 +1234,14 @@ func TestRunEndsWhileEmitBlocks(t *testing.T) {
 func TestShutdownIsNoOutage(t *testing.T) {
 	for range 20 { // a select takes either of two cases
 		synctest.Test(t, func(t *testing.T) {
-			core, logs := observer.New(zapcore.InfoLevel)
+			busy, logs := newLog(slog.LevelInfo)
 			ctx, cancel := context.WithCancel(context.Background())
-			busy := zap.New(core, zap.Hooks(func(e zapcore.Entry) error {
-				if e.Message == "node joined" {
+			logs.before = func(message string) {
+				if message == "node joined" {
 					cancel()
 					time.Sleep(time.Second) // by then the watch has ended
 				}
-				return nil
-			}))
+			}
 			m := discoverytest.NewMemory()
 			d := discovery.NewDirectory(m.Open(), discovery.Options{Logger: busy})
 			done := make(chan error, 1)
@@ -1257,7 +1252,7 @@ func TestShutdownIsNoOutage(t *testing.T) {
 			if s := d.Status(); s.Restarts != 0 || s.LastError != nil {
 				t.Errorf("status %+v", s)
 			}
-			if warnings := logs.FilterLevelExact(zapcore.WarnLevel).All(); len(warnings) != 0 {
+			if warnings := logs.warnings(); len(warnings) != 0 {
 				t.Errorf("warned: %v", warnings)
 			}
 		})

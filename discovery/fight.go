@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"time"
-
-	"go.uber.org/zap"
 )
 
 // rivalry is what a Registrar knows of another process that announces its node.
@@ -41,16 +39,16 @@ func (v *rivalry) look(ctx context.Context, a Announcer, instance string, n Node
 	case stands.ID == "" || stands.Instance() == instance:
 		if v.told && time.Now().After(v.until) {
 			v.told = false
-			o.Logger.Info("no other process announces this node any more", zap.String("node", n.ID))
+			o.Logger.Info("no other process announces this node any more", "node", n.ID)
 		}
 		return
 	}
 	if time.Now().Before(v.until) && !v.told {
 		v.told = true
 		o.Logger.Warn("another process announces the same node, and each overwrites the other's record; give each an id of its own",
-			zap.String("node", n.ID),
-			zap.String("endpoint", n.Endpoint.String()), zap.String("other_endpoint", stands.Endpoint.String()),
-			zap.String("instance", instance), zap.String("other_instance", stands.Instance()))
+			"node", n.ID,
+			"endpoint", n.Endpoint.String(), "other_endpoint", stands.Endpoint.String(),
+			"instance", instance, "other_instance", stands.Instance())
 	}
 	// The other may beat as seldom as its lease allows.
 	lease := stands.Lease()

@@ -3,6 +3,7 @@ package discovery_test
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -10,10 +11,6 @@ import (
 	"time"
 	"unicode"
 	"unicode/utf8"
-
-	"go.uber.org/zap"
-	"go.uber.org/zap/zapcore"
-	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
 	"github.com/caddy-discovery/caddy-discovery/discovery/discoverytest"
@@ -36,15 +33,15 @@ func TestFight(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				core, logs := observer.New(zapcore.WarnLevel)
+				log, logs := newLog(slog.LevelWarn)
 				m := discoverytest.NewMemory()
-				follow(t, m.Open(), discovery.Options{Logger: zap.New(core)})
+				follow(t, m.Open(), discovery.Options{Logger: log})
 				for _, n := range test.records {
 					write(m, n)
 					time.Sleep(5 * time.Second)
 				}
-				if got := logs.FilterMessageSnippet("two processes").Len(); got != test.lines {
-					t.Errorf("%d lines, want %d: %v", got, test.lines, logs.All())
+				if got := len(logs.containing("two processes")); got != test.lines {
+					t.Errorf("%d lines, want %d: %v", got, test.lines, logs.all())
 				}
 			})
 		})
@@ -56,23 +53,23 @@ func TestFight(t *testing.T) {
 func TestRegistrarsFight(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := discoverytest.NewMemory()
-		start := func(endpoint string, heartbeat time.Duration) (*registration, *observer.ObservedLogs) {
-			core, logs := observer.New(zapcore.InfoLevel)
-			r := register(t, m.Open(), atEndpoint(newNode("x"), endpoint), discovery.RegistrarOptions{Heartbeat: heartbeat, Logger: zap.New(core)})
+		start := func(endpoint string, heartbeat time.Duration) (*registration, *logged) {
+			log, logs := newLog(slog.LevelInfo)
+			r := register(t, m.Open(), atEndpoint(newNode("x"), endpoint), discovery.RegistrarOptions{Heartbeat: heartbeat, Logger: log})
 			return r, logs
 		}
-		told := func(logs *observer.ObservedLogs, snippet string) int { return logs.FilterMessageSnippet(snippet).Len() }
+		told := func(logs *logged, snippet string) int { return len(logs.containing(snippet)) }
 		_, a := start("http://10.0.0.1:80", 10*time.Second)
 		time.Sleep(3 * time.Second)
 		r, b := start("http://10.0.0.2:80", 25*time.Second)
 		time.Sleep(time.Hour)
 		synctest.Wait()
-		for i, logs := range []*observer.ObservedLogs{a, b} {
-			warnings := logs.FilterMessageSnippet("another process").All()
+		for i, logs := range []*logged{a, b} {
+			warnings := logs.containing("another process")
 			if len(warnings) != 1 {
-				t.Fatalf("registrar %d warned %d times in an hour: %v", i, len(warnings), logs.All())
+				t.Fatalf("registrar %d warned %d times in an hour: %v", i, len(warnings), logs.all())
 			}
-			fields := fmt.Sprint(warnings[0].ContextMap())
+			fields := fmt.Sprint(warnings[0].fields)
 			if !strings.Contains(fields, "10.0.0.1") || !strings.Contains(fields, "10.0.0.2") {
 				t.Errorf("the warning does not name both endpoints: %s", fields)
 			}
@@ -83,7 +80,7 @@ func TestRegistrarsFight(t *testing.T) {
 		time.Sleep(time.Hour)
 		synctest.Wait()
 		if told(a, "another process") != 1 || told(a, "no other process") != 1 {
-			t.Errorf("after the fight: %v", a.All())
+			t.Errorf("after the fight: %v", a.all())
 		}
 		if n := record(t, m, "x"); n == nil || n.Endpoint.String() != "http://10.0.0.1:80" {
 			t.Errorf("the record that stands is %+v", n)
@@ -101,16 +98,16 @@ func TestRegistrarsFight(t *testing.T) {
 func TestRegistrarReplaced(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := discoverytest.NewMemory()
-		core, logs := observer.New(zapcore.InfoLevel)
+		log, logs := newLog(slog.LevelInfo)
 		write(m, newNode("x", "instance", "predecessor"))
-		register(t, m.Open(), newNode("x"), discovery.RegistrarOptions{Logger: zap.New(core)})
+		register(t, m.Open(), newNode("x"), discovery.RegistrarOptions{Logger: log})
 		for range 3 {
 			time.Sleep(time.Hour)
 			write(m, newNode("x", "instance", "successor"))
 		}
 		time.Sleep(time.Hour)
 		synctest.Wait()
-		if got := logs.FilterMessageSnippet("process").All(); len(got) != 0 {
+		if got := logs.containing("process"); len(got) != 0 {
 			t.Errorf("told %v", got)
 		}
 	})
@@ -142,12 +139,12 @@ func TestRegistrarMayNotRead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := discoverytest.NewMemory()
 		w := &writeOnly{Registry: m.Open()}
-		core, logs := observer.New(zapcore.WarnLevel)
-		register(t, w, newNode("x"), discovery.RegistrarOptions{Logger: zap.New(core)})
+		log, logs := newLog(slog.LevelWarn)
+		register(t, w, newNode("x"), discovery.RegistrarOptions{Logger: log})
 		time.Sleep(time.Hour)
 		synctest.Wait()
-		if got := w.reads.Load(); got != 1 || logs.Len() != 0 {
-			t.Errorf("read %d times in an hour, and told %v", got, logs.All())
+		if got := w.reads.Load(); got != 1 || len(logs.all()) != 0 {
+			t.Errorf("read %d times in an hour, and told %v", got, logs.all())
 		}
 		// The connection is another one after an outage, and may be let do more.
 		w.allowed.Store(1)
@@ -166,9 +163,9 @@ func TestRegistrarMayNotRead(t *testing.T) {
 // and no node.
 func TestFloodOfJunk(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		core, logs := observer.New(zapcore.InfoLevel)
+		log, logs := newLog(slog.LevelInfo)
 		w := newScripted()
-		d := follow(t, w, discovery.Options{Logger: zap.New(core)})
+		d := follow(t, w, discovery.Options{Logger: log})
 		s := <-w.streams
 		s.put("node.a", 1, newNode("a"))
 		s.sync(discovery.Listing{Revision: 1})
@@ -190,8 +187,8 @@ func TestFloodOfJunk(t *testing.T) {
 		if got := len(d.Status().Rejections); got > 1000 {
 			t.Errorf("%d rejections are remembered", got)
 		}
-		if logs.Len() > 200 {
-			t.Errorf("%d lines", logs.Len())
+		if len(logs.all()) > 200 {
+			t.Errorf("%d lines", len(logs.all()))
 		}
 		s.put("node.a", 200_000, newNode("a", "zone", "z"))
 		time.Sleep(coalesced)
@@ -236,9 +233,9 @@ func TestFloodOfNodes(t *testing.T) {
 // terminal would obey or a reader not see, and no longer than an id may be.
 func TestRejectedIsVisible(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		core, logs := observer.New(zapcore.InfoLevel)
+		log, logs := newLog(slog.LevelInfo)
 		w := newScripted()
-		d := follow(t, w, discovery.Options{Logger: zap.New(core)})
+		d := follow(t, w, discovery.Options{Logger: log})
 		s := <-w.streams
 		s.sync(discovery.Listing{})
 		for _, odd := range []string{"a\x7fb", "a\u0085b", "a\u009b31mb", "a\u202eb", "a\u2028b", "a\nb", "a\xffb", strings.Repeat("x", 1<<20)} {
@@ -247,8 +244,8 @@ func TestRejectedIsVisible(t *testing.T) {
 		time.Sleep(coalesced)
 		synctest.Wait()
 		var shown []string
-		for _, e := range logs.FilterMessage("record rejected").All() {
-			fields := e.ContextMap()
+		for _, e := range logs.containing("record rejected") {
+			fields := e.fields
 			shown = append(shown, fields["id"].(string), fields["key"].(string), fields["error"].(string))
 		}
 		for _, r := range d.Status().Rejections {

@@ -8,8 +8,6 @@ import (
 	"net/netip"
 	"slices"
 	"time"
-
-	"go.uber.org/zap"
 )
 
 // DefaultLossGuard is the share of a directory's nodes, in percent, beyond which
@@ -218,7 +216,7 @@ func (l *loop) lapse(lapsing []*tracked, reason string) {
 	massive := l.massive(all.lost, all.all)
 	if massive && all.fresh == all.lost-all.gone {
 		l.log.Warn("most nodes lapsed at once; those that accept connections stay",
-			zap.Int("lapsed", all.lost), zap.Int("nodes", all.all))
+			"lapsed", all.lost, "nodes", all.all)
 	}
 	var kept []*tracked
 	for _, t := range lapsing {
@@ -259,7 +257,7 @@ func (l *loop) lapse(lapsing []*tracked, reason string) {
 			graves = append(graves, l.graves.askOf(service)...)
 			if of.fresh == of.lost-of.gone && l.logs() {
 				l.log.Warn("the last nodes of a service lapsed; those that accept connections stay",
-					l.leftOut([]zap.Field{zap.String("service", service), zap.Int("lapsed", of.lost), zap.Int("nodes", of.all)})...)
+					l.leftOut([]any{"service", service, "lapsed", of.lost, "nodes", of.all})...)
 			}
 		}
 	}
@@ -474,7 +472,7 @@ func (l *loop) judgeOverdue() {
 	massive := l.massive(all.lost, all.all)
 	if massive {
 		l.log.Warn("most records of the registry are overdue; nodes that accept connections are used",
-			zap.Int("overdue", all.lost), zap.Int("nodes", len(l.nodes)))
+			"overdue", all.lost, "nodes", len(l.nodes))
 	}
 	for _, t := range candidates {
 		of := services[t.entry.Node.Service()]

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"strings"
@@ -13,10 +14,6 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
-
-	"go.uber.org/zap"
-	"go.uber.org/zap/zapcore"
-	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
 	"github.com/caddy-discovery/caddy-discovery/discovery/discoverytest"
@@ -859,18 +856,18 @@ func TestHeldKeepsItsOwnState(t *testing.T) {
 // A mass lapse is one line, not one for each node of a large fleet.
 func TestLossGuardLogs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		core, logs := observer.New(zapcore.InfoLevel)
+		log, logs := newLog(slog.LevelInfo)
 		nodes := fleet(1000)
 		n := newNetwork(nodes...)
 		m := discoverytest.NewMemory()
 		write(m, nodes...)
-		follow(t, m.Open(), discovery.Options{Probe: n.probe, Logger: zap.New(core)})
+		follow(t, m.Open(), discovery.Options{Probe: n.probe, Logger: log})
 		time.Sleep(10 * discovery.DefaultTTL)
-		if got := logs.FilterMessageSnippet("most nodes lapsed at once").Len(); got != 1 {
+		if got := len(logs.containing("most nodes lapsed at once")); got != 1 {
 			t.Errorf("%d lines about one mass lapse", got)
 		}
-		if logs.Len() > 30 {
-			t.Errorf("%d lines", logs.Len())
+		if len(logs.all()) > 30 {
+			t.Errorf("%d lines", len(logs.all()))
 		}
 	})
 }

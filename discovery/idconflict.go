@@ -1,7 +1,5 @@
 package discovery
 
-import "go.uber.org/zap"
-
 // writer tells who wrote a record: the process, or where that does not say, the
 // endpoint.
 func writer(n *Node) string {
@@ -24,9 +22,9 @@ func (l *loop) watchFight(t *tracked, next *Node) {
 	if is == t.rival && at-t.replaced < t.entry.lease && !t.fought {
 		t.fought = true
 		l.log.Warn("two processes announce the same node and overwrite each other's record; give each an id of its own",
-			zap.String("node", next.ID),
-			zap.Strings("endpoints", []string{t.entry.Node.Endpoint.String(), next.Endpoint.String()}),
-			zap.Strings("writers", []string{was, is}))
+			"node", next.ID,
+			"endpoints", []string{t.entry.Node.Endpoint.String(), next.Endpoint.String()},
+			"writers", []string{was, is})
 	}
 	t.rival, t.replaced = was, at
 }

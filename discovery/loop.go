@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
-	"go.uber.org/zap"
 	"golang.org/x/time/rate"
 )
 
@@ -254,11 +253,11 @@ func (l *loop) lose(err error) {
 		next.restarts++
 		l.journal.Add(Change{Type: ChangeDisconnected, Reason: err.Error()})
 		l.log.Warn("lost the registry; the last known nodes stay in use",
-			zap.Int("nodes", len(l.nodes)), zap.Error(err))
+			"nodes", len(l.nodes), "error", err)
 	} else if was.err == nil || was.err.Error() != err.Error() {
 		// The same failure again is no news.
 		l.log.Warn("cannot list the registry; retrying",
-			zap.Int("nodes", len(l.nodes)), zap.Error(err))
+			"nodes", len(l.nodes), "error", err)
 	}
 	l.listed = false
 	l.condition.Store(&next)

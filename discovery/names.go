@@ -8,8 +8,6 @@ import (
 	"slices"
 	"strconv"
 	"time"
-
-	"go.uber.org/zap"
 )
 
 const (
@@ -106,7 +104,7 @@ func (l *loop) learn(ctx context.Context, answer lookup) {
 	}
 	if found.failed != nil && l.everyNode && l.lines.Allow() {
 		l.log.Warn("cannot resolve the host name of an endpoint",
-			zap.String("host", found.name), zap.Int("nodes", len(found.users)), zap.Error(found.failed))
+			"host", found.name, "nodes", len(found.users), "error", found.failed)
 	}
 	if found.changed {
 		l.moveTo(found.name)
@@ -132,8 +130,8 @@ func (l *loop) onReach(ctx context.Context, f reached) {
 	t.entry = t.entry.at(t.entry.addresses)
 	l.change(t.entry.Node.ID, t.entry)
 	if l.everyNode && l.logs() {
-		l.log.Info("node is reached at another address of its host name", l.leftOut([]zap.Field{
-			zap.String("node", t.entry.Node.ID), zap.String("address", t.entry.address), zap.String("before", was),
+		l.log.Info("node is reached at another address of its host name", l.leftOut([]any{
+			"node", t.entry.Node.ID, "address", t.entry.address, "before", was,
 		})...)
 	}
 }

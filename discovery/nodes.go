@@ -7,8 +7,6 @@ import (
 	"math"
 	"slices"
 	"time"
-
-	"go.uber.org/zap"
 )
 
 // A registry that takes longer than this to prove that the watch is alive is
@@ -278,16 +276,16 @@ func (l *loop) sync(listed Listing) {
 	case first:
 		log := l.log
 		if p, ok := l.watcher.(Pusher); ok {
-			log = log.With(zap.String("changes_by", p.Push()))
+			log = log.With("changes_by", p.Push())
 		}
-		log.Info("listed the registry", zap.Int("nodes", len(l.nodes)),
-			zap.Int("rejected", len(l.rejected)), zap.Int("awaited", kept), zap.Duration("took", outage))
+		log.Info("listed the registry", "nodes", len(l.nodes),
+			"rejected", len(l.rejected), "awaited", kept, "took", outage)
 	case wiped:
 		l.log.Warn("the registry is back and has lost data; nodes that it lacks have one lease to be heard again",
-			zap.Int("nodes", len(l.nodes)), zap.Int("awaited", kept), zap.Duration("away", outage))
+			"nodes", len(l.nodes), "awaited", kept, "away", outage)
 	default:
-		l.log.Info("the registry is back", zap.Int("nodes", len(l.nodes)),
-			zap.Int("awaited", kept), zap.Int("left", removed), zap.Duration("away", outage))
+		l.log.Info("the registry is back", "nodes", len(l.nodes),
+			"awaited", kept, "left", removed, "away", outage)
 	}
 	l.armExpiry()
 }

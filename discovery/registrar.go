@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"math"
 	"math/rand/v2"
@@ -12,7 +13,6 @@ import (
 
 	"github.com/cenkalti/backoff/v5"
 	"github.com/google/uuid"
-	"go.uber.org/zap"
 )
 
 // Defaults of a Registrar.
@@ -53,8 +53,10 @@ type RegistrarOptions struct {
 	Ready func(context.Context) error
 	// Beaten, where given, is told how each heartbeat went. It must not block.
 	Beaten func(error)
-	// Logger is told what a reader of a log would want to know. Default: none.
-	Logger *zap.Logger
+	// Logger is told at Info when the node is announced, drains and leaves; at Warn
+	// why it cannot be announced, once for each reason, and that another process
+	// announces it, too. There is nothing at other levels. Default: none.
+	Logger *slog.Logger
 }
 
 func (o RegistrarOptions) withDefaults() RegistrarOptions {
@@ -69,7 +71,7 @@ func (o RegistrarOptions) withDefaults() RegistrarOptions {
 	}
 	o.Drain = max(o.Drain, 0)
 	if o.Logger == nil {
-		o.Logger = zap.NewNop()
+		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	return o
 }
@@ -191,9 +193,9 @@ func (r *Registrar) Run(ctx context.Context) error {
 		case err == nil:
 			switch {
 			case failure != nil && !failing.IsZero():
-				log.Info("announced again", zap.String("node", node.ID), zap.Duration("after", time.Since(failing)))
+				log.Info("announced again", "node", node.ID, "after", time.Since(failing))
 			case !listed:
-				log.Info("announced", zap.String("node", node.ID), zap.String("endpoint", node.Endpoint.String()))
+				log.Info("announced", "node", node.ID, "endpoint", node.Endpoint.String())
 			}
 			if failure != nil || !listed {
 				r.rivalry.blind = false // what was forbidden may be allowed by now
@@ -211,7 +213,7 @@ func (r *Registrar) Run(ctx context.Context) error {
 				listed = false
 			}
 			if failure == nil || failure.Error() != err.Error() {
-				log.Warn("cannot announce; retrying", zap.String("node", node.ID), zap.Error(err))
+				log.Warn("cannot announce; retrying", "node", node.ID, "error", err)
 			}
 			if failure == nil {
 				failing = time.Now()
@@ -261,10 +263,10 @@ type loads struct {
 
 // next returns the load to announce where the function has given v. To announce 0
 // for a load that is not known would make the node look idler than any other.
-func (l *loads) next(v float64, n Node, log *zap.Logger) float64 {
+func (l *loads) next(v float64, n Node, log *slog.Logger) float64 {
 	if good := v >= 0 && !math.IsInf(v, 0); good {
 		if l.missing {
-			log.Info("the node's load is known again", zap.String("node", n.ID), zap.Float64("load", v))
+			log.Info("the node's load is known again", "node", n.ID, "load", v)
 		}
 		*l = loads{last: v, known: true}
 		return v
@@ -275,7 +277,7 @@ func (l *loads) next(v float64, n Node, log *zap.Logger) float64 {
 	}
 	if !l.missing {
 		log.Warn("the node's load is no number of 0 or more; announcing another until it is",
-			zap.String("node", n.ID), zap.Float64("announced", load), zap.Bool("announced_before", l.known))
+			"node", n.ID, "announced", load, "announced_before", l.known)
 	}
 	l.missing = true
 	return load
@@ -296,11 +298,11 @@ func (r *Registrar) leave(ctx context.Context, listed, doubt bool) error {
 		cancel()
 		switch {
 		case err == nil && own:
-			o.Logger.Info("draining", zap.String("node", n.ID), zap.Duration("for", o.Drain))
+			o.Logger.Info("draining", "node", n.ID, "for", o.Drain)
 		case err == nil && listed:
-			o.Logger.Info("leaving the record as it is: it is gone, or another process has taken the id", zap.String("node", n.ID))
+			o.Logger.Info("leaving the record as it is: it is gone, or another process has taken the id", "node", n.ID)
 		case err != nil && listed:
-			o.Logger.Warn("cannot announce that the node drains", zap.String("node", n.ID), zap.Error(err))
+			o.Logger.Warn("cannot announce that the node drains", "node", n.ID, "error", err)
 		}
 		if listed || own {
 			// Also where it was not announced: the requests that are under way
@@ -311,7 +313,7 @@ func (r *Registrar) leave(ctx context.Context, listed, doubt bool) error {
 	// Also where it was not listed: a failed announcement may still have arrived.
 	err := r.withdraw(ctx, n)
 	if err == nil && listed {
-		o.Logger.Info("left", zap.String("node", n.ID))
+		o.Logger.Info("left", "node", n.ID)
 	}
 	return err
 }

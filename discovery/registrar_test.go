@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math"
 	"slices"
 	"strings"
@@ -12,10 +13,6 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
-
-	"go.uber.org/zap"
-	"go.uber.org/zap/zapcore"
-	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
 	"github.com/caddy-discovery/caddy-discovery/discovery/discoverytest"
@@ -256,7 +253,7 @@ func TestRegistrarUpdateConcurrently(t *testing.T) {
 func TestRegistrarLoad(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := discoverytest.NewMemory()
-		core, logs := observer.New(zapcore.InfoLevel)
+		log, logs := newLog(slog.LevelInfo)
 		var load float64
 		n := newNode("a")
 		n.Load = 7
@@ -269,7 +266,7 @@ func TestRegistrarLoad(t *testing.T) {
 			{12, 12}, {-1, 12}, {0, 0}, {math.NaN(), 0},
 		} {
 			load = test.given
-			if err := r.Update(n, discovery.RegistrarOptions{Load: func() float64 { return load }, Logger: zap.New(core)}); err != nil {
+			if err := r.Update(n, discovery.RegistrarOptions{Load: func() float64 { return load }, Logger: log}); err != nil {
 				t.Fatal(err)
 			}
 			synctest.Wait()
@@ -277,8 +274,8 @@ func TestRegistrarLoad(t *testing.T) {
 				t.Errorf("load %v was announced as %v, want %v", test.given, got, test.want)
 			}
 		}
-		if n := logs.FilterMessageSnippet("announcing another").Len(); n != 4 {
-			t.Errorf("warned %d times, want once each of four times: %v", n, logs.All())
+		if n := len(logs.containing("announcing another")); n != 4 {
+			t.Errorf("warned %d times, want once each of four times: %v", n, logs.all())
 		}
 	})
 }
@@ -286,10 +283,10 @@ func TestRegistrarLoad(t *testing.T) {
 func TestRegistrarReady(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := discoverytest.NewMemory()
-		core, logs := observer.New(zapcore.InfoLevel)
+		log, logs := newLog(slog.LevelInfo)
 		var ready atomic.Bool
 		r := register(t, m.Open(), newNode("a"), discovery.RegistrarOptions{
-			Logger: zap.New(core),
+			Logger: log,
 			Ready: func(context.Context) error {
 				if ready.Load() {
 					return nil
@@ -317,7 +314,7 @@ func TestRegistrarReady(t *testing.T) {
 		if err := r.leave(); err != nil || time.Since(start) != 0 {
 			t.Errorf("a node that is not listed left after %v, %v", time.Since(start), err)
 		}
-		if n := logs.FilterLevelExact(zapcore.WarnLevel).Len(); n != 3 {
+		if n := len(logs.warnings()); n != 3 {
 			t.Errorf("%d warnings, want one for each of three times", n)
 		}
 	})
@@ -397,9 +394,9 @@ func TestRegistrarOutage(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				m := discoverytest.NewMemory()
-				core, logs := observer.New(zapcore.InfoLevel)
+				log, logs := newLog(slog.LevelInfo)
 				a := &recorder{Registry: m.Open()}
-				register(t, a, newNode("a"), discovery.RegistrarOptions{Logger: zap.New(core)})
+				register(t, a, newNode("a"), discovery.RegistrarOptions{Logger: log})
 				test.fail(m)
 				m.Drop("a")
 				time.Sleep(24 * time.Hour)
@@ -412,10 +409,10 @@ func TestRegistrarOutage(t *testing.T) {
 				if m.Record("a") == nil {
 					t.Error("not announced again within 10 seconds")
 				}
-				if n := logs.FilterLevelExact(zapcore.WarnLevel).Len(); n == 0 || n > 2 {
+				if n := len(logs.warnings()); n == 0 || n > 2 {
 					t.Errorf("%d warnings about one outage", n)
 				}
-				if n := logs.FilterMessage("announced again").Len(); n != 1 {
+				if n := len(logs.containing("announced again")); n != 1 {
 					t.Errorf("the end of the outage was told %d times", n)
 				}
 			})
@@ -595,13 +592,13 @@ func (u *unanswered) Announce(ctx context.Context, n discovery.Node) error {
 func TestRegistrarLogsOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := discoverytest.NewMemory()
-		core, logs := observer.New(zapcore.InfoLevel)
-		r := register(t, m.Open(), newNode("a"), discovery.RegistrarOptions{Logger: zap.New(core)})
+		log, logs := newLog(slog.LevelInfo)
+		r := register(t, m.Open(), newNode("a"), discovery.RegistrarOptions{Logger: log})
 		time.Sleep(time.Hour)
 		_ = r.leave()
 		var told []string
-		for _, e := range logs.All() {
-			told = append(told, e.Message)
+		for _, e := range logs.all() {
+			told = append(told, e.message)
 		}
 		if got := strings.Join(told, ", "); got != "announced, draining, left" {
 			t.Errorf("told %s", got)
@@ -626,9 +623,9 @@ func (f *forbidden) Announce(ctx context.Context, n discovery.Node) error {
 func TestRegistrarPermissionRevoked(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := discoverytest.NewMemory()
-		core, logs := observer.New(zapcore.InfoLevel)
+		log, logs := newLog(slog.LevelInfo)
 		a := &forbidden{Registry: m.Open()}
-		register(t, a, newNode("a"), discovery.RegistrarOptions{Logger: zap.New(core)})
+		register(t, a, newNode("a"), discovery.RegistrarOptions{Logger: log})
 		for range 3 {
 			a.revoked.Store(true)
 			time.Sleep(time.Hour)
@@ -640,8 +637,8 @@ func TestRegistrarPermissionRevoked(t *testing.T) {
 				t.Fatal("not announced within 5 seconds after the permission was back")
 			}
 		}
-		warnings := logs.FilterLevelExact(zapcore.WarnLevel).All()
-		if len(warnings) != 3 || !strings.Contains(fmt.Sprint(warnings[0].ContextMap()["error"]), "no permission") {
+		warnings := logs.warnings()
+		if len(warnings) != 3 || !strings.Contains(fmt.Sprint(warnings[0].fields["error"]), "no permission") {
 			t.Errorf("warned %v, want once each time, with the reason", warnings)
 		}
 	})

@@ -4,8 +4,6 @@ import (
 	"errors"
 	"maps"
 	"slices"
-
-	"go.uber.org/zap"
 )
 
 // How many lines about single nodes a directory logs a second.
@@ -38,16 +36,16 @@ func (l *loop) note(why ChangeType, e *Entry, reason string) {
 	if !l.logs() {
 		return
 	}
-	fields := make([]zap.Field, 0, 6)
+	fields := make([]any, 0, 6)
 	if reason != "" {
-		fields = append(fields, zap.String("reason", reason))
+		fields = append(fields, "reason", reason)
 	}
-	fields = append(fields, zap.String("node", e.Node.ID), zap.String("endpoint", e.Node.Endpoint.String()))
+	fields = append(fields, "node", e.Node.ID, "endpoint", e.Node.Endpoint.String())
 	if s := e.Node.Service(); s != "" {
-		fields = append(fields, zap.String("service", s))
+		fields = append(fields, "service", s)
 	}
 	if e.state != StateUp && e.doubt == trusted {
-		fields = append(fields, zap.String("state", string(e.state)))
+		fields = append(fields, "state", string(e.state))
 	}
 	l.log.Info(logLines[why], l.leftOut(fields)...)
 }
@@ -60,8 +58,8 @@ func (l *loop) noteRejection(e Event) {
 	}
 	l.journal.add(Change{Type: ChangeRejected, ID: visible(e.ID), Reason: e.Err.Error()}, RejectionReason(e.Err))
 	if l.listed && l.logs() {
-		l.log.Info("record rejected", l.leftOut([]zap.Field{
-			zap.String("id", visible(e.ID)), zap.String("key", visible(e.Key)), zap.Error(e.Err),
+		l.log.Info("record rejected", l.leftOut([]any{
+			"id", visible(e.ID), "key", visible(e.Key), "error", e.Err,
 		})...)
 	}
 }
@@ -90,9 +88,9 @@ func (l *loop) logs() bool {
 }
 
 // leftOut completes the fields of a line by how many were left out before it.
-func (l *loop) leftOut(fields []zap.Field) []zap.Field {
+func (l *loop) leftOut(fields []any) []any {
 	if l.suppressed > 0 {
-		fields = append(fields, zap.Int("lines_left_out", l.suppressed))
+		fields = append(fields, "lines_left_out", l.suppressed)
 		l.suppressed = 0
 	}
 	return fields

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"log/slog"
 	"maps"
 	"os"
 	"path/filepath"
@@ -19,7 +20,6 @@ import (
 	"time"
 
 	"github.com/gofrs/flock"
-	"go.uber.org/zap"
 )
 
 // A WarmStart says where a directory keeps its last known list, for a start while
@@ -220,7 +220,7 @@ func checkSum(in *bufio.Reader, line []byte, sum hash.Hash) error {
 // time.
 type warmStore struct {
 	WarmStart
-	log *zap.Logger
+	log *slog.Logger
 
 	own  string       // the file that is ours to write, "" if there is none
 	lock *flock.Flock // what makes it ours
@@ -281,9 +281,9 @@ func (s *warmStore) load() *memento {
 			}
 		case path == s.own:
 			s.log.Warn("the list of nodes kept for a start without the registry cannot be used, and is set aside",
-				zap.String("file", path), zap.String("as", path+".bad"), zap.Error(err))
+				"file", path, "as", path+".bad", "error", err)
 			if err := os.Rename(path, path+".bad"); err != nil {
-				s.log.Warn("cannot set the warm-start file aside; it will be overwritten", zap.Error(err))
+				s.log.Warn("cannot set the warm-start file aside; it will be overwritten", "error", err)
 			}
 		}
 	}

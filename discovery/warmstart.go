@@ -4,8 +4,6 @@ import (
 	"errors"
 	"math"
 	"time"
-
-	"go.uber.org/zap"
 )
 
 const (
@@ -103,7 +101,7 @@ func (l *loop) load() {
 	store := l.store
 	go func() {
 		if err := store.open(); err != nil {
-			store.log.Warn("the list of nodes is not kept for a start without the registry", zap.Error(err))
+			store.log.Warn("the list of nodes is not kept for a start without the registry", "error", err)
 		}
 		l.loaded <- store.load()
 	}()
@@ -136,7 +134,7 @@ func (l *loop) recall() {
 	l.begun = true
 	m := l.memento
 	l.log.Warn("the registry cannot be listed yet; nodes that were listed before are used as soon as they accept connections",
-		zap.Int("nodes", len(m.nodes)), zap.Duration("known", time.Since(m.Written).Round(time.Second)))
+		"nodes", len(m.nodes), "known", time.Since(m.Written).Round(time.Second))
 	next := *l.condition.Load()
 	next.known = m.Written
 	l.condition.Store(&next)
@@ -345,7 +343,7 @@ func (l *loop) written(s saving) {
 	switch {
 	case s.err != nil:
 		if !l.failing {
-			l.log.Warn("cannot keep the list of nodes for a start without the registry", zap.Error(s.err))
+			l.log.Warn("cannot keep the list of nodes for a start without the registry", "error", s.err)
 		}
 		l.failing, l.dirty = true, true
 		l.save.Reset(saveRetry)
@@ -376,7 +374,7 @@ func (l *loop) stopRemembering() {
 	}
 	if l.store.own != "" && l.everyNode && (l.dirty || l.listed) {
 		if err := l.store.save(l.reminisce()); err != nil && !l.failing {
-			l.log.Warn("cannot keep the list of nodes for a start without the registry", zap.Error(err))
+			l.log.Warn("cannot keep the list of nodes for a start without the registry", "error", err)
 		}
 	}
 	l.store.close()

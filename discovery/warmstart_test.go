@@ -3,16 +3,13 @@ package discovery_test
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
-
-	"go.uber.org/zap"
-	"go.uber.org/zap/zapcore"
-	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
 	"github.com/caddy-discovery/caddy-discovery/discovery/discoverytest"
@@ -305,16 +302,16 @@ func TestWarmStartSetsAside(t *testing.T) {
 				nodes := fleet(1)
 				written(t, file, nodes...)
 				test.spoil(t, &file)
-				core, logs := observer.New(zapcore.WarnLevel)
+				log, logs := newLog(slog.LevelWarn)
 				m := away()
-				d := follow(t, m.Open(), discovery.Options{WarmStart: file, Probe: newNetwork(nodes...).probe, Logger: zap.New(core)})
+				d := follow(t, m.Open(), discovery.Options{WarmStart: file, Probe: newNetwork(nodes...).probe, Logger: log})
 				d.Restore()
 				time.Sleep(time.Second)
 				want := "n0:restored"
 				if test.reason != "" {
 					want = ""
-					aside := logs.FilterMessageSnippet("set aside").All()
-					if len(aside) != 1 || !strings.Contains(fmt.Sprint(aside[0].ContextMap()["error"]), test.reason) {
+					aside := logs.containing("set aside")
+					if len(aside) != 1 || !strings.Contains(fmt.Sprint(aside[0].fields["error"]), test.reason) {
 						t.Errorf("logged %v, want one line with %q", aside, test.reason)
 					}
 					if _, err := os.Stat(file.Path + ".bad"); err != nil {
@@ -380,16 +377,16 @@ func TestWarmStartReadOnly(t *testing.T) {
 		if err := os.WriteFile(blocker, nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		core, logs := observer.New(zapcore.WarnLevel)
+		log, logs := newLog(slog.LevelWarn)
 		m := discoverytest.NewMemory()
 		write(m, newNode("a"))
 		d := follow(t, m.Open(), discovery.Options{
-			WarmStart: discovery.WarmStart{Path: filepath.Join(blocker, "x.json"), Registry: "test"}, Logger: zap.New(core),
+			WarmStart: discovery.WarmStart{Path: filepath.Join(blocker, "x.json"), Registry: "test"}, Logger: log,
 		})
 		d.Restore()
 		time.Sleep(time.Hour)
-		if logs.FilterMessageSnippet("not kept").Len() != 1 || logs.Len() > 2 {
-			t.Errorf("logged %v", logs.All())
+		if len(logs.containing("not kept")) != 1 || len(logs.all()) > 2 {
+			t.Errorf("logged %v", logs.all())
 		}
 	})
 }
@@ -401,13 +398,13 @@ func TestWarmStartRecovers(t *testing.T) {
 		if err := os.MkdirAll(file.Path+".tmp/x", 0o700); err != nil { // in the way of the temporary file
 			t.Fatal(err)
 		}
-		core, logs := observer.New(zapcore.WarnLevel)
+		log, logs := newLog(slog.LevelWarn)
 		m := discoverytest.NewMemory()
 		write(m, newNode("a", discovery.KeyLease, "24h"))
-		follow(t, m.Open(), discovery.Options{WarmStart: file, Logger: zap.New(core)})
+		follow(t, m.Open(), discovery.Options{WarmStart: file, Logger: log})
 		time.Sleep(10 * time.Minute)
-		if logs.Len() != 1 {
-			t.Errorf("logged %v, want one line", logs.All())
+		if len(logs.all()) != 1 {
+			t.Errorf("logged %v, want one line", logs.all())
 		}
 		if err := os.RemoveAll(file.Path + ".tmp"); err != nil {
 			t.Fatal(err)

@@ -4,13 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"path/filepath"
 	"sync"
 	"testing"
 	"time"
 
 	"go.uber.org/goleak"
-	"go.uber.org/zap/zaptest"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
 )
@@ -118,10 +118,12 @@ func (s *suite) directory() *discovery.Directory {
 	return d
 }
 
+func (s *suite) logger() *slog.Logger { return slog.New(slog.NewTextHandler(s.Output(), nil)) }
+
 // start runs a directory on a connection of its own until stop is called.
 func (s *suite) start(o discovery.Options) (d *discovery.Directory, stop func()) {
 	s.Helper()
-	o.Logger = zaptest.NewLogger(s.T)
+	o.Logger = s.logger()
 	d = discovery.NewDirectory(s.open(), o)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
@@ -553,7 +555,7 @@ func successorStays(s *suite) {
 		listed := make(chan struct{})
 		var once sync.Once
 		registrar, err := discovery.NewRegistrar(r, s.node(id), discovery.RegistrarOptions{
-			Drain: time.Second, Logger: zaptest.NewLogger(s.T),
+			Drain: time.Second, Logger: s.logger(),
 			Beaten: func(err error) {
 				if err == nil {
 					once.Do(func() { close(listed) })
@@ -889,7 +891,7 @@ func registrar(s *suite) {
 	n := s.node("a")
 	r, err := discovery.NewRegistrar(s.open(), n, discovery.RegistrarOptions{
 		Heartbeat: 100 * time.Millisecond, TTL: time.Second, Drain: 100 * time.Millisecond,
-		Logger: zaptest.NewLogger(s.T),
+		Logger: s.logger(),
 	})
 	if err != nil {
 		s.Fatal(err)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"strings"
 	"testing"
@@ -11,7 +12,6 @@ import (
 
 	goredis "github.com/redis/go-redis/v9"
 	"go.uber.org/goleak"
-	"go.uber.org/zap/zaptest"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
 	"github.com/caddy-discovery/caddy-discovery/discovery/discoverytest"
@@ -155,7 +155,7 @@ func open(t testing.TB, c Config) *Registry {
 func directory(t testing.TB, w discovery.Watcher, o discovery.Options) *discovery.Directory {
 	t.Helper()
 	if o.Logger == nil {
-		o.Logger = zaptest.NewLogger(t)
+		o.Logger = slog.New(slog.NewTextHandler(t.Output(), nil))
 	}
 	o.Probe = discoverytest.Refuse
 	d := discovery.NewDirectory(w, o)

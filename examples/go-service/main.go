@@ -11,14 +11,13 @@ import (
 	"flag"
 	"fmt"
 	"log"
+	"log/slog"
 	"net"
 	"net/http"
 	"os"
 	"os/signal"
 	"syscall"
 	"time"
-
-	"go.uber.org/zap"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
 	"github.com/caddy-discovery/caddy-discovery/discovery/registries"
@@ -69,15 +68,11 @@ func run(ctx context.Context, registryURL, listen, id, service string, heartbeat
 	if err != nil {
 		return err
 	}
-	logger, err := zap.NewDevelopment()
-	if err != nil {
-		return err
-	}
 	registrar, err := discovery.NewRegistrar(registry, discovery.Node{
 		ID:       id,
 		Endpoint: endpoint,
 		Metadata: map[string]string{discovery.KeyService: service},
-	}, discovery.RegistrarOptions{Heartbeat: heartbeat, Load: discovery.SystemLoad, Logger: logger})
+	}, discovery.RegistrarOptions{Heartbeat: heartbeat, Load: discovery.SystemLoad, Logger: slog.Default()})
 	if err != nil {
 		return err
 	}

@@ -1,0 +1,50 @@
+package caddydiscovery
+
+import (
+	"bytes"
+	"errors"
+	"log/slog"
+	"testing"
+	"time"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+)
+
+// A line of package discovery is written like one of Caddy's own.
+func TestLinesOfTheCoreLookLikeCaddys(t *testing.T) {
+	var out bytes.Buffer
+	encoder := zapcore.EncoderConfig{
+		LevelKey: "level", NameKey: "logger", MessageKey: "msg", CallerKey: "caller", StacktraceKey: "stack", LineEnding: "\n",
+		EncodeLevel: zapcore.LowercaseLevelEncoder, EncodeDuration: zapcore.SecondsDurationEncoder,
+	}
+	log := zap.New(zapcore.NewCore(zapcore.NewJSONEncoder(encoder), zapcore.AddSync(&out), zapcore.InfoLevel)).Named("discovery")
+	log = log.With(zap.String("registry", "nats://a"))
+	err := errors.Join(errors.New("one"), errors.New("two"))
+
+	log.Warn("lost", zap.Int("nodes", 3), zap.Duration("away", 1500*time.Millisecond), zap.Error(err),
+		zap.Float64("load", 0.5), zap.Bool("known", true), zap.Strings("writers", []string{"a", "b"}))
+	want := out.String()
+	out.Reset()
+	slogOf(log).Warn("lost", "nodes", 3, "away", 1500*time.Millisecond, "error", err,
+		"load", 0.5, "known", true, "writers", []string{"a", "b"})
+	if got := out.String(); got != want {
+		t.Errorf("got  %swant %s", got, want)
+	}
+
+	out.Reset()
+	log.Info("listed", zap.String("changes_by", "stream"))
+	log.Error("broken")
+	want = out.String()
+	out.Reset()
+	slogOf(log).With("changes_by", "stream").Info("listed")
+	slogOf(log).Error("broken")
+	if got := out.String(); got != want {
+		t.Errorf("got  %swant %s", got, want)
+	}
+
+	out.Reset()
+	if slogOf(log).Debug("quiet"); out.Len() != 0 || slogOf(log).Enabled(t.Context(), slog.LevelDebug) {
+		t.Errorf("below the level: %q", out.String())
+	}
+}
