@@ -167,7 +167,7 @@ func (l *loop) recount(at time.Duration) {
 		return
 	}
 	l.recountAt = at + recountEvery
-	for _, t := range l.nodes {
+	for _, t := range l.table.nodes {
 		l.count(t)
 	}
 }
@@ -180,7 +180,7 @@ func (l *loop) settle() {
 	}
 	var lapsing []*tracked
 	for _, t := range l.expired {
-		if t.expired && l.nodes[t.entry.Node.ID] == t {
+		if t.expired && l.table.nodes[t.entry.Node.ID] == t {
 			t.expired = false
 			lapsing = append(lapsing, t)
 		}
@@ -243,7 +243,7 @@ func (l *loop) lapse(lapsing []*tracked, reason string) {
 		l.doubtful(t)
 	}
 	for _, t := range kept {
-		l.yield(t) // else the other would answer for it
+		l.endConflict(t) // else the other would answer for it
 	}
 	var graves []*grave
 	if massive {
@@ -307,7 +307,7 @@ func (l *loop) doubtful(t *tracked) {
 // extend gives a node one lease more.
 func (l *loop) extend(t *tracked) {
 	t.entry.vitals.renewed.Store(int64(now()))
-	l.requeue(t)
+	l.table.requeue(t)
 }
 
 // depart removes a node that lapsed, and keeps its record for a while. If it was
@@ -356,10 +356,9 @@ func (l *loop) mark(t *tracked) {
 
 // readmit brings a node back that lapsed and accepts connections after all.
 func (l *loop) readmit(t *tracked) {
-	id := t.entry.Node.ID
 	l.graves.drop(t.from)
 	t.from = nil
-	if l.nodes[id] != nil || l.full(&t.entry.Node) != nil || (t.key != "" && l.keys[t.key] != nil) || l.claimant(t) != nil {
+	if !l.table.admits(&t.entry.Node, t.key) || l.addressConflict(t) != nil {
 		return
 	}
 	t.entry.vitals.renewed.Store(int64(now()))
@@ -380,11 +379,11 @@ func (l *loop) readmit(t *tracked) {
 func (l *loop) revive(id string) *tracked {
 	l.graves.expire(now())
 	g := l.graves.byID[id]
-	if g == nil || l.full(&g.entry.Node) != nil || (g.key != "" && l.keys[g.key] != nil) {
+	if g == nil || !l.table.admits(&g.entry.Node, g.key) {
 		return nil
 	}
 	t := l.exhume(g)
-	if l.claimant(t) != nil {
+	if l.addressConflict(t) != nil {
 		return nil
 	}
 	l.graves.drop(g)
@@ -450,7 +449,7 @@ func (l *loop) judgeOverdue() {
 	at := now()
 	var candidates []*tracked
 	for id, t := range l.overdue {
-		if l.nodes[id] == nil {
+		if l.table.nodes[id] == nil {
 			candidates = append(candidates, t)
 		}
 	}
@@ -472,7 +471,7 @@ func (l *loop) judgeOverdue() {
 	massive := l.massive(all.lost, all.all)
 	if massive {
 		l.log.Warn("most records of the registry are overdue; nodes that accept connections are used",
-			"overdue", all.lost, "nodes", len(l.nodes))
+			"overdue", all.lost, "nodes", len(l.table.nodes))
 	}
 	for _, t := range candidates {
 		of := services[t.entry.Node.Service()]
@@ -498,7 +497,7 @@ func (l *loop) ask(t *tracked) {
 
 // dial dials the nodes that wait for it, a bounded number at once.
 func (l *loop) dial(ctx context.Context) {
-	most := min(max(fewProbes, len(l.nodes)/20), maxProbes)
+	most := min(max(fewProbes, len(l.table.nodes)/20), maxProbes)
 	for len(l.waiting) > 0 && l.dialled < most {
 		t := l.waiting[0]
 		l.waiting[0] = nil
@@ -559,7 +558,7 @@ func (l *loop) hear(ctx context.Context, a answer) {
 		l.restoreOr(a)
 		return
 	}
-	inUse := l.nodes[t.entry.Node.ID] == t
+	inUse := l.table.nodes[t.entry.Node.ID] == t
 	switch {
 	case inUse && l.inconclusive(t, a.err):
 		l.hold(t)

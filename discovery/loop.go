@@ -39,12 +39,7 @@ type loop struct {
 	before    uint64  // the newest revision before the running watch
 	seen      uint64  // the newest revision in the running watch
 
-	// The nodes, and the order in which their leases run out.
-	nodes    map[string]*tracked
-	keys     map[string]*tracked // by the key of their record, where it has one
-	places   places
-	room     room
-	leases   timeQueue[tracked]
+	table    table
 	expiry   *time.Timer
 	verifies tasks[verdict] // at most one
 	rejected map[string]rejection
@@ -163,13 +158,12 @@ func (l *loop) watch(ctx context.Context) {
 	if !l.everyNode {
 		// What a first listing said before it broke was never published, and the
 		// next one knows the ages of the records anew.
-		clear(l.nodes)
-		clear(l.keys)
+		l.table = newTable()
 		clear(l.changed)
 		clear(l.rejected)
 		l.forgetOverdue()
-		l.vacateAll()
-		l.leases = newLeases()
+		l.resolver.leaveAll()
+		l.census = newCensus()
 	}
 	go func() {
 		err := l.watcher.Watch(ctx, func(e Event) {
@@ -253,11 +247,11 @@ func (l *loop) lose(err error) {
 		next.restarts++
 		l.journal.Add(Change{Type: ChangeDisconnected, Reason: err.Error()})
 		l.log.Warn("lost the registry; the last known nodes stay in use",
-			"nodes", len(l.nodes), "error", err)
+			"nodes", len(l.table.nodes), "error", err)
 	} else if was.err == nil || was.err.Error() != err.Error() {
 		// The same failure again is no news.
 		l.log.Warn("cannot list the registry; retrying",
-			"nodes", len(l.nodes), "error", err)
+			"nodes", len(l.table.nodes), "error", err)
 	}
 	l.listed = false
 	l.condition.Store(&next)

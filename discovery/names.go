@@ -111,7 +111,7 @@ func (l *loop) learn(ctx context.Context, answer lookup) {
 	}
 	// Whether the address in use still answers is looked at as often as the name.
 	for id := range found.users {
-		if t := l.nodes[id]; t != nil {
+		if t := l.table.nodes[id]; t != nil {
 			l.reacher.want(t.entry)
 		}
 	}
@@ -120,7 +120,7 @@ func (l *loop) learn(ctx context.Context, answer lookup) {
 // onReach takes in at which address a node can be reached.
 func (l *loop) onReach(ctx context.Context, f reached) {
 	l.reacher.done(f)
-	t := l.nodes[f.entry.Node.ID]
+	t := l.table.nodes[f.entry.Node.ID]
 	if ctx.Err() != nil || f.err != nil || t == nil || !slices.Equal(t.entry.addresses, f.entry.addresses) ||
 		t.entry.port != f.entry.port || t.entry.socket(f.address) == t.entry.address {
 		return
@@ -155,7 +155,7 @@ func (d *Directory) Failed(e *Entry, address string) {
 
 // onFailure takes in that a node could not be reached.
 func (l *loop) onFailure(f failure) {
-	t := l.nodes[f.id]
+	t := l.table.nodes[f.id]
 	if t == nil || t.entry.address != f.address && t.entry.Node.Endpoint.Address() != f.address {
 		return // it is dialled elsewhere by now
 	}
@@ -173,7 +173,7 @@ func (l *loop) see(name string, addresses []netip.Addr) {
 // moveTo gives all that have a host name the addresses for which it stands now.
 func (l *loop) moveTo(name string) {
 	for id := range l.resolver.usersOf(name) {
-		if t := l.nodes[id]; t != nil {
+		if t := l.table.nodes[id]; t != nil {
 			t.entry = t.entry.at(l.resolver.of(name))
 			l.count(t)
 			l.change(id, t.entry)

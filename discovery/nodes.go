@@ -27,7 +27,7 @@ func (l *loop) apply(e Event) {
 		}
 		l.put(e)
 	case Beat:
-		t := l.nodes[e.ID]
+		t := l.table.nodes[e.ID]
 		if t == nil && l.everyNode {
 			t = l.revive(e.ID)
 		}
@@ -41,7 +41,7 @@ func (l *loop) apply(e Event) {
 			l.renew(t, load, now())
 		}
 	case Left:
-		t := l.named(e)
+		t := l.table.of(&e)
 		if t != nil && e.Instance != "" && e.Instance != t.entry.Node.Instance() {
 			return // another process has taken the id, and is there
 		}
@@ -55,7 +55,7 @@ func (l *loop) apply(e Event) {
 		l.accept(e)
 		// In a listing the record may have run out because the registry was
 		// away and nobody could renew it: the end of the listing decides.
-		if t := l.named(e); t != nil && l.listed {
+		if t := l.table.of(&e); t != nil && l.listed {
 			t.expired = true
 			l.expired = append(l.expired, t)
 		}
@@ -69,47 +69,25 @@ func (l *loop) apply(e Event) {
 	}
 }
 
+// put takes in a record that can be read.
 func (l *loop) put(e Event) {
 	l.forget(e)
-	// A writer's clock that runs ahead must not lengthen its lease.
-	heard := now() - max(e.Age, 0)
-	t := l.nodes[e.Node.ID]
-	if other := l.named(e); other != nil && other != t {
+	t := l.table.nodes[e.Node.ID]
+	if other := l.table.of(&e); other != nil && other != t {
 		l.remove(other, ChangeLeft, "its record was replaced by that of another node")
 	}
+	// A writer's clock that runs ahead must not lengthen its lease.
+	heard := now() - max(e.Age, 0)
 	lease := e.Node.Lease()
 	if lease == 0 {
 		lease = l.ttl
 	}
-	moved := false // it announces this address for the first time
+	address := "" // that it is known to have
 	switch {
 	case t == nil:
-		if e.Age >= lease {
-			// Overdue by the registry's own clock. It comes back the moment it
-			// is heard. Of a first listing all such records are looked at together.
-			l.accept(e)
-			if !l.everyNode && e.Age <= MaxLease {
-				l.keepOverdue(l.track(e, lease, heard))
-			}
+		if t = l.putNew(&e, lease, heard); t == nil {
 			return
 		}
-		if err := l.full(&e.Node); err != nil {
-			l.turnDown(e, err)
-			return
-		}
-		l.accept(e)
-		if g := l.graves.byID[e.Node.ID]; g != nil {
-			l.graves.drop(g)
-		}
-		t = l.track(e, lease, heard)
-		l.join(t.entry)
-		l.insert(t)
-		reason := ""
-		if keys := leftOut(&e.Node); keys != "" {
-			reason = "metadata left out, no texts: " + keys
-		}
-		l.note(ChangeSeen, t.entry, reason)
-		moved = true
 	case t.listing == l.listing && !l.listed && e.Revision < t.revision:
 		// The node stands under two keys and the newer one was listed first.
 		l.accept(e)
@@ -119,40 +97,126 @@ func (l *loop) put(e Event) {
 		// something else, or somewhere. It was heard since, so what it said then
 		// stands for as long as it has to be heard again; see sync.
 		l.accept(e)
+		address = t.entry.Node.Endpoint.Address()
 	default:
-		changed := !sameRecord(&t.entry.Node, &e.Node) || t.entry.refused != nil
-		if changed {
-			if err := l.room.refusesGrowth(t, &e.Node); err != nil {
-				l.turnDown(e, err)
-				return
-			}
-		}
-		l.accept(e)
-		l.renew(t, e.Node.Load, heard)
-		if now()-heard < lease {
-			l.trust(t) // not so if a listing repeats what had run out
-		}
-		if changed {
-			reason := difference(&t.entry.Node, &e.Node)
-			if reason == "" {
-				reason = "its record is accepted again"
-			}
-			l.watchFight(t, &e.Node)
-			moved = t.entry.Node.Endpoint.Address() != e.Node.Endpoint.Address()
-			l.vacate(t)
-			l.replace(t, newEntry(e.Node, lease, t.entry.vitals).under(l.decisions.of(e.Node.ID)).in(t.doubt))
-			l.occupy(t)
-			l.requeue(t)
-			l.change(e.Node.ID, t.entry)
-			l.note(ChangeUpdated, t.entry, reason)
+		address = t.entry.Node.Endpoint.Address()
+		if !l.putAgain(t, &e, lease, heard) {
+			return
 		}
 	}
-	l.name(t, e.Key)
+	l.table.setKey(t, e.Key)
 	t.revision, t.listing = e.Revision, l.listing
-	if moved {
-		l.takePlace(t)
+	if t.entry.Node.Endpoint.Address() != address {
+		l.claimAddress(t)
 	}
 	l.armExpiry()
+}
+
+// putNew puts a node into use that is not. It returns nil if its record ran out
+// before, or if there is no room for it.
+func (l *loop) putNew(e *Event, lease, heard time.Duration) *tracked {
+	if e.Age >= lease {
+		// Overdue by the registry's own clock. It comes back the moment it
+		// is heard. Of a first listing all such records are looked at together.
+		l.accept(*e)
+		if !l.everyNode && e.Age <= MaxLease {
+			l.keepOverdue(l.track(e, lease, heard))
+		}
+		return nil
+	}
+	if err := l.table.full(&e.Node); err != nil {
+		l.turnDown(*e, err)
+		return nil
+	}
+	l.accept(*e)
+	if g := l.graves.byID[e.Node.ID]; g != nil {
+		l.graves.drop(g)
+	}
+	t := l.track(e, lease, heard)
+	l.join(t.entry)
+	l.insert(t)
+	reason := ""
+	if keys := leftOut(&e.Node); keys != "" {
+		reason = "metadata left out, no texts: " + keys
+	}
+	l.note(ChangeSeen, t.entry, reason)
+	return t
+}
+
+// putAgain renews a node, and gives it what its record says if that is something
+// else. It reports false if there is no room for that.
+func (l *loop) putAgain(t *tracked, e *Event, lease, heard time.Duration) bool {
+	changed := !sameRecord(&t.entry.Node, &e.Node) || t.entry.refused != nil
+	if changed {
+		if err := l.table.room.refusesGrowth(t, &e.Node); err != nil {
+			l.turnDown(*e, err)
+			return false
+		}
+	}
+	l.accept(*e)
+	l.renew(t, e.Node.Load, heard)
+	if now()-heard < lease {
+		l.trust(t) // not so if a listing repeats what had run out
+	}
+	if changed {
+		l.update(t, newEntry(e.Node, lease, t.entry.vitals))
+	}
+	return true
+}
+
+// update gives a node in use the entry of another record.
+func (l *loop) update(t *tracked, next *Entry) {
+	was := t.entry
+	reason := difference(&was.Node, &next.Node)
+	if reason == "" {
+		reason = "its record is accepted again"
+	}
+	if t.conflict.observe(&was.Node, &next.Node, was.lease, now()) {
+		l.log.Warn("two processes announce the same node and overwrite each other's record; give each an id of its own",
+			"node", next.Node.ID,
+			"endpoints", []string{was.Node.Endpoint.String(), next.Node.Endpoint.String()},
+			"writers", []string{writer(&was.Node), writer(&next.Node)})
+	}
+	l.detach(t)
+	l.table.replace(t, next.under(l.decisions.of(next.Node.ID)).in(t.doubt))
+	l.joinAnew(was, t.entry)
+	l.attach(t)
+	l.note(ChangeUpdated, t.entry, reason)
+}
+
+// insert puts a node into use, and is the only one who does: a node in use
+//
+//   - is as the operators say that are in force at that moment, whatever was known
+//     when its entry was made;
+//   - is found by its id, by the key of its record where it has one, by its address,
+//     and by its host name, whose addresses complete its entry;
+//   - has a lease that runs;
+//   - is in the next snapshot.
+func (l *loop) insert(t *tracked) {
+	t.entry = t.entry.under(l.decisions.of(t.id())).in(t.doubt)
+	l.table.add(t)
+	l.attach(t)
+}
+
+// attach has a node's host name resolved, counts the node, and has it shown in the next
+// snapshot.
+func (l *loop) attach(t *tracked) {
+	if t.entry.named {
+		t.entry = t.entry.at(l.resolver.use(t.id(), t.entry.Node.Endpoint.Host()))
+		// A node that is new or says something new may be at another address than the
+		// one before it, which may be another service's by now.
+		l.resolver.ask(t.id())
+		l.reacher.want(t.entry)
+	}
+	l.count(t)
+	l.change(t.id(), t.entry)
+}
+
+// detach is the end of attach.
+func (l *loop) detach(t *tracked) {
+	l.census.count(&t.counted, counted{})
+	l.resolver.leave(t.id())
+	l.reacher.drop(t.id())
 }
 
 // turnDown rejects a record that can be read.
@@ -162,7 +226,7 @@ func (l *loop) turnDown(e Event, err error) {
 }
 
 // track returns the node of a record, not in use.
-func (l *loop) track(e Event, lease, heard time.Duration) *tracked {
+func (l *loop) track(e *Event, lease, heard time.Duration) *tracked {
 	v := new(vitals)
 	v.load.Store(math.Float64bits(e.Node.Load))
 	v.heard.Store(int64(heard))
@@ -186,11 +250,9 @@ func (l *loop) renew(t *tracked, load float64, heard time.Duration) {
 }
 
 func (l *loop) remove(t *tracked, why ChangeType, reason string) {
-	delete(l.nodes, t.entry.Node.ID)
-	l.name(t, "")
-	l.vacate(t)
+	l.table.remove(t)
+	l.detach(t)
 	l.calm(t)
-	l.leases.remove(t)
 	l.change(t.entry.Node.ID, nil)
 	l.note(why, t.entry, reason)
 }
@@ -215,8 +277,8 @@ func (l *loop) sync(listed Listing) {
 	first := !l.everyNode
 	wiped := !first && (listed.Epoch != l.last.Epoch || listed.Revision < l.before)
 	kept, removed := 0, 0
-	for _, t := range l.nodes {
-		if l.yield(t) {
+	for _, t := range l.table.nodes {
+		if l.endConflict(t) {
 			removed++
 			continue
 		}
@@ -241,7 +303,7 @@ func (l *loop) sync(listed Listing) {
 			continue
 		}
 		t.entry.vitals.renewed.Store(int64(at))
-		l.requeue(t)
+		l.table.requeue(t)
 	}
 	maps.DeleteFunc(l.rejected, func(_ string, r rejection) bool { return r.listing != l.listing })
 	l.amended = true
@@ -262,10 +324,10 @@ func (l *loop) sync(listed Listing) {
 	next.connected, next.since = true, time.Now()
 	l.condition.Store(&next)
 
-	reason := fmt.Sprintf("listed, %d nodes", len(l.nodes))
+	reason := fmt.Sprintf("listed, %d nodes", len(l.table.nodes))
 	if !first {
 		reason = fmt.Sprintf("back after %v, %d nodes, %d awaited, %d left",
-			outage.Round(time.Millisecond), len(l.nodes), kept, removed)
+			outage.Round(time.Millisecond), len(l.table.nodes), kept, removed)
 	}
 	if first {
 		l.noteListing()
@@ -278,13 +340,13 @@ func (l *loop) sync(listed Listing) {
 		if p, ok := l.watcher.(Pusher); ok {
 			log = log.With("changes_by", p.Push())
 		}
-		log.Info("listed the registry", "nodes", len(l.nodes),
+		log.Info("listed the registry", "nodes", len(l.table.nodes),
 			"rejected", len(l.rejected), "awaited", kept, "took", outage)
 	case wiped:
 		l.log.Warn("the registry is back and has lost data; nodes that it lacks have one lease to be heard again",
-			"nodes", len(l.nodes), "awaited", kept, "away", outage)
+			"nodes", len(l.table.nodes), "awaited", kept, "away", outage)
 	default:
-		l.log.Info("the registry is back", "nodes", len(l.nodes),
+		l.log.Info("the registry is back", "nodes", len(l.table.nodes),
 			"awaited", kept, "left", removed, "away", outage)
 	}
 	l.armExpiry()
@@ -292,7 +354,7 @@ func (l *loop) sync(listed Listing) {
 
 // armExpiry sets the timer to the first lease that may run out.
 func (l *loop) armExpiry() {
-	first := l.leases.first()
+	first := l.table.leases.first()
 	if first == nil || !l.listed || l.verifies.running > 0 {
 		l.expiry.Stop()
 		return
@@ -306,7 +368,7 @@ func (l *loop) checkLeases(ctx context.Context) {
 	if !l.listed || l.verifies.running > 0 {
 		return
 	}
-	if l.overdueBy(now()) == nil {
+	if l.table.overdue(now()) == nil {
 		l.armExpiry()
 		return
 	}
@@ -321,18 +383,6 @@ func (l *loop) checkLeases(ctx context.Context) {
 		v.err = l.verifier.Verify(ctx)
 		return v
 	})
-}
-
-// overdueBy brings the queue in order up to a time, and returns its head if the lease
-// of that ran out by then, else nil.
-func (l *loop) overdueBy(at time.Duration) *tracked {
-	for {
-		t := l.leases.firstBy(at)
-		if t == nil || t.entry.due() <= at {
-			return t
-		}
-		l.requeue(t)
-	}
 }
 
 // judge lets the leases lapse that had run out when a successful verification
@@ -351,11 +401,7 @@ func (l *loop) judge(ctx context.Context, v verdict) {
 			l.receive(ctx, <-l.messages)
 		}
 		var lapsing []*tracked
-		for l.listed {
-			t := l.overdueBy(v.began)
-			if t == nil {
-				break
-			}
+		for t := l.table.overdue(v.began); t != nil && l.listed; t = l.table.overdue(v.began) {
 			l.extend(t) // for as long as it takes to decide
 			lapsing = append(lapsing, t)
 		}
@@ -364,13 +410,10 @@ func (l *loop) judge(ctx context.Context, v verdict) {
 	l.armExpiry()
 }
 
-// replace gives a node another entry. A node that takes traffic again, or that is
-// another process now, counts as new.
-func (l *loop) replace(t *tracked, next *Entry) {
-	was := t.entry
-	t.entry = next
-	if !was.Serves() && next.Serves() || was.Node.Endpoint != next.Node.Endpoint || was.Node.Instance() != next.Node.Instance() {
-		l.join(next)
+// joinAnew is join for a node that takes traffic again, or that is another process now.
+func (l *loop) joinAnew(was, is *Entry) {
+	if !was.Serves() && is.Serves() || was.Node.Endpoint != is.Node.Endpoint || was.Node.Instance() != is.Node.Instance() {
+		l.join(is)
 	}
 }
 
@@ -389,7 +432,7 @@ func (l *loop) join(e *Entry) {
 // it lists from now on, or has just listed, may well be old.
 func (l *loop) relearn(at time.Duration) {
 	l.relearns, l.relearned = true, at
-	for _, t := range l.nodes {
+	for _, t := range l.table.nodes {
 		if v := t.entry.vitals; time.Duration(v.joined.Load()) >= l.lostAt {
 			v.joined.Store(0)
 		}

@@ -83,14 +83,15 @@ func (l *loop) applyOverride(id string) {
 			l.recalled[id] = t.entry
 		}
 	}
-	t := l.nodes[id]
+	t := l.table.nodes[id]
 	if t == nil {
 		return
 	}
 	if next := t.entry.under(l.decisions.of(id)); next != t.entry {
-		next = next.in(t.doubt)
-		l.replace(t, next)
-		l.change(id, next)
-		l.note(ChangeUpdated, next, "operator: "+next.override.String())
+		was := t.entry
+		t.entry = next.in(t.doubt)
+		l.joinAnew(was, t.entry)
+		l.change(id, t.entry)
+		l.note(ChangeUpdated, t.entry, "operator: "+next.override.String())
 	}
 }

@@ -20,7 +20,7 @@ func (l *loop) reject(e Event) {
 	was, stands := l.rejected[key]
 	// The same bad record again, as with every heartbeat, is no news.
 	known := stands && was.Err.Error() == e.Err.Error()
-	t, final := l.named(e), errors.Is(e.Err, ErrForbidden)
+	t, final := l.table.of(&e), errors.Is(e.Err, ErrForbidden)
 	if final {
 		l.forget(e)
 		l.recant(e)

@@ -72,8 +72,8 @@ func (l *loop) noteListing() {
 		r := l.rejected[key]
 		l.journal.add(Change{Type: ChangeRejected, ID: r.ID, Reason: r.Err.Error(), Listed: true}, RejectionReason(r.Err))
 	}
-	for _, id := range slices.Sorted(maps.Keys(l.nodes)) {
-		l.journal.Add(Change{Type: ChangeSeen, ID: id, Reason: reason, Entry: l.nodes[id].entry, Listed: true})
+	for _, id := range slices.Sorted(maps.Keys(l.table.nodes)) {
+		l.journal.Add(Change{Type: ChangeSeen, ID: id, Reason: reason, Entry: l.table.nodes[id].entry, Listed: true})
 	}
 }
 

@@ -58,11 +58,3 @@ func (r *room) admit(t *tracked) {
 		t.admitted = t.excess
 	}
 }
-
-// full returns why the directory has no room for one node more, nil if it has.
-func (l *loop) full(n *Node) error {
-	if len(l.nodes) >= MaxNodes {
-		return fmt.Errorf("%w record: the directory is full with %d nodes", ErrInvalid, MaxNodes)
-	}
-	return l.room.refuses(0, n)
-}

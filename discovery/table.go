@@ -1,8 +1,22 @@
 package discovery
 
-import "time"
+import (
+	"fmt"
+	"time"
+)
 
-// tracked is a node and where its lease stands in the queue.
+// table holds the nodes in use and finds them: by id, by the key of their record, by
+// their address, and in the order in which their leases run out. add, replace, setKey
+// and remove are its only writers, so that none of these is forgotten.
+type table struct {
+	nodes     map[string]*tracked // by id
+	keys      map[string]*tracked // by the key of their record, where it has one
+	addresses addrIndex
+	leases    timeQueue[tracked]
+	room      room
+}
+
+// tracked is a node and what the loop knows of it.
 type tracked struct {
 	entry    *Entry
 	key      string
@@ -26,66 +40,108 @@ type tracked struct {
 	// Why the running listing rejected its record, of one that is not in use yet.
 	unread error
 
-	// Since when it has its address, and who else has it.
-	placed       time.Duration
-	newer, older *tracked
-
-	// Who wrote the record before the one who did last, and when that changed.
-	rival    string
-	replaced time.Duration
-	fought   bool
+	neighbour neighbour
+	conflict  idConflict
 }
 
-// record names the node's record, by its id only where it has no key.
-func (t *tracked) record() string { return recordName(t.key, t.entry.Node.ID) }
+func (t *tracked) id() string { return t.entry.Node.ID }
 
-// named returns the node that was last put by the record that the event speaks
-// of. Where records have keys, the key decides: a record that cannot be read may
-// have no id, or a wrong one.
-func (l *loop) named(e Event) *tracked {
-	if e.Key != "" {
-		return l.keys[e.Key]
+// record names the node's record, by its id only where it has no key.
+func (t *tracked) record() string { return recordName(t.key, t.id()) }
+
+func newTable() table {
+	return table{
+		nodes:     make(map[string]*tracked),
+		keys:      make(map[string]*tracked),
+		addresses: make(addrIndex),
+		leases:    newLeases(),
 	}
-	if t := l.nodes[e.ID]; t != nil && t.key == "" {
-		return t
+}
+
+// full returns why there is no room for one node more, nil if there is.
+func (t *table) full(n *Node) error {
+	if len(t.nodes) >= MaxNodes {
+		return fmt.Errorf("%w record: the directory is full with %d nodes", ErrInvalid, MaxNodes)
+	}
+	return t.room.refuses(0, n)
+}
+
+// admits reports whether a node that was in use before may be so again: there is room,
+// and no other node stands under its record.
+func (t *table) admits(n *Node, key string) bool {
+	return t.nodes[n.ID] == nil && (key == "" || t.keys[key] == nil) && t.full(n) == nil
+}
+
+// add puts a node into use. None with its id is.
+func (t *table) add(n *tracked) {
+	t.nodes[n.id()] = n
+	if n.key != "" {
+		t.keys[n.key] = n
+	}
+	t.room.admit(n)
+	t.addresses.add(n)
+	t.requeue(n)
+}
+
+// replace gives a node the entry of another record.
+func (t *table) replace(n *tracked, next *Entry) {
+	n.excess = t.room.take(n.excess, nil)
+	t.addresses.remove(n)
+	n.entry = next
+	t.room.admit(n)
+	t.addresses.add(n)
+	t.requeue(n)
+}
+
+// setKey notes under which key the node's record stands.
+func (t *table) setKey(n *tracked, key string) {
+	if n.key == key {
+		return
+	}
+	delete(t.keys, n.key)
+	if n.key = key; key != "" {
+		t.keys[key] = n
+	}
+}
+
+// requeue brings a node's place in the order in line with its lease.
+func (t *table) requeue(n *tracked) {
+	n.due = n.entry.due()
+	t.leases.put(n)
+}
+
+// remove takes a node out of use.
+func (t *table) remove(n *tracked) {
+	delete(t.nodes, n.id())
+	t.setKey(n, "")
+	n.excess = t.room.take(n.excess, nil)
+	t.addresses.remove(n)
+	t.leases.remove(n)
+}
+
+// of returns the node that was last put by the record that the event speaks of, nil
+// if there is none. Where records have keys, the key decides: a record that cannot be
+// read may have no id, or a wrong one.
+func (t *table) of(e *Event) *tracked {
+	if e.Key != "" {
+		return t.keys[e.Key]
+	}
+	if n := t.nodes[e.ID]; n != nil && n.key == "" {
+		return n
 	}
 	return nil
 }
 
-// name notes by which record the node was put.
-func (l *loop) name(t *tracked, key string) {
-	if t.key == key {
-		return
+// overdue returns the node whose lease ran out first by a time, nil if none did. A
+// heartbeat does not touch the order: who is at its head may have been heard since.
+func (t *table) overdue(at time.Duration) *tracked {
+	for {
+		n := t.leases.firstBy(at)
+		if n == nil || n.entry.due() <= at {
+			return n
+		}
+		t.requeue(n)
 	}
-	delete(l.keys, t.key)
-	if t.key = key; key != "" {
-		l.keys[key] = t
-	}
-}
-
-// insert puts a node into use, and is the only one who does: a node in use
-//
-//   - is as the operators say that are in force at that moment, whatever was known
-//     when its entry was made;
-//   - is found by its id, by the key of its record where it has one, by its address,
-//     and by its host name, whose addresses complete its entry;
-//   - has a lease that runs;
-//   - is in the next snapshot.
-func (l *loop) insert(t *tracked) {
-	id, key := t.entry.Node.ID, t.key
-	t.entry = t.entry.under(l.decisions.of(id)).in(t.doubt)
-	l.nodes[id] = t
-	t.key = ""
-	l.name(t, key)
-	l.occupy(t)
-	l.requeue(t)
-	l.change(id, t.entry)
-}
-
-// requeue brings a node to where the end of its lease has it.
-func (l *loop) requeue(t *tracked) {
-	t.due = t.entry.due()
-	l.leases.put(t)
 }
 
 // newLeases returns a queue of nodes in the order in which their leases run out.
@@ -94,38 +150,4 @@ func newLeases() timeQueue[tracked] {
 		time:  func(t *tracked) time.Duration { return t.due },
 		place: func(t *tracked) *int { return &t.place },
 	}
-}
-
-// occupy notes that a node in use has the endpoint it has, and completes its entry
-// by what is known of that.
-func (l *loop) occupy(t *tracked) {
-	defer l.count(t)
-	l.room.admit(t)
-	l.places.enter(t)
-	if !t.entry.named {
-		return
-	}
-	id, name := t.entry.Node.ID, t.entry.Node.Endpoint.Host()
-	t.entry = t.entry.at(l.resolver.use(id, name))
-	// A node that is new or says something new may be at another address than the one
-	// before it, which may be another service's by now.
-	l.resolver.ask(id)
-	l.reacher.want(t.entry)
-}
-
-// vacate is the end of occupy.
-func (l *loop) vacate(t *tracked) {
-	l.census.count(&t.counted, counted{})
-	t.excess = l.room.take(t.excess, nil)
-	l.places.leave(t)
-	l.resolver.leave(t.entry.Node.ID)
-	l.reacher.drop(t.entry.Node.ID)
-}
-
-// vacateAll is vacate for every node.
-func (l *loop) vacateAll() {
-	clear(l.places)
-	l.resolver.leaveAll()
-	l.census = newCensus()
-	l.room = room{}
 }

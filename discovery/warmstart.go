@@ -163,7 +163,7 @@ func (l *loop) remembered(r remembered) *tracked {
 // then have one lease to be heard, or when they are heard.
 func (l *loop) awaitRemembered(m *memento) {
 	for _, r := range m.nodes {
-		if l.nodes[r.node.ID] == nil && l.graves.byID[r.node.ID] == nil {
+		if l.table.nodes[r.node.ID] == nil && l.graves.byID[r.node.ID] == nil {
 			if g := l.remembered(r).grave(0); l.graves.buryAsked(g, now()) {
 				t := l.exhume(g)
 				t.remembered = true
@@ -230,7 +230,7 @@ func (l *loop) endRestore(listed Listing, at time.Duration) (awaited int) {
 	memory := l.memory
 	l.memory = newShelf()
 	for id := range l.recalled {
-		if l.nodes[id] == nil {
+		if l.table.nodes[id] == nil {
 			l.change(id, nil) // unless it is kept below
 		}
 	}
@@ -245,8 +245,8 @@ func (l *loop) endRestore(listed Listing, at time.Duration) (awaited int) {
 	for id, t := range memory.byID {
 		memory.queue.remove(t)
 		t.probe = 0
-		if l.nodes[id] != nil || t.doubt != restored {
-			if l.nodes[id] == nil {
+		if l.table.nodes[id] != nil || t.doubt != restored {
+			if l.table.nodes[id] == nil {
 				l.change(id, nil)
 				if listed.Partial && l.graves.byID[id] == nil {
 					l.graves.bury(t.grave(0), at, true) // it may be heard
@@ -262,12 +262,12 @@ func (l *loop) endRestore(listed Listing, at time.Duration) (awaited int) {
 		unread := t.unread != nil && t.listing == l.listing
 		proven := !unread && !wiped && !listed.Partial && unheard < t.entry.lease && (listed.Expiry == 0 || unheard < listed.Expiry)
 		// A node that was remembered at the same address has shared it before.
-		o := l.claimant(t)
+		o := l.addressConflict(t)
 		if o != nil && memory.byID[o.entry.Node.ID] != nil &&
 			memory.byID[o.entry.Node.ID].entry.Node.Endpoint.Address() == t.entry.Node.Endpoint.Address() {
 			o = nil
 		}
-		if proven || o != nil || l.full(&t.entry.Node) != nil || (t.key != "" && l.keys[t.key] != nil) {
+		if proven || o != nil || !l.table.admits(&t.entry.Node, t.key) {
 			l.change(id, nil)
 			continue
 		}
@@ -320,7 +320,7 @@ func (l *loop) write() {
 
 // reminisce returns what is to be remembered.
 func (l *loop) reminisce() *memento {
-	m := &memento{Written: time.Now(), Epoch: l.last.Epoch, Revision: l.revision.Load(), nodes: make([]remembered, 0, len(l.nodes))}
+	m := &memento{Written: time.Now(), Epoch: l.last.Epoch, Revision: l.revision.Load(), nodes: make([]remembered, 0, len(l.table.nodes))}
 	if !l.listed {
 		m.Written = processStart.Add(l.lostAt)
 	}
@@ -328,7 +328,7 @@ func (l *loop) reminisce() *memento {
 	if l.decisions.listing == l.complete {
 		m.Overrides = m.Written // the watch would have told of a change
 	}
-	for _, t := range l.nodes {
+	for _, t := range l.table.nodes {
 		n := t.entry.Node
 		n.Load = t.entry.Load()
 		m.nodes = append(m.nodes, remembered{key: t.key, heard: t.entry.LastHeard(), node: n})
