@@ -7,8 +7,8 @@
 //		--with github.com/caddy-discovery/caddy-discovery \
 //		--with github.com/caddy-discovery/caddy-discovery/embedded
 //
-// It knows nothing of the rest of the plugin, and the rest knows nothing of
-// it: what they share is a NATS address.
+// It knows nothing of the rest of the plugin but how options are parsed, and the
+// rest knows nothing of it: what they share is a NATS address.
 package embedded
 
 import (
@@ -20,6 +20,7 @@ import (
 	"strconv"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"go.uber.org/zap"
 )
 
@@ -110,14 +111,9 @@ func (a *App) Provision(ctx caddy.Context) error {
 	if a.settings, err = a.resolve(caddy.NewReplacer()); err != nil {
 		return err
 	}
-	if !a.LoopbackOnly() {
-		if a.User == nil {
-			return needsUser(a.settings.listen)
-		}
-		if a.TLS == nil {
-			ctx.Logger().Warn("the listen address can be reached from other machines, and without TLS the password and all records cross the network in the clear",
-				zap.String("listen", a.settings.listen))
-		}
+	if !a.LoopbackOnly() && a.TLS == nil {
+		ctx.Logger().Warn("the listen address can be reached from other machines, and without TLS the password and all records cross the network in the clear",
+			zap.String("listen", a.settings.listen))
 	}
 	if a.TLS != nil {
 		a.certificate, err = loadCertificate(a.settings.certificate, a.settings.key)
@@ -138,11 +134,6 @@ func isLoopback(listen string) bool {
 	}
 	ip := net.ParseIP(host)
 	return host == "localhost" || ip.IsLoopback()
-}
-
-func needsUser(listen string) error {
-	return fmt.Errorf("listen address %s can be reached from other machines, and anybody could write to the registry: "+
-		"set a user and password (and TLS), or listen on a loopback address such as %s", listen, defaultListen)
 }
 
 // Start starts the server, or takes over the one that an equal configuration
@@ -203,7 +194,7 @@ func (a *App) resolve(repl *caddy.Replacer) (settings, error) {
 	if s.listen == "" {
 		s.listen = defaultListen
 	}
-	if err := checkListen(s.listen); err != nil {
+	if err := a.checkListen(s.listen); err != nil {
 		return settings{}, err
 	}
 	if s.store == "" {
@@ -224,17 +215,18 @@ func (a *App) resolve(repl *caddy.Replacer) (settings, error) {
 	return s, nil
 }
 
-// checkListen reports what is wrong with a listen address. Port 0 is refused
+// checkListen reports what is wrong with an address to listen on. Port 0 is refused
 // although a kernel would accept it: no client could know where to connect.
-func checkListen(listen string) error {
+func (a *App) checkListen(listen string) error {
 	_, port, err := net.SplitHostPort(listen)
-	if err == nil {
-		var n uint64
-		if n, err = strconv.ParseUint(port, 10, 16); err == nil && n > 0 {
-			return nil
-		}
+	if n, e := strconv.ParseUint(port, 10, 16); err != nil || e != nil || n == 0 {
+		return fmt.Errorf("listen address %q: want a host and a port from 1 to 65535, such as %s", listen, defaultListen)
 	}
-	return fmt.Errorf("listen address %q: want a host and a port from 1 to 65535, such as %s", listen, defaultListen)
+	if a.User == nil && !isLoopback(listen) {
+		return fmt.Errorf("listen address %s can be reached from other machines, and anybody could write to the registry: "+
+			"set a user and password (and TLS), or listen on a loopback address such as %s", listen, defaultListen)
+	}
+	return nil
 }
 
 // loadCertificate reads a certificate and its key.
@@ -249,7 +241,8 @@ func loadCertificate(certificate, key string) (*tls.Certificate, error) {
 
 // Interface guards.
 var (
-	_ caddy.App          = (*App)(nil)
-	_ caddy.Provisioner  = (*App)(nil)
-	_ caddy.CleanerUpper = (*App)(nil)
+	_ caddy.App             = (*App)(nil)
+	_ caddy.Provisioner     = (*App)(nil)
+	_ caddy.CleanerUpper    = (*App)(nil)
+	_ caddyfile.Unmarshaler = (*App)(nil)
 )

@@ -311,8 +311,8 @@ func (quitter) CaddyModule() caddy.ModuleInfo {
 }
 
 func (quitter) Start() error {
-	turn.Lock()
-	defer turn.Unlock()
+	lifecycle.Lock()
+	defer lifecycle.Unlock()
 	if all := instances(); len(all) > 1 && all[0].server != nil {
 		return errors.New("no, thank you")
 	}
@@ -340,9 +340,9 @@ func TestConfigThatFailsLaterBringsTheOldServerBack(t *testing.T) {
 		mustLoad(t, cfg)
 	}
 	eventuallyHas(t, kv, "node.a")
-	turn.Lock()
+	lifecycle.Lock()
 	all := instances()
-	turn.Unlock()
+	lifecycle.Unlock()
 	if len(all) != 1 || all[0].maxStore != defaultMaxStore {
 		t.Errorf("%d instances, want the first alone", len(all))
 	}

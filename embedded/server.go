@@ -61,7 +61,7 @@ type instance struct {
 	// certificate is what new connections are served with.
 	certificate atomic.Pointer[tls.Certificate]
 
-	// Guarded by turn. Both are nil while the instance does not run.
+	// Guarded by lifecycle. Both are nil while the instance does not run.
 	server *server.Server
 	lock   *flock.Flock
 }
@@ -69,12 +69,12 @@ type instance struct {
 var (
 	pool = caddy.NewUsagePool() // settings → *instance
 
-	// turn is held while servers start and stop, so that the decision who may
+	// lifecycle is held while servers start and stop, so that the decision who may
 	// run and its execution are one step. Only the loading and unloading of
 	// configurations ever wait for it. It is locked before the pool's own lock,
 	// never after.
-	turn sync.Mutex
-	ages atomic.Uint64
+	lifecycle sync.Mutex
+	ages      atomic.Uint64
 )
 
 // acquire returns the running server of these settings and counts the caller
@@ -102,8 +102,8 @@ func release(s settings) error {
 
 // start makes the instance run and displaces whatever it clashes with.
 func (in *instance) start() error {
-	turn.Lock()
-	defer turn.Unlock()
+	lifecycle.Lock()
+	defer lifecycle.Unlock()
 	if in.server != nil {
 		return nil
 	}
@@ -120,8 +120,8 @@ func (in *instance) start() error {
 // Destruct stops the instance and lets those run again that it displaced. The
 // pool calls it when it has already forgotten the instance.
 func (in *instance) Destruct() error {
-	turn.Lock()
-	defer turn.Unlock()
+	lifecycle.Lock()
+	defer lifecycle.Unlock()
 	errs := []error{in.halt()}
 	all := instances()
 	for _, other := range all {
@@ -149,7 +149,7 @@ func instances() []*instance {
 }
 
 // boot starts the server and returns when it accepts connections. The caller
-// holds turn.
+// holds lifecycle.
 func (in *instance) boot() (err error) {
 	if err := os.MkdirAll(in.store, 0o700); err != nil {
 		return fmt.Errorf("store %s cannot be created: %w", in.store, err)
@@ -200,7 +200,7 @@ func (in *instance) boot() (err error) {
 }
 
 // halt stops the server, if it runs, and returns when nothing is left of it.
-// The caller holds turn.
+// The caller holds lifecycle.
 func (in *instance) halt() error {
 	srv, lock := in.server, in.lock
 	if srv == nil {
