@@ -89,19 +89,7 @@ func (u *Upstreams) denied(e *discovery.Entry) string {
 
 // dial returns the address at which a node is dialled. Over plain HTTP that is the
 // address that was checked; over TLS the name is kept, for its certificate.
-func (u *Upstreams) dial(e *discovery.Entry) string { return dialAddress(e, u.https) }
-
-func dialAddress(e *discovery.Entry, https bool) string {
-	if https {
-		return e.Node.Endpoint.Address()
-	}
-	return e.Address()
-}
-
-// dialledAt reports whether an address is one at which the node is dialled.
-func dialledAt(e *discovery.Entry, address string) bool {
-	return address == e.Address() || e.Named() && address == e.Node.Endpoint.Address()
-}
+func (u *Upstreams) dial(e *discovery.Entry) string { return e.DialAddress(u.https) }
 
 // dialledAtAny reports whether one of the addresses is one at which the node is
 // dialled.

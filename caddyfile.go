@@ -17,6 +17,7 @@ import (
 	"github.com/caddy-discovery/caddy-discovery/discovery/redis"
 	backends "github.com/caddy-discovery/caddy-discovery/discovery/registries"
 	"github.com/caddy-discovery/caddy-discovery/internal/caddyblock"
+	"github.com/caddy-discovery/caddy-discovery/internal/health"
 )
 
 func init() {
@@ -399,7 +400,7 @@ func healthOption(to **Health) caddyblock.Option {
 func status(to *string) caddyblock.Option {
 	return caddyblock.Option{Usage: "<code>|<class>", Min: 1, Max: 1, Set: func(args []string) error {
 		*to = args[0]
-		return checkStatus(args[0])
+		return health.CheckStatus(args[0])
 	}}
 }
 

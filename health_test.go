@@ -15,6 +15,7 @@ import (
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
 	"github.com/caddy-discovery/caddy-discovery/internal/freeport"
+	"github.com/caddy-discovery/caddy-discovery/internal/health"
 )
 
 // A checkedService answers health checks at will, and requests with its id.
@@ -189,37 +190,6 @@ func TestHealthOfNobody(t *testing.T) {
 	}
 }
 
-// TestHangingChecksHarmNothing has more nodes that hang than checks may be under
-// way: the others are checked in time all the same.
-func TestHangingChecksHarmNothing(t *testing.T) {
-	name, m := newMemory(t)
-	hanging := newChecked(t, "hanging", 0, false)
-	for i := range 2 * checksAtOnce {
-		list(t, m, fmt.Sprintf("hanging-%03d", i), hanging.URL)
-	}
-	good := newChecked(t, "good", 200, false)
-	u := source(t, "registry memory "+name+"\nhealth {\nuri /healthz\ninterval 20ms\ntimeout 300ms\n}")
-	eventually(t, "all have been checked once", func() bool {
-		u.start()
-		return u.health.failed.Load() >= 2*checksAtOnce
-	})
-	list(t, m, "good", good.URL)
-	usable := func() bool {
-		upstreams, _ := u.GetUpstreams(request())
-		return len(upstreams) == 1
-	}
-	began := time.Now()
-	eventually(t, "the good node serves", usable)
-	good.status.Store(500)
-	eventually(t, "the good node is out", func() bool { return !usable() })
-	good.status.Store(200)
-	eventually(t, "the good node serves again", usable)
-	t.Logf("joined, left and came back within %v", time.Since(began))
-	if n := hanging.checks.Load(); n > 0 && u.health.passed.Load() == 0 {
-		t.Error("nothing has passed")
-	}
-}
-
 // TestHealthIsShared holds that equal settings are one checker, and that others,
 // or another transport, are not.
 func TestHealthIsShared(t *testing.T) {
@@ -230,15 +200,15 @@ func TestHealthIsShared(t *testing.T) {
 	c := source(t, "registry memory "+name+"\nhealth {\nuri /\n}")
 	d := source(t, options, "transport", map[string]any{"protocol": "http", "tls": map[string]any{}})
 	e := source(t, options, "transport", map[string]any{"protocol": "http", "tls": map[string]any{"insecure_skip_verify": true}})
-	if a.health != b.health {
+	if a.health.Checker != b.health.Checker {
 		t.Error("equal settings have two checkers")
 	}
 	for i, other := range []*Upstreams{c, d, e} {
-		if other.health == a.health {
+		if other.health.Checker == a.health.Checker {
 			t.Errorf("different settings, case %d, share a checker", i)
 		}
 	}
-	if d.health == e.health {
+	if d.health.Checker == e.health.Checker {
 		t.Error("different transports share a checker")
 	}
 }
@@ -302,25 +272,6 @@ func TestFirstPassAdmits(t *testing.T) {
 	}
 	if n := a.checks.Load(); n != 1 {
 		t.Errorf("checked %d times, want once", n)
-	}
-}
-
-// TestPassesOfAFailedNode holds that a node that has failed needs all of them.
-func TestPassesOfAFailedNode(t *testing.T) {
-	name, m := newMemory(t)
-	a := newChecked(t, "a", 500, false)
-	list(t, m, "a", a.URL)
-	u := source(t, "registry memory "+name+"\nhealth {\nuri /healthz\ninterval 5ms\npasses 20\n}")
-	u.start()
-	eventually(t, "it has failed", func() bool { return a.checks.Load() > 2 })
-	a.status.Store(200)
-	usable := func() bool {
-		upstreams, _ := u.GetUpstreams(request())
-		return len(upstreams) == 1
-	}
-	eventually(t, "it serves", usable)
-	if n := u.health.passed.Load(); n < 20 {
-		t.Errorf("it serves after %d checks that it has passed, want 20", n)
 	}
 }
 
@@ -391,7 +342,7 @@ func TestNoSecondChecksWithoutPasses(t *testing.T) {
 	first.start()
 	second.start()
 	list(t, m, "old", newChecked(t, "old", 500, false).URL)
-	eventually(t, "the second has a result", func() bool { return second.health.failed.Load() > 0 })
+	eventually(t, "the second has a result", func() bool { return second.directory.stats.checks.bad.Load() > 0 })
 	list(t, m, "new", newChecked(t, "new", 0, false).URL)
 	eventually(t, "the node serves the first source", func() bool {
 		upstreams, _ := first.GetUpstreams(request())
@@ -432,20 +383,20 @@ func TestUncheckedBesideTheIll(t *testing.T) {
 	list(t, m, "ill", newChecked(t, "ill", 500, false).URL)
 	u := source(t, "registry memory "+name+"\nsync_timeout 50ms\nhealth {\nuri /healthz\ninterval 1h\ntimeout 1h\n}")
 	u.start()
-	checked := func(id string, want health) func() bool {
+	checked := func(id string, want health.State) func() bool {
 		return func() bool {
-			h, since := u.health.of(u.directory.Snapshot().Node(id))
+			h, since := u.health.Of(u.directory.Snapshot().Node(id))
 			return h == want && !since.IsZero() && time.Since(since) > time.Duration(u.SyncTimeout)
 		}
 	}
-	eventually(t, "it is known to be ill for a while", checked("ill", unhealthy))
+	eventually(t, "it is known to be ill for a while", checked("ill", health.Unhealthy))
 	joined := newChecked(t, "joined", 0, false)
 	list(t, m, "joined", joined.URL)
 	eventually(t, "the other is being checked", func() bool { return joined.checks.Load() == 1 })
 	if p := u.pool(u.directory.Snapshot(), request()); len(p.tiers) > 0 || !p.awaits.IsZero() {
 		t.Errorf("%d tiers, awaited until %v, want nobody", len(p.tiers), p.awaits)
 	}
-	eventually(t, "it has waited for its check", checked("joined", unchecked))
+	eventually(t, "it has waited for its check", checked("joined", health.Unchecked))
 	if upstreams, err := u.GetUpstreams(request()); err != nil || len(upstreams) > 0 {
 		t.Errorf("returned %v, %v, want nobody", upstreams, err)
 	}

@@ -30,7 +30,7 @@ func peerOf(e *discovery.Entry) *peer {
 // has considered the node. Caddy keeps that state in a private map, and tells
 // only by what it writes into an upstream: see observer.
 func hostOf(e *discovery.Entry) *reverseproxy.Host {
-	if known := peerOf(e).host.Load(); known != nil && dialledAt(e, known.address) {
+	if known := peerOf(e).host.Load(); known != nil && e.DialledAt(known.address) {
 		return known.Host
 	}
 	return nil

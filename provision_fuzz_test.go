@@ -111,7 +111,8 @@ func FuzzProvision(f *testing.F) {
 		_ = provisionJSON(place, raw)
 		h := new(Health)
 		if json.Unmarshal([]byte(raw), h) == nil && h.check() == nil {
-			if _, err := h.request(context.Background(), "http", "10.0.0.1:80", "h:80"); err != nil {
+			options := h.options(false)
+			if _, err := options.Request(context.Background(), "10.0.0.1:80", "h:80"); err != nil {
 				t.Errorf("%s is accepted, and no check can be made: %v", raw, err)
 			}
 		}

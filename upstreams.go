@@ -19,6 +19,7 @@ import (
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
 	"github.com/caddy-discovery/caddy-discovery/internal/caddyblock"
+	"github.com/caddy-discovery/caddy-discovery/internal/health"
 )
 
 const (
@@ -125,7 +126,7 @@ type Upstreams struct {
 
 	directory *sharedDirectory
 	handler   *reverseproxy.Handler
-	health    *checker // nil without health checks
+	health    *sourceChecks // nil without health checks
 	checks    sync.Once
 	rules     *discovery.Rules
 	unguarded bool          // see tellUnguarded
@@ -200,7 +201,7 @@ func (u *Upstreams) Provision(ctx caddy.Context) error {
 		return fmt.Errorf("opening the registry: %w", err)
 	}
 	if u.Health != nil {
-		if u.health, err = acquireChecker(u, backend, u.handler.Transport); err != nil {
+		if u.health, err = acquireChecks(u, backend, u.handler.Transport); err != nil {
 			return fmt.Errorf("opening the health checks: %w", err)
 		}
 	}
@@ -359,7 +360,7 @@ func (u *Upstreams) Cleanup() error {
 func (u *Upstreams) letGo() error {
 	var err error
 	if u.health != nil {
-		err = u.health.leave(u)
+		err = u.health.release()
 	}
 	u.stopRestore()
 	if u.directory != nil {
@@ -617,7 +618,7 @@ func (v *view) drop(key string) {
 // no request waits for another, unless nobody was in that one.
 func (u *Upstreams) pool(snapshot *discovery.Snapshot, r *http.Request) *pool {
 	v := u.current.Load()
-	if v == nil || v.snapshot != snapshot || u.health != nil && v.health != u.health.version.Load() || v.fixed != nil && v.fixed.overdue() {
+	if v == nil || v.snapshot != snapshot || u.health != nil && v.health != u.health.Version() || v.fixed != nil && v.fixed.overdue() {
 		if v == nil {
 			u.build.Lock()
 		} else if !u.build.TryLock() {
@@ -642,7 +643,7 @@ func (u *Upstreams) pool(snapshot *discovery.Snapshot, r *http.Request) *pool {
 func (u *Upstreams) renew(snapshot *discovery.Snapshot) (*view, bool) {
 	var health uint64
 	if u.health != nil {
-		health = u.health.version.Load()
+		health = u.health.Version()
 	}
 	if v := u.current.Load(); v != nil && (v.snapshot.Number > snapshot.Number ||
 		v.snapshot.Number == snapshot.Number && v.health >= health && (v.fixed == nil || !v.fixed.overdue())) {
@@ -887,11 +888,11 @@ func (u *Upstreams) unchecked(candidates []*discovery.Entry, w wish) ([]*discove
 		if u.ineligible(e, w) != "" {
 			continue
 		}
-		h, since := u.health.of(e)
-		if h.known() && (began.IsZero() || since.Before(began)) {
+		h, since := u.health.Of(e)
+		if h.Known() && (began.IsZero() || since.Before(began)) {
 			began = since
 		}
-		if h != unchecked {
+		if h != health.Unchecked {
 			continue
 		}
 		if since.IsZero() {
@@ -926,10 +927,10 @@ func (u *Upstreams) unchecked(candidates []*discovery.Entry, w wish) ([]*discove
 func (u *Upstreams) obstacle(e *discovery.Entry, w wish) string {
 	reason := u.ineligible(e, w)
 	if reason == "" && u.health != nil {
-		switch h, _ := u.health.of(e); {
-		case h == unchecked:
+		switch h, _ := u.health.Of(e); {
+		case h == health.Unchecked:
 			reason = "unhealthy: not checked yet"
-		case !h.serves():
+		case !h.Serves():
 			reason = "unhealthy"
 		}
 	}

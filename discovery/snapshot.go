@@ -120,6 +120,20 @@ func (e *Entry) AddressBeside(tried func(address string) bool) string {
 	return e.address
 }
 
+// DialAddress returns the host:port at which the node is dialled: that of
+// [Entry.Address], or, over TLS, its endpoint's, for the name in its certificate.
+func (e *Entry) DialAddress(tls bool) string {
+	if tls {
+		return e.Node.Endpoint.Address()
+	}
+	return e.address
+}
+
+// DialledAt reports whether the address is one that [Entry.DialAddress] returns.
+func (e *Entry) DialledAt(address string) bool {
+	return address == e.address || e.named && address == e.Node.Endpoint.Address()
+}
+
 // Named reports whether the endpoint has a host name.
 func (e *Entry) Named() bool { return e.named }
 

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"net/netip"
@@ -18,11 +17,11 @@ import (
 	"github.com/caddy-discovery/caddy-discovery/discovery"
 )
 
-// A prober makes single health checks, as the requests of a handler would be made:
-// with its TLS settings, its local address and its versions of HTTP. Its connections
-// are its own, so that no check waits until a node that is busy, and healthy, has one
-// left for it.
-type prober struct {
+// healthClient reaches nodes for health checks as the requests of a handler reach
+// them: with its TLS settings, its local address and its versions of HTTP. Its
+// connections are its own, so that no check waits until a node that is busy, and
+// healthy, has one left for it.
+type healthClient struct {
 	http http.RoundTripper
 	dial func(ctx context.Context, network, address string) (net.Conn, error)
 	idle interface{ CloseIdleConnections() } // nil where the connections are not its own
@@ -32,9 +31,9 @@ type prober struct {
 // larger fleet each check makes another one.
 const checkIdle = 1024
 
-// newProber returns the prober of a handler that is provisioned.
-func newProber(handler *reverseproxy.Handler) *prober {
-	own := func(shared *http.Transport) *prober {
+// newHealthClient returns the client of a handler that is provisioned.
+func newHealthClient(handler *reverseproxy.Handler) *healthClient {
+	own := func(shared *http.Transport) *healthClient {
 		t := shared.Clone()
 		t.MaxConnsPerHost = 0
 		t.MaxIdleConns, t.MaxIdleConnsPerHost = checkIdle, 1
@@ -42,7 +41,7 @@ func newProber(handler *reverseproxy.Handler) *prober {
 			// What is there leads to the connections of the other transport.
 			t.TLSNextProto, t.ForceAttemptHTTP2 = nil, true
 		}
-		return &prober{http: t, dial: t.DialContext, idle: t}
+		return &healthClient{http: t, dial: t.DialContext, idle: t}
 	}
 	switch t := handler.Transport.(type) {
 	case *reverseproxy.HTTPTransport:
@@ -50,45 +49,30 @@ func newProber(handler *reverseproxy.Handler) *prober {
 			return own(t.Transport)
 		}
 		// It knows no limit of connections.
-		return &prober{http: t, dial: t.Transport.DialContext}
+		return &healthClient{http: t, dial: t.Transport.DialContext}
 	case reverseproxy.TLSTransport:
 		if t.TLSEnabled() {
-			return &prober{http: handler.Transport, dial: new(net.Dialer).DialContext}
+			return &healthClient{http: handler.Transport, dial: new(net.Dialer).DialContext}
 		}
 	}
 	return own(http.DefaultTransport.(*http.Transport))
 }
 
-// close lets go of the connections.
-func (p *prober) close() {
-	if p.idle != nil {
-		p.idle.CloseIdleConnections()
+// Close lets go of idle connections.
+func (c *healthClient) Close() {
+	if c.idle != nil {
+		c.idle.CloseIdleConnections()
 	}
 }
 
-// connect checks that a node accepts a connection.
-func (p *prober) connect(ctx context.Context, address string) error {
-	conn, err := p.dial(withCheck(ctx, nil, address), "tcp", address)
-	if err != nil {
-		return err
-	}
-	return conn.Close()
+// Dial opens a connection to host:port.
+func (c *healthClient) Dial(ctx context.Context, address string) (net.Conn, error) {
+	return c.dial(withCheck(ctx, nil, address), "tcp", address)
 }
 
-// request checks the answer of a node to a request.
-func (p *prober) request(req *http.Request, node *discovery.Entry, options *Health) error {
-	resp, err := p.http.RoundTrip(req.WithContext(withCheck(req.Context(), node, req.URL.Host)))
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	if _, err := io.Copy(io.Discard, io.LimitReader(resp.Body, maxCheckBody)); err != nil {
-		return err
-	}
-	if !options.accepts(resp.StatusCode) {
-		return fmt.Errorf("status %d, want %s", resp.StatusCode, options.Status)
-	}
-	return nil
+// Do returns a node's answer to a request.
+func (c *healthClient) Do(req *http.Request, node *discovery.Entry) (*http.Response, error) {
+	return c.http.RoundTrip(req.WithContext(withCheck(req.Context(), node, req.URL.Host)))
 }
 
 // withCheck puts into the context what Caddy's transports expect to find in that of a
