@@ -254,7 +254,8 @@ var (
 	// long. It costs its node the update, and the node stays as it was last known,
 	// for the rest of its lease, which such a record does not renew. Where only the
 	// record itself tells whose it is (a sorted set of Redis), one without a readable
-	// id is nobody's, and the node whose record it replaced has left.
+	// id counts as that of the node that its beginning names, if no better one stands
+	// there.
 	ErrForbidden = errors.New("forbidden")
 	// ErrBroken: the stream of changes broke and must be started anew.
 	ErrBroken = errors.New("watch broken")

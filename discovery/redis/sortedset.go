@@ -274,6 +274,14 @@ type member struct {
 	seq   uint64 // of the entry of the stream that brought it, or 0
 	node  *discovery.Node
 	long  int // the length of one that is too long to be read; else 0
+
+	unnamed *unnamed // of a record whose id cannot be read; else nil
+}
+
+// unnamed is what a record whose id cannot be read is called.
+type unnamed struct {
+	made  string // the name made up for it
+	guess string // the id that its beginning names, if its node may stay by that; or ""
 }
 
 // nameless begins the names that are made up. No id may contain it.
@@ -294,8 +302,20 @@ func (m *member) parse(records *discovery.Parser) {
 	if n.ID == "" {
 		h := fnv.New32a()
 		_, _ = h.Write([]byte(m.text))
-		m.id = fmt.Sprintf("%s%08x", nameless, h.Sum32())
+		m.unnamed = &unnamed{made: fmt.Sprintf("%s%08x", nameless, h.Sum32())}
+		if guess := m.guess(); discovery.ValidateID(guess) == nil && !errors.Is(err, discovery.ErrForbidden) {
+			m.unnamed.guess = guess
+		}
+		m.id = m.unnamed.made
 	}
+}
+
+// guess returns the id that the beginning of a record names, to be shown, or "".
+func (m *member) guess() string {
+	if found := idAt.FindStringSubmatch(m.text[:min(len(m.text), 512)]); found != nil {
+		return found[1]
+	}
+	return ""
 }
 
 // tooLong says why a record of so many bytes was not read.
@@ -309,14 +329,6 @@ func tooLong(length int) error {
 
 // idAt finds the id in the beginning of a record that cannot be read.
 var idAt = regexp.MustCompile(`(?i)"nodeId"\s*:\s*"([^"\\]{1,128})"`)
-
-// guessID returns the id that the beginning of a record names, to be shown, or "".
-func guessID(beginning string) string {
-	if found := idAt.FindStringSubmatch(beginning); found != nil {
-		return found[1]
-	}
-	return ""
-}
 
 // longMember is one that a look found and did not read.
 type longMember struct {
@@ -344,10 +356,10 @@ type node struct {
 	missing time.Time // since when looks have not found its record; zero: it is there
 
 	// Of the look that is being applied: the member with the highest score, and
-	// what is new about it.
-	look           uint64
-	best           *member
-	fresh, changed bool
+	// whether it or its score is new.
+	look    uint64
+	best    *member
+	changed bool
 }
 
 // setView is the view of one watch.
@@ -687,35 +699,8 @@ func (v *setView) apply(result any) (next request, after time.Duration, err erro
 		return request{}, 0, nil
 	}
 
-	var found []*node
 	v.noteLong(l)
-	for i, text := range l.texts {
-		m, score := v.members[text], l.scores[i]
-		fresh := m == nil
-		if fresh {
-			m = &member{text: text, score: score, long: l.sizes[i]}
-			m.parse(&v.records)
-			v.members[text] = m
-		}
-		changed := fresh || m.score != score
-		if changed && l.whole && v.looks > 1 && score < l.since {
-			// This writer's clock is behind by more than partial looks go back.
-			v.margin = min(time.Duration(v.clockBefore-score)*time.Millisecond+minMargin, maxMargin)
-		}
-		m.score, m.look = score, v.looks
-		n := v.nodes[m.id]
-		if n == nil {
-			n = &node{id: m.id}
-			v.nodes[m.id] = n
-		}
-		if n.look != v.looks {
-			n.look = v.looks
-			found = append(found, n)
-		}
-		// In the order of scores: the last of an id is its newest.
-		n.best, n.fresh, n.changed = m, fresh, changed
-	}
-	for _, n := range found {
+	for _, n := range v.compare(l, &next) {
 		v.found(n, l, &next)
 	}
 	if l.whole {
@@ -732,6 +717,83 @@ func (v *setView) apply(result any) (next request, after time.Duration, err erro
 		}
 	}
 	return request{}, 0, nil
+}
+
+// compare finds out which members of a look are new or have another score, and
+// returns the nodes to which the look's members belong.
+func (v *setView) compare(l *setLook, next *request) (found []*node) {
+	// In the order of scores: the last of an id is its newest.
+	belongs := func(m *member, changed bool) {
+		n := v.nodes[m.id]
+		if n == nil {
+			n = &node{id: m.id}
+			v.nodes[m.id] = n
+		}
+		if n.look != v.looks {
+			n.look = v.looks
+			found = append(found, n)
+		}
+		n.best, n.changed = m, changed
+	}
+	type sighting struct {
+		*member
+		changed bool
+	}
+	var nameless []sighting
+	guesses := make(map[string]int)
+	for i, text := range l.texts {
+		m, score := v.members[text], l.scores[i]
+		fresh := m == nil
+		if fresh {
+			m = &member{text: text, score: score, long: l.sizes[i]}
+			m.parse(&v.records)
+			if m.unnamed != nil && !l.whole {
+				next.whole = true // whose it is depends on what else stands there
+				continue
+			}
+			v.members[text] = m
+		}
+		changed := fresh || m.score != score
+		if changed && l.whole && v.looks > 1 && score < l.since {
+			// This writer's clock is behind by more than partial looks go back.
+			v.margin = min(time.Duration(v.clockBefore-score)*time.Millisecond+minMargin, maxMargin)
+		}
+		m.score, m.look = score, v.looks
+		if m.unnamed != nil && l.whole {
+			nameless = append(nameless, sighting{m, changed})
+			guesses[m.unnamed.guess]++
+			continue
+		}
+		belongs(m, changed)
+	}
+	for _, m := range nameless {
+		id := m.unnamed.made
+		if v.replaces(m.member, guesses[m.unnamed.guess] == 1) {
+			id = m.unnamed.guess
+		}
+		if renamed := id != m.id; renamed {
+			if n := v.nodes[m.id]; n != nil && n.id == m.unnamed.made && n.current == m.member {
+				delete(v.nodes, n.id)
+				v.w.emit(n.event(discovery.Left))
+			}
+			m.id, m.changed = id, true
+		}
+		belongs(m.member, m.changed)
+	}
+	return found
+}
+
+// replaces reports whether a record whose id cannot be read counts as that of the
+// node that its beginning names. That is a guess, since the name may stand in another
+// place of the record, so it only ever keeps a node in use, and gives way to every
+// record of the node that can be read, but for an old one that nobody removed.
+func (v *setView) replaces(m *member, only bool) bool {
+	n := v.nodes[m.unnamed.guess]
+	if m.unnamed.guess == "" || n == nil {
+		return m.unnamed.guess != "" && only
+	}
+	stands := n.look == v.looks && (n.current == nil || n.current == n.best || n.changed)
+	return !stands && (only || n.current == m)
 }
 
 // noteLong remembers the members that are too long.
@@ -847,11 +909,7 @@ func (v *setView) absent(n *node) bool {
 	return time.Since(n.missing) >= absence
 }
 
-// sweep looks for what a whole look lacks. A node whose record was replaced by one
-// without a readable id (no JSON, an id that is no text, too long to be read) has
-// left: members have no key that would tell whose such a record is, and the id that
-// its beginning seems to name is only good to be shown, since it may stand in another
-// place of the record, or in several.
+// sweep looks for what a whole look lacks.
 func (v *setView) sweep(l *setLook) {
 	var lost []*node
 	for _, n := range v.nodes {
@@ -873,11 +931,11 @@ func (v *setView) put(n *node, m *member, age time.Duration, revision uint64) {
 	if m.node == nil && m.err == nil {
 		m.parse(&v.records)
 	}
-	e := m.event()
+	e := n.event(discovery.Put)
 	if m.err != nil {
 		e.Type, e.Err = discovery.Rejected, m.err
 	} else {
-		e.Type, e.Node = discovery.Put, *m.node
+		e.Node = *m.node
 	}
 	m.node = nil
 	e.Age, e.Revision = age, revision
@@ -886,8 +944,8 @@ func (v *setView) put(n *node, m *member, age time.Duration, revision uint64) {
 
 // left emits that a node's record was removed, and forgets it.
 func (v *setView) left(n *node, revision uint64) {
-	e := n.current.event()
-	e.Type, e.Revision = discovery.Left, revision
+	e := n.event(discovery.Left)
+	e.Revision = revision
 	v.forget(n)
 	v.w.emit(e)
 }
@@ -897,13 +955,13 @@ func (v *setView) forget(n *node) {
 	delete(v.members, n.current.text)
 }
 
-// event returns an event that names the member's node. A record without an id
-// has a made-up key, to be told from others.
-func (m *member) event() discovery.Event {
-	if made, ok := strings.CutPrefix(m.id, nameless); ok {
-		return discovery.Event{Key: "#" + made, ID: guessID(m.text[:min(len(m.text), 512)])}
+// event returns an event about the node. A record without an id has a made-up key, to
+// be told from others.
+func (n *node) event(kind discovery.EventType) discovery.Event {
+	if made, ok := strings.CutPrefix(n.id, nameless); ok {
+		return discovery.Event{Type: kind, Key: "#" + made, ID: n.current.guess()}
 	}
-	return discovery.Event{ID: m.id}
+	return discovery.Event{Type: kind, ID: n.id}
 }
 
 func (v *setView) stream(entries []goredis.XMessage) error {
@@ -965,7 +1023,7 @@ func (v *setView) streamPut(n *node, e entry) {
 	}
 	m := &member{text: e.record, score: e.score, seq: e.seq}
 	m.parse(&v.records)
-	m.id = e.id
+	m.id, m.unnamed = e.id, nil
 	if n == nil {
 		n = &node{id: e.id}
 		v.nodes[e.id] = n
