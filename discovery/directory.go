@@ -68,16 +68,12 @@ type Directory struct {
 	locator   Locator  // nil if the watcher is none
 	ttl       time.Duration
 	lossGuard int // 0: off
-	probe     func(ctx context.Context, address string) error
-	permit    func(*Entry) bool
-	lookup    func(ctx context.Context, host string) ([]netip.Addr, error)
+	dialer    dialer
 	addresses []string
-	// recordsOnly: nothing is dialled.
-	recordsOnly bool
-	warmStart   WarmStart
-	restore     chan struct{} // holds at most one token
-	failures    chan failure
-	log         *slog.Logger
+	warmStart WarmStart
+	restore   chan struct{} // holds at most one token
+	failures  chan failure
+	log       *slog.Logger
 
 	registry  atomic.Pointer[[]netip.AddrPort]
 	snapshot  atomic.Pointer[Snapshot]
@@ -107,9 +103,7 @@ func NewDirectory(w Watcher, o Options) *Directory {
 		watcher:   w,
 		ttl:       o.TTL,
 		lossGuard: max(o.LossGuard, 0),
-		probe:     o.Probe,
-		permit:    o.Permit,
-		lookup:    o.Lookup,
+		dialer:    newDialer(o),
 		addresses: o.Addresses,
 		warmStart: o.WarmStart,
 		restore:   make(chan struct{}, 1),
@@ -124,19 +118,6 @@ func NewDirectory(w Watcher, o Options) *Directory {
 	}
 	if o.LossGuard == 0 {
 		d.lossGuard = DefaultLossGuard
-	}
-	if d.probe == nil {
-		d.probe = dialTCP
-	}
-	if d.permit == nil {
-		d.permit = func(*Entry) bool { return true }
-	}
-	if d.lookup == nil {
-		d.lookup = lookupHost
-	}
-	if o.RecordsOnly {
-		d.recordsOnly = true
-		d.lookup = func(context.Context, string) ([]netip.Addr, error) { return nil, errRecordsOnly }
 	}
 	if d.log == nil {
 		d.log = slog.New(slog.DiscardHandler)
@@ -263,6 +244,7 @@ func (d *Directory) Run(ctx context.Context) error {
 		table:     newTable(),
 		changed:   make(map[string]*Entry),
 		rejected:  make(map[string]rejection),
+		prober:    newProber(d.dialer),
 		guard:     newGuard(),
 		names:     d.newNames(),
 		warm:      d.newWarm(),

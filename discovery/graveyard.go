@@ -46,6 +46,7 @@ type grave struct {
 	key      string // of its record, where it has one
 	revision uint64
 	listing  uint64 // the last one that showed it
+	saved    bool   // it comes from the saved list
 
 	since time.Duration // when it lapsed
 	until time.Duration // up to when it counts as one that lapsed lately

@@ -2,10 +2,7 @@ package discovery
 
 import (
 	"cmp"
-	"context"
-	"errors"
 	"maps"
-	"net/netip"
 	"slices"
 	"time"
 )
@@ -17,19 +14,6 @@ const DefaultLossGuard = 50
 const (
 	// Fewer nodes than this may lapse together in any small fleet.
 	guardFloor = 3
-
-	// What a mass lapse may cost: so many sockets at once, more in a large fleet,
-	// which else would be asked for minutes; and so long each.
-	fewProbes    = 128
-	maxProbes    = 1024
-	probeTimeout = 2 * time.Second
-
-	// A connection that is closed within this time was accepted by something that
-	// found nobody behind itself, as service meshes and load balancers do.
-	probeListens = 200 * time.Millisecond
-
-	// So often in a row it is no evidence that this machine may not dial a node.
-	maxUnproven = 3
 
 	// Who may use which node is looked at again so often, while nodes lapse.
 	recountEvery = 10 * time.Second
@@ -79,19 +63,6 @@ type guard struct {
 	// How many nodes there are, and how many of them are doubted or held.
 	census    census
 	recountAt time.Duration // when all are counted anew, if anything lapses
-
-	probes  uint64     // counts them, to tell an answer that nobody waits for
-	waiting []*tracked // to be dialled
-	dialled int        // being dialled
-	answers chan answer
-}
-
-// answer is how a probe of a node went.
-type answer struct {
-	t         *tracked
-	probe     uint64
-	addresses []netip.Addr // of its host name, where they had to be looked up
-	err       error
 }
 
 func newGuard() guard {
@@ -99,7 +70,6 @@ func newGuard() guard {
 		census: newCensus(), recountAt: now(),
 		graves:  newGraveyard(maxGraves, maxGraveBytes),
 		overdue: make(map[string]*tracked),
-		answers: make(chan answer, maxProbes), // a probe that ends never waits
 	}
 }
 
@@ -142,7 +112,7 @@ func (l *loop) lossesOfAll() losses {
 // usable reports whether some request may reach the node. Without the loss guard
 // nobody asks.
 func (l *loop) usable(e *Entry) bool {
-	return l.lossGuard <= 0 || l.recordsOnly || e.Address() != "" && l.permit(e)
+	return l.lossGuard <= 0 || l.dialer.recordsOnly || e.Address() != "" && l.dialer.permit(e)
 }
 
 // perhapsUsable is usable for a node that is not in use: its host name has not been
@@ -263,7 +233,7 @@ func (l *loop) lapse(lapsing []*tracked, reason string) {
 	}
 	for _, g := range graves {
 		if l.graves.await(g) {
-			l.ask(l.exhume(g))
+			l.probeLapsed(g)
 		} else {
 			l.graves.askAgain(g)
 		}
@@ -299,8 +269,8 @@ func (l *loop) doubtful(t *tracked) {
 		l.count(t)
 	}
 	l.extend(t)
-	if t.probe == 0 {
-		l.ask(t)
+	if t.probe == nil {
+		l.probeSuspect(t)
 	}
 }
 
@@ -328,9 +298,9 @@ func (t *tracked) grave(until time.Duration) *grave {
 	return &grave{entry: t.entry.in(trusted), key: t.key, revision: t.revision, listing: t.listing, until: until}
 }
 
-// exhume returns the node of a grave, not in use.
-func (l *loop) exhume(g *grave) *tracked {
-	return &tracked{entry: g.entry, key: g.key, revision: g.revision, listing: g.listing, from: g}
+// node returns the node of a grave, not in use.
+func (g *grave) node() *tracked {
+	return &tracked{entry: g.entry, key: g.key, revision: g.revision, listing: g.listing}
 }
 
 // hold keeps a node in use that accepts connections.
@@ -341,7 +311,7 @@ func (l *loop) hold(t *tracked) {
 		l.count(t)
 		l.mark(t)
 		reason := "its lease ran out with those of many others or of its whole service"
-		if !l.recordsOnly {
+		if !l.dialer.recordsOnly {
 			reason += ", and it accepts connections"
 		}
 		l.note(ChangeHeld, t.entry, reason)
@@ -355,14 +325,14 @@ func (l *loop) mark(t *tracked) {
 }
 
 // readmit brings a node back that lapsed and accepts connections after all.
-func (l *loop) readmit(t *tracked) {
-	l.graves.drop(t.from)
-	t.from = nil
+func (l *loop) readmit(g *grave) {
+	l.graves.drop(g)
+	t := g.node()
 	if !l.table.admits(&t.entry.Node, t.key) || l.addressConflict(t) != nil {
 		return
 	}
 	t.entry.vitals.renewed.Store(int64(now()))
-	if t.remembered {
+	if g.saved {
 		t.doubt = restored
 		l.insert(t)
 		l.note(ChangeRestored, t.entry, "it was listed before, the registry cannot list everybody, and it accepts connections")
@@ -382,12 +352,11 @@ func (l *loop) revive(id string) *tracked {
 	if g == nil || !l.table.admits(&g.entry.Node, g.key) {
 		return nil
 	}
-	t := l.exhume(g)
+	t := g.node()
 	if l.addressConflict(t) != nil {
 		return nil
 	}
 	l.graves.drop(g)
-	t.from = nil
 	t.entry.vitals.renewed.Store(int64(now()))
 	l.join(t.entry)
 	l.insert(t)
@@ -399,7 +368,6 @@ func (l *loop) revive(id string) *tracked {
 // trust ends the doubt about a node in use: it was heard.
 func (l *loop) trust(t *tracked) {
 	t.expired = false
-	t.probe = 0
 	if t.doubt == trusted {
 		return
 	}
@@ -414,7 +382,9 @@ func (l *loop) trust(t *tracked) {
 
 // calm forgets that a node was doubted.
 func (l *loop) calm(t *tracked) {
-	t.doubt, t.probe = trusted, 0
+	t.doubt = trusted
+	t.probe.withdraw()
+	t.probe = nil
 }
 
 // forget makes sure that a record does not come back of which the registry said
@@ -480,7 +450,7 @@ func (l *loop) judgeOverdue() {
 			l.graves.bury(t.grave(at), at, false)
 		case massive || l.outage(of.lost, of.all):
 			if g := t.grave(at + t.entry.lease); l.graves.buryAsked(g, at) {
-				l.ask(l.exhume(g))
+				l.probeLapsed(g)
 			}
 		default:
 			l.graves.bury(t.grave(t.entry.due()+t.entry.lease), at, false)
@@ -488,121 +458,40 @@ func (l *loop) judgeOverdue() {
 	}
 }
 
-// ask has a node dialled, as soon as there is room for it.
-func (l *loop) ask(t *tracked) {
-	l.probes++
-	t.probe = l.probes
-	l.waiting = append(l.waiting, t)
-}
-
-// dial dials the nodes that wait for it, a bounded number at once.
-func (l *loop) dial(ctx context.Context) {
-	most := min(max(fewProbes, len(l.table.nodes)/20), maxProbes)
-	for len(l.waiting) > 0 && l.dialled < most {
-		t := l.waiting[0]
-		l.waiting[0] = nil
-		l.waiting = l.waiting[1:]
-		if t.probe == 0 {
-			continue // the question has answered itself
+// probeSuspect has a node in use dialled whose lease ran out, and then decides about it.
+func (l *loop) probeSuspect(t *tracked) {
+	t.probe = l.prober.ask(func() *Entry { return t.entry }, func(a answer) {
+		t.probe = nil
+		switch {
+		case inconclusive(a.err, &t.forbidden):
+			l.hold(t)
+		case a.err == nil:
+			t.forbidden = 0
+			l.hold(t)
+		case !l.listed:
+			// The registry was lost meanwhile, maybe because this machine's network
+			// was: leases are suspended.
+		default:
+			l.depart(t, "its lease ran out and it does not accept connections", true)
 		}
-		l.dialled++
-		a, entry := answer{t: t, probe: t.probe}, t.entry
-		go func() {
-			ctx, cancel := context.WithTimeout(ctx, probeTimeout)
-			defer cancel()
-			a.addresses, a.err = l.try(ctx, entry)
-			l.answers <- a
-		}()
-	}
+	})
 }
 
-// errNotPermitted is why a node is not dialled that no request would reach.
-var errNotPermitted = errors.New("it may not be dialled")
-
-// errRecordsOnly is why a host name is not looked up.
-var errRecordsOnly = errors.New("the records are all that is looked at")
-
-// try dials a node, and looks up its host name before that if nobody did.
-func (d *Directory) try(ctx context.Context, e *Entry) (addresses []netip.Addr, err error) {
-	if d.recordsOnly {
-		return nil, nil
-	}
-	if e.Address() == "" {
-		if addresses, err = lookUp(ctx, d.lookup, e.Node.Endpoint.Host()); err != nil {
-			return nil, err
-		}
-		e = e.at(addresses)
-	}
-	if !d.permit(e) {
-		return addresses, errNotPermitted
-	}
-	addr, err := reach(ctx, d.probe, e)
-	if err == nil && len(e.addresses) > 1 {
-		e.vitals.answers.Store(&addr)
-	}
-	return addresses, err
-}
-
-// hear decides about a node that was dialled.
-func (l *loop) hear(ctx context.Context, a answer) {
-	l.dialled--
-	t := a.t
-	if ctx.Err() != nil || t.probe != a.probe {
-		return // all ends, or the node was heard meanwhile, or is gone
-	}
-	t.probe = 0
-	if t.from != nil && a.err != nil {
-		l.graves.answered(t.from, now())
-	}
-	if t.remembered && !l.everyNode {
-		l.restoreOr(a)
-		return
-	}
-	inUse := l.table.nodes[t.entry.Node.ID] == t
-	switch {
-	case inUse && l.inconclusive(t, a.err):
-		l.hold(t)
-	case t.from != nil && l.inconclusive(t, a.err):
-		l.graves.askAgain(t.from)
-	case a.err == nil && inUse:
-		t.unproven = 0
-		l.hold(t)
-	case a.err == nil:
-		if t.from != nil && l.graves.byID[t.entry.Node.ID] == t.from {
-			if len(a.addresses) > 0 {
-				name := t.entry.Node.Endpoint.Host()
-				l.see(name, a.addresses)
+// probeLapsed has a node dialled that is not in use any more, and brings it back if it
+// accepts connections.
+func (l *loop) probeLapsed(g *grave) {
+	l.prober.ask(func() *Entry { return g.entry }, func(a answer) {
+		switch {
+		case a.err != nil:
+			l.graves.answered(g, now())
+			if inconclusive(a.err, new(int)) {
+				l.graves.askAgain(g)
 			}
-			l.readmit(t)
+		case l.graves.byID[g.id()] == g:
+			if len(a.addresses) > 0 {
+				l.see(g.entry.Node.Endpoint.Host(), a.addresses)
+			}
+			l.readmit(g)
 		}
-	case inUse && !l.listed:
-		// The registry was lost meanwhile, maybe because this machine's network
-		// was: leases are suspended.
-	case inUse:
-		l.depart(t, "its lease ran out and it does not accept connections", true)
-	}
-}
-
-// inconclusive reports whether a probe of a node failed for a reason that says
-// nothing about the node. What forbids the connection may pass, and else stands for
-// requests as well: it counts for nothing a few times only.
-func (l *loop) inconclusive(t *tracked, err error) bool {
-	switch {
-	case err == nil:
-		return false
-	case shortage(err):
-		return true
-	case forbidden(err):
-		t.unproven++
-		return t.unproven <= maxUnproven
-	default:
-		return false
-	}
-}
-
-// stopDialling waits for the probes that are under way. Their context has ended.
-func (l *loop) stopDialling() {
-	for ; l.dialled > 0; l.dialled-- {
-		<-l.answers
-	}
+	})
 }

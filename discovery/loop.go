@@ -52,6 +52,7 @@ type loop struct {
 	relearns  bool
 	relearned time.Duration
 
+	prober prober
 	guard
 	names
 	warm
@@ -96,18 +97,20 @@ func (l *loop) run(ctx context.Context) error {
 			for range len(l.messages) {
 				l.receive(ctx, <-l.messages)
 			}
-		case a := <-l.answers:
-			l.hear(ctx, a)
-			for range len(l.answers) {
-				l.hear(ctx, <-l.answers)
+		case a := <-l.prober.done:
+			for a := range l.prober.take(a) {
+				if ctx.Err() == nil {
+					a.deliver()
+				}
 			}
-		case answer := <-l.resolver.found:
-			l.learn(ctx, answer)
-			for range len(l.resolver.found) {
-				l.learn(ctx, <-l.resolver.found)
+		case found := <-l.resolver.done:
+			for found := range l.resolver.take(found) {
+				l.learn(ctx, found)
 			}
-		case f := <-l.reacher.found:
-			l.onReach(ctx, f)
+		case f := <-l.reacher.done:
+			for f := range l.reacher.take(f) {
+				l.onReach(ctx, f)
+			}
 		case f := <-l.failures:
 			l.onFailure(f)
 		case m := <-l.loaded:
@@ -142,9 +145,9 @@ func (l *loop) run(ctx context.Context) error {
 			l.awaited = false
 		}
 		l.settle()
-		l.dial(ctx)
-		l.resolver.start(ctx)
-		l.reacher.start(ctx)
+		l.prober.dialWaiting(ctx, len(l.table.nodes))
+		l.resolver.lookUpWaiting(ctx)
+		l.reacher.tryWaiting(ctx)
 		l.publish()
 	}
 }
@@ -196,7 +199,7 @@ func (l *loop) stop() {
 		}
 	}
 	l.verifies.wait()
-	l.stopDialling()
+	l.prober.wait()
 	l.stopResolving()
 	l.stopRemembering()
 }

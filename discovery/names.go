@@ -36,11 +36,10 @@ type names struct {
 
 func (d *Directory) newNames() names {
 	n := names{
-		resolver: newResolver(d.lookup),
-		reacher:  newReacher(d.probe, d.permit),
+		resolver: newResolver(d.dialer.lookup),
+		reacher:  newReacher(d.dialer),
 		locate:   stoppedTimer(),
 	}
-	n.reacher.off = d.recordsOnly
 	n.place(d.addresses)
 	return n
 }
@@ -98,7 +97,7 @@ func (l *loop) locateRegistry() {
 
 // learn takes in what a lookup found.
 func (l *loop) learn(ctx context.Context, answer lookup) {
-	found := l.resolver.done(answer)
+	found := l.resolver.found(answer)
 	if ctx.Err() != nil {
 		return
 	}
@@ -119,7 +118,7 @@ func (l *loop) learn(ctx context.Context, answer lookup) {
 
 // onReach takes in at which address a node can be reached.
 func (l *loop) onReach(ctx context.Context, f reached) {
-	l.reacher.done(f)
+	l.reacher.tried(f)
 	t := l.table.nodes[f.entry.Node.ID]
 	if ctx.Err() != nil || f.err != nil || t == nil || !slices.Equal(t.entry.addresses, f.entry.addresses) ||
 		t.entry.port != f.entry.port || t.entry.socket(f.address) == t.entry.address {
@@ -188,5 +187,5 @@ func (l *loop) moveTo(name string) {
 func (l *loop) stopResolving() {
 	l.locate.Stop()
 	l.resolver.stop()
-	l.reacher.stop()
+	l.reacher.wait()
 }

@@ -35,7 +35,7 @@ func (l *loop) publish() {
 	if old.Synced && (l.awaited || len(l.changed) == 0 && !l.moved) {
 		return
 	}
-	if !old.Synced && !l.impatient && (l.resolver.untried > 0 || l.reacher.busy() || len(l.waiting) > 0 || l.dialled > 0 || l.loading && l.decisions.known.IsZero()) {
+	if !old.Synced && !l.impatient && (l.resolver.untried > 0 || l.reacher.busy() || l.prober.busy() || l.loading && l.decisions.known.IsZero()) {
 		return
 	}
 	if old.Synced && l.tooSoon() {

@@ -61,18 +61,18 @@ var patience = [slowest + 1]time.Duration{
 // uses it has one name at a time. All its methods are for one goroutine, which
 // also receives from the channels that it shows; lookups run beside.
 type resolver struct {
+	tasks[lookup]
 	lookup func(ctx context.Context, host string) ([]netip.Addr, error)
 
 	names   map[string]*hostName
 	users   map[string]*nameUser
 	queues  [slowest + 1][]*hostName
-	turn    int // takes known names and new ones by turns
-	running map[*hostName]struct{}
-	slow    int         // how many of the running ones are of classFailing or later
-	untried int         // names that were never looked up and are about to be
-	found   chan lookup // results, for done
-	tick    *time.Timer // for refresh
-	crowded *time.Timer // for start
+	turn    int                    // takes known names and new ones by turns
+	asked   map[*hostName]struct{} // the names that are being looked up
+	slow    int                    // how many of those are of classFailing or later
+	untried int                    // names that were never looked up and are about to be
+	tick    *time.Timer            // for refresh
+	crowded *time.Timer            // for lookUpWaiting
 	ticking bool
 }
 
@@ -113,11 +113,11 @@ type lookup struct {
 
 func newResolver(find func(ctx context.Context, host string) ([]netip.Addr, error)) *resolver {
 	return &resolver{
+		tasks:   newTasks[lookup](maxLookups),
 		lookup:  find,
 		names:   make(map[string]*hostName),
 		users:   make(map[string]*nameUser),
-		running: make(map[*hostName]struct{}),
-		found:   make(chan lookup, maxLookups),
+		asked:   make(map[*hostName]struct{}),
 		tick:    stoppedTimer(),
 		crowded: stoppedTimer(),
 	}
@@ -259,15 +259,15 @@ func (r *resolver) enqueue(h *hostName) {
 	r.queues[h.class] = append(r.queues[h.class], h)
 }
 
-// start looks up the names that wait for it, a bounded number at once.
-func (r *resolver) start(ctx context.Context) {
+// lookUpWaiting looks up the names that wait for it, a bounded number at once.
+func (r *resolver) lookUpWaiting(ctx context.Context) {
 	r.crowded.Stop()
 	for {
 		class, waits := r.nextClass()
 		if !waits {
 			return
 		}
-		if class >= classFailing && r.slow >= maxSlowLookups || len(r.running) >= maxLookups {
+		if class >= classFailing && r.slow >= maxSlowLookups || r.running >= maxLookups {
 			r.makeRoom(class)
 			return
 		}
@@ -291,16 +291,15 @@ func (r *resolver) start(ctx context.Context) {
 		h.queued, h.began = false, now()
 		ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
 		h.cancel = cancel
-		r.running[h] = struct{}{}
+		r.asked[h] = struct{}{}
 		if class >= classFailing {
 			r.slow++
 		}
-		go func() {
+		r.start(func() lookup {
 			defer cancel()
-			l := lookup{of: h}
-			l.addresses, l.err = lookUp(ctx, r.lookup, h.name)
-			r.found <- l
-		}()
+			addresses, err := lookUp(ctx, r.lookup, h.name)
+			return lookup{h, addresses, err}
+		})
 	}
 }
 
@@ -322,11 +321,11 @@ func (r *resolver) nextClass() (lookupClass, bool) {
 	return first, found
 }
 
-// makeRoom gives up lookups in favour of names that wait, or has start called when
+// makeRoom gives up lookups in favour of names that wait, or has lookUpWaiting called when
 // there is one that can be given up.
 func (r *resolver) makeRoom(class lookupClass) {
 	next := time.Duration(-1)
-	for h := range r.running {
+	for h := range r.asked {
 		if class >= classFailing && h.class < classFailing {
 			continue
 		}
@@ -357,10 +356,10 @@ type resolved struct {
 	failed  error // the first failure in a row
 }
 
-// done takes in what a lookup found.
-func (r *resolver) done(l lookup) resolved {
+// found takes in what a lookup found.
+func (r *resolver) found(l lookup) resolved {
 	h := l.of
-	delete(r.running, h)
+	delete(r.asked, h)
 	if h.class >= classFailing {
 		r.slow--
 	}
@@ -452,9 +451,7 @@ func (r *resolver) refresh() {
 func (r *resolver) stop() {
 	r.tick.Stop()
 	r.crowded.Stop()
-	for range len(r.running) {
-		<-r.found
-	}
+	r.wait()
 }
 
 // lookUp returns the addresses behind a name, sorted.

@@ -47,12 +47,14 @@ func (s *nameServer) lookup(ctx context.Context, name string) ([]netip.Addr, err
 func pass(ctx context.Context, r *resolver, d time.Duration) {
 	end := time.After(d)
 	for {
-		r.start(ctx)
+		r.lookUpWaiting(ctx)
 		select {
 		case <-end:
 			return
-		case l := <-r.found:
-			r.done(l)
+		case l := <-r.done:
+			for l := range r.take(l) {
+				r.found(l)
+			}
 		case <-r.tick.C:
 			r.refresh()
 		case <-r.crowded.C:

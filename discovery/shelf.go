@@ -33,7 +33,7 @@ func (s *shelf) drop(t *tracked) {
 	s.queue.remove(t)
 	delete(s.byID, t.entry.Node.ID)
 	delete(s.byRecord, t.record())
-	t.probe = 0
+	t.probe.withdraw()
 }
 
 // postpone sets the time of a node.

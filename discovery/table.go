@@ -26,17 +26,14 @@ type tracked struct {
 	due   time.Duration // the queue's order; the real end may be later, never earlier
 	place int           // in the queue
 
-	doubt    doubt
-	probe    uint64        // the question that waits for an answer, 0 if none does
-	from     *grave        // what it was kept in, of a node that lapsed and is being asked
-	unproven int           // how often in a row its probes were no evidence
-	excess   int           // what it takes of the room
-	admitted int           // what it took when there was room for that
-	counted  counted       // as what it is counted
-	alone    time.Duration // since when it is in doubt though most others are heard, 0 if it is not
-	expired  bool          // its record ran out in the batch of events under way
-	// It comes from a warm-start file.
-	remembered bool
+	doubt     doubt
+	probe     *probe        // the question to it that waits for an answer, nil if none does
+	forbidden int           // how often in a row this machine did not let its probe out
+	excess    int           // what it takes of the room
+	admitted  int           // what it took when there was room for that
+	counted   counted       // as what it is counted
+	alone     time.Duration // since when it is in doubt though most others are heard, 0 if it is not
+	expired   bool          // its record ran out in the batch of events under way
 	// Why the running listing rejected its record, of one that is not in use yet.
 	unread error
 

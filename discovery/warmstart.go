@@ -141,7 +141,7 @@ func (l *loop) recall() {
 	for _, r := range m.nodes {
 		t := l.remembered(r)
 		l.memory.add(t, math.MaxInt64)
-		l.ask(t)
+		l.probeRestored(t)
 	}
 }
 
@@ -155,7 +155,7 @@ func (l *loop) remembered(r remembered) *tracked {
 	v.load.Store(math.Float64bits(r.node.Load))
 	v.heard.Store(int64(r.heard.Sub(processStart)))
 	v.renewed.Store(int64(now()))
-	return &tracked{entry: newEntry(r.node, lease, v), key: r.key, remembered: true}
+	return &tracked{entry: newEntry(r.node, lease, v), key: r.key}
 }
 
 // awaitRemembered is for a first listing that shows by silence nothing about anybody:
@@ -164,10 +164,10 @@ func (l *loop) remembered(r remembered) *tracked {
 func (l *loop) awaitRemembered(m *memento) {
 	for _, r := range m.nodes {
 		if l.table.nodes[r.node.ID] == nil && l.graves.byID[r.node.ID] == nil {
-			if g := l.remembered(r).grave(0); l.graves.buryAsked(g, now()) {
-				t := l.exhume(g)
-				t.remembered = true
-				l.ask(t)
+			g := l.remembered(r).grave(0)
+			g.saved = true
+			if l.graves.buryAsked(g, now()) {
+				l.probeLapsed(g)
 			}
 		}
 	}
@@ -178,17 +178,18 @@ func (l *loop) recallAgain() {
 	at := now()
 	for t := l.memory.queue.firstBy(at); t != nil; t = l.memory.queue.firstBy(at) {
 		l.memory.postpone(t, math.MaxInt64)
-		l.ask(t)
+		l.probeRestored(t)
 	}
+}
+
+// probeRestored has a remembered node dialled.
+func (l *loop) probeRestored(t *tracked) {
+	t.probe = l.prober.ask(func() *Entry { return t.entry }, func(a answer) { l.restoreOr(t, a) })
 }
 
 // restoreOr takes in how the probe of a remembered node went: it is used, or not,
 // until it is dialled again.
-func (l *loop) restoreOr(a answer) {
-	t := a.t
-	if l.memory.byID[t.entry.Node.ID] != t {
-		return
-	}
+func (l *loop) restoreOr(t *tracked, a answer) {
 	if len(a.addresses) > 0 {
 		t.entry = t.entry.at(a.addresses)
 	}
@@ -201,7 +202,7 @@ func (l *loop) restoreOr(a answer) {
 			Type: ChangeRestored, ID: t.entry.Node.ID, Entry: t.entry,
 			Reason: "it was listed before, the registry cannot be listed yet, and it accepts connections",
 		})
-	case a.err != nil && t.doubt == restored && !l.inconclusive(t, a.err):
+	case a.err != nil && t.doubt == restored && !inconclusive(a.err, &t.forbidden):
 		t.doubt = trusted
 		l.recalled[t.entry.Node.ID] = nil
 	}
@@ -244,7 +245,8 @@ func (l *loop) endRestore(listed Listing, at time.Duration) (awaited int) {
 	wiped := listed.Epoch != m.Epoch || listed.Revision < m.Revision
 	for id, t := range memory.byID {
 		memory.queue.remove(t)
-		t.probe = 0
+		t.probe.withdraw()
+		t.probe = nil
 		if l.table.nodes[id] != nil || t.doubt != restored {
 			if l.table.nodes[id] == nil {
 				l.change(id, nil)
