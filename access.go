@@ -76,7 +76,7 @@ func (u *Upstreams) meetTransport(transport any) {
 
 // denied returns why the node's endpoint may not be used, "" if it may.
 func (u *Upstreams) denied(e *discovery.Entry) string {
-	if reason := u.rules.Obstacle(e, u.directory.Registry()); reason != "" {
+	if reason := u.rules.Check(e, u.directory.RegistryAddresses()); reason != "" {
 		return reason
 	}
 	// A name over TLS is resolved again when it is dialled. It is the certificate

@@ -673,7 +673,7 @@ func (a *announcement) run(ctx context.Context) {
 		}
 		node, options, settings = n.node(endpoint), n.options(), n.settings
 		options.Logger = slogOf(log)
-		options.Beaten = stats.heartbeat
+		options.OnHeartbeat = stats.heartbeat
 		if registrar != nil {
 			err = registrar.Update(node, options)
 		} else if registrar, err = discovery.NewRegistrar(ownRecord{a.registry.conn, a}, node, options); err == nil {

@@ -75,7 +75,7 @@ func (x addrIndex) at(t *tracked) []*tracked {
 func (x addrIndex) conflict(t *tracked, live func(*tracked) bool) *tracked {
 	for _, o := range x.at(t) {
 		if o.id() != t.id() && o.entry.Node.Service() != t.entry.Node.Service() &&
-			live(o) && int64(o.neighbour.since) > t.entry.vitals.heard.Load() {
+			live(o) && int64(o.neighbour.since) > t.entry.liveness.heard.Load() {
 			return o
 		}
 	}

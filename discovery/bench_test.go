@@ -132,7 +132,7 @@ func BenchmarkSnapshotChange(b *testing.B) {
 			nodes := benchNodes(b, size)
 			all := make(map[string]*Entry, size)
 			for _, n := range nodes {
-				all[n.ID] = newEntry(n, DefaultTTL, new(vitals))
+				all[n.ID] = newEntry(n, DefaultTTL, new(liveness))
 			}
 			s := (&Snapshot{}).succeed(all, true)
 			b.ReportAllocs()

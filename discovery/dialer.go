@@ -80,7 +80,7 @@ func (d *dialer) dial(ctx context.Context, e *Entry) (addresses []netip.Addr, er
 	}
 	addr, err := d.reach(ctx, e)
 	if err == nil && len(e.addresses) > 1 {
-		e.vitals.answers.Store(&addr)
+		e.liveness.answers.Store(&addr)
 	}
 	return addresses, err
 }

@@ -139,10 +139,10 @@ func (d *Directory) Synced() <-chan struct{} { return d.synced }
 // that the registry does not know, such as that it does not answer, may add to it.
 func (d *Directory) Journal() *Journal { return &d.journal }
 
-// Registry returns where the registry itself is, as far as it is known: a node that
+// RegistryAddresses returns where the registry itself is, as far as it is known: a node that
 // points there is none. What is returned is shared: read it only. When it changes
 // there is a new snapshot.
-func (d *Directory) Registry() []netip.AddrPort {
+func (d *Directory) RegistryAddresses() []netip.AddrPort {
 	if sockets := d.registry.Load(); sockets != nil {
 		return *sockets
 	}

@@ -10,7 +10,7 @@ import (
 // lapsedNode returns what is kept of a node of a service.
 func lapsedNode(id, service string, until time.Duration) *grave {
 	n := Node{ID: id, Endpoint: Endpoint{address: "10.0.0.1:80"}, Metadata: map[string]string{KeyService: service}}
-	return &grave{entry: newEntry(n, DefaultTTL, new(vitals)), key: "node." + id, until: until}
+	return &grave{entry: newEntry(n, DefaultTTL, new(liveness)), key: "node." + id, until: until}
 }
 
 func ids(graves []*grave) string {

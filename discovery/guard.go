@@ -276,7 +276,7 @@ func (l *loop) doubtful(t *tracked) {
 
 // extend gives a node one lease more.
 func (l *loop) extend(t *tracked) {
-	t.entry.vitals.renewed.Store(int64(now()))
+	t.entry.liveness.renewed.Store(int64(now()))
 	l.table.requeue(t)
 }
 
@@ -331,7 +331,7 @@ func (l *loop) readmit(g *grave) {
 	if !l.table.admits(&t.entry.Node, t.key) || l.addressConflict(t) != nil {
 		return
 	}
-	t.entry.vitals.renewed.Store(int64(now()))
+	t.entry.liveness.renewed.Store(int64(now()))
 	if g.saved {
 		t.doubt = restored
 		l.insert(t)
@@ -357,7 +357,7 @@ func (l *loop) revive(id string) *tracked {
 		return nil
 	}
 	l.graves.drop(g)
-	t.entry.vitals.renewed.Store(int64(now()))
+	t.entry.liveness.renewed.Store(int64(now()))
 	l.join(t.entry)
 	l.insert(t)
 	l.note(ChangeSeen, t.entry, "it is heard again")

@@ -124,7 +124,7 @@ func (l *loop) onReach(ctx context.Context, f reached) {
 		t.entry.port != f.entry.port || t.entry.socket(f.address) == t.entry.address {
 		return
 	}
-	t.entry.vitals.answers.Store(&f.address)
+	t.entry.liveness.answers.Store(&f.address)
 	was := t.entry.address
 	t.entry = t.entry.at(t.entry.addresses)
 	l.change(t.entry.Node.ID, t.entry)

@@ -220,13 +220,13 @@ func TestRegistryByName(t *testing.T) {
 		m := discoverytest.NewMemory()
 		d := follow(t, m.Open(), discovery.Options{Lookup: z.lookup, Addresses: []string{"nats:4222", "10.0.0.6:4222", "[::1]:4222", "bad"}})
 		time.Sleep(coalesced)
-		if got := fmt.Sprint(d.Registry()); got != "[10.0.0.5:4222 10.0.0.6:4222 [::1]:4222]" {
+		if got := fmt.Sprint(d.RegistryAddresses()); got != "[10.0.0.5:4222 10.0.0.6:4222 [::1]:4222]" {
 			t.Errorf("the registry is at %s", got)
 		}
 		snapshot := d.Snapshot()
 		z.set("nats", "10.0.0.4")
 		<-snapshot.Superseded()
-		if got := fmt.Sprint(d.Registry()); got != "[10.0.0.4:4222 10.0.0.6:4222 [::1]:4222]" {
+		if got := fmt.Sprint(d.RegistryAddresses()); got != "[10.0.0.4:4222 10.0.0.6:4222 [::1]:4222]" {
 			t.Errorf("the registry is at %s", got)
 		}
 	})
@@ -249,7 +249,7 @@ func TestRegistryTellsWhereItIs(t *testing.T) {
 		l.servers.Store(&[]string{"10.0.0.5:4222", "10.0.0.6:4222"})
 		d := follow(t, l, discovery.Options{Lookup: z.lookup, Addresses: []string{"10.0.0.4:4222", "10.0.0.5:4222"}})
 		<-d.Synced()
-		if got := fmt.Sprint(d.Registry()); got != "[10.0.0.4:4222 10.0.0.5:4222 10.0.0.6:4222]" {
+		if got := fmt.Sprint(d.RegistryAddresses()); got != "[10.0.0.4:4222 10.0.0.5:4222 10.0.0.6:4222]" {
 			t.Errorf("once it is listed the registry is at %s", got)
 		}
 		for _, change := range []struct {
@@ -262,7 +262,7 @@ func TestRegistryTellsWhereItIs(t *testing.T) {
 			l.servers.Store(&change.servers)
 			time.Sleep(10 * time.Second)
 			synctest.Wait()
-			if got := fmt.Sprint(d.Registry()); got != change.want {
+			if got := fmt.Sprint(d.RegistryAddresses()); got != change.want {
 				t.Errorf("told of %q, the registry is at %s, want %s", change.servers, got, change.want)
 			}
 		}
@@ -302,7 +302,7 @@ func TestRebinding(t *testing.T) {
 			time.Sleep(time.Minute)
 			synctest.Wait()
 			e := d.Snapshot().Node("a")
-			if got := rules.Obstacle(e, []netip.AddrPort{netip.MustParseAddrPort("10.0.0.5:80")}); got != to.want {
+			if got := rules.Check(e, []netip.AddrPort{netip.MustParseAddrPort("10.0.0.5:80")}); got != to.want {
 				t.Errorf("at %s: %q, want %q", to.addresses, got, to.want)
 			}
 			if to.want == "" && e.Address() != to.addresses+":80" {
@@ -325,7 +325,7 @@ func TestProbePermitted(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		o := discovery.Options{Lookup: z.lookup, Probe: n.probe, Permit: func(e *discovery.Entry) bool { return rules.Obstacle(e, nil) == "" }}
+		o := discovery.Options{Lookup: z.lookup, Probe: n.probe, Permit: func(e *discovery.Entry) bool { return rules.Check(e, nil) == "" }}
 		m := discoverytest.NewMemory()
 		write(m, nodes...)
 		d := follow(t, m.Open(), o)

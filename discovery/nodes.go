@@ -92,7 +92,7 @@ func (l *loop) put(e Event) {
 		// The node stands under two keys and the newer one was listed first.
 		l.accept(e)
 		return
-	case e.Age >= lease && heard < time.Duration(t.entry.vitals.heard.Load()) && !sameRecord(&t.entry.Node, &e.Node):
+	case e.Age >= lease && heard < time.Duration(t.entry.liveness.heard.Load()) && !sameRecord(&t.entry.Node, &e.Node):
 		// The registry went back to an older state, in which the node was
 		// something else, or somewhere. It was heard since, so what it said then
 		// stands for as long as it has to be heard again; see sync.
@@ -159,7 +159,7 @@ func (l *loop) putAgain(t *tracked, e *Event, lease, heard time.Duration) bool {
 		l.trust(t) // not so if a listing repeats what had run out
 	}
 	if changed {
-		l.update(t, newEntry(e.Node, lease, t.entry.vitals))
+		l.update(t, newEntry(e.Node, lease, t.entry.liveness))
 	}
 	return true
 }
@@ -227,7 +227,7 @@ func (l *loop) turnDown(e Event, err error) {
 
 // track returns the node of a record, not in use.
 func (l *loop) track(e *Event, lease, heard time.Duration) *tracked {
-	v := new(vitals)
+	v := new(liveness)
 	v.load.Store(math.Float64bits(e.Node.Load))
 	v.heard.Store(int64(heard))
 	v.renewed.Store(int64(heard))
@@ -243,7 +243,7 @@ func sameRecord(a, b *Node) bool {
 // old records. The queue is not touched: a lease only ever moves later here, and
 // checkLeases finds out.
 func (l *loop) renew(t *tracked, load float64, heard time.Duration) {
-	v := t.entry.vitals
+	v := t.entry.liveness
 	v.heard.Store(max(v.heard.Load(), int64(heard)))
 	v.renewed.Store(max(v.renewed.Load(), int64(heard)))
 	v.load.Store(math.Float64bits(load))
@@ -291,7 +291,7 @@ func (l *loop) sync(listed Listing) {
 			//
 			// What counts is not how long the registry was away but how long
 			// the node has not been heard: its record's time began to run before.
-			unheard := at - time.Duration(t.entry.vitals.heard.Load())
+			unheard := at - time.Duration(t.entry.liveness.heard.Load())
 			if t.listing >= l.complete && !wiped && !listed.Partial &&
 				unheard < t.entry.lease && (listed.Expiry == 0 || unheard < listed.Expiry) {
 				l.remove(t, ChangeLeft, "it is not listed any more")
@@ -302,7 +302,7 @@ func (l *loop) sync(listed Listing) {
 		} else if first {
 			continue
 		}
-		t.entry.vitals.renewed.Store(int64(at))
+		t.entry.liveness.renewed.Store(int64(at))
 		l.table.requeue(t)
 	}
 	maps.DeleteFunc(l.rejected, func(_ string, r rejection) bool { return r.listing != l.listing })
@@ -337,8 +337,8 @@ func (l *loop) sync(listed Listing) {
 	switch {
 	case first:
 		log := l.log
-		if p, ok := l.watcher.(Pusher); ok {
-			log = log.With("changes_by", p.Push())
+		if p, ok := l.watcher.(ChangeSource); ok {
+			log = log.With("changes_by", p.Changes())
 		}
 		log.Info("listed the registry", "nodes", len(l.table.nodes),
 			"rejected", len(l.rejected), "awaited", kept, "took", outage)
@@ -425,7 +425,7 @@ func (l *loop) join(e *Entry) {
 	if !l.everyNode || l.relearns && at-l.relearned < e.lease {
 		return
 	}
-	e.vitals.joined.Store(int64(at))
+	e.liveness.joined.Store(int64(at))
 }
 
 // relearn notes that the registry has lost what it knew, or does not keep it: what
@@ -433,7 +433,7 @@ func (l *loop) join(e *Entry) {
 func (l *loop) relearn(at time.Duration) {
 	l.relearns, l.relearned = true, at
 	for _, t := range l.table.nodes {
-		if v := t.entry.vitals; time.Duration(v.joined.Load()) >= l.lostAt {
+		if v := t.entry.liveness; time.Duration(v.joined.Load()) >= l.lostAt {
 			v.joined.Store(0)
 		}
 	}

@@ -46,13 +46,13 @@ func (r *reacher) want(e *Entry) {
 		return
 	}
 	paid := now() - tryBurst*tryEvery
-	if e.vitals.tried != 0 {
-		paid = max(paid, e.vitals.tried)
+	if e.liveness.tried != 0 {
+		paid = max(paid, e.liveness.tried)
 	}
 	if paid += tryEvery; paid > now() {
 		return
 	}
-	e.vitals.tried = paid
+	e.liveness.tried = paid
 	if _, queued := r.waiting[e.Node.ID]; !queued {
 		r.queue = append(r.queue, e.Node.ID)
 	}

@@ -51,8 +51,8 @@ type RegistrarOptions struct {
 	// Ready, where given, is asked before each heartbeat; while it returns an
 	// error the node is not listed.
 	Ready func(context.Context) error
-	// Beaten, where given, is told how each heartbeat went. It must not block.
-	Beaten func(error)
+	// OnHeartbeat, where given, is told how each heartbeat went. It must not block.
+	OnHeartbeat func(error)
 	// Logger is told at Info when the node is announced, drains and leaves; at Warn
 	// why it cannot be announced, once for each reason, and that another process
 	// announces it, too. There is nothing at other levels. Default: none.
@@ -186,8 +186,8 @@ func (r *Registrar) Run(ctx context.Context) error {
 			r.rivalry.look(ctx, r.announcer, r.instance, node, options)
 		}
 		err := r.beat(ctx, node, options, listed || doubt)
-		if options.Beaten != nil && ctx.Err() == nil {
-			options.Beaten(err)
+		if options.OnHeartbeat != nil && ctx.Err() == nil {
+			options.OnHeartbeat(err)
 		}
 		switch {
 		case err == nil:

@@ -45,12 +45,12 @@ type Verifier interface {
 	Verify(ctx context.Context) error
 }
 
-// A Pusher is a Watcher that learns of changes in one of several ways, by what
+// A ChangeSource is a Watcher that learns of changes in one of several ways, by what
 // the server offers.
-type Pusher interface {
-	// Push tells people how the newest Watch learns of changes, such as "stream"
+type ChangeSource interface {
+	// Changes tells people how the newest Watch learns of changes, such as "stream"
 	// or "poll". It may be called concurrently.
-	Push() string
+	Changes() string
 }
 
 // A Locator is a Watcher that learns of servers of the registry which its options

@@ -24,7 +24,7 @@ type Entry struct {
 	address   string // the one to dial, with the port; "" while there is none
 	port      uint16
 	named     bool // the endpoint has a host name
-	usual     bool // see usual
+	ordinary  bool // see ordinary
 
 	// What every look at the fleet asks for, so that it needs no look into metadata.
 	weight   float64
@@ -36,12 +36,12 @@ type Entry struct {
 	override Override
 	refused  error // why its newest record is not accepted; nil: this is it
 	lease    time.Duration
-	vitals   *vitals
+	liveness *liveness
 }
 
-// vitals is what a heartbeat changes. Successive entries of one node share it,
+// liveness is what a heartbeat changes. Successive entries of one node share it,
 // so that a heartbeat needs no new snapshot.
-type vitals struct {
+type liveness struct {
 	load    atomic.Uint64 // math.Float64bits
 	heard   atomic.Int64  // when the node was last heard, since the epoch of the process
 	renewed atomic.Int64  // from when its lease counts; later than heard after an outage
@@ -63,15 +63,15 @@ var processStart = time.Now()
 
 func now() time.Duration { return time.Since(processStart) }
 
-func newEntry(n Node, lease time.Duration, v *vitals) *Entry {
+func newEntry(n Node, lease time.Duration, v *liveness) *Entry {
 	e := &Entry{
 		Node: n, port: uint16(n.Endpoint.Port()),
 		weight: n.Weight(), state: n.State(), instance: n.Instance(), proxy: n.Role() == RoleProxy,
-		lease: lease, vitals: v,
+		lease: lease, liveness: v,
 	}
 	if addr, err := netip.ParseAddr(n.Endpoint.Host()); err == nil {
 		e.addresses, e.address = []netip.Addr{addr}, n.Endpoint.Address()
-		e.usual = usual(e.addresses)
+		e.ordinary = ordinary(e.addresses)
 	} else {
 		e.named = true
 	}
@@ -81,10 +81,10 @@ func newEntry(n Node, lease time.Duration, v *vitals) *Entry {
 // at returns the entry of the same node with the addresses behind its host name.
 func (e *Entry) at(addresses []netip.Addr) *Entry {
 	next := *e
-	next.addresses, next.address, next.usual = addresses, "", usual(addresses)
+	next.addresses, next.address, next.ordinary = addresses, "", ordinary(addresses)
 	if len(addresses) > 0 {
 		use := addresses[0]
-		if answers := e.vitals.answers.Load(); answers != nil && slices.Contains(addresses, *answers) {
+		if answers := e.liveness.answers.Load(); answers != nil && slices.Contains(addresses, *answers) {
 			use = *answers
 		}
 		next.address = e.socket(use)
@@ -173,13 +173,13 @@ func (e *Entry) Serves() bool {
 }
 
 // Load returns the load that the node reported last.
-func (e *Entry) Load() float64 { return math.Float64frombits(e.vitals.load.Load()) }
+func (e *Entry) Load() float64 { return math.Float64frombits(e.liveness.load.Load()) }
 
 // Joined returns from when the node counts as new, on the local clock: since it
 // was first listed, or since it is up again. It is the zero time for nodes that
 // were there before this directory could know.
 func (e *Entry) Joined() time.Time {
-	if at := e.vitals.joined.Load(); at != 0 {
+	if at := e.liveness.joined.Load(); at != 0 {
 		return processStart.Add(time.Duration(at))
 	}
 	return time.Time{}
@@ -190,19 +190,19 @@ func (e *Entry) Joined() time.Time {
 // that succeed this one, until the node is gone. It must be safe for use by many
 // goroutines, and users that share a directory share it.
 func (e *Entry) Attached(create func() any) any {
-	if v := e.vitals.attached.Load(); v != nil {
+	if v := e.liveness.attached.Load(); v != nil {
 		return *v
 	}
 	v := create()
-	if e.vitals.attached.CompareAndSwap(nil, &v) {
+	if e.liveness.attached.CompareAndSwap(nil, &v) {
 		return v
 	}
-	return *e.vitals.attached.Load()
+	return *e.liveness.attached.Load()
 }
 
 // LastHeard returns when the node was last heard, on the local clock.
 func (e *Entry) LastHeard() time.Time {
-	return processStart.Add(time.Duration(e.vitals.heard.Load()))
+	return processStart.Add(time.Duration(e.liveness.heard.Load()))
 }
 
 // LeaseEnd returns when the node lapses unless it is heard before, on the local
@@ -210,7 +210,7 @@ func (e *Entry) LastHeard() time.Time {
 // without consequence.
 func (e *Entry) LeaseEnd() time.Time { return processStart.Add(e.due()) }
 
-func (e *Entry) due() time.Duration { return time.Duration(e.vitals.renewed.Load()) + e.lease }
+func (e *Entry) due() time.Duration { return time.Duration(e.liveness.renewed.Load()) + e.lease }
 
 // A Snapshot is an immutable state of a directory. Everything that its methods
 // return is shared: read it only.

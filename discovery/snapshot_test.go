@@ -14,7 +14,7 @@ func testEntry(id, service string) *Entry {
 	if service != "" {
 		n.Metadata = map[string]string{KeyService: service}
 	}
-	return newEntry(n, DefaultTTL, new(vitals))
+	return newEntry(n, DefaultTTL, new(liveness))
 }
 
 // TestSucceed holds a long random history of changes against the model that is
@@ -118,12 +118,12 @@ func TestEntry(t *testing.T) {
 		{"draining", "1", false},
 		{"maintenance", "1", false},
 	} {
-		e := newEntry(Node{Metadata: map[string]string{KeyState: test.state, KeyWeight: test.weight}}, time.Second, new(vitals))
+		e := newEntry(Node{Metadata: map[string]string{KeyState: test.state, KeyWeight: test.weight}}, time.Second, new(liveness))
 		if e.Serves() != test.serves {
 			t.Errorf("state %q and weight %q: serves is %v", test.state, test.weight, e.Serves())
 		}
 	}
-	v := new(vitals)
+	v := new(liveness)
 	at := now()
 	v.heard.Store(int64(at))
 	v.renewed.Store(int64(at + time.Second))

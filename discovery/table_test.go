@@ -12,7 +12,7 @@ import (
 // tableNode returns a node that was heard at a time, not in use.
 func tableNode(id, address, service string, heard time.Duration) *tracked {
 	n := Node{ID: id, Endpoint: Endpoint{address: address}, Metadata: map[string]string{KeyService: service}}
-	v := new(vitals)
+	v := new(liveness)
 	v.heard.Store(int64(heard))
 	v.renewed.Store(int64(heard))
 	return &tracked{entry: newEntry(n, DefaultTTL, v), key: "node." + id, listing: 1}
@@ -77,7 +77,7 @@ func TestTableOverdue(t *testing.T) {
 	a, b := tableNode("a", "10.0.0.1:80", "", 0), tableNode("b", "10.0.0.2:80", "", time.Second)
 	table.add(a)
 	table.add(b)
-	a.entry.vitals.renewed.Store(int64(time.Minute))
+	a.entry.liveness.renewed.Store(int64(time.Minute))
 	if got := table.overdue(DefaultTTL + time.Second); got != b {
 		t.Errorf("%v is overdue, want b", got)
 	}

@@ -151,7 +151,7 @@ func (l *loop) remembered(r remembered) *tracked {
 	if lease == 0 {
 		lease = l.ttl
 	}
-	v := new(vitals)
+	v := new(liveness)
 	v.load.Store(math.Float64bits(r.node.Load))
 	v.heard.Store(int64(r.heard.Sub(processStart)))
 	v.renewed.Store(int64(now()))
@@ -206,7 +206,7 @@ func (l *loop) restoreOr(t *tracked, a answer) {
 		t.doubt = trusted
 		l.recalled[t.entry.Node.ID] = nil
 	}
-	t.entry.vitals.renewed.Store(int64(now()))
+	t.entry.liveness.renewed.Store(int64(now()))
 	l.memory.postpone(t, now()+max(t.entry.lease, leastRestoreInterval))
 	l.redial.Reset(l.memory.queue.first().due - now())
 }
@@ -256,7 +256,7 @@ func (l *loop) endRestore(listed Listing, at time.Duration) (awaited int) {
 			}
 			continue
 		}
-		unheard := at - time.Duration(t.entry.vitals.heard.Load())
+		unheard := at - time.Duration(t.entry.liveness.heard.Load())
 		// What was rejected before the list was in use is kept only there.
 		if r := l.rejected[t.record()]; r.Err != nil && r.listing == l.listing && !errors.Is(r.Err, ErrForbidden) {
 			t.unread, t.listing = r.Err, l.listing
@@ -277,7 +277,7 @@ func (l *loop) endRestore(listed Listing, at time.Duration) (awaited int) {
 			name := t.entry.Node.Endpoint.Host()
 			l.see(name, t.entry.addresses)
 		}
-		t.entry.vitals.renewed.Store(int64(at))
+		t.entry.liveness.renewed.Store(int64(at))
 		l.insert(t)
 		if unread {
 			l.refuse(t, t.unread)

@@ -68,7 +68,7 @@ func (m *member) options(lease time.Duration) discovery.RegistrarOptions {
 	return discovery.RegistrarOptions{
 		Heartbeat: lease / 3, TTL: lease, Drain: lease / 6,
 		Load: rand.Float64,
-		Beaten: func(err error) {
+		OnHeartbeat: func(err error) {
 			if err == nil {
 				m.beats.Add(1)
 			}

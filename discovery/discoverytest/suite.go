@@ -556,7 +556,7 @@ func successorStays(s *suite) {
 		var once sync.Once
 		registrar, err := discovery.NewRegistrar(r, s.node(id), discovery.RegistrarOptions{
 			Drain: time.Second, Logger: s.logger(),
-			Beaten: func(err error) {
+			OnHeartbeat: func(err error) {
 				if err == nil {
 					once.Do(func() { close(listed) })
 				}

@@ -224,7 +224,7 @@ func TestReadOnlyUser(t *testing.T) {
 			r := open(t, Config{URLs: []string{"redis://reader:pw@" + s.Addr()}, Poll: 100 * time.Millisecond})
 			d := directory(t, r, discovery.Options{})
 			until(t, d, "a is listed", has("a"))
-			if got := r.Push(); got != c.push {
+			if got := r.Changes(); got != c.push {
 				t.Errorf("pushed by %q, want %q", got, c.push)
 			}
 			announce(t, writer, newNode("b"))

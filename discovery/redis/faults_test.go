@@ -238,7 +238,7 @@ func TestConnectionsKilled(t *testing.T) {
 				kill["reader"] = reader
 				want = "stream and notifications"
 			}
-			if got := r.Push(); got != want {
+			if got := r.Changes(); got != want {
 				t.Errorf("pushed by %q, want %q", got, want)
 			}
 			n := 0
@@ -623,8 +623,8 @@ func TestClusterMasterLost(t *testing.T) {
 			r := open(t, c)
 			d := directory(t, r, discovery.Options{})
 			until(t, d, "both join", count(2))
-			if !strings.HasSuffix(r.Push(), "notifications") {
-				t.Errorf("pushed by %q", r.Push())
+			if !strings.HasSuffix(r.Changes(), "notifications") {
+				t.Errorf("pushed by %q", r.Changes())
 			}
 			stop := neverLose(t, d, "a", "b")
 			began := time.Now()
@@ -662,7 +662,7 @@ func TestServersAreNoNodes(t *testing.T) {
 		d := directory(t, open(t, c), discovery.Options{Addresses: c.Addresses()})
 		until(t, d, "every server of the registry is denied", func(s *discovery.Snapshot) bool {
 			for _, e := range s.Nodes() {
-				if rules.Obstacle(e, d.Registry()) != "denied: the registry itself" {
+				if rules.Check(e, d.RegistryAddresses()) != "denied: the registry itself" {
 					return false
 				}
 			}
@@ -737,8 +737,8 @@ func TestWithoutHello(t *testing.T) {
 			r := open(t, Config{URLs: []string{s.URL()}, Layout: layout})
 			d := directory(t, r, discovery.Options{})
 			synced(t, d)
-			if !strings.HasSuffix(r.Push(), "notifications") {
-				t.Errorf("pushed by %q", r.Push())
+			if !strings.HasSuffix(r.Changes(), "notifications") {
+				t.Errorf("pushed by %q", r.Changes())
 			}
 			announce(t, r, newNode("a"))
 			until(t, d, "a joins", has("a"))

@@ -78,10 +78,10 @@ func Open(c Config) (*Registry, error) {
 // "redis://127.0.0.1:6379/0/catga:nodes".
 func (r *Registry) String() string { return r.config.String() }
 
-// Push tells, for a log, how the newest watch learns of changes: "stream",
+// Changes tells, for a log, how the newest watch learns of changes: "stream",
 // "notifications", "stream and notifications" or "poll"; "" before the first
 // watch.
-func (r *Registry) Push() string {
+func (r *Registry) Changes() string {
 	if p := r.push.Load(); p != nil {
 		return *p
 	}

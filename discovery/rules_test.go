@@ -18,7 +18,7 @@ func obstacle(t *testing.T, r *Rules, endpoint, resolved string, registry ...net
 	if err != nil {
 		t.Fatal(err)
 	}
-	e := newEntry(Node{ID: "a", Endpoint: parsed}, DefaultTTL, new(vitals))
+	e := newEntry(Node{ID: "a", Endpoint: parsed}, DefaultTTL, new(liveness))
 	if resolved != "" {
 		var addresses []netip.Addr
 		for _, a := range words(resolved) {
@@ -26,7 +26,7 @@ func obstacle(t *testing.T, r *Rules, endpoint, resolved string, registry ...net
 		}
 		e = e.at(addresses)
 	}
-	return r.Obstacle(e, registry)
+	return r.Check(e, registry)
 }
 
 func TestRules(t *testing.T) {
@@ -224,15 +224,15 @@ func FuzzRules(f *testing.F) {
 		if err != nil {
 			return
 		}
-		e := newEntry(Node{ID: "a", Endpoint: parsed}, DefaultTTL, new(vitals))
+		e := newEntry(Node{ID: "a", Endpoint: parsed}, DefaultTTL, new(liveness))
 		if e.Named() {
-			if r.Obstacle(e, nil) == "" {
+			if r.Check(e, nil) == "" {
 				t.Error("a name that is not resolved passes")
 			}
 			return
 		}
 		addr := e.Addresses()[0]
-		if r.Obstacle(e, nil) != "" {
+		if r.Check(e, nil) != "" {
 			return
 		}
 		narrow := false // some allowed range is narrower than a usual network
@@ -311,11 +311,11 @@ func BenchmarkRules(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	e := newEntry(benchNode(b), DefaultTTL, new(vitals))
+	e := newEntry(benchNode(b), DefaultTTL, new(liveness))
 	registry := []netip.AddrPort{netip.MustParseAddrPort("10.0.0.5:4222")}
 	b.ReportAllocs()
 	for b.Loop() {
-		if reason := r.Obstacle(e, registry); reason != "" {
+		if reason := r.Check(e, registry); reason != "" {
 			b.Fatal(reason)
 		}
 	}

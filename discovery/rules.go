@@ -50,10 +50,10 @@ type patterns struct {
 
 func (p *patterns) empty() bool { return len(p.explicit) == 0 && !p.private && len(p.globs) == 0 }
 
-// never are the ranges that no fleet serves from and that a hostile record would
+// reserved are the ranges that no fleet serves from and that a hostile record would
 // name. Only an allow range inside of one of them lifts it: 0.0.0.0/0 asks for
 // everybody's nodes, not for the cloud's keys.
-var never = []struct {
+var reserved = []struct {
 	prefix netip.Prefix
 	reason string
 }{
@@ -282,10 +282,10 @@ func (p *patterns) lifts(addr netip.Addr, bits int) bool {
 // AllowsName reports whether Allow names the host itself, by a glob.
 func (r *Rules) AllowsName(host string) bool { return r.allow.names(host) }
 
-// Obstacle returns in a few words why the node's endpoint may not be used, "" if
+// Check returns in a few words why the node's endpoint may not be used, "" if
 // it may. The registry is where the registry itself is. Where the endpoint has a
 // host name, every address behind it must pass.
-func (r *Rules) Obstacle(e *Entry, registry []netip.AddrPort) string {
+func (r *Rules) Check(e *Entry, registry []netip.AddrPort) string {
 	addresses := e.Addresses()
 	if len(addresses) == 0 {
 		return "name not resolved"
@@ -299,7 +299,7 @@ func (r *Rules) Obstacle(e *Entry, registry []netip.AddrPort) string {
 	}
 	allowed := r.allow.empty() || (name != "" && r.allow.names(name))
 	for _, addr := range addresses {
-		if reason := r.checkAddress(addr, e.port, e.usual, registry); reason != "" {
+		if reason := r.checkAddress(addr, e.port, e.ordinary, registry); reason != "" {
 			return "denied: " + reason
 		}
 		if allowed {
@@ -312,15 +312,15 @@ func (r *Rules) Obstacle(e *Entry, registry []netip.AddrPort) string {
 	return ""
 }
 
-// usual reports whether none of the addresses is in a range that never passes, or
+// ordinary reports whether none of the addresses is in a range that never passes, or
 // in one that hides another. Entries remember it, because rules are asked about
 // each node of a fleet whenever one of them changes.
-func usual(addresses []netip.Addr) bool {
+func ordinary(addresses []netip.Addr) bool {
 	for _, addr := range addresses {
 		if !addr.IsValid() || addr.Is4In6() || addr.Zone() != "" {
 			return false
 		}
-		for _, n := range never {
+		for _, n := range reserved {
 			if n.prefix.Contains(addr) {
 				return false
 			}
@@ -334,18 +334,18 @@ func usual(addresses []netip.Addr) bool {
 	return true
 }
 
-func (r *Rules) checkAddress(addr netip.Addr, port uint16, usual bool, registry []netip.AddrPort) string {
+func (r *Rules) checkAddress(addr netip.Addr, port uint16, ordinary bool, registry []netip.AddrPort) string {
 	addr = addr.Unmap().WithZone("")
 	if !addr.IsValid() {
 		return "no address"
 	}
-	if !usual {
+	if !ordinary {
 		if reason := r.checkReserved(addr, addr, nil); reason != "" {
 			return reason
 		}
 	}
 	reason := r.checkMeaning(addr, addr, port, registry)
-	if usual || reason != "" {
+	if ordinary || reason != "" {
 		return reason
 	}
 	guesses, padding := 0, 0
@@ -371,7 +371,7 @@ func (r *Rules) checkAddress(addr netip.Addr, port uint16, usual bool, registry 
 // checkReserved checks one meaning of an address, which stands at a place of it,
 // against the ranges that never pass. Only the address as it stands can lift them.
 func (r *Rules) checkReserved(addr, meaning netip.Addr, p *embedded4) string {
-	for _, n := range never {
+	for _, n := range reserved {
 		if !n.prefix.Contains(meaning) {
 			continue
 		}
@@ -394,17 +394,17 @@ func (r *Rules) checkMeaning(addr, meaning netip.Addr, port uint16, registry []n
 	if pattern, ok := r.deny.contains(meaning); ok {
 		return "by deny " + pattern
 	}
-	reserved := ""
+	taken := ""
 	switch {
 	case slices.Contains(r.localPorts, port) && isLocal(meaning):
-		reserved = "Caddy's admin port"
+		taken = "Caddy's admin port"
 	case r.listens(meaning, port):
-		reserved = "this proxy itself"
+		taken = "this proxy itself"
 	case isRegistry(meaning, port, registry):
-		reserved = "the registry itself"
+		taken = "the registry itself"
 	}
-	if reserved != "" && !r.allow.lifts(addr, addr.BitLen()) {
-		return reserved
+	if taken != "" && !r.allow.lifts(addr, addr.BitLen()) {
+		return taken
 	}
 	return ""
 }
