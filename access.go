@@ -15,13 +15,14 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 	"go.uber.org/zap"
 
+	"github.com/caddy-discovery/caddy-discovery/backend"
 	"github.com/caddy-discovery/caddy-discovery/discovery"
 )
 
 // provisionAccess makes the rules by which the source decides where an endpoint
 // may point.
-func (u *Upstreams) provisionAccess(ctx caddy.Context, backend Backend) error {
-	loopback, err := onlyOnLoopback(ctx, backend.Addresses())
+func (u *Upstreams) provisionAccess(ctx caddy.Context, b backend.Backend) error {
+	loopback, err := onlyOnLoopback(ctx, b.Addresses())
 	if err != nil {
 		return err
 	}
@@ -35,7 +36,7 @@ func (u *Upstreams) provisionAccess(ctx caddy.Context, backend Backend) error {
 	if err != nil {
 		return err
 	}
-	login, ok := backend.(interface{ HasLogin() bool })
+	login, ok := b.(backend.LoginReporter)
 	u.unguarded = loopback && len(u.Allow) == 0 && ok && !login.HasLogin()
 	return nil
 }
@@ -57,11 +58,6 @@ func (u *Upstreams) tellUnguarded(s *discovery.Snapshot) {
 		"whatever runs on this machine may have requests sent to any of its ports; "+
 		"give the registry a login, or name what may be reached: allow 127.0.0.0/8 ::1 and the ranges of your other nodes",
 		zap.String("node", s.Nodes()[i].Node.ID), zap.String("address", s.Nodes()[i].Address()))
-}
-
-// hasUser reports whether one of the URLs of a registry names a user.
-func hasUser(urls []string) bool {
-	return slices.ContainsFunc(urls, func(url string) bool { return strings.Contains(url, "@") })
 }
 
 // meetTransport learns how far the transport verifies whom it reaches.

@@ -4,18 +4,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"math"
-	"slices"
 	"strings"
 
-	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 
+	"github.com/caddy-discovery/caddy-discovery/backend"
 	"github.com/caddy-discovery/caddy-discovery/discovery"
-	"github.com/caddy-discovery/caddy-discovery/discovery/redis"
-	backends "github.com/caddy-discovery/caddy-discovery/discovery/registries"
 	"github.com/caddy-discovery/caddy-discovery/internal/caddyblock"
 	"github.com/caddy-discovery/caddy-discovery/internal/health"
 )
@@ -58,7 +54,7 @@ func init() {
 // A registry URL goes behind the name or behind registry, not both.
 func (u *Upstreams) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // consume the name
-	raw, err := registryFromArgs(d, "dynamic discovery")
+	raw, err := backend.UnmarshalURLs(d, "dynamic discovery")
 	if err != nil {
 		return err
 	}
@@ -117,7 +113,7 @@ func parseRegistrar(d *caddyfile.Dispenser, existing any) (any, error) {
 		}
 	}
 	node := new(ProxyNode)
-	raw, err := registryFromArgs(d, "registrar")
+	raw, err := backend.UnmarshalURLs(d, "registrar")
 	if err != nil {
 		return nil, err
 	}
@@ -147,168 +143,6 @@ func parseRegistrar(d *caddyfile.Dispenser, existing any) (any, error) {
 	return httpcaddyfile.App{Name: "registrar", Value: caddyconfig.JSON(app, nil)}, nil
 }
 
-// UnmarshalCaddyfile sets up the backend from Caddyfile tokens. Syntax:
-//
-//	registry nats_kv [<url>...] {
-//	    bucket          <name>
-//	    key_prefix      <prefix>
-//	    create          on|off
-//	    bucket_ttl      <duration>
-//	    history         <n>
-//	    max_bytes       <size>
-//	    storage         file|memory
-//	    replicas        <n>
-//	    domain          <name>
-//	    credentials     <file>
-//	    nkey            <seed-file>
-//	    token           <token>
-//	    user            <name> <password>
-//	    tls_ca          <file>
-//	    tls_client_auth <certificate> <key>
-//	    tls_server_name <name>
-//	    tls_handshake_first on|off
-//	    inbox_prefix    <prefix>
-//	    ttl             <duration>
-//	    loss_guard      <percent>|off
-//	    warm_start      on|off
-//	}
-func (n *NATSKV) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
-	d.Next() // consume the name
-	n.URLs = d.RemainingArgs()
-	return caddyblock.Block{What: "registry nats_kv", Options: caddyblock.Options{
-		"bucket":     caddyblock.Text("<name>", &n.Bucket),
-		"key_prefix": caddyblock.Text("<prefix>", &n.KeyPrefix),
-		"create":     caddyblock.OptionalSwitch(&n.Create),
-		"bucket_ttl": caddyblock.Duration(&n.BucketTTL),
-		"history":    caddyblock.Number(&n.History, 1, maxHistory),
-		"max_bytes":  caddyblock.Size(&n.MaxBytes),
-		"storage":    caddyblock.OneOf(&n.Storage, "file", "memory"),
-		"replicas":   caddyblock.Number(&n.Replicas, 1, maxReplicas),
-		"domain":     caddyblock.Text("<name>", &n.Domain),
-	}.With(n.NATSConnection.options(), n.TLSClient.options(), n.DirectoryOptions.options()), Check: caddyblock.Literals(n, provisionAlone)}.Parse(d)
-}
-
-// UnmarshalCaddyfile sets up the backend from Caddyfile tokens. Syntax:
-//
-//	registry nats [<url>...] {
-//	    subject_prefix  <prefix>
-//	    credentials     <file>
-//	    nkey            <seed-file>
-//	    token           <token>
-//	    user            <name> <password>
-//	    tls_ca          <file>
-//	    tls_client_auth <certificate> <key>
-//	    tls_server_name <name>
-//	    tls_handshake_first on|off
-//	    inbox_prefix    <prefix>
-//	    ttl             <duration>
-//	    loss_guard      <percent>|off
-//	    warm_start      on|off
-//	}
-func (n *NATS) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
-	d.Next() // consume the name
-	n.URLs = d.RemainingArgs()
-	return caddyblock.Block{What: "registry nats", Options: caddyblock.Options{
-		"subject_prefix": caddyblock.Text("<prefix>", &n.SubjectPrefix),
-	}.With(n.NATSConnection.options(), n.TLSClient.options(), n.DirectoryOptions.options()), Check: caddyblock.Literals(n, provisionAlone)}.Parse(d)
-}
-
-// UnmarshalCaddyfile sets up the backend from Caddyfile tokens. Syntax:
-//
-//	registry redis [<url>...] {
-//	    mode              single|sentinel|cluster
-//	    key               <key>
-//	    layout            sorted_set|keys
-//	    poll              <duration>
-//	    history           <n>
-//	    username          <name>
-//	    password          <password>
-//	    db                <n>
-//	    sentinel_master   <name>
-//	    sentinel_username <name>
-//	    sentinel_password <password>
-//	    sentinel_tls      on|off
-//	    tls_ca            <file>
-//	    tls_client_auth   <certificate> <key>
-//	    tls_server_name   <name>
-//	    ttl               <duration>
-//	    loss_guard        <percent>|off
-//	    warm_start        on|off
-//	}
-func (r *Redis) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
-	d.Next() // consume the name
-	r.URLs = d.RemainingArgs()
-	return caddyblock.Block{What: "registry redis", Options: caddyblock.Options{
-		"mode":              caddyblock.OneOf(&r.Mode, redis.ModeSingle, redis.ModeSentinel, redis.ModeCluster),
-		"key":               caddyblock.Text("<key>", &r.Key),
-		"layout":            caddyblock.OneOf(&r.Layout, redis.LayoutSortedSet, redis.LayoutKeys),
-		"poll":              caddyblock.Duration(&r.Poll),
-		"history":           caddyblock.Number(&r.History, 1, maxRedisHistory),
-		"username":          caddyblock.Text("<name>", &r.Username),
-		"password":          caddyblock.Text("<password>", &r.Password),
-		"db":                caddyblock.Number(&r.DB, 0, math.MaxInt32),
-		"sentinel_master":   caddyblock.Text("<name>", &r.SentinelMaster),
-		"sentinel_username": caddyblock.Text("<name>", &r.SentinelUsername),
-		"sentinel_password": caddyblock.Text("<password>", &r.SentinelPassword),
-		"sentinel_tls":      caddyblock.OptionalSwitch(&r.SentinelTLS),
-	}.With(r.TLSClient.options(), r.DirectoryOptions.options()), Check: caddyblock.Literals(r, provisionAlone)}.Parse(d)
-}
-
-func (c *NATSConnection) options() caddyblock.Options {
-	return caddyblock.Options{
-		"credentials": caddyblock.Text("<file>", &c.Credentials),
-		"nkey":        caddyblock.Text("<seed-file>", &c.NKey),
-		"token":       caddyblock.Text("<token>", &c.Token),
-		"user":        caddyblock.Texts("<name> <password>", &c.User, &c.Password),
-
-		"inbox_prefix":        caddyblock.Text("<prefix>", &c.InboxPrefix),
-		"tls_handshake_first": caddyblock.Switch(&c.TLSHandshakeFirst),
-	}
-}
-
-func (t *TLSClient) options() caddyblock.Options {
-	return caddyblock.Options{
-		"tls_ca":          caddyblock.Text("<file>", &t.TLSCA),
-		"tls_client_auth": caddyblock.Texts("<certificate> <key>", &t.TLSCertificate, &t.TLSKey),
-		"tls_server_name": caddyblock.Text("<name>", &t.TLSServerName),
-	}
-}
-
-func (o *DirectoryOptions) options() caddyblock.Options {
-	return caddyblock.Options{
-		"ttl":        caddyblock.Duration(&o.TTL),
-		"loss_guard": caddyblock.PercentOrOff(&o.LossGuard),
-		"warm_start": caddyblock.OptionalSwitch(&o.WarmStart),
-	}
-}
-
-// registryFromArgs builds the registry module from the URLs on the line, nil if
-// there are none.
-func registryFromArgs(d *caddyfile.Dispenser, what string) (json.RawMessage, error) {
-	var backend string
-	var tokens []caddyfile.Token
-	for d.NextArg() {
-		name, ok := backends.Backend(d.Val())
-		switch {
-		case !ok:
-			return nil, d.Errf("%s: %s does not name a backend by its scheme, want one of %s; for anything else write a line 'registry <backend> <url>' into the block",
-				what, caddyblock.RedactURL(d.Val()), strings.Join(backends.Schemes(), "://, ")+"://")
-		case backend != "" && name != backend:
-			return nil, d.Errf("%s: the URLs name two backends, %s and %s; want one", what, backend, name)
-		}
-		backend = name
-		tokens = append(tokens, d.Token())
-	}
-	if backend == "" {
-		return nil, nil
-	}
-	name := tokens[0]
-	name.Text = backend
-	inner := caddyfile.NewDispenser(append([]caddyfile.Token{name}, tokens...))
-	inner.Next()
-	return unmarshalRegistry(inner)
-}
-
 // registryOption is the option 'registry <backend> [<url>...] { … }'.
 func registryOption(raw *json.RawMessage) caddyblock.Option {
 	return caddyblock.Option{Usage: "<backend> [<url>...] { <options> }", Custom: func(d *caddyfile.Dispenser) error {
@@ -319,29 +153,11 @@ func registryOption(raw *json.RawMessage) caddyblock.Option {
 			return caddyblock.ErrUsage
 		}
 		var err error
-		if *raw, err = unmarshalRegistry(d); err != nil {
+		if *raw, err = backend.Unmarshal(d); err != nil {
 			return caddyblock.Placed(err)
 		}
 		return nil
 	}}
-}
-
-// unmarshalRegistry reads the segment that starts with the backend's name.
-func unmarshalRegistry(d *caddyfile.Dispenser) (json.RawMessage, error) {
-	const namespace = "discovery.registries"
-	backend := d.Val()
-	var known []string
-	for _, m := range caddy.GetModules(namespace) {
-		known = append(known, m.ID.Name())
-	}
-	if !slices.Contains(known, backend) {
-		return nil, d.Errf("registry: unknown backend %q, want one of %s", caddyblock.RedactURL(backend), strings.Join(known, ", "))
-	}
-	module, err := caddyfile.UnmarshalModule(d, namespace+"."+backend)
-	if err != nil {
-		return nil, err
-	}
-	return caddyconfig.JSONModuleObject(module, "backend", backend, nil), nil
 }
 
 func criterion(to *[]Criterion) caddyblock.Option {
@@ -473,15 +289,7 @@ func (n *ProxyNode) checkLiterals() error {
 	return n.checkNode()
 }
 
-// provisionAlone provisions a backend, which needs nothing of a config for it.
-func provisionAlone[T any](backend *T) error {
-	return any(backend).(caddy.Provisioner).Provision(caddy.Context{})
-}
-
 // Interface guards
 var (
 	_ caddyfile.Unmarshaler = (*Upstreams)(nil)
-	_ caddyfile.Unmarshaler = (*NATSKV)(nil)
-	_ caddyfile.Unmarshaler = (*NATS)(nil)
-	_ caddyfile.Unmarshaler = (*Redis)(nil)
 )

@@ -20,9 +20,9 @@ import (
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
 	"github.com/spf13/cobra"
 
+	"github.com/caddy-discovery/caddy-discovery/backend"
 	"github.com/caddy-discovery/caddy-discovery/discovery"
 	backends "github.com/caddy-discovery/caddy-discovery/discovery/registries"
-	"github.com/caddy-discovery/caddy-discovery/internal/caddyblock"
 )
 
 func init() {
@@ -248,7 +248,7 @@ func (f *registryFlags) exposed() string {
 
 // backend returns the backend that the flags name. What only reads does not create
 // what is missing: a mistyped name is to be an error.
-func (f *registryFlags) backend(ctx caddy.Context, create bool) (Backend, error) {
+func (f *registryFlags) backend(ctx caddy.Context, create bool) (backend.Backend, error) {
 	if where := f.exposed(); where != "" {
 		f.warn("a secret in " + where + " is shown to every user of this machine by ps; want --password-env, --password-file, --token-env or --token-file, or the URL in the variable " + registryVariable)
 	}
@@ -259,23 +259,15 @@ func (f *registryFlags) backend(ctx caddy.Context, create bool) (Backend, error)
 	if len(urls) == 0 {
 		urls = []string{defaultRegistry}
 	}
-	var backend string
-	for _, u := range urls {
-		name, ok := backends.Backend(u)
-		switch {
-		case !ok:
-			return nil, fmt.Errorf("--registry: %s does not name a backend by its scheme, want one of %s",
-				caddyblock.RedactURL(u), strings.Join(backends.Schemes(), "://, ")+"://")
-		case backend != "" && backend != name:
-			return nil, fmt.Errorf("--registry: the URLs name two backends, %s and %s; want one", backend, name)
-		}
-		backend = name
+	name, err := backend.NameOf(urls...)
+	if err != nil {
+		return nil, fmt.Errorf("--registry: %w", err)
 	}
-	lines, err := f.lines(backend)
+	lines, err := f.lines(name)
 	if err != nil {
 		return nil, err
 	}
-	if backend == "nats_kv" && !create && !slices.ContainsFunc(lines, func(l []string) bool { return len(l) > 0 && l[0] == "create" }) {
+	if name == backends.NATSKV && !create && !slices.ContainsFunc(lines, func(l []string) bool { return len(l) > 0 && l[0] == "create" }) {
 		lines = append(lines, []string{"create", "off"})
 	}
 	tokens := []caddyfile.Token{}
@@ -284,7 +276,7 @@ func (f *registryFlags) backend(ctx caddy.Context, create bool) (Backend, error)
 			tokens = append(tokens, caddyfile.Token{File: "flags", Line: line, Text: text})
 		}
 	}
-	write(1, backend)
+	write(1, name)
 	write(1, urls...)
 	write(1, "{")
 	for i, line := range lines {
@@ -293,42 +285,42 @@ func (f *registryFlags) backend(ctx caddy.Context, create bool) (Backend, error)
 	write(len(lines)+2, "}")
 	d := caddyfile.NewDispenser(tokens)
 	d.Next()
-	raw, err := unmarshalRegistry(d)
+	raw, err := backend.Unmarshal(d)
 	if err != nil {
 		return nil, err
 	}
 	holder := struct {
 		RegistryRaw json.RawMessage `caddy:"namespace=discovery.registries inline_key=backend"`
 	}{raw}
-	return loadBackend(ctx, &holder, "RegistryRaw", holder.RegistryRaw)
+	return backend.Load(ctx, &holder, "RegistryRaw", holder.RegistryRaw)
 }
 
 // open returns the registry, and what closes it.
-func (f *registryFlags) open(ctx context.Context, create bool) (Backend, discovery.Registry, func(), error) {
+func (f *registryFlags) open(ctx context.Context, create bool) (backend.Backend, discovery.Registry, func(), error) {
 	provision, cancel := caddy.NewContext(caddy.Context{Context: ctx})
-	backend, err := f.backend(provision, create)
+	b, err := f.backend(provision, create)
 	if err != nil {
 		cancel()
 		return nil, nil, nil, err
 	}
-	registry, err := backend.Open(slog.New(slog.DiscardHandler))
+	registry, err := b.Open(slog.New(slog.DiscardHandler))
 	if err != nil {
 		cancel()
 		return nil, nil, nil, err
 	}
-	return backend, registry, func() { _ = registry.Close(); cancel() }, nil
+	return b, registry, func() { _ = registry.Close(); cancel() }, nil
 }
 
 // follow runs a directory of the registry for as long as f takes, which is called
 // when the first listing is complete.
 func (f *registryFlags) follow(ctx context.Context, do func(context.Context, discovery.Registry, *discovery.Directory) error) error {
-	backend, registry, closeAll, err := f.open(ctx, false)
+	b, registry, closeAll, err := f.open(ctx, false)
 	if err != nil {
 		return err
 	}
 	defer closeAll()
 	d := discovery.NewDirectory(registry, discovery.Options{
-		TTL: time.Duration(backend.Directory().TTL),
+		TTL: time.Duration(b.Common().TTL),
 		// Records are strangers', and the machine of an operator reaches more than a
 		// proxy may.
 		RecordsOnly: true,

@@ -17,6 +17,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 	"golang.org/x/net/http/httpguts"
 
+	"github.com/caddy-discovery/caddy-discovery/backend"
 	"github.com/caddy-discovery/caddy-discovery/discovery"
 	"github.com/caddy-discovery/caddy-discovery/internal/caddyblock"
 	"github.com/caddy-discovery/caddy-discovery/internal/health"
@@ -128,7 +129,7 @@ func checkHeader(name string, values []string) error {
 		return fmt.Errorf("%s has no value, want one", name)
 	}
 	for i := range values {
-		if err := replaceGlobals(&values[i]); err != nil {
+		if err := backend.ReplaceGlobals(&values[i]); err != nil {
 			return fmt.Errorf("%s: %w", name, err)
 		}
 		if !httpguts.ValidHeaderFieldValue(values[i]) {
@@ -158,13 +159,13 @@ func (h *Health) question() Health {
 }
 
 // checkers outlive every config, as the directories do.
-var checkers = caddy.NewUsagePool() // poolKey → *sharedChecker
+var checkers = caddy.NewUsagePool() // backend.Key → *sharedChecker
 
 // sharedChecker are the health checks with one setting, as long as a source uses
 // their results.
 type sharedChecker struct {
 	*health.Checker
-	key       poolKey
+	key       backend.Key
 	directory *sharedDirectory
 	https     bool
 	running   background
@@ -178,15 +179,15 @@ type sourceChecks struct {
 
 // acquireChecks returns the checks of a source with the given settings, not started
 // unless another config did. Each call is matched by one of release.
-func acquireChecks(u *Upstreams, backend Backend, transport http.RoundTripper) (*sourceChecks, error) {
-	registry, err := keyOf(backend)
+func acquireChecks(u *Upstreams, b backend.Backend, transport http.RoundTripper) (*sourceChecks, error) {
+	registry, err := backend.KeyOf(b)
 	if err != nil {
 		return nil, err
 	}
-	identify := func(settings Health) (poolKey, error) {
+	identify := func(settings Health) (backend.Key, error) {
 		encoded, err := json.Marshal([]any{settings, u.https, transport})
 		if err != nil {
-			return poolKey{}, fmt.Errorf("encoding the settings of the health checks: %w", err)
+			return backend.Key{}, fmt.Errorf("encoding the settings of the health checks: %w", err)
 		}
 		return sha256.Sum256(slices.Concat(registry[:], encoded, trust(transport))), nil
 	}
@@ -199,7 +200,7 @@ func acquireChecks(u *Upstreams, backend Backend, transport http.RoundTripper) (
 		return nil, err
 	}
 	v, _, err := checkers.LoadOrNew(key, func() (caddy.Destructor, error) {
-		directory, err := acquireDirectory(backend)
+		directory, err := acquireDirectory(b)
 		if err != nil {
 			return nil, err
 		}

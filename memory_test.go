@@ -9,9 +9,9 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 
+	"github.com/caddy-discovery/caddy-discovery/backend"
 	"github.com/caddy-discovery/caddy-discovery/discovery"
 	"github.com/caddy-discovery/caddy-discovery/discovery/discoverytest"
-	"github.com/caddy-discovery/caddy-discovery/internal/caddyblock"
 )
 
 func init() { caddy.RegisterModule(memoryBackend{}) }
@@ -31,27 +31,31 @@ func newMemory(t testing.TB) (string, *discoverytest.Memory) {
 // memoryBackend stands for somebody else's backend, and lets the tests of the
 // modules do without a server.
 type memoryBackend struct {
-	DirectoryOptions
+	backend.Options
 	Name    string `json:"name,omitempty"`
 	Address string `json:"address,omitempty"`
-	Login   *bool  `json:"login,omitempty"`
+	Login   bool   `json:"login,omitempty"`
 }
 
 func (memoryBackend) CaddyModule() caddy.ModuleInfo {
 	return caddy.ModuleInfo{ID: "discovery.registries.memory", New: func() caddy.Module { return new(memoryBackend) }}
 }
 
-func (b *memoryBackend) Provision(caddy.Context) error { return b.DirectoryOptions.provision() }
-
 func (b *memoryBackend) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next()
 	if !d.Args(&b.Name) {
 		return d.ArgErr()
 	}
-	options := b.DirectoryOptions.options()
-	options["address"] = caddyblock.Text("<host:port>", &b.Address)
-	options["login"] = caddyblock.OptionalSwitch(&b.Login)
-	return caddyblock.Block{What: "registry memory", Options: options}.Parse(d)
+	return b.UnmarshalBlock(d, "memory", map[string]func([]string) error{
+		"address": func(args []string) error {
+			b.Address = args[0]
+			return nil
+		},
+		"login": func(args []string) error {
+			b.Login = args[0] == "on"
+			return nil
+		},
+	})
 }
 
 func (b *memoryBackend) Open(*slog.Logger) (discovery.Registry, error) {
@@ -81,6 +85,9 @@ func (b *memoryBackend) Addresses() []string {
 	return []string{"127.0.0.1:4222"}
 }
 
-func (b *memoryBackend) HasLogin() bool { return b.Login != nil && *b.Login }
+func (b *memoryBackend) HasLogin() bool { return b.Login }
 
-var _ Backend = (*memoryBackend)(nil)
+var (
+	_ backend.Backend       = (*memoryBackend)(nil)
+	_ backend.LoginReporter = (*memoryBackend)(nil)
+)

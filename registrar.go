@@ -24,6 +24,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
 
+	"github.com/caddy-discovery/caddy-discovery/backend"
 	"github.com/caddy-discovery/caddy-discovery/discovery"
 	"github.com/caddy-discovery/caddy-discovery/internal/caddyblock"
 )
@@ -78,7 +79,7 @@ type ProxyNode struct {
 	// proxy answers all the while. Default: 2s
 	Drain *caddy.Duration `json:"drain,omitempty"`
 
-	backend  Backend
+	backend  backend.Backend
 	servers  []listener // of the HTTP app, for the default endpoint
 	settings string     // everything above, resolved, to tell a change
 }
@@ -134,11 +135,10 @@ func (app *Registrar) Provision(ctx caddy.Context) error {
 }
 
 func (n *ProxyNode) provision(ctx caddy.Context) error {
-	backend, err := loadBackend(ctx, n, "RegistryRaw", n.RegistryRaw)
-	if err != nil {
+	var err error
+	if n.backend, err = backend.Load(ctx, n, "RegistryRaw", n.RegistryRaw); err != nil {
 		return err
 	}
-	n.backend = backend
 	if err := n.complete(); err != nil {
 		return err
 	}
@@ -166,7 +166,7 @@ func (n *ProxyNode) provision(ctx caddy.Context) error {
 // complete expands placeholders and completes the options that depend on nothing
 // else, or refuses them.
 func (n *ProxyNode) complete() error {
-	if err := replaceGlobals(&n.NodeID, &n.Endpoint, &n.HealthURL); err != nil {
+	if err := backend.ReplaceGlobals(&n.NodeID, &n.Endpoint, &n.HealthURL); err != nil {
 		return err
 	}
 	for _, d := range []struct {
@@ -182,7 +182,7 @@ func (n *ProxyNode) complete() error {
 	}
 	metadata := map[string]string{discovery.KeyRole: discovery.RoleProxy}
 	for k, v := range n.Metadata {
-		if err := replaceGlobals(&v); err != nil {
+		if err := backend.ReplaceGlobals(&v); err != nil {
 			return fmt.Errorf("metadata %s: %w", k, err)
 		}
 		metadata[k] = v
@@ -273,7 +273,7 @@ func listenersOf(app *caddyhttp.App) (found []listener) {
 			continue
 		}
 		for _, address := range server.Listen {
-			if replaceGlobals(&address) != nil {
+			if backend.ReplaceGlobals(&address) != nil {
 				continue // the app itself says so
 			}
 			a, err := caddy.ParseNetworkAddress(address)
@@ -495,12 +495,12 @@ func init() {
 }
 
 type announcementKey struct {
-	registry poolKey
+	registry backend.Key
 	id       string
 }
 
 func (n *ProxyNode) key() (announcementKey, error) {
-	registry, err := keyOf(n.backend)
+	registry, err := backend.KeyOf(n.backend)
 	return announcementKey{registry, n.NodeID}, err
 }
 

@@ -17,6 +17,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 	"go.uber.org/zap"
 
+	"github.com/caddy-discovery/caddy-discovery/backend"
 	"github.com/caddy-discovery/caddy-discovery/discovery"
 	"github.com/caddy-discovery/caddy-discovery/internal/caddyblock"
 	"github.com/caddy-discovery/caddy-discovery/internal/health"
@@ -190,18 +191,18 @@ func (u *Upstreams) Provision(ctx caddy.Context) error {
 	if err := exposeMetrics(ctx); err != nil {
 		return err
 	}
-	backend, err := loadBackend(ctx, u, "RegistryRaw", u.RegistryRaw)
+	b, err := backend.Load(ctx, u, "RegistryRaw", u.RegistryRaw)
 	if err != nil {
 		return err
 	}
-	if err := u.provisionAccess(ctx, backend); err != nil {
+	if err := u.provisionAccess(ctx, b); err != nil {
 		return err
 	}
-	if u.directory, err = acquireDirectory(backend); err != nil {
+	if u.directory, err = acquireDirectory(b); err != nil {
 		return fmt.Errorf("opening the registry: %w", err)
 	}
 	if u.Health != nil {
-		if u.health, err = acquireChecks(u, backend, u.handler.Transport); err != nil {
+		if u.health, err = acquireChecks(u, b, u.handler.Transport); err != nil {
 			return fmt.Errorf("opening the health checks: %w", err)
 		}
 	}
@@ -250,7 +251,7 @@ func (u *Upstreams) checkOptions() error {
 			return err
 		}
 	}
-	if err := replaceGlobals(&u.ProxyID); err != nil {
+	if err := backend.ReplaceGlobals(&u.ProxyID); err != nil {
 		return fmt.Errorf("proxy_id: %w", err)
 	}
 	switch u.Scheme {

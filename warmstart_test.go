@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 	"testing"
 	"time"
 
@@ -111,34 +110,4 @@ func TestWarmStartOff(t *testing.T) {
 		t.Error("a list is kept although that is off")
 	}
 	u.directory = nil // it is cleaned up again
-}
-
-// The name of the file tells registries apart, and nothing about their secrets.
-func TestWarmName(t *testing.T) {
-	name := func(settings string) string {
-		n, err := warmName("m", []byte(settings))
-		if err != nil {
-			t.Fatal(err)
-		}
-		return n
-	}
-	base := name(`{"urls":["nats://a:4222"],"bucket":"b","ttl":1}`)
-	for settings, same := range map[string]bool{
-		`{"bucket":"b","urls":["nats://a:4222"]}`:                                            true,
-		`{"urls":["nats://u:secret@a:4222"],"bucket":"b"}`:                                   true,
-		`{"urls":["nats://a:4222"],"bucket":"b","password":"x","user":"y","token":"z"}`:      true,
-		`{"urls":["nats://a:4222"],"bucket":"b","credentials":"f","nkey":"g","tls_key":"k"}`: true,
-		`{"urls":["nats://a:4222"],"bucket":"b","sentinel_password":"x","loss_guard":3}`:     true,
-		`{"urls":["nats://a:4222"],"bucket":"c"}`:                                            false,
-		`{"urls":["nats://b:4222"],"bucket":"b"}`:                                            false,
-		`{"urls":["nats://a:4222"],"bucket":"b","key_prefix":"x."}`:                          false,
-		`{"urls":["nats://a:4222"],"bucket":"b","key":"other"}`:                              false,
-	} {
-		if got := name(settings) == base; got != same {
-			t.Errorf("%s: the same name %v, want %v", settings, got, same)
-		}
-	}
-	if strings.ContainsAny(base, "/\\.:") || len(base) != 32 {
-		t.Errorf("the name is %q", base)
-	}
 }

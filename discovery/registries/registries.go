@@ -21,16 +21,11 @@ import (
 // prefix or the database; user info is the login. It does not connect. The error
 // wraps [discovery.ErrInvalid] and shows no secret.
 func Open(url string) (discovery.Registry, error) {
-	switch backend, _ := Backend(url); backend {
-	case NATSKV:
-		return natskv.Open(natskv.Config{URLs: []string{url}})
-	case NATS:
-		return natspubsub.Open(natspubsub.Config{URLs: []string{url}})
-	case Redis:
-		return redis.Open(redis.Config{URLs: []string{url}})
-	default:
+	k, ok := kindOf(url)
+	if !ok {
 		return nil, fmt.Errorf("%w registry URL: want one that starts with %s://", discovery.ErrInvalid, strings.Join(Schemes(), "://, "))
 	}
+	return k.open(url)
 }
 
 // The backends, by the names that they have in a configuration.
@@ -40,26 +35,51 @@ const (
 	Redis  = "redis"
 )
 
-// backends are those that the schemes of URLs name.
-var backends = map[string]string{
-	"nats":            NATSKV,
-	"tls":             NATSKV,
-	natspubsub.Scheme: NATS,
-	"redis":           Redis,
-	"rediss":          Redis,
-	"redis+sentinel":  Redis,
-	"rediss+sentinel": Redis,
-	"redis+cluster":   Redis,
-	"rediss+cluster":  Redis,
+// kind is a backend that the scheme of a URL names.
+type kind struct {
+	name string
+	open func(url string) (discovery.Registry, error)
+}
+
+var kinds = make(map[string]kind) // by scheme
+
+func init() {
+	Register(NATSKV, func(url string) (discovery.Registry, error) {
+		return natskv.Open(natskv.Config{URLs: []string{url}})
+	}, "nats", "tls")
+	Register(NATS, func(url string) (discovery.Registry, error) {
+		return natspubsub.Open(natspubsub.Config{URLs: []string{url}})
+	}, natspubsub.Scheme)
+	Register(Redis, func(url string) (discovery.Registry, error) {
+		return redis.Open(redis.Config{URLs: []string{url}})
+	}, "redis", "rediss", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster")
+}
+
+// Register gives URLs to another backend: Open calls open for those with one of the
+// schemes, and Caddy takes them for registries of its module
+// discovery.registries.<name>. It is called by init functions, and panics if a scheme
+// is not lower case or is taken.
+func Register(name string, open func(url string) (discovery.Registry, error), schemes ...string) {
+	for _, scheme := range schemes {
+		if _, taken := kinds[scheme]; taken || scheme != strings.ToLower(scheme) {
+			panic(fmt.Sprintf("registering the registry %s: the scheme %q is taken or not lower case", name, scheme))
+		}
+		kinds[scheme] = kind{name, open}
+	}
+}
+
+func kindOf(url string) (kind, bool) {
+	scheme, _, found := strings.Cut(url, "://")
+	k, ok := kinds[strings.ToLower(scheme)]
+	return k, found && ok
 }
 
 // Backend returns which backend a URL names by its scheme, in whatever case that is
 // written, and whether it names one.
 func Backend(url string) (name string, ok bool) {
-	scheme, _, found := strings.Cut(url, "://")
-	name, ok = backends[strings.ToLower(scheme)]
-	return name, found && ok
+	k, ok := kindOf(url)
+	return k.name, ok
 }
 
 // Schemes returns those of the URLs that name a backend, sorted.
-func Schemes() []string { return slices.Sorted(maps.Keys(backends)) }
+func Schemes() []string { return slices.Sorted(maps.Keys(kinds)) }

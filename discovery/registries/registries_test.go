@@ -37,3 +37,30 @@ func TestOpen(t *testing.T) {
 		}
 	}
 }
+
+// TestRegister holds that a backend of somebody else is opened by its schemes, and
+// that nobody takes another's.
+func TestRegister(t *testing.T) {
+	t.Cleanup(func() { delete(kinds, "file") })
+	var opened string
+	Register("file", func(url string) (discovery.Registry, error) {
+		opened = url
+		return nil, errors.ErrUnsupported
+	}, "file")
+	if _, err := Open("File:///nodes"); !errors.Is(err, errors.ErrUnsupported) || opened != "File:///nodes" {
+		t.Errorf("opened %q: %v", opened, err)
+	}
+	if name, ok := Backend("file:///nodes"); !ok || name != "file" {
+		t.Errorf("the URL names %q, %v", name, ok)
+	}
+	for _, scheme := range []string{"redis", "Up"} {
+		func() {
+			defer func() {
+				if recover() == nil {
+					t.Errorf("the scheme %q was registered", scheme)
+				}
+			}()
+			Register("other", nil, scheme)
+		}()
+	}
+}

@@ -1,12 +1,14 @@
-package caddydiscovery
+package backend
 
 import (
 	"context"
 	"fmt"
 	"log/slog"
+	"math"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	goredis "github.com/redis/go-redis/v9"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
@@ -80,7 +82,7 @@ type Redis struct {
 	SentinelTLS *bool `json:"sentinel_tls,omitempty"`
 
 	TLSClient
-	DirectoryOptions
+	Options
 
 	resolved redis.Config
 }
@@ -95,19 +97,19 @@ func (Redis) CaddyModule() caddy.ModuleInfo {
 
 // Provision expands placeholders and completes the options, so that two
 // spellings of one registry become equal.
-func (r *Redis) Provision(caddy.Context) error {
-	if err := r.DirectoryOptions.provision(); err != nil {
+func (r *Redis) Provision(ctx caddy.Context) error {
+	if err := r.Options.Provision(ctx); err != nil {
 		return err
 	}
 	if err := r.TLSClient.provision(); err != nil {
 		return err
 	}
 	for i := range r.URLs {
-		if err := replaceGlobals(&r.URLs[i]); err != nil {
+		if err := ReplaceGlobals(&r.URLs[i]); err != nil {
 			return fmt.Errorf("URL: %w", err)
 		}
 	}
-	if err := replaceGlobals(&r.Key, &r.Username, &r.Password,
+	if err := ReplaceGlobals(&r.Key, &r.Username, &r.Password,
 		&r.SentinelMaster, &r.SentinelUsername, &r.SentinelPassword); err != nil {
 		return err
 	}
@@ -151,6 +153,45 @@ func (r *Redis) Provision(caddy.Context) error {
 	return nil
 }
 
+// UnmarshalCaddyfile sets up the backend from Caddyfile tokens. Syntax:
+//
+//	registry redis [<url>...] {
+//	    mode              single|sentinel|cluster
+//	    key               <key>
+//	    layout            sorted_set|keys
+//	    poll              <duration>
+//	    history           <n>
+//	    username          <name>
+//	    password          <password>
+//	    db                <n>
+//	    sentinel_master   <name>
+//	    sentinel_username <name>
+//	    sentinel_password <password>
+//	    sentinel_tls      on|off
+//	    tls_ca            <file>
+//	    tls_client_auth   <certificate> <key>
+//	    tls_server_name   <name>
+//	    ttl               <duration>
+//	    loss_guard        <percent>|off
+//	    warm_start        on|off
+//	}
+func (r *Redis) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+	return unmarshalBlock(d, r, &r.URLs, caddyblock.Options{
+		"mode":              caddyblock.OneOf(&r.Mode, redis.ModeSingle, redis.ModeSentinel, redis.ModeCluster),
+		"key":               caddyblock.Text("<key>", &r.Key),
+		"layout":            caddyblock.OneOf(&r.Layout, redis.LayoutSortedSet, redis.LayoutKeys),
+		"poll":              caddyblock.Duration(&r.Poll),
+		"history":           caddyblock.Number(&r.History, 1, maxRedisHistory),
+		"username":          caddyblock.Text("<name>", &r.Username),
+		"password":          caddyblock.Text("<password>", &r.Password),
+		"db":                caddyblock.Number(&r.DB, 0, math.MaxInt32),
+		"sentinel_master":   caddyblock.Text("<name>", &r.SentinelMaster),
+		"sentinel_username": caddyblock.Text("<name>", &r.SentinelUsername),
+		"sentinel_password": caddyblock.Text("<password>", &r.SentinelPassword),
+		"sentinel_tls":      caddyblock.OptionalSwitch(&r.SentinelTLS),
+	}, r.TLSClient.grammar(), r.Options.grammar())
+}
+
 // Open returns the registry, without connecting to it.
 func (r *Redis) Open(*slog.Logger) (discovery.Registry, error) { return redis.Open(r.resolved) }
 
@@ -164,6 +205,7 @@ func (r *Redis) Addresses() []string { return r.resolved.Addresses() }
 
 // Interface guards
 var (
-	_ caddy.Provisioner = (*Redis)(nil)
-	_ Backend           = (*Redis)(nil)
+	_ caddy.Provisioner     = (*Redis)(nil)
+	_ Backend               = (*Redis)(nil)
+	_ caddyfile.Unmarshaler = (*Redis)(nil)
 )

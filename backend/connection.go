@@ -1,9 +1,12 @@
-package caddydiscovery
+package backend
 
 import (
 	"fmt"
+	"slices"
+	"strings"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery/natsconn"
+	"github.com/caddy-discovery/caddy-discovery/internal/caddyblock"
 )
 
 // NATSConnection is how to reach and enter a NATS server. At most one of
@@ -43,14 +46,14 @@ type NATSConnection struct {
 
 func (c *NATSConnection) provision() error {
 	for i := range c.URLs {
-		if err := replaceGlobals(&c.URLs[i]); err != nil {
+		if err := ReplaceGlobals(&c.URLs[i]); err != nil {
 			return fmt.Errorf("URL: %w", err)
 		}
 	}
-	if err := replaceGlobals(&c.Credentials, &c.NKey, &c.Token, &c.User, &c.Password); err != nil {
+	if err := ReplaceGlobals(&c.Credentials, &c.NKey, &c.Token, &c.User, &c.Password); err != nil {
 		return fmt.Errorf("credentials: %w", err)
 	}
-	if err := replaceGlobals(&c.InboxPrefix); err != nil {
+	if err := ReplaceGlobals(&c.InboxPrefix); err != nil {
 		return fmt.Errorf("inbox_prefix: %w", err)
 	}
 	return c.TLSClient.provision()
@@ -59,6 +62,22 @@ func (c *NATSConnection) provision() error {
 // HasLogin reports whether the server is told who connects.
 func (c *NATSConnection) HasLogin() bool {
 	return c.Credentials != "" || c.NKey != "" || c.Token != "" || c.User != "" || c.TLSCertificate != "" || hasUser(c.URLs)
+}
+
+// hasUser reports whether one of the URLs of a registry names a user.
+func hasUser(urls []string) bool {
+	return slices.ContainsFunc(urls, func(url string) bool { return strings.Contains(url, "@") })
+}
+
+func (c *NATSConnection) grammar() caddyblock.Options {
+	return caddyblock.Options{
+		"credentials":         caddyblock.Text("<file>", &c.Credentials),
+		"nkey":                caddyblock.Text("<seed-file>", &c.NKey),
+		"token":               caddyblock.Text("<token>", &c.Token),
+		"user":                caddyblock.Texts("<name> <password>", &c.User, &c.Password),
+		"inbox_prefix":        caddyblock.Text("<prefix>", &c.InboxPrefix),
+		"tls_handshake_first": caddyblock.Switch(&c.TLSHandshakeFirst),
+	}.With(c.TLSClient.grammar())
 }
 
 func (c *NATSConnection) conn() natsconn.Options {

@@ -1,10 +1,11 @@
-package caddydiscovery
+package backend
 
 import (
 	"log/slog"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
 	"github.com/caddy-discovery/caddy-discovery/discovery/natskv"
@@ -21,7 +22,7 @@ const (
 // key; changes are pushed, never polled.
 type NATSKV struct {
 	NATSConnection
-	DirectoryOptions
+	Options
 
 	// The bucket. It may also be the path of a URL. Default: catga_nodes
 	Bucket string `json:"bucket,omitempty"`
@@ -69,14 +70,14 @@ func (NATSKV) CaddyModule() caddy.ModuleInfo {
 
 // Provision expands placeholders and completes the options, so that two
 // spellings of one registry become equal.
-func (n *NATSKV) Provision(caddy.Context) error {
-	if err := n.DirectoryOptions.provision(); err != nil {
+func (n *NATSKV) Provision(ctx caddy.Context) error {
+	if err := n.Options.Provision(ctx); err != nil {
 		return err
 	}
 	if err := n.NATSConnection.provision(); err != nil {
 		return err
 	}
-	if err := replaceGlobals(&n.Bucket, &n.KeyPrefix, &n.Domain); err != nil {
+	if err := ReplaceGlobals(&n.Bucket, &n.KeyPrefix, &n.Domain); err != nil {
 		return err
 	}
 	if err := caddyblock.CheckDuration("bucket_ttl", n.BucketTTL); err != nil {
@@ -107,6 +108,45 @@ func (n *NATSKV) Provision(caddy.Context) error {
 	return nil
 }
 
+// UnmarshalCaddyfile sets up the backend from Caddyfile tokens. Syntax:
+//
+//	registry nats_kv [<url>...] {
+//	    bucket              <name>
+//	    key_prefix          <prefix>
+//	    create              on|off
+//	    bucket_ttl          <duration>
+//	    history             <n>
+//	    max_bytes           <size>
+//	    storage             file|memory
+//	    replicas            <n>
+//	    domain              <name>
+//	    credentials         <file>
+//	    nkey                <seed-file>
+//	    token               <token>
+//	    user                <name> <password>
+//	    inbox_prefix        <prefix>
+//	    tls_ca              <file>
+//	    tls_client_auth     <certificate> <key>
+//	    tls_server_name     <name>
+//	    tls_handshake_first on|off
+//	    ttl                 <duration>
+//	    loss_guard          <percent>|off
+//	    warm_start          on|off
+//	}
+func (n *NATSKV) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+	return unmarshalBlock(d, n, &n.URLs, caddyblock.Options{
+		"bucket":     caddyblock.Text("<name>", &n.Bucket),
+		"key_prefix": caddyblock.Text("<prefix>", &n.KeyPrefix),
+		"create":     caddyblock.OptionalSwitch(&n.Create),
+		"bucket_ttl": caddyblock.Duration(&n.BucketTTL),
+		"history":    caddyblock.Number(&n.History, 1, maxHistory),
+		"max_bytes":  caddyblock.Size(&n.MaxBytes),
+		"storage":    caddyblock.OneOf(&n.Storage, "file", "memory"),
+		"replicas":   caddyblock.Number(&n.Replicas, 1, maxReplicas),
+		"domain":     caddyblock.Text("<name>", &n.Domain),
+	}, n.NATSConnection.grammar(), n.Options.grammar())
+}
+
 // Open returns the registry, without connecting to it.
 func (n *NATSKV) Open(*slog.Logger) (discovery.Registry, error) { return natskv.Open(n.resolved) }
 
@@ -115,6 +155,7 @@ func (n *NATSKV) Addresses() []string { return n.resolved.Addresses() }
 
 // Interface guards
 var (
-	_ caddy.Provisioner = (*NATSKV)(nil)
-	_ Backend           = (*NATSKV)(nil)
+	_ caddy.Provisioner     = (*NATSKV)(nil)
+	_ Backend               = (*NATSKV)(nil)
+	_ caddyfile.Unmarshaler = (*NATSKV)(nil)
 )

@@ -1,11 +1,14 @@
-package caddydiscovery
+package backend
 
 import (
-	"github.com/caddyserver/caddy/v2"
 	"log/slog"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
 	"github.com/caddy-discovery/caddy-discovery/discovery/natspubsub"
+	"github.com/caddy-discovery/caddy-discovery/internal/caddyblock"
 )
 
 // NATS is a registry of NATS subjects: nodes say that they join, live and leave,
@@ -14,7 +17,7 @@ import (
 // next heartbeat that names their endpoint.
 type NATS struct {
 	NATSConnection
-	DirectoryOptions
+	Options
 
 	// What stands before ".join", ".heartbeat", ".leave" and ".query". It may
 	// also be the path of a URL. Default: catga.nodes
@@ -33,14 +36,14 @@ func (NATS) CaddyModule() caddy.ModuleInfo {
 
 // Provision expands placeholders and completes the options, so that two
 // spellings of one registry become equal.
-func (n *NATS) Provision(caddy.Context) error {
-	if err := n.DirectoryOptions.provision(); err != nil {
+func (n *NATS) Provision(ctx caddy.Context) error {
+	if err := n.Options.Provision(ctx); err != nil {
 		return err
 	}
 	if err := n.NATSConnection.provision(); err != nil {
 		return err
 	}
-	if err := replaceGlobals(&n.SubjectPrefix); err != nil {
+	if err := ReplaceGlobals(&n.SubjectPrefix); err != nil {
 		return err
 	}
 	resolved, err := natspubsub.Config{
@@ -56,6 +59,29 @@ func (n *NATS) Provision(caddy.Context) error {
 	return nil
 }
 
+// UnmarshalCaddyfile sets up the backend from Caddyfile tokens. Syntax:
+//
+//	registry nats [<url>...] {
+//	    subject_prefix      <prefix>
+//	    credentials         <file>
+//	    nkey                <seed-file>
+//	    token               <token>
+//	    user                <name> <password>
+//	    inbox_prefix        <prefix>
+//	    tls_ca              <file>
+//	    tls_client_auth     <certificate> <key>
+//	    tls_server_name     <name>
+//	    tls_handshake_first on|off
+//	    ttl                 <duration>
+//	    loss_guard          <percent>|off
+//	    warm_start          on|off
+//	}
+func (n *NATS) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+	return unmarshalBlock(d, n, &n.URLs, caddyblock.Options{
+		"subject_prefix": caddyblock.Text("<prefix>", &n.SubjectPrefix),
+	}, n.NATSConnection.grammar(), n.Options.grammar())
+}
+
 // Open returns the registry, without connecting to it.
 func (n *NATS) Open(*slog.Logger) (discovery.Registry, error) { return natspubsub.Open(n.resolved) }
 
@@ -64,6 +90,7 @@ func (n *NATS) Addresses() []string { return n.resolved.Addresses() }
 
 // Interface guards
 var (
-	_ caddy.Provisioner = (*NATS)(nil)
-	_ Backend           = (*NATS)(nil)
+	_ caddy.Provisioner     = (*NATS)(nil)
+	_ Backend               = (*NATS)(nil)
+	_ caddyfile.Unmarshaler = (*NATS)(nil)
 )

@@ -1,6 +1,10 @@
-package caddydiscovery
+package backend
 
-import "fmt"
+import (
+	"fmt"
+
+	"github.com/caddy-discovery/caddy-discovery/internal/caddyblock"
+)
 
 // TLSClient is how a connection to a registry is secured. Placeholders are
 // expanded in every field.
@@ -21,8 +25,16 @@ type TLSClient struct {
 }
 
 func (t *TLSClient) provision() error {
-	if err := replaceGlobals(&t.TLSCA, &t.TLSCertificate, &t.TLSKey, &t.TLSServerName); err != nil {
+	if err := ReplaceGlobals(&t.TLSCA, &t.TLSCertificate, &t.TLSKey, &t.TLSServerName); err != nil {
 		return fmt.Errorf("TLS: %w", err)
 	}
 	return nil
+}
+
+func (t *TLSClient) grammar() caddyblock.Options {
+	return caddyblock.Options{
+		"tls_ca":          caddyblock.Text("<file>", &t.TLSCA),
+		"tls_client_auth": caddyblock.Texts("<certificate> <key>", &t.TLSCertificate, &t.TLSKey),
+		"tls_server_name": caddyblock.Text("<name>", &t.TLSServerName),
+	}
 }

@@ -1,0 +1,175 @@
+// Package backend has the kinds of registry that a Caddy configuration can name: the
+// modules in the namespace discovery.registries, what all of them have in common, and
+// how they are written and loaded. Another plugin adds one with a module that
+// implements Backend, and gives it URLs with
+// [github.com/caddy-discovery/caddy-discovery/discovery/registries.Register].
+package backend
+
+import (
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+
+	"github.com/caddy-discovery/caddy-discovery/discovery"
+	"github.com/caddy-discovery/caddy-discovery/internal/caddyblock"
+)
+
+// namespace is that of the modules that are backends.
+const namespace = "discovery.registries"
+
+// A Backend is a kind of registry: what the guest modules in the namespace
+// discovery.registries implement. When one is provisioned, placeholders in its
+// exported fields have been replaced and defaults filled in, so that two of them
+// that encode to the same JSON name the same registry. Its methods may be called
+// concurrently from then on. For a Caddyfile it implements
+// [github.com/caddyserver/caddy/v2/caddyconfig/caddyfile.Unmarshaler].
+type Backend interface {
+	caddy.Module
+
+	// Open returns the registry, without connecting to it: the directory and
+	// the registrar connect, and retry. The logger outlives every config.
+	Open(log *slog.Logger) (discovery.Registry, error)
+
+	// Addresses returns where the registry is, as host:port; none if it is reached
+	// by other means than a network. Nodes there are taken for a mistake.
+	Addresses() []string
+
+	// Common returns the options that every backend has. To embed Options is to
+	// implement it.
+	Common() Options
+}
+
+// A LoginReporter is a backend that knows whether its registry is told who connects.
+// One on loopback that is not, anybody on the machine can write to, and a source says
+// so in the log.
+type LoginReporter interface {
+	// HasLogin reports whether the configuration names a user, a token or the like.
+	HasLogin() bool
+}
+
+// Options are the options of a registry that every backend has. A backend embeds
+// them.
+type Options struct {
+	// How long a node counts as live after it was last heard, unless its record
+	// names a lease of its own. Default: 30s
+	TTL caddy.Duration `json:"ttl,omitempty"`
+
+	// When more than this share of the nodes, or of those of one service, in
+	// percent, and at least three of them, lapse within one lease, or the last nodes
+	// of a service do, the heartbeats are doubted rather than the nodes: each is
+	// dialled, and stays for as long as it accepts connections and does not close
+	// them at once, or until most others have been heard again for a lease. Nodes
+	// that no source asks for do not count. 0 turns this off. Default: 50
+	LossGuard *int `json:"loss_guard,omitempty"`
+
+	// Whether the list of nodes is kept on disk, below Caddy's data directory, for a
+	// start while the registry is away. It is used when half of sync_timeout has
+	// passed without a listing, each node as soon as it accepts a connection, and is
+	// at most 24 hours old. Default: true
+	WarmStart *bool `json:"warm_start,omitempty"`
+}
+
+// Common returns the options themselves, for Backend.
+func (o Options) Common() Options { return o }
+
+// Provision fills in the defaults. Its error names the option that it refuses. A
+// backend with a Provision of its own calls it from there.
+func (o *Options) Provision(caddy.Context) error {
+	if err := caddyblock.CheckDuration("ttl", o.TTL); err != nil {
+		return err
+	}
+	if o.TTL == 0 {
+		o.TTL = caddy.Duration(discovery.DefaultTTL)
+	}
+	if o.WarmStart == nil {
+		o.WarmStart = new(true)
+	}
+	if o.LossGuard == nil {
+		o.LossGuard = new(discovery.DefaultLossGuard)
+	}
+	if *o.LossGuard < 0 || *o.LossGuard > 100 {
+		return fmt.Errorf("loss_guard: invalid percentage %d, want 1 to 100, or 0 for none", *o.LossGuard)
+	}
+	return nil
+}
+
+// DirectoryOptions returns the options of the directory of a registry, as far as its
+// backend says them. The error is of a backend that is no JSON object.
+func DirectoryOptions(b Backend) (discovery.Options, error) {
+	o := b.Common()
+	options := discovery.Options{TTL: time.Duration(o.TTL), Addresses: b.Addresses()}
+	if o.LossGuard != nil {
+		options.LossGuard = *o.LossGuard
+		if *o.LossGuard == 0 {
+			options.LossGuard = -1
+		}
+	}
+	if o.WarmStart == nil || *o.WarmStart {
+		name, err := publicName(b)
+		if err != nil {
+			return discovery.Options{}, fmt.Errorf("naming the registry's warm-start file: %w", err)
+		}
+		options.WarmStart = discovery.WarmStart{
+			Path:     filepath.Join(caddy.AppDataDir(), "discovery", name+".json"),
+			Registry: name,
+		}
+	}
+	return options, nil
+}
+
+// A Key stands for a registry with all its settings, secrets included, which is why it
+// is a hash.
+type Key [sha256.Size]byte
+
+// KeyOf returns the key of a backend that was provisioned: the same one for another
+// with the same settings.
+func KeyOf(b Backend) (Key, error) {
+	settings, err := json.Marshal(b)
+	if err != nil {
+		return Key{}, fmt.Errorf("encoding the settings of the registry: %w", err)
+	}
+	return sha256.Sum256(append([]byte(b.CaddyModule().ID+" "), settings...)), nil
+}
+
+// Load loads and provisions the backend that raw is: the value of the field of parent
+// with that name, which has the tag
+// `caddy:"namespace=discovery.registries inline_key=backend"`.
+func Load(ctx caddy.Context, parent any, field string, raw json.RawMessage) (Backend, error) {
+	if raw == nil {
+		return nil, errors.New(`the registry is missing; want {"backend": …, "urls": […]}`)
+	}
+	// Where Caddy cannot find the module's name, it prints everything beside it.
+	var name struct{ Backend string }
+	if err := json.Unmarshal(raw, &name); err != nil || name.Backend == "" {
+		return nil, errors.New(`the registry's backend is missing; want {"backend": "<name>", …}`)
+	}
+	module, err := ctx.LoadModule(parent, field)
+	if err != nil {
+		return nil, fmt.Errorf("loading the registry: %w", err)
+	}
+	b, ok := module.(Backend)
+	if !ok {
+		return nil, fmt.Errorf("loading the registry: %T is not a backend", module)
+	}
+	return b, nil
+}
+
+// ReplaceGlobals replaces Caddy's global placeholders ({env.X}, {file.…}) in
+// place. An unknown or empty one is an error that does not tell its value.
+func ReplaceGlobals(fields ...*string) error {
+	repl := caddy.NewReplacer()
+	for _, f := range fields {
+		v, err := repl.ReplaceOrErr(*f, true, true)
+		if err != nil {
+			return err
+		}
+		*f = v
+	}
+	return nil
+}
