@@ -83,7 +83,7 @@ func (x addrIndex) conflict(t *tracked, live func(*tracked) bool) *tracked {
 }
 
 // live reports whether the node is in use because it was heard.
-func (l *loop) live(t *tracked) bool { return t.doubt == trusted && t.listing == l.listing }
+func (l *loop) live(t *tracked) bool { return t.doubt == trusted && t.watch == l.watch.number }
 
 // addressConflict returns the live node to which t has lost its address, nil if there
 // is none.
@@ -107,7 +107,7 @@ func (l *loop) endConflict(t *tracked) bool {
 // not known yet who else is there: its end decides.
 func (l *loop) claimAddress(t *tracked) {
 	t.neighbour.since = now()
-	if !l.listed {
+	if !l.watch.listed {
 		return
 	}
 	for _, o := range l.table.addresses.at(t) {

@@ -6,9 +6,6 @@ import (
 	"net/netip"
 	"sync/atomic"
 	"time"
-
-	"github.com/cenkalti/backoff/v5"
-	"golang.org/x/time/rate"
 )
 
 // DefaultTTL is the lease of a node whose record names none.
@@ -94,6 +91,13 @@ type condition struct {
 	err        error
 	restarts   uint64
 	rejections []Rejection
+}
+
+// setCondition makes a changed condition the current one. Only Run calls it.
+func (d *Directory) setCondition(change func(*condition)) {
+	next := *d.condition.Load()
+	change(&next)
+	d.condition.Store(&next)
 }
 
 // NewDirectory returns a Directory of the registry that the watcher follows. It
@@ -237,32 +241,5 @@ func (d *Directory) Stale() time.Duration {
 // snapshot stays, leases are suspended, and the watch is started again, at first
 // soon and then less often.
 func (d *Directory) Run(ctx context.Context) error {
-	l := &loop{
-		Directory: d,
-		messages:  make(chan message, 256),
-		verifies:  newTasks[verdict](1),
-		table:     newTable(),
-		changed:   make(map[string]*Entry),
-		rejected:  make(map[string]rejection),
-		prober:    newProber(d.dialer),
-		guard:     newGuard(),
-		names:     d.newNames(),
-		warm:      d.newWarm(),
-		settled:   stoppedTimer(),
-		lostAt:    now(),
-		backoff: &backoff.ExponentialBackOff{
-			InitialInterval: firstRetry, MaxInterval: lastRetry,
-			Multiplier: 2, RandomizationFactor: 0.5,
-		},
-		publications: rate.NewLimiter(snapshotRate, snapshotBurst),
-		lines:        rate.NewLimiter(logRate, logRate),
-		retry:        stoppedTimer(),
-		expiry:       stoppedTimer(),
-		overrideEnd:  stoppedTimer(),
-		publication:  stoppedTimer(),
-	}
-	l.backoff.Reset()
-	l.locateRegistry()
-	l.load()
-	return l.run(ctx)
+	return newLoop(d).run(ctx)
 }

@@ -45,7 +45,7 @@ type grave struct {
 	entry    *Entry
 	key      string // of its record, where it has one
 	revision uint64
-	listing  uint64 // the last one that showed it
+	watch    uint64 // the last one that showed it
 	saved    bool   // it comes from the saved list
 
 	since time.Duration // when it lapsed

@@ -2,6 +2,7 @@ package discovery
 
 import (
 	"cmp"
+	"log/slog"
 	"maps"
 	"slices"
 	"time"
@@ -225,9 +226,9 @@ func (l *loop) lapse(lapsing []*tracked, reason string) {
 				continue
 			}
 			graves = append(graves, l.graves.askOf(service)...)
-			if of.fresh == of.lost-of.gone && l.logs() {
-				l.log.Warn("the last nodes of a service lapsed; those that accept connections stay",
-					l.leftOut([]any{"service", service, "lapsed", of.lost, "nodes", of.all})...)
+			if of.fresh == of.lost-of.gone {
+				l.reporter.line(slog.LevelWarn, "the last nodes of a service lapsed; those that accept connections stay",
+					"service", service, "lapsed", of.lost, "nodes", of.all)
 			}
 		}
 	}
@@ -295,12 +296,12 @@ func (l *loop) depart(t *tracked, reason string, asked bool) {
 
 // grave returns what is kept of a node that lapsed.
 func (t *tracked) grave(until time.Duration) *grave {
-	return &grave{entry: t.entry.in(trusted), key: t.key, revision: t.revision, listing: t.listing, until: until}
+	return &grave{entry: t.entry.in(trusted), key: t.key, revision: t.revision, watch: t.watch, until: until}
 }
 
 // node returns the node of a grave, not in use.
 func (g *grave) node() *tracked {
-	return &tracked{entry: g.entry, key: g.key, revision: g.revision, listing: g.listing}
+	return &tracked{entry: g.entry, key: g.key, revision: g.revision, watch: g.watch}
 }
 
 // hold keeps a node in use that accepts connections.
@@ -314,14 +315,14 @@ func (l *loop) hold(t *tracked) {
 		if !l.dialer.recordsOnly {
 			reason += ", and it accepts connections"
 		}
-		l.note(ChangeHeld, t.entry, reason)
+		l.reporter.node(ChangeHeld, t.entry, reason)
 	}
 }
 
 // mark makes the doubt about a node, or its end, visible.
 func (l *loop) mark(t *tracked) {
 	t.entry = t.entry.in(t.doubt)
-	l.change(t.entry.Node.ID, t.entry)
+	l.publisher.change(t.entry.Node.ID, t.entry)
 }
 
 // readmit brings a node back that lapsed and accepts connections after all.
@@ -335,7 +336,7 @@ func (l *loop) readmit(g *grave) {
 	if g.saved {
 		t.doubt = restored
 		l.insert(t)
-		l.note(ChangeRestored, t.entry, "it was listed before, the registry cannot list everybody, and it accepts connections")
+		l.reporter.node(ChangeRestored, t.entry, "it was listed before, the registry cannot list everybody, and it accepts connections")
 	} else {
 		l.insert(t)
 		l.hold(t)
@@ -360,7 +361,7 @@ func (l *loop) revive(id string) *tracked {
 	t.entry.liveness.renewed.Store(int64(now()))
 	l.join(t.entry)
 	l.insert(t)
-	l.note(ChangeSeen, t.entry, "it is heard again")
+	l.reporter.node(ChangeSeen, t.entry, "it is heard again")
 	l.armExpiry()
 	return t
 }
@@ -376,7 +377,7 @@ func (l *loop) trust(t *tracked) {
 	l.count(t)
 	if shown {
 		l.mark(t)
-		l.note(ChangeUpdated, t.entry, "it was heard again")
+		l.reporter.node(ChangeUpdated, t.entry, "it was heard again")
 	}
 }
 
@@ -468,7 +469,7 @@ func (l *loop) probeSuspect(t *tracked) {
 		case a.err == nil:
 			t.forbidden = 0
 			l.hold(t)
-		case !l.listed:
+		case !l.watch.listed:
 			// The registry was lost meanwhile, maybe because this machine's network
 			// was: leases are suspended.
 		default:
@@ -489,7 +490,7 @@ func (l *loop) probeLapsed(g *grave) {
 			}
 		case l.graves.byID[g.id()] == g:
 			if len(a.addresses) > 0 {
-				l.see(g.entry.Node.Endpoint.Host(), a.addresses)
+				l.setAddresses(g.entry.Node.Endpoint.Host(), a.addresses)
 			}
 			l.readmit(g)
 		}

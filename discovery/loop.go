@@ -2,100 +2,78 @@ package discovery
 
 import (
 	"context"
-	"fmt"
 	"math"
 	"time"
-
-	"github.com/cenkalti/backoff/v5"
-	"golang.org/x/time/rate"
 )
 
-const (
-	// The wait before a watch is started again grows from the first to the
-	// second, both give or take half.
-	firstRetry = 50 * time.Millisecond
-	lastRetry  = 3 * time.Second
-)
-
-// loop is the state of a directory that only Run's goroutine touches.
+// loop is the state of a directory that only Run's goroutine touches: the parts, which
+// do not know it, and what an event means to several of them at once.
 type loop struct {
 	*Directory
 
-	// The watch: at most one goroutine, which ends with a message.
-	messages    chan message
-	cancelWatch context.CancelCauseFunc // nil while none runs
-	broken      bool                    // the running watch was given up; what it still says is ignored
-	backoff     *backoff.ExponentialBackOff
-	retry       *time.Timer
-	listedAt    time.Duration // when the last listing was complete
-	lostAt      time.Duration // when the last complete watch broke
+	watch      supervisor
+	table      table
+	overrides  overrides
+	rejections rejections
+	publisher  publisher
+	reporter   reporter
+	location   location
+	resolver   *resolver
+	reacher    *reacher
+	prober     prober
+	guard
+	warm
 
-	// The listing.
-	listing   uint64  // counts the watches
-	complete  uint64  // the last one whose listing was complete
-	listed    bool    // the running watch has emitted Synced
-	last      Listing // what the last complete listing proved
-	everyNode bool    // there has been one
-	before    uint64  // the newest revision before the running watch
-	seen      uint64  // the newest revision in the running watch
-
-	table    table
-	expiry   *time.Timer
+	expiry   *time.Timer    // when the first lease may run out
 	verifies tasks[verdict] // at most one
-	rejected map[string]rejection
-	amended  bool // rejected differs from what Status shows
-
-	decisions
-	overrideEnd *time.Timer // the next one of them ends
 
 	// Nodes that are heard again are not new: see join.
 	relearns  bool
 	relearned time.Duration
-
-	prober prober
-	guard
-	names
-	warm
-
-	// The first listing is kept back for a moment, until what it shows is known.
-	settled   *time.Timer
-	impatient bool
-
-	// What the next snapshot changes.
-	changed      map[string]*Entry
-	publication  *time.Timer
-	publications *rate.Limiter
-	awaited      bool // publication is set
-
-	lines      *rate.Limiter
-	suppressed int
-}
-
-// message is what a watch's goroutine says: an event, or how the watch ended.
-type message struct {
-	event Event
-	ended error
 }
 
 // verdict answers a verification that began at a time.
 type verdict struct {
-	listing uint64
-	began   time.Duration
-	err     error
+	watch uint64
+	began time.Duration
+	err   error
+}
+
+func newLoop(d *Directory) *loop {
+	l := &loop{
+		Directory:  d,
+		watch:      newSupervisor(d.watcher, &d.revision),
+		table:      newTable(),
+		overrides:  overrides{end: stoppedTimer()},
+		rejections: newRejections(),
+		publisher:  newPublisher(&d.snapshot, d.synced),
+		reporter:   newReporter(&d.journal, d.log),
+		location:   newLocation(d.addresses, d.locator),
+		resolver:   newResolver(d.dialer.lookup),
+		reacher:    newReacher(d.dialer),
+		prober:     newProber(d.dialer),
+		guard:      newGuard(),
+		warm:       d.newWarm(),
+		expiry:     stoppedTimer(),
+		verifies:   newTasks[verdict](1),
+	}
+	l.locateRegistry()
+	return l
 }
 
 func (l *loop) run(ctx context.Context) error {
-	l.watch(ctx)
+	l.load()
+	l.startWatch(ctx)
 	for {
 		select {
 		case <-ctx.Done():
 			l.stop()
 			return ctx.Err()
-		case m := <-l.messages:
+		case m := <-l.watch.messages:
 			l.receive(ctx, m)
 			// What is already here belongs to the same snapshot.
-			for range len(l.messages) {
-				l.receive(ctx, <-l.messages)
+			for range len(l.watch.messages) {
+				l.receive(ctx, <-l.watch.messages)
 			}
 		case a := <-l.prober.done:
 			for a := range l.prober.take(a) {
@@ -105,7 +83,7 @@ func (l *loop) run(ctx context.Context) error {
 			}
 		case found := <-l.resolver.done:
 			for found := range l.resolver.take(found) {
-				l.learn(ctx, found)
+				l.onLookup(ctx, found)
 			}
 		case f := <-l.reacher.done:
 			for f := range l.reacher.take(f) {
@@ -127,22 +105,22 @@ func (l *loop) run(ctx context.Context) error {
 		case <-l.resolver.tick.C:
 			l.resolver.refresh()
 		case <-l.resolver.crowded.C:
-		case <-l.locate.C:
+		case <-l.location.again.C:
 			l.askLocation()
-		case <-l.settled.C:
-			l.impatient = true
-		case <-l.retry.C:
-			l.watch(ctx)
-		case <-l.overrideEnd.C:
+		case <-l.publisher.grace.C:
+			l.publisher.graceOver = true
+		case <-l.publisher.next.C:
+			l.publisher.waits = false
+		case <-l.watch.retry.C:
+			l.startWatch(ctx)
+		case <-l.overrides.end.C:
 			l.applyOverrides()
 		case <-l.expiry.C:
 			l.checkLeases(ctx)
 		case v := <-l.verifies.done:
 			for v := range l.verifies.take(v) {
-				l.judge(ctx, v)
+				l.onVerify(ctx, v)
 			}
-		case <-l.publication.C:
-			l.awaited = false
 		}
 		l.settle()
 		l.prober.dialWaiting(ctx, len(l.table.nodes))
@@ -152,83 +130,44 @@ func (l *loop) run(ctx context.Context) error {
 	}
 }
 
-// watch starts a watch. The one before has ended.
-func (l *loop) watch(ctx context.Context) {
-	ctx, l.cancelWatch = context.WithCancelCause(ctx)
-	l.listing++
-	l.listed, l.broken = false, false
-	l.before, l.seen = l.revision.Load(), 0
-	if !l.everyNode {
-		// What a first listing said before it broke was never published, and the
-		// next one knows the ages of the records anew.
-		l.table = newTable()
-		clear(l.changed)
-		clear(l.rejected)
-		l.forgetOverdue()
-		l.resolver.leaveAll()
-		l.census = newCensus()
+// startWatch starts a watch. The one before has ended.
+func (l *loop) startWatch(ctx context.Context) {
+	l.watch.start(ctx)
+	if l.watch.listedOnce() {
+		return
 	}
-	go func() {
-		err := l.watcher.Watch(ctx, func(e Event) {
-			select {
-			case l.messages <- message{event: e}:
-			case <-ctx.Done():
-			}
-		})
-		if cause := context.Cause(ctx); cause != nil {
-			err = cause
-		}
-		if err == nil {
-			err = fmt.Errorf("%w: it ended without saying why", ErrBroken)
-		}
-		l.messages <- message{ended: err}
-	}()
+	// What a first listing said before it broke was never published, and the next one
+	// knows the ages of the records anew.
+	l.table = newTable()
+	l.rejections = newRejections()
+	l.publisher.discard()
+	l.forgetOverdue()
+	l.resolver.leaveAll()
+	l.census = newCensus()
 }
 
-// stop ends the goroutines that run started, and waits for them.
-func (l *loop) stop() {
-	for _, t := range []*time.Timer{l.retry, l.expiry, l.publication, l.overrideEnd, l.settled} {
-		t.Stop()
-	}
-	if l.cancelWatch != nil {
-		l.cancelWatch(nil)
-		for m := range l.messages {
-			if m.ended != nil {
-				break
-			}
+// receive takes in what the watch says.
+func (l *loop) receive(ctx context.Context, m message) {
+	switch {
+	case m.ended != nil:
+		l.watch.ended()
+		if ctx.Err() != nil {
+			return // it ended because everything does
 		}
+		if !l.watch.broken {
+			l.lose(m.ended)
+		}
+		l.watch.startLater()
+	case !l.watch.broken:
+		l.lastEvent.Store(int64(now()))
+		l.apply(m.event)
 	}
-	l.verifies.wait()
-	l.prober.wait()
-	l.stopResolving()
-	l.stopRemembering()
 }
 
 // giveUp ends a watch that is worthless although it does not know.
 func (l *loop) giveUp(err error) {
-	if l.cancelWatch == nil || l.broken {
-		return
-	}
-	l.broken = true
-	l.cancelWatch(err)
-	l.lose(err)
-}
-
-func (l *loop) receive(ctx context.Context, m message) {
-	switch {
-	case m.ended != nil:
-		l.cancelWatch(nil)
-		l.cancelWatch = nil
-		if ctx.Err() != nil {
-			return // it ended because everything does
-		}
-		if !l.broken {
-			l.lose(m.ended)
-		}
-		l.retry.Reset(l.backoff.NextBackOff())
-	case !l.broken:
-		l.lastEvent.Store(int64(now()))
-		l.apply(m.event)
+	if l.watch.giveUp(err) {
+		l.lose(err)
 	}
 }
 
@@ -236,29 +175,58 @@ func (l *loop) receive(ctx context.Context, m message) {
 // the next listing no lease runs out (guarantee 1 of the design): what cannot be
 // seen is no evidence of death.
 func (l *loop) lose(err error) {
-	was := l.condition.Load()
-	next := *was
-	next.err = err
-	if l.listed {
-		l.lostAt = now()
-		if l.lostAt-l.listedAt > lastRetry {
-			// It worked for a while. A registry that breaks every watch at once
-			// must not be listed twenty times a second.
-			l.backoff.Reset()
-		}
-		next.connected, next.since = false, time.Now()
-		next.restarts++
+	was := l.condition.Load().err
+	if l.watch.lose() {
+		l.setCondition(func(c *condition) {
+			c.err, c.connected, c.since = err, false, time.Now()
+			c.restarts++
+		})
 		l.journal.Add(Change{Type: ChangeDisconnected, Reason: err.Error()})
 		l.log.Warn("lost the registry; the last known nodes stay in use",
 			"nodes", len(l.table.nodes), "error", err)
-	} else if was.err == nil || was.err.Error() != err.Error() {
-		// The same failure again is no news.
-		l.log.Warn("cannot list the registry; retrying",
-			"nodes", len(l.table.nodes), "error", err)
+	} else {
+		l.setCondition(func(c *condition) { c.err = err })
+		if was == nil || was.Error() != err.Error() {
+			// The same failure again is no news.
+			l.log.Warn("cannot list the registry; retrying",
+				"nodes", len(l.table.nodes), "error", err)
+		}
 	}
-	l.listed = false
-	l.condition.Store(&next)
 	l.expiry.Stop()
+}
+
+// publish publishes what changed, and has the list saved then.
+func (l *loop) publish() {
+	if l.watch.listed && l.rejections.changed { // a listing that is under way shows them at its end
+		l.rejections.changed = false
+		l.setCondition(func(c *condition) { c.rejections = l.rejections.all() })
+	}
+	if !l.watch.listedOnce() {
+		l.publisher.publishRestored()
+	} else if l.publisher.publish(!l.awaitsAnswers()) {
+		l.keep()
+	}
+}
+
+// awaitsAnswers reports whether something is being found out that belongs to a first
+// listing: what host names stand for, who of the overdue accepts connections, and what
+// operators had decided.
+func (l *loop) awaitsAnswers() bool {
+	return l.resolver.untried > 0 || l.reacher.busy() || l.prober.busy() || l.loading && l.overrides.known.IsZero()
+}
+
+// stop ends the goroutines that run started, and waits for them.
+func (l *loop) stop() {
+	l.expiry.Stop()
+	l.overrides.end.Stop()
+	l.location.again.Stop()
+	l.publisher.stop()
+	l.watch.stop()
+	l.verifies.wait()
+	l.prober.wait()
+	l.resolver.stop()
+	l.reacher.wait()
+	l.stopRemembering()
 }
 
 func stoppedTimer() *time.Timer {

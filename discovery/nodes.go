@@ -2,6 +2,7 @@ package discovery
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"math"
@@ -13,13 +14,9 @@ import (
 // ill, and an ill registry is no evidence that a node is dead.
 const verifyTimeout = time.Second
 
+// apply takes in what the registry reported.
 func (l *loop) apply(e Event) {
-	if e.Revision > l.seen {
-		l.seen = e.Revision
-		if l.listed {
-			l.revision.Store(e.Revision)
-		}
-	}
+	l.watch.observe(e.Revision)
 	switch e.Type {
 	case Put:
 		if e.Delay > 0 {
@@ -27,19 +24,7 @@ func (l *loop) apply(e Event) {
 		}
 		l.put(e)
 	case Beat:
-		t := l.table.nodes[e.ID]
-		if t == nil && l.everyNode {
-			t = l.revive(e.ID)
-		}
-		if t != nil {
-			t.listing = l.listing
-			l.trust(t)
-			load := e.Load
-			if math.IsNaN(load) || math.IsInf(load, 0) || load < 0 {
-				load = t.entry.Load() // the node lives, whatever it says of its load
-			}
-			l.renew(t, load, now())
-		}
+		l.beat(e)
 	case Left:
 		t := l.table.of(&e)
 		if t != nil && e.Instance != "" && e.Instance != t.entry.Node.Instance() {
@@ -55,7 +40,7 @@ func (l *loop) apply(e Event) {
 		l.accept(e)
 		// In a listing the record may have run out because the registry was
 		// away and nobody could renew it: the end of the listing decides.
-		if t := l.table.of(&e); t != nil && l.listed {
+		if t := l.table.of(&e); t != nil && l.watch.listed {
 			t.expired = true
 			l.expired = append(l.expired, t)
 		}
@@ -67,6 +52,24 @@ func (l *loop) apply(e Event) {
 	case Overridden:
 		l.setOverrides(e.Overrides)
 	}
+}
+
+// beat renews a node whose record is unchanged but for its load.
+func (l *loop) beat(e Event) {
+	t := l.table.nodes[e.ID]
+	if t == nil && l.watch.listedOnce() {
+		t = l.revive(e.ID)
+	}
+	if t == nil {
+		return
+	}
+	t.watch = l.watch.number
+	l.trust(t)
+	load := e.Load
+	if math.IsNaN(load) || math.IsInf(load, 0) || load < 0 {
+		load = t.entry.Load() // the node lives, whatever it says of its load
+	}
+	l.renew(t, load, now())
 }
 
 // put takes in a record that can be read.
@@ -88,7 +91,7 @@ func (l *loop) put(e Event) {
 		if t = l.putNew(&e, lease, heard); t == nil {
 			return
 		}
-	case t.listing == l.listing && !l.listed && e.Revision < t.revision:
+	case t.watch == l.watch.number && !l.watch.listed && e.Revision < t.revision:
 		// The node stands under two keys and the newer one was listed first.
 		l.accept(e)
 		return
@@ -105,7 +108,7 @@ func (l *loop) put(e Event) {
 		}
 	}
 	l.table.setKey(t, e.Key)
-	t.revision, t.listing = e.Revision, l.listing
+	t.revision, t.watch = e.Revision, l.watch.number
 	if t.entry.Node.Endpoint.Address() != address {
 		l.claimAddress(t)
 	}
@@ -119,7 +122,7 @@ func (l *loop) putNew(e *Event, lease, heard time.Duration) *tracked {
 		// Overdue by the registry's own clock. It comes back the moment it
 		// is heard. Of a first listing all such records are looked at together.
 		l.accept(*e)
-		if !l.everyNode && e.Age <= MaxLease {
+		if !l.watch.listedOnce() && e.Age <= MaxLease {
 			l.keepOverdue(l.track(e, lease, heard))
 		}
 		return nil
@@ -139,7 +142,7 @@ func (l *loop) putNew(e *Event, lease, heard time.Duration) *tracked {
 	if keys := leftOut(&e.Node); keys != "" {
 		reason = "metadata left out, no texts: " + keys
 	}
-	l.note(ChangeSeen, t.entry, reason)
+	l.reporter.node(ChangeSeen, t.entry, reason)
 	return t
 }
 
@@ -178,10 +181,10 @@ func (l *loop) update(t *tracked, next *Entry) {
 			"writers", []string{writer(&was.Node), writer(&next.Node)})
 	}
 	l.detach(t)
-	l.table.replace(t, next.under(l.decisions.of(next.Node.ID)).in(t.doubt))
+	l.table.replace(t, next.under(l.overrides.of(next.Node.ID)).in(t.doubt))
 	l.joinAnew(was, t.entry)
 	l.attach(t)
-	l.note(ChangeUpdated, t.entry, reason)
+	l.reporter.node(ChangeUpdated, t.entry, reason)
 }
 
 // insert puts a node into use, and is the only one who does: a node in use
@@ -193,7 +196,7 @@ func (l *loop) update(t *tracked, next *Entry) {
 //   - has a lease that runs;
 //   - is in the next snapshot.
 func (l *loop) insert(t *tracked) {
-	t.entry = t.entry.under(l.decisions.of(t.id())).in(t.doubt)
+	t.entry = t.entry.under(l.overrides.of(t.id())).in(t.doubt)
 	l.table.add(t)
 	l.attach(t)
 }
@@ -209,7 +212,7 @@ func (l *loop) attach(t *tracked) {
 		l.reacher.want(t.entry)
 	}
 	l.count(t)
-	l.change(t.id(), t.entry)
+	l.publisher.change(t.id(), t.entry)
 }
 
 // detach is the end of attach.
@@ -231,7 +234,7 @@ func (l *loop) track(e *Event, lease, heard time.Duration) *tracked {
 	v.load.Store(math.Float64bits(e.Node.Load))
 	v.heard.Store(int64(heard))
 	v.renewed.Store(int64(heard))
-	return &tracked{entry: newEntry(e.Node, lease, v), key: e.Key, revision: e.Revision, listing: l.listing}
+	return &tracked{entry: newEntry(e.Node, lease, v), key: e.Key, revision: e.Revision, watch: l.watch.number}
 }
 
 // sameRecord reports whether two records say the same of the node, but for its load.
@@ -249,113 +252,150 @@ func (l *loop) renew(t *tracked, load float64, heard time.Duration) {
 	v.load.Store(math.Float64bits(load))
 }
 
+// remove takes a node out of use, and tells why.
 func (l *loop) remove(t *tracked, why ChangeType, reason string) {
+	l.takeOut(t)
+	l.reporter.node(why, t.entry, reason)
+}
+
+func (l *loop) takeOut(t *tracked) {
 	l.table.remove(t)
 	l.detach(t)
 	l.calm(t)
-	l.change(t.entry.Node.ID, nil)
-	l.note(why, t.entry, reason)
+	l.publisher.change(t.id(), nil)
+}
+
+// reject takes in a record that cannot be accepted.
+func (l *loop) reject(e Event) {
+	if e.Err == nil {
+		e.Err = fmt.Errorf("%w record: the backend gave no reason", ErrInvalid)
+	}
+	t, final := l.table.of(&e), errors.Is(e.Err, ErrForbidden)
+	if final {
+		l.forget(e)
+		l.recant(e)
+	} else if m := l.memory.byRecord[rejectionKey(e)]; m != nil {
+		m.unread, m.watch = e.Err, l.watch.number // not every rejection is kept
+	}
+	gone := t != nil && final
+	switch {
+	case gone:
+		l.takeOut(t)
+		l.reporter.nodeRejected(t.entry, e.Err)
+	case t != nil:
+		l.refuse(t, e.Err)
+		e.ID = t.id()
+	}
+	if rejected, news := l.rejections.add(&e, l.watch.number); news && !gone {
+		l.reporter.recordRejected(&rejected, l.watch.listed)
+	}
 }
 
 // refuse notes that the newest record of a node in use could not be read. It is
 // listed, so it is not gone; but it was not understood either, and renews no lease.
 func (l *loop) refuse(t *tracked, err error) {
-	t.listing = l.listing
+	t.watch = l.watch.number
 	if was := t.entry.refused; was != nil && was.Error() == err.Error() {
 		return
 	}
 	next := *t.entry
 	next.refused = err
 	t.entry = &next
-	l.change(next.Node.ID, t.entry)
+	l.publisher.change(t.id(), t.entry)
 }
 
-// sync ends a listing: it decides about the nodes that the listing lacks.
+// accept forgets that the record was rejected: it is good, or it is gone.
+func (l *loop) accept(e Event) {
+	record := rejectionKey(e)
+	if m := l.memory.byRecord[record]; m != nil {
+		m.unread = nil
+	}
+	l.rejections.remove(record)
+}
+
+// sync ends a listing.
 func (l *loop) sync(listed Listing) {
 	at := now()
-	outage := at - l.lostAt
-	first := !l.everyNode
-	wiped := !first && (listed.Epoch != l.last.Epoch || listed.Revision < l.before)
-	kept, removed := 0, 0
-	for _, t := range l.table.nodes {
-		if l.endConflict(t) {
-			removed++
-			continue
-		}
-		if t.listing != l.listing {
-			// Guarantees 1 and 2 of the design: only a registry that lost
-			// nothing, and in which the record cannot have run out for want of
-			// a heartbeat, can show by silence that the node was removed.
-			// Otherwise the node has one lease to be heard again. If the listing
-			// before lacked it too, this one shows nothing new.
-			//
-			// What counts is not how long the registry was away but how long
-			// the node has not been heard: its record's time began to run before.
-			unheard := at - time.Duration(t.entry.liveness.heard.Load())
-			if t.listing >= l.complete && !wiped && !listed.Partial &&
-				unheard < t.entry.lease && (listed.Expiry == 0 || unheard < listed.Expiry) {
-				l.remove(t, ChangeLeft, "it is not listed any more")
-				removed++
-				continue
-			}
-			kept++
-		} else if first {
-			continue
-		}
-		t.entry.liveness.renewed.Store(int64(at))
-		l.table.requeue(t)
-	}
-	maps.DeleteFunc(l.rejected, func(_ string, r rejection) bool { return r.listing != l.listing })
-	l.amended = true
+	first, wiped := !l.watch.listedOnce(), l.watch.wiped(listed)
+	awaited, left := l.compare(listed, wiped, at)
+	l.rejections.endListing(l.watch.number)
 	if wiped || listed.Partial {
 		l.relearn(at)
 	}
-	l.last, l.everyNode, l.listed, l.complete = listed, true, true, l.listing
-	l.seen = max(l.seen, listed.Revision)
-	l.revision.Store(l.seen)
-	l.listedAt = at
+	l.watch.complete(listed, at)
 	if first {
-		kept = l.endRestore(listed, at)
+		l.reporter.begun = true
+		awaited = l.endRestore(listed, at)
 		l.judgeOverdue()
-		l.settled.Reset(settleTime)
+		l.publisher.grace.Reset(firstGrace)
 	}
+	l.setCondition(func(c *condition) { c.connected, c.since = true, time.Now() })
 
-	next := *l.condition.Load()
-	next.connected, next.since = true, time.Now()
-	l.condition.Store(&next)
-
-	reason := fmt.Sprintf("listed, %d nodes", len(l.table.nodes))
-	if !first {
-		reason = fmt.Sprintf("back after %v, %d nodes, %d awaited, %d left",
-			outage.Round(time.Millisecond), len(l.table.nodes), kept, removed)
-	}
-	if first {
-		l.noteListing()
-	}
-	// It comes last: of a large listing the journal keeps only the end.
-	l.journal.Add(Change{Type: ChangeConnected, Reason: reason})
+	nodes, away := len(l.table.nodes), at-l.watch.lostAt
 	switch {
 	case first:
+		rejected := l.rejections.all()
+		l.reporter.firstListing(rejected, l.table.sorted())
+		// It comes last: of a large listing the journal keeps only the end.
+		l.journal.Add(Change{Type: ChangeConnected, Reason: fmt.Sprintf("listed, %d nodes", nodes)})
 		log := l.log
 		if p, ok := l.watcher.(ChangeSource); ok {
 			log = log.With("changes_by", p.Changes())
 		}
-		log.Info("listed the registry", "nodes", len(l.table.nodes),
-			"rejected", len(l.rejected), "awaited", kept, "took", outage)
-	case wiped:
-		l.log.Warn("the registry is back and has lost data; nodes that it lacks have one lease to be heard again",
-			"nodes", len(l.table.nodes), "awaited", kept, "away", outage)
+		log.Info("listed the registry", "nodes", nodes, "rejected", len(rejected), "awaited", awaited, "took", away)
 	default:
-		l.log.Info("the registry is back", "nodes", len(l.table.nodes),
-			"awaited", kept, "left", removed, "away", outage)
+		l.journal.Add(Change{Type: ChangeConnected, Reason: fmt.Sprintf("back after %v, %d nodes, %d awaited, %d left",
+			away.Round(time.Millisecond), nodes, awaited, left)})
+		if wiped {
+			l.log.Warn("the registry is back and has lost data; nodes that it lacks have one lease to be heard again",
+				"nodes", nodes, "awaited", awaited, "away", away)
+		} else {
+			l.log.Info("the registry is back", "nodes", nodes, "awaited", awaited, "left", left, "away", away)
+		}
 	}
 	l.armExpiry()
+}
+
+// compare decides at the end of a listing about the nodes that it lacks, and returns how
+// many of them have one lease to be heard again, and how many are gone. Leases were
+// suspended while the registry was away: those of all nodes begin anew.
+func (l *loop) compare(listed Listing, wiped bool, at time.Duration) (awaited, left int) {
+	for _, t := range l.table.nodes {
+		shown := t.watch == l.watch.number
+		switch {
+		case l.endConflict(t):
+			left++
+			continue
+		case shown && !l.watch.listedOnce():
+			continue
+		case shown:
+		case t.watch >= l.watch.lastListed && !wiped && listed.provesGone(at-time.Duration(t.entry.liveness.heard.Load()), t.entry.lease):
+			// If the listing before lacked it too, this one shows nothing new.
+			l.remove(t, ChangeLeft, "it is not listed any more")
+			left++
+			continue
+		default:
+			awaited++
+		}
+		t.entry.liveness.renewed.Store(int64(at))
+		l.table.requeue(t)
+	}
+	return awaited, left
+}
+
+// provesGone reports whether a node that the listing lacks was removed, given for how long
+// it was not heard. Guarantees 1 and 2 of the design: only a registry that lost nothing,
+// and in which the record cannot have run out for want of a heartbeat, can show that by
+// silence. What counts is not how long the registry was away but how long the node has
+// not been heard: its record's time began to run before.
+func (l *Listing) provesGone(unheard, lease time.Duration) bool {
+	return !l.Partial && unheard < lease && (l.Expiry == 0 || unheard < l.Expiry)
 }
 
 // armExpiry sets the timer to the first lease that may run out.
 func (l *loop) armExpiry() {
 	first := l.table.leases.first()
-	if first == nil || !l.listed || l.verifies.running > 0 {
+	if first == nil || !l.watch.listed || l.verifies.running > 0 {
 		l.expiry.Stop()
 		return
 	}
@@ -365,16 +405,16 @@ func (l *loop) armExpiry() {
 // checkLeases looks for leases that ran out. Before it believes that their nodes
 // are gone it asks the registry to prove that it would have told.
 func (l *loop) checkLeases(ctx context.Context) {
-	if !l.listed || l.verifies.running > 0 {
+	if !l.watch.listed || l.verifies.running > 0 {
 		return
 	}
 	if l.table.overdue(now()) == nil {
 		l.armExpiry()
 		return
 	}
-	v := verdict{listing: l.listing, began: now()}
+	v := verdict{watch: l.watch.number, began: now()}
 	if l.verifier == nil {
-		l.judge(ctx, v)
+		l.onVerify(ctx, v)
 		return
 	}
 	l.verifies.start(func() verdict {
@@ -385,23 +425,23 @@ func (l *loop) checkLeases(ctx context.Context) {
 	})
 }
 
-// judge lets the leases lapse that had run out when a successful verification
+// onVerify lets the leases lapse that had run out when a successful verification
 // began.
-func (l *loop) judge(ctx context.Context, v verdict) {
+func (l *loop) onVerify(ctx context.Context, v verdict) {
 	switch {
 	case ctx.Err() != nil:
 		// Everything ends, and so did the verification.
-	case !l.listed || v.listing != l.listing:
+	case !l.watch.listed || v.watch != l.watch.number:
 		// The watch broke meanwhile; the next listing starts anew.
 	case v.err != nil:
 		l.giveUp(fmt.Errorf("%w: the registry did not show that the watch is alive: %w", ErrBroken, v.err))
 	default:
 		// What the verification proved delivered may still wait in the channel.
-		for range len(l.messages) {
-			l.receive(ctx, <-l.messages)
+		for range len(l.watch.messages) {
+			l.receive(ctx, <-l.watch.messages)
 		}
 		var lapsing []*tracked
-		for t := l.table.overdue(v.began); t != nil && l.listed; t = l.table.overdue(v.began) {
+		for t := l.table.overdue(v.began); t != nil && l.watch.listed; t = l.table.overdue(v.began) {
 			l.extend(t) // for as long as it takes to decide
 			lapsing = append(lapsing, t)
 		}
@@ -422,7 +462,7 @@ func (l *loop) joinAnew(was, is *Entry) {
 // within which all its nodes are heard again.
 func (l *loop) join(e *Entry) {
 	at := now()
-	if !l.everyNode || l.relearns && at-l.relearned < e.lease {
+	if !l.watch.listedOnce() || l.relearns && at-l.relearned < e.lease {
 		return
 	}
 	e.liveness.joined.Store(int64(at))
@@ -433,7 +473,7 @@ func (l *loop) join(e *Entry) {
 func (l *loop) relearn(at time.Duration) {
 	l.relearns, l.relearned = true, at
 	for _, t := range l.table.nodes {
-		if v := t.entry.liveness; time.Duration(v.joined.Load()) >= l.lostAt {
+		if v := t.entry.liveness; time.Duration(v.joined.Load()) >= l.watch.lostAt {
 			v.joined.Store(0)
 		}
 	}

@@ -7,19 +7,42 @@ import (
 	"time"
 )
 
-// decisions are what operators have decided, as far as it is known.
-type decisions struct {
-	all     map[string]Override // by the node's id
-	known   time.Time           // when they were told of last; the zero time for never
-	listing uint64              // the watch that did
+// overrides are those that operators have set, as far as it is known.
+type overrides struct {
+	all   map[string]Override // by the node's id
+	known time.Time           // when they were told of last; the zero time for never
+	watch uint64              // the watch that did
+	end   *time.Timer         // when the next one of them may end
 }
 
 // of returns the override of a node that is in force.
-func (d *decisions) of(id string) Override {
-	if o := d.all[id]; !o.Ended(time.Now()) {
-		return o
+func (o *overrides) of(id string) Override {
+	if override := o.all[id]; !override.Ended(time.Now()) {
+		return override
 	}
 	return Override{}
+}
+
+// set takes up all the overrides there are, and returns those before.
+func (o *overrides) set(all map[string]Override, known time.Time, watch uint64) (old map[string]Override) {
+	old = o.all
+	o.all, o.known, o.watch = usable(all), known, watch
+	return old
+}
+
+// armEnd sets the timer to when the next one ends.
+func (o *overrides) armEnd() {
+	now, next := time.Now(), time.Duration(math.MaxInt64)
+	for _, override := range o.all {
+		if !override.Until.IsZero() && !override.Ended(now) {
+			next = min(next, override.Until.Sub(now))
+		}
+	}
+	o.end.Stop()
+	if next != math.MaxInt64 {
+		// By the wall clock, which may be set meanwhile: look again in time.
+		o.end.Reset(min(next, time.Minute))
+	}
 }
 
 // usable returns the overrides that can be of nodes, in the order of their ids no more
@@ -45,16 +68,14 @@ func usable(all map[string]Override) map[string]Override {
 
 // setOverrides takes up all the overrides there are.
 func (l *loop) setOverrides(all map[string]Override) {
-	old := l.decisions.all
-	all = usable(all)
-	l.decisions = decisions{all: all, known: time.Now(), listing: l.listing}
+	old := l.overrides.set(all, time.Now(), l.watch.number)
 	for id := range old {
-		if _, stands := all[id]; !stands {
+		if _, stands := l.overrides.all[id]; !stands {
 			l.applyOverride(id)
 		}
 	}
 	l.applyOverrides()
-	if l.everyNode && !maps.EqualFunc(old, all, Override.Equal) {
+	if l.watch.listedOnce() && !maps.EqualFunc(old, l.overrides.all, Override.Equal) {
 		l.keep()
 	}
 }
@@ -62,36 +83,28 @@ func (l *loop) setOverrides(all map[string]Override) {
 // applyOverrides brings the nodes in line with the overrides, and comes back when
 // the next one ends.
 func (l *loop) applyOverrides() {
-	now, next := time.Now(), time.Duration(math.MaxInt64)
-	for id, o := range l.decisions.all {
+	for id := range l.overrides.all {
 		l.applyOverride(id)
-		if !o.Until.IsZero() && !o.Ended(now) {
-			next = min(next, o.Until.Sub(now))
-		}
 	}
-	l.overrideEnd.Stop()
-	if next != math.MaxInt64 {
-		// By the wall clock, which may be set meanwhile: look again in time.
-		l.overrideEnd.Reset(min(next, time.Minute))
-	}
+	l.overrides.armEnd()
 }
 
 func (l *loop) applyOverride(id string) {
 	if t := l.memory.byID[id]; t != nil && t.doubt == restored {
-		if next := t.entry.under(l.decisions.of(id)); next != t.entry {
+		if next := t.entry.under(l.overrides.of(id)); next != t.entry {
 			t.entry = next.in(restored)
-			l.recalled[id] = t.entry
+			l.publisher.restored[id] = t.entry
 		}
 	}
 	t := l.table.nodes[id]
 	if t == nil {
 		return
 	}
-	if next := t.entry.under(l.decisions.of(id)); next != t.entry {
+	if next := t.entry.under(l.overrides.of(id)); next != t.entry {
 		was := t.entry
 		t.entry = next.in(t.doubt)
 		l.joinAnew(was, t.entry)
-		l.change(id, t.entry)
-		l.note(ChangeUpdated, t.entry, "operator: "+next.override.String())
+		l.publisher.change(id, t.entry)
+		l.reporter.node(ChangeUpdated, t.entry, "operator: "+next.override.String())
 	}
 }

@@ -1,70 +1,123 @@
 package discovery
 
+import (
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/time/rate"
+)
+
 const (
 	// A storm of changes publishes at most this many snapshots a second. The
 	// burst lets what follows a quiet spell through at once, and the two add up
 	// to 20 in any one second.
 	snapshotRate  = 16
 	snapshotBurst = 4
+
+	// firstGrace is for how long a first listing is kept back while its host names
+	// are being resolved and its overdue nodes dialled.
+	firstGrace = 500 * time.Millisecond
 )
 
-// change notes what the next snapshot shows of a node. Of one that no snapshot has
-// shown there is nothing to be taken back: a listing that goes on and on must not
-// leave a trace of each node that comes and goes in it.
-func (l *loop) change(id string, e *Entry) {
-	if e == nil && l.snapshot.Load().Node(id) == nil {
-		delete(l.changed, id)
-		return
-	}
-	l.changed[id] = e
+// publisher collects what changes and publishes it in the next snapshot: at once after
+// a quiet spell, else when the rate allows. The first listing is published whole; before
+// it there is nothing to be seen but restored nodes.
+type publisher struct {
+	snapshot *atomic.Pointer[Snapshot]
+	synced   chan struct{} // closed with the first snapshot of a whole listing
+
+	changed  map[string]*Entry // by id, nil for nodes that are gone
+	restored map[string]*Entry // the same, for snapshots before the first listing
+	other    bool              // something changed that is beside the nodes
+
+	limiter *rate.Limiter
+	next    *time.Timer // when the rate allows a snapshot again
+	waits   bool        // next is set
+
+	grace     *time.Timer // when the first listing is published, whatever is known of it
+	graceOver bool
 }
 
-// publish publishes what changed: at once after a quiet spell, else when the
-// rate allows. The first listing is published whole; before it there is nothing to
-// be seen but what is remembered.
-func (l *loop) publish() {
-	l.showRejections()
-	old := l.snapshot.Load()
-	if !l.everyNode {
-		if len(l.recalled) > 0 && !l.awaited && !l.tooSoon() {
-			l.show(old.succeed(l.recalled, false))
-			clear(l.recalled)
+func newPublisher(snapshot *atomic.Pointer[Snapshot], synced chan struct{}) publisher {
+	return publisher{
+		snapshot: snapshot, synced: synced,
+		changed: make(map[string]*Entry), restored: make(map[string]*Entry),
+		limiter: rate.NewLimiter(snapshotRate, snapshotBurst),
+		next:    stoppedTimer(), grace: stoppedTimer(),
+	}
+}
+
+// change notes what the next snapshot shows of a node, nil if it is gone. Of one that no
+// snapshot has shown there is nothing to be taken back: a listing that goes on and on
+// must not leave a trace of each node that comes and goes in it.
+func (p *publisher) change(id string, e *Entry) {
+	if e == nil && p.snapshot.Load().Node(id) == nil {
+		delete(p.changed, id)
+		return
+	}
+	p.changed[id] = e
+}
+
+// discard forgets what a listing showed that did not come to its end.
+func (p *publisher) discard() { clear(p.changed) }
+
+// endRestored takes back what the restored nodes had shown, but for those that the first
+// listing shows.
+func (p *publisher) endRestored() {
+	for id := range p.restored {
+		if p.changed[id] == nil {
+			p.change(id, nil)
 		}
-		return
 	}
-	if old.Synced && (l.awaited || len(l.changed) == 0 && !l.moved) {
-		return
-	}
-	if !old.Synced && !l.impatient && (l.resolver.untried > 0 || l.reacher.busy() || l.prober.busy() || l.loading && l.decisions.known.IsZero()) {
-		return
-	}
-	if old.Synced && l.tooSoon() {
-		return
-	}
-	l.show(old.succeed(l.changed, true))
-	clear(l.changed)
-	l.moved = false
-	if !old.Synced {
-		close(l.synced)
-	}
-	l.keep()
+	clear(p.restored)
 }
 
-// tooSoon reports whether a snapshot must wait, and then has publish called when it
-// need not any more.
-func (l *loop) tooSoon() bool {
-	r := l.publications.Reserve()
+// publishRestored publishes the restored nodes that changed.
+func (p *publisher) publishRestored() {
+	if len(p.restored) > 0 && !p.waits && !p.tooSoon() {
+		p.show(p.restored, false)
+	}
+}
+
+// publish publishes what changed, and reports whether it did. The first listing waits
+// until everything is known that belongs to it, within bounds.
+func (p *publisher) publish(known bool) bool {
+	first := !p.snapshot.Load().Synced
+	switch {
+	case first && !known && !p.graceOver:
+		return false
+	case !first && (p.waits || len(p.changed) == 0 && !p.other || p.tooSoon()):
+		return false
+	}
+	p.show(p.changed, true)
+	p.other = false
+	if first {
+		close(p.synced)
+	}
+	return true
+}
+
+// tooSoon reports whether a snapshot must wait, and then sets next.
+func (p *publisher) tooSoon() bool {
+	r := p.limiter.Reserve()
 	if r.Delay() == 0 {
 		return false
 	}
-	l.awaited = true
-	l.publication.Reset(r.Delay())
+	p.waits = true
+	p.next.Reset(r.Delay())
 	r.Cancel()
 	return true
 }
 
-// show makes a snapshot the current one.
-func (l *loop) show(next *Snapshot) {
-	old := l.snapshot.Swap(next)
+// show makes the snapshot with these changes the current one.
+func (p *publisher) show(changed map[string]*Entry, synced bool) {
+	old := p.snapshot.Load()
+	p.snapshot.Store(old.succeed(changed, synced))
 	close(old.superseded)
+	clear(changed)
+}
+
+func (p *publisher) stop() {
+	p.next.Stop()
+	p.grace.Stop()
 }

@@ -2,105 +2,97 @@ package discovery
 
 import (
 	"crypto/sha256"
-	"errors"
-	"fmt"
 	"maps"
 	"slices"
 	"time"
 )
 
-// How many rejected records are remembered, for people to look at.
-const maxRejections = 1000
+const (
+	// How many rejected records are remembered, for people to look at.
+	maxRejections = 1000
+	// maxKey is how long the key of a record may be before its hash stands for it.
+	maxKey = 1 << 10
+)
 
-func (l *loop) reject(e Event) {
-	if e.Err == nil {
-		e.Err = fmt.Errorf("%w record: the backend gave no reason", ErrInvalid)
-	}
-	key := rejectionKey(e)
-	was, stands := l.rejected[key]
-	// The same bad record again, as with every heartbeat, is no news.
-	known := stands && was.Err.Error() == e.Err.Error()
-	t, final := l.table.of(&e), errors.Is(e.Err, ErrForbidden)
-	if final {
-		l.forget(e)
-		l.recant(e)
-	} else if m := l.memory.byRecord[key]; m != nil {
-		// Not every rejection is kept.
-		m.unread, m.listing = e.Err, l.listing
-	}
-	switch {
-	case t != nil && final:
-		l.remove(t, ChangeRejected, e.Err.Error())
-	case t != nil:
-		l.refuse(t, e.Err)
-		e.ID = t.entry.Node.ID
-		fallthrough
-	default:
-		if !known && (stands || len(l.rejected) < maxRejections) {
-			// Beyond those that are remembered nobody could tell what is news.
-			l.noteRejection(e)
-		}
-	}
-	if known {
-		was.listing = l.listing
-		l.rejected[key] = was
-	} else if stands || len(l.rejected) < maxRejections {
-		l.rejected[key] = rejection{
-			Rejection: Rejection{ID: visible(e.ID), Key: visible(e.Key), Err: e.Err, Time: time.Now()},
-			listing:   l.listing,
-		}
-		l.amended = true
-	}
+// rejections remembers the records that are rejected at present, a bounded number of
+// them.
+type rejections struct {
+	byRecord map[string]rejection
+	changed  bool // since they were shown last
 }
 
-// accept forgets that the record was rejected: it is good, or it is gone.
-func (l *loop) accept(e Event) {
-	if m := l.memory.byRecord[rejectionKey(e)]; m != nil {
-		m.unread = nil
-	}
-	if key := rejectionKey(e); len(l.rejected) > 0 {
-		before := len(l.rejected)
-		delete(l.rejected, key)
-		l.amended = l.amended || len(l.rejected) < before
-	}
-}
-
-// rejection is a Rejection and the listing that showed it last.
+// rejection is a Rejection and the watch that showed it last.
 type rejection struct {
 	Rejection
-	listing uint64
+	watch uint64
+}
+
+func newRejections() rejections { return rejections{byRecord: make(map[string]rejection)} }
+
+// add notes that a record was rejected, and reports whether that is news. The same bad
+// record again, as with every heartbeat, is none. Beyond those that are remembered nobody
+// could tell what is.
+func (r *rejections) add(e *Event, watch uint64) (Rejection, bool) {
+	record := rejectionKey(*e)
+	was, stands := r.byRecord[record]
+	switch {
+	case stands && was.Err.Error() == e.Err.Error():
+		r.byRecord[record] = rejection{was.Rejection, watch}
+		return was.Rejection, false
+	case !stands && len(r.byRecord) >= maxRejections:
+		return Rejection{}, false
+	}
+	is := Rejection{ID: visible(e.ID), Key: visible(e.Key), Err: e.Err, Time: time.Now()}
+	r.byRecord[record] = rejection{is, watch}
+	r.changed = true
+	return is, true
+}
+
+// remove notes that a record is not rejected any more: it is good, or it is gone.
+func (r *rejections) remove(record string) {
+	if len(r.byRecord) > 0 {
+		before := len(r.byRecord)
+		delete(r.byRecord, record)
+		r.changed = r.changed || len(r.byRecord) < before
+	}
+}
+
+// endListing forgets the records that the listing of a watch did not show.
+func (r *rejections) endListing(watch uint64) {
+	maps.DeleteFunc(r.byRecord, func(_ string, r rejection) bool { return r.watch != watch })
+	r.changed = true
+}
+
+// of returns why a watch rejected a record, nil if it did not.
+func (r *rejections) of(record string, watch uint64) error {
+	if is := r.byRecord[record]; is.watch == watch {
+		return is.Err
+	}
+	return nil
+}
+
+// all returns them, sorted by key and id.
+func (r *rejections) all() []Rejection {
+	all := make([]Rejection, 0, len(r.byRecord))
+	for _, record := range slices.Sorted(maps.Keys(r.byRecord)) {
+		all = append(all, r.byRecord[record].Rejection)
+	}
+	return all
 }
 
 // rejectionKey names a record, by its id only where it has no key.
 func rejectionKey(e Event) string { return recordName(e.Key, e.ID) }
 
+// recordName names a record of bounded length: it is kept for as long as the record is
+// rejected, whoever made it up.
 func recordName(key, id string) string {
 	switch {
 	case key == "":
 		return "\x00" + id
 	case len(key) > maxKey:
-		// It is kept for as long as the record is rejected, whoever made it up.
 		sum := sha256.Sum256([]byte(key))
 		return "\x00\x00" + string(sum[:])
 	default:
 		return key
 	}
-}
-
-// maxKey is how long the key of a record may be before its hash stands for it.
-const maxKey = 1 << 10
-
-// showRejections makes the rejected records visible. While a listing is under
-// way its end does it.
-func (l *loop) showRejections() {
-	if !l.listed || !l.amended {
-		return
-	}
-	l.amended = false
-	next := *l.condition.Load()
-	next.rejections = make([]Rejection, 0, len(l.rejected))
-	for _, key := range slices.Sorted(maps.Keys(l.rejected)) {
-		next.rejections = append(next.rejections, l.rejected[key].Rejection)
-	}
-	l.condition.Store(&next)
 }

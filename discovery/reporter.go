@@ -1,9 +1,10 @@
 package discovery
 
 import (
-	"errors"
-	"maps"
-	"slices"
+	"context"
+	"log/slog"
+
+	"golang.org/x/time/rate"
 )
 
 // How many lines about single nodes a directory logs a second.
@@ -21,22 +22,38 @@ var logLines = map[ChangeType]string{
 	ChangeRejected: "node rejected",
 }
 
-// note is where every change of a node's standing is told: in the journal, which
-// counts it, and in the log. What a first listing shows is told at its end, if it
-// comes to one.
-func (l *loop) note(why ChangeType, e *Entry, reason string) {
-	if !l.everyNode {
+// reporter tells of every change of a node's standing: the journal, which counts it,
+// and the log, which gets a bounded number of lines about single nodes. It tells nothing
+// of them before the first listing is over, but then what that showed.
+type reporter struct {
+	journal *Journal
+	log     *slog.Logger
+	begun   bool // the first listing is over
+	limiter *rate.Limiter
+	leftOut int // lines that were not logged since the last one
+}
+
+func newReporter(journal *Journal, log *slog.Logger) reporter {
+	return reporter{journal: journal, log: log, limiter: rate.NewLimiter(logRate, logRate)}
+}
+
+// node tells what became of a node, and why.
+func (r *reporter) node(what ChangeType, e *Entry, reason string) { r.tell(what, e, reason, "") }
+
+// nodeRejected tells that a node is gone because its record was rejected.
+func (r *reporter) nodeRejected(e *Entry, err error) {
+	r.tell(ChangeRejected, e, err.Error(), RejectionReason(err))
+}
+
+func (r *reporter) tell(what ChangeType, e *Entry, reason, rejection string) {
+	if !r.begun {
 		return
 	}
-	rejection := ""
-	if why == ChangeRejected {
-		rejection = RejectionReason(errors.New(reason))
-	}
-	l.journal.add(Change{Type: why, ID: e.Node.ID, Reason: reason, Entry: e}, rejection)
-	if !l.logs() {
+	r.journal.add(Change{Type: what, ID: e.Node.ID, Reason: reason, Entry: e}, rejection)
+	if !r.allows() {
 		return
 	}
-	fields := make([]any, 0, 6)
+	fields := make([]any, 0, 12)
 	if reason != "" {
 		fields = append(fields, "reason", reason)
 	}
@@ -47,51 +64,52 @@ func (l *loop) note(why ChangeType, e *Entry, reason string) {
 	if e.state != StateUp && e.doubt == trusted {
 		fields = append(fields, "state", string(e.state))
 	}
-	l.log.Info(logLines[why], l.leftOut(fields)...)
+	r.write(slog.LevelInfo, logLines[what], fields)
 }
 
-// noteRejection is note for a record that never was a node. Listings repeat what
-// is rejected, and the log need not.
-func (l *loop) noteRejection(e Event) {
-	if !l.everyNode {
+// recordRejected tells of a rejected record that is no node's. Listings repeat them,
+// and the log need not.
+func (r *reporter) recordRejected(rejected *Rejection, logged bool) {
+	if !r.begun {
 		return
 	}
-	l.journal.add(Change{Type: ChangeRejected, ID: visible(e.ID), Reason: e.Err.Error()}, RejectionReason(e.Err))
-	if l.listed && l.logs() {
-		l.log.Info("record rejected", l.leftOut([]any{
-			"id", visible(e.ID), "key", visible(e.Key), "error", e.Err,
-		})...)
+	r.journal.add(Change{Type: ChangeRejected, ID: rejected.ID, Reason: rejected.Err.Error()}, RejectionReason(rejected.Err))
+	if logged {
+		r.line(slog.LevelInfo, "record rejected", "id", rejected.ID, "key", rejected.Key, "error", rejected.Err)
 	}
 }
 
-// noteListing is note for all that the first listing showed. Its nodes are sorted,
-// and the log gets their number only.
-func (l *loop) noteListing() {
-	const reason = "it was listed when the registry was first seen"
-	for _, key := range slices.Sorted(maps.Keys(l.rejected)) {
-		r := l.rejected[key]
-		l.journal.add(Change{Type: ChangeRejected, ID: r.ID, Reason: r.Err.Error(), Listed: true}, RejectionReason(r.Err))
+// firstListing tells what the first listing showed: the journal each of its records, in
+// the order that is given, and the log nothing.
+func (r *reporter) firstListing(rejected []Rejection, nodes []*tracked) {
+	for i := range rejected {
+		r.journal.add(Change{Type: ChangeRejected, ID: rejected[i].ID, Reason: rejected[i].Err.Error(), Listed: true}, RejectionReason(rejected[i].Err))
 	}
-	for _, id := range slices.Sorted(maps.Keys(l.table.nodes)) {
-		l.journal.Add(Change{Type: ChangeSeen, ID: id, Reason: reason, Entry: l.table.nodes[id].entry, Listed: true})
+	for _, t := range nodes {
+		r.journal.Add(Change{Type: ChangeSeen, ID: t.id(), Reason: "it was listed when the registry was first seen", Entry: t.entry, Listed: true})
 	}
 }
 
-// logs reports whether a line about a single node may be logged now. Of a storm
-// the lines that may not are counted.
-func (l *loop) logs() bool {
-	if l.lines.Allow() {
+// line logs a line about a single node, unless there are too many.
+func (r *reporter) line(level slog.Level, message string, fields ...any) {
+	if r.begun && r.allows() {
+		r.write(level, message, fields)
+	}
+}
+
+func (r *reporter) allows() bool {
+	if r.limiter.Allow() {
 		return true
 	}
-	l.suppressed++
+	r.leftOut++
 	return false
 }
 
-// leftOut completes the fields of a line by how many were left out before it.
-func (l *loop) leftOut(fields []any) []any {
-	if l.suppressed > 0 {
-		fields = append(fields, "lines_left_out", l.suppressed)
-		l.suppressed = 0
+// write logs a line that is allowed, and how many were left out before it.
+func (r *reporter) write(level slog.Level, message string, fields []any) {
+	if r.leftOut > 0 {
+		fields = append(fields, "lines_left_out", r.leftOut)
+		r.leftOut = 0
 	}
-	return fields
+	r.log.Log(context.Background(), level, message, fields...)
 }

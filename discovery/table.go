@@ -2,6 +2,9 @@ package discovery
 
 import (
 	"fmt"
+	"maps"
+	"slices"
+	"strings"
 	"time"
 )
 
@@ -21,7 +24,7 @@ type tracked struct {
 	entry    *Entry
 	key      string
 	revision uint64
-	listing  uint64 // the last listing or watch that put it
+	watch    uint64 // the last one that put it
 
 	due   time.Duration // the queue's order; the real end may be later, never earlier
 	place int           // in the queue
@@ -114,6 +117,11 @@ func (t *table) remove(n *tracked) {
 	n.excess = t.room.take(n.excess, nil)
 	t.addresses.remove(n)
 	t.leases.remove(n)
+}
+
+// sorted returns the nodes in use, sorted by id.
+func (t *table) sorted() []*tracked {
+	return slices.SortedFunc(maps.Values(t.nodes), func(a, b *tracked) int { return strings.Compare(a.id(), b.id()) })
 }
 
 // of returns the node that was last put by the record that the event speaks of, nil

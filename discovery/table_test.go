@@ -15,7 +15,7 @@ func tableNode(id, address, service string, heard time.Duration) *tracked {
 	v := new(liveness)
 	v.heard.Store(int64(heard))
 	v.renewed.Store(int64(heard))
-	return &tracked{entry: newEntry(n, DefaultTTL, v), key: "node." + id, listing: 1}
+	return &tracked{entry: newEntry(n, DefaultTTL, v), key: "node." + id, watch: 1}
 }
 
 // Whatever happens, a node in use is found by its id, its key and its address, and in

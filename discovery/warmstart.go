@@ -40,8 +40,6 @@ type warm struct {
 	// The nodes of the memento once it is in use, each due when it is dialled next.
 	memory shelf
 	redial *time.Timer
-	// What the next snapshot before the first listing changes.
-	recalled map[string]*Entry
 
 	dirty   bool // there is something to save
 	saving  bool
@@ -53,13 +51,12 @@ type warm struct {
 
 func (d *Directory) newWarm() warm {
 	w := warm{
-		memory:   newShelf(),
-		recalled: make(map[string]*Entry),
-		loaded:   make(chan *memento, 1),
-		saved:    make(chan saving, 1),
-		rested:   now(),
-		redial:   stoppedTimer(),
-		save:     stoppedTimer(),
+		memory: newShelf(),
+		loaded: make(chan *memento, 1),
+		saved:  make(chan saving, 1),
+		rested: now(),
+		redial: stoppedTimer(),
+		save:   stoppedTimer(),
 	}
 	if d.warmStart.Path != "" {
 		w.store = &warmStore{WarmStart: d.warmStart, log: d.log}
@@ -110,15 +107,15 @@ func (l *loop) load() {
 // remember takes in what was loaded.
 func (l *loop) remember(m *memento) {
 	l.loading = false
-	if m != nil && l.decisions.known.IsZero() {
-		l.decisions.all, l.decisions.known = m.overrides, m.Overrides
+	if m != nil && l.overrides.known.IsZero() {
+		l.overrides.all, l.overrides.known = m.overrides, m.Overrides
 		l.applyOverrides()
 	}
 	switch {
-	case !l.everyNode:
+	case !l.watch.listedOnce():
 		l.memento = m
 		l.recall()
-	case m != nil && l.last.Partial:
+	case m != nil && l.watch.last.Partial:
 		l.awaitRemembered(m)
 	}
 	if l.dirty {
@@ -128,16 +125,14 @@ func (l *loop) remember(m *memento) {
 
 // recall begins to use the remembered list, if there is one and somebody asked.
 func (l *loop) recall() {
-	if !l.wanted || l.begun || l.everyNode || l.memento == nil {
+	if !l.wanted || l.begun || l.watch.listedOnce() || l.memento == nil {
 		return
 	}
 	l.begun = true
 	m := l.memento
 	l.log.Warn("the registry cannot be listed yet; nodes that were listed before are used as soon as they accept connections",
 		"nodes", len(m.nodes), "known", time.Since(m.Written).Round(time.Second))
-	next := *l.condition.Load()
-	next.known = m.Written
-	l.condition.Store(&next)
+	l.setCondition(func(c *condition) { c.known = m.Written })
 	for _, r := range m.nodes {
 		t := l.remembered(r)
 		l.memory.add(t, math.MaxInt64)
@@ -196,15 +191,15 @@ func (l *loop) restoreOr(t *tracked, a answer) {
 	switch {
 	case a.err == nil && t.doubt != restored:
 		t.doubt = restored
-		t.entry = t.entry.under(l.decisions.of(t.entry.Node.ID)).in(restored)
-		l.recalled[t.entry.Node.ID] = t.entry
+		t.entry = t.entry.under(l.overrides.of(t.entry.Node.ID)).in(restored)
+		l.publisher.restored[t.entry.Node.ID] = t.entry
 		l.journal.Add(Change{
 			Type: ChangeRestored, ID: t.entry.Node.ID, Entry: t.entry,
 			Reason: "it was listed before, the registry cannot be listed yet, and it accepts connections",
 		})
 	case a.err != nil && t.doubt == restored && !inconclusive(a.err, &t.forbidden):
 		t.doubt = trusted
-		l.recalled[t.entry.Node.ID] = nil
+		l.publisher.restored[t.entry.Node.ID] = nil
 	}
 	t.entry.liveness.renewed.Store(int64(now()))
 	l.memory.postpone(t, now()+max(t.entry.lease, leastRestoreInterval))
@@ -216,7 +211,7 @@ func (l *loop) recant(e Event) {
 	if t := l.memory.byRecord[rejectionKey(e)]; t != nil {
 		l.memory.drop(t)
 		if t.doubt == restored {
-			l.recalled[t.entry.Node.ID] = nil
+			l.publisher.restored[t.entry.Node.ID] = nil
 		}
 	}
 }
@@ -230,12 +225,7 @@ func (l *loop) endRestore(listed Listing, at time.Duration) (awaited int) {
 	l.memento = nil
 	memory := l.memory
 	l.memory = newShelf()
-	for id := range l.recalled {
-		if l.table.nodes[id] == nil {
-			l.change(id, nil) // unless it is kept below
-		}
-	}
-	clear(l.recalled)
+	l.publisher.endRestored() // unless they are kept below
 	if !l.begun {
 		if m != nil && listed.Partial {
 			l.awaitRemembered(m)
@@ -249,7 +239,7 @@ func (l *loop) endRestore(listed Listing, at time.Duration) (awaited int) {
 		t.probe = nil
 		if l.table.nodes[id] != nil || t.doubt != restored {
 			if l.table.nodes[id] == nil {
-				l.change(id, nil)
+				l.publisher.change(id, nil)
 				if listed.Partial && l.graves.byID[id] == nil {
 					l.graves.bury(t.grave(0), at, true) // it may be heard
 				}
@@ -258,11 +248,11 @@ func (l *loop) endRestore(listed Listing, at time.Duration) (awaited int) {
 		}
 		unheard := at - time.Duration(t.entry.liveness.heard.Load())
 		// What was rejected before the list was in use is kept only there.
-		if r := l.rejected[t.record()]; r.Err != nil && r.listing == l.listing && !errors.Is(r.Err, ErrForbidden) {
-			t.unread, t.listing = r.Err, l.listing
+		if err := l.rejections.of(t.record(), l.watch.number); err != nil && !errors.Is(err, ErrForbidden) {
+			t.unread, t.watch = err, l.watch.number
 		}
-		unread := t.unread != nil && t.listing == l.listing
-		proven := !unread && !wiped && !listed.Partial && unheard < t.entry.lease && (listed.Expiry == 0 || unheard < listed.Expiry)
+		unread := t.unread != nil && t.watch == l.watch.number
+		proven := !unread && !wiped && listed.provesGone(unheard, t.entry.lease)
 		// A node that was remembered at the same address has shared it before.
 		o := l.addressConflict(t)
 		if o != nil && memory.byID[o.entry.Node.ID] != nil &&
@@ -270,12 +260,12 @@ func (l *loop) endRestore(listed Listing, at time.Duration) (awaited int) {
 			o = nil
 		}
 		if proven || o != nil || !l.table.admits(&t.entry.Node, t.key) {
-			l.change(id, nil)
+			l.publisher.change(id, nil)
 			continue
 		}
 		if t.entry.named {
 			name := t.entry.Node.Endpoint.Host()
-			l.see(name, t.entry.addresses)
+			l.setAddresses(name, t.entry.addresses)
 		}
 		t.entry.liveness.renewed.Store(int64(at))
 		l.insert(t)
@@ -304,10 +294,10 @@ func (l *loop) saveSoon() { l.save.Reset(max(saveDelay, l.rested-now())) }
 // write saves the list in the background, if it has changed or the registry
 // confirms it.
 func (l *loop) write() {
-	if l.store == nil || l.store.own == "" || l.saving || l.loading || !l.everyNode {
+	if l.store == nil || l.store.own == "" || l.saving || l.loading || !l.watch.listedOnce() {
 		return
 	}
-	if !l.dirty && !l.listed {
+	if !l.dirty && !l.watch.listed {
 		l.save.Reset(saveEvery)
 		return
 	}
@@ -322,12 +312,12 @@ func (l *loop) write() {
 
 // reminisce returns what is to be remembered.
 func (l *loop) reminisce() *memento {
-	m := &memento{Written: time.Now(), Epoch: l.last.Epoch, Revision: l.revision.Load(), nodes: make([]remembered, 0, len(l.table.nodes))}
-	if !l.listed {
-		m.Written = processStart.Add(l.lostAt)
+	m := &memento{Written: time.Now(), Epoch: l.watch.last.Epoch, Revision: l.revision.Load(), nodes: make([]remembered, 0, len(l.table.nodes))}
+	if !l.watch.listed {
+		m.Written = processStart.Add(l.watch.lostAt)
 	}
-	m.overrides, m.Overrides = l.decisions.all, l.decisions.known
-	if l.decisions.listing == l.complete {
+	m.overrides, m.Overrides = l.overrides.all, l.overrides.known
+	if l.overrides.watch == l.watch.lastListed {
 		m.Overrides = m.Written // the watch would have told of a change
 	}
 	for _, t := range l.table.nodes {
@@ -374,7 +364,7 @@ func (l *loop) stopRemembering() {
 			l.dirty = true
 		}
 	}
-	if l.store.own != "" && l.everyNode && (l.dirty || l.listed) {
+	if l.store.own != "" && l.watch.listedOnce() && (l.dirty || l.watch.listed) {
 		if err := l.store.save(l.reminisce()); err != nil && !l.failing {
 			l.log.Warn("cannot keep the list of nodes for a start without the registry", "error", err)
 		}

@@ -1,0 +1,161 @@
+package discovery
+
+import (
+	"context"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+)
+
+// The wait before a watch is started again grows from the first to the second, both
+// give or take half.
+const (
+	firstRetry = 50 * time.Millisecond
+	lastRetry  = 3 * time.Second
+)
+
+// supervisor runs the watch of a registry, in one goroutine at a time, and starts it again
+// after it broke. It knows how far the registry has been listed:
+//
+//   - listed: the running watch has emitted Synced, and all that happens since;
+//   - lastListed: the newest watch that came so far, 0 for none. Before the first one
+//     did, nothing that the registry says is published; see listedOnce.
+type supervisor struct {
+	watcher  Watcher
+	messages chan message            // what the watch says
+	cancel   context.CancelCauseFunc // nil while none runs
+	broken   bool                    // the running watch was given up; what it still says is ignored
+	backoff  *backoff.ExponentialBackOff
+	retry    *time.Timer
+
+	number     uint64 // counts the watches
+	listed     bool
+	lastListed uint64
+	last       Listing       // what the listing of that one proved
+	listedAt   time.Duration // when it was complete
+	lostAt     time.Duration // when the last one that listed broke
+
+	revision *atomic.Uint64 // the newest of all whole listings, and of what followed them
+	before   uint64         // the revision before the running watch
+	seen     uint64         // the newest one in the running watch
+}
+
+// message is what a watch's goroutine says: an event, or how the watch ended.
+type message struct {
+	event Event
+	ended error
+}
+
+func newSupervisor(w Watcher, revision *atomic.Uint64) supervisor {
+	s := supervisor{
+		watcher:  w,
+		messages: make(chan message, 256),
+		backoff: &backoff.ExponentialBackOff{
+			InitialInterval: firstRetry, MaxInterval: lastRetry,
+			Multiplier: 2, RandomizationFactor: 0.5,
+		},
+		retry:    stoppedTimer(),
+		lostAt:   now(),
+		revision: revision,
+	}
+	s.backoff.Reset()
+	return s
+}
+
+// listedOnce reports whether the registry has been listed whole.
+func (s *supervisor) listedOnce() bool { return s.lastListed != 0 }
+
+// start starts a watch. The one before has ended.
+func (s *supervisor) start(ctx context.Context) {
+	ctx, s.cancel = context.WithCancelCause(ctx)
+	s.number++
+	s.listed, s.broken = false, false
+	s.before, s.seen = s.revision.Load(), 0
+	go func() {
+		err := s.watcher.Watch(ctx, func(e Event) {
+			select {
+			case s.messages <- message{event: e}:
+			case <-ctx.Done():
+			}
+		})
+		if cause := context.Cause(ctx); cause != nil {
+			err = cause
+		}
+		if err == nil {
+			err = fmt.Errorf("%w: it ended without saying why", ErrBroken)
+		}
+		s.messages <- message{ended: err}
+	}()
+}
+
+// giveUp ends a watch that is worthless although it does not know. It reports false if
+// there is none.
+func (s *supervisor) giveUp(err error) bool {
+	if s.cancel == nil || s.broken {
+		return false
+	}
+	s.broken = true
+	s.cancel(err)
+	return true
+}
+
+// ended notes that the watch's goroutine has ended.
+func (s *supervisor) ended() {
+	s.cancel(nil)
+	s.cancel = nil
+}
+
+// startLater has start called after a while.
+func (s *supervisor) startLater() { s.retry.Reset(s.backoff.NextBackOff()) }
+
+// lose notes that the running watch broke, and reports whether it had listed.
+func (s *supervisor) lose() bool {
+	if !s.listed {
+		return false
+	}
+	s.listed, s.lostAt = false, now()
+	if s.lostAt-s.listedAt > lastRetry {
+		// It worked for a while. A registry that breaks every watch at once must not
+		// be listed twenty times a second.
+		s.backoff.Reset()
+	}
+	return true
+}
+
+// observe takes up the revision of an event.
+func (s *supervisor) observe(revision uint64) {
+	if revision > s.seen {
+		s.seen = revision
+		if s.listed {
+			s.revision.Store(revision)
+		}
+	}
+}
+
+// wiped reports whether the registry has lost data since it was listed last.
+func (s *supervisor) wiped(l Listing) bool {
+	return s.listedOnce() && (l.Epoch != s.last.Epoch || l.Revision < s.before)
+}
+
+// complete notes that the running watch has listed the registry.
+func (s *supervisor) complete(l Listing, at time.Duration) {
+	s.last, s.listed, s.lastListed, s.listedAt = l, true, s.number, at
+	s.seen = max(s.seen, l.Revision)
+	s.revision.Store(s.seen)
+}
+
+// stop ends the watch and waits for its goroutine.
+func (s *supervisor) stop() {
+	s.retry.Stop()
+	if s.cancel == nil {
+		return
+	}
+	s.cancel(nil)
+	for m := range s.messages {
+		if m.ended != nil {
+			return
+		}
+	}
+}
