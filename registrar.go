@@ -212,8 +212,7 @@ func (n *ProxyNode) checkNode() error {
 	if err != nil {
 		return err
 	}
-	_, err = discovery.NewRegistrar(nil, n.node(parsed), n.options())
-	return err
+	return n.options().Validate(n.node(parsed))
 }
 
 // defaultNodeID is stable across restarts of one Caddy on one host, and tells it from
@@ -306,13 +305,8 @@ func (n *ProxyNode) options() discovery.RegistrarOptions {
 	o := discovery.RegistrarOptions{
 		Heartbeat: time.Duration(n.Heartbeat),
 		TTL:       time.Duration(n.TTL),
+		Drain:     (*time.Duration)(n.Drain),
 		Load:      n.load,
-	}
-	if n.Drain != nil {
-		o.Drain = time.Duration(*n.Drain)
-		if o.Drain == 0 {
-			o.Drain = -1 // none, where 0 would be the default
-		}
 	}
 	if n.HealthURL != "" {
 		o.Ready = healthCheck(n.HealthURL)

@@ -61,14 +61,12 @@ While the registry is away it retries and never gives up.`,
 			node.Metadata[discovery.KeyService] = service
 		}
 		options := discovery.RegistrarOptions{
-			Heartbeat: heartbeat, TTL: ttl, Drain: drain, Load: discovery.SystemLoad,
+			Heartbeat: heartbeat, TTL: ttl, Drain: &drain, Load: discovery.SystemLoad,
 			Logger: slogOf(caddy.Log().Named("registrar")),
 		}
 		switch {
 		case heartbeat <= 0:
 			return fmt.Errorf("--heartbeat: invalid duration %v, want one above 0", heartbeat)
-		case drain == 0:
-			options.Drain = -1 // none, where 0 would be the default
 		case drain < 0:
 			return fmt.Errorf("--drain: invalid duration %v, want 0s or more", drain)
 		}

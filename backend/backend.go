@@ -103,13 +103,7 @@ func (o *Options) Provision(caddy.Context) error {
 // backend says them. The error is of a backend that is no JSON object.
 func DirectoryOptions(b Backend) (discovery.Options, error) {
 	o := b.Common()
-	options := discovery.Options{TTL: time.Duration(o.TTL), Addresses: b.Addresses()}
-	if o.LossGuard != nil {
-		options.LossGuard = *o.LossGuard
-		if *o.LossGuard == 0 {
-			options.LossGuard = -1
-		}
-	}
+	options := discovery.Options{TTL: time.Duration(o.TTL), LossGuard: o.LossGuard, Addresses: b.Addresses()}
 	if o.WarmStart == nil || *o.WarmStart {
 		name, err := publicName(b)
 		if err != nil {

@@ -49,19 +49,18 @@ func TestOptionsProvision(t *testing.T) {
 
 func TestDirectoryOptions(t *testing.T) {
 	for _, c := range []struct {
-		options   Options
-		lossGuard int
-		warm      bool
+		options Options
+		warm    bool
 	}{
-		{Options{}, 0, true}, // not provisioned: the core has the same defaults
-		{Options{TTL: 7, LossGuard: new(70), WarmStart: new(true)}, 70, true},
-		{Options{LossGuard: new(0), WarmStart: new(false)}, -1, false},
+		{Options{}, true}, // not provisioned: the core has the same defaults
+		{Options{TTL: 7, LossGuard: new(70), WarmStart: new(true)}, true},
+		{Options{LossGuard: new(0), WarmStart: new(false)}, false},
 	} {
 		got, err := DirectoryOptions(foreign{Options: c.options, module: "m", settings: "{}"})
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got.TTL != time.Duration(c.options.TTL) || got.LossGuard != c.lossGuard || (got.WarmStart.Path != "") != c.warm ||
+		if got.TTL != time.Duration(c.options.TTL) || got.LossGuard != c.options.LossGuard || (got.WarmStart.Path != "") != c.warm ||
 			len(got.Addresses) != 1 || got.Addresses[0] != "h:1" {
 			t.Errorf("%+v came to %+v", c.options, got)
 		}

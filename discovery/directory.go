@@ -23,8 +23,8 @@ type Options struct {
 	// beyond which their lapse within one lease is doubted, as is that of the last
 	// nodes of a service: each is dialled then, and stays for as long as it accepts
 	// connections, unless most others are heard again for a lease. Default:
-	// DefaultLossGuard; negative: off.
-	LossGuard int
+	// DefaultLossGuard, for nil; 0 turns it off.
+	LossGuard *int
 	// Probe dials the address of a node, IP:port, and returns nil if a connection
 	// is accepted. Nodes in doubt are dialled, and where a host name stands for several
 	// addresses, those. It is called from many goroutines at once and ends with ctx.
@@ -106,7 +106,7 @@ func NewDirectory(w Watcher, o Options) *Directory {
 	d := &Directory{
 		watcher:   w,
 		ttl:       o.TTL,
-		lossGuard: max(o.LossGuard, 0),
+		lossGuard: DefaultLossGuard,
 		dialer:    newDialer(o),
 		addresses: o.Addresses,
 		warmStart: o.WarmStart,
@@ -120,8 +120,8 @@ func NewDirectory(w Watcher, o Options) *Directory {
 	if d.ttl <= 0 {
 		d.ttl = DefaultTTL
 	}
-	if o.LossGuard == 0 {
-		d.lossGuard = DefaultLossGuard
+	if o.LossGuard != nil {
+		d.lossGuard = *o.LossGuard
 	}
 	if d.log == nil {
 		d.log = slog.New(slog.DiscardHandler)

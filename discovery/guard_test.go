@@ -135,23 +135,23 @@ func TestLossGuard(t *testing.T) {
 	for _, test := range []struct {
 		name         string
 		nodes, lapse int // so many nodes, of which the last so many fall silent
-		guard        int
+		guard        *int
 		accept       int // of which the last so many accept connections
 		want         string
 	}{
-		{"a few", 10, 5, 0, 5, "n0 n1 n2 n3 n4"},
-		{"too many", 10, 6, 0, 6, "n0 n1 n2 n3 n4:held n5:held n6:held n7:held n8:held n9:held"},
-		{"too many, some dead", 10, 6, 0, 2, "n0 n1 n2 n3 n8:held n9:held"},
-		{"all", 4, 4, 0, 4, "n0:held n1:held n2:held n3:held"},
-		{"all, all dead", 4, 4, 0, 0, ""},
-		{"a small fleet", 2, 2, 0, 2, "n0:held n1:held"},
-		{"a small fleet, one dead", 2, 2, 0, 1, "n1:held"},
-		{"a small fleet, one silent", 2, 1, 0, 1, "n0"},
-		{"a fleet of one", 1, 1, 0, 1, "n0:held"},
-		{"a fleet of one, dead", 1, 1, 0, 0, ""},
-		{"a strict guard", 10, 3, 20, 3, "n0 n1 n2 n3 n4 n5 n6 n7:held n8:held n9:held"},
-		{"a strict guard, its floor", 10, 2, 1, 2, "n0 n1 n2 n3 n4 n5 n6 n7"},
-		{"no guard", 4, 4, -1, 4, ""},
+		{"a few", 10, 5, nil, 5, "n0 n1 n2 n3 n4"},
+		{"too many", 10, 6, nil, 6, "n0 n1 n2 n3 n4:held n5:held n6:held n7:held n8:held n9:held"},
+		{"too many, some dead", 10, 6, nil, 2, "n0 n1 n2 n3 n8:held n9:held"},
+		{"all", 4, 4, nil, 4, "n0:held n1:held n2:held n3:held"},
+		{"all, all dead", 4, 4, nil, 0, ""},
+		{"a small fleet", 2, 2, nil, 2, "n0:held n1:held"},
+		{"a small fleet, one dead", 2, 2, nil, 1, "n1:held"},
+		{"a small fleet, one silent", 2, 1, nil, 1, "n0"},
+		{"a fleet of one", 1, 1, nil, 1, "n0:held"},
+		{"a fleet of one, dead", 1, 1, nil, 0, ""},
+		{"a strict guard", 10, 3, new(20), 3, "n0 n1 n2 n3 n4 n5 n6 n7:held n8:held n9:held"},
+		{"a strict guard, its floor", 10, 2, new(1), 2, "n0 n1 n2 n3 n4 n5 n6 n7"},
+		{"no guard", 4, 4, new(0), 4, ""},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -329,7 +329,7 @@ func TestHeldForLongByTheLaxestGuard(t *testing.T) {
 		n := newNetwork(nodes...)
 		m := discoverytest.NewMemory()
 		write(m, nodes...)
-		d := follow(t, m.Open(), discovery.Options{LossGuard: 100, Probe: n.probe})
+		d := follow(t, m.Open(), discovery.Options{LossGuard: new(100), Probe: n.probe})
 		time.Sleep(time.Hour)
 		expectStates(t, d, "n0:held n1:held n2:held n3:held", "an hour of silence")
 		for range 10 {

@@ -1,6 +1,7 @@
 package discovery
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"math"
@@ -126,6 +127,9 @@ func (n *Node) Lease() time.Duration {
 	}
 	return 0
 }
+
+// LeaseOr returns [Node.Lease], or the given duration where the record names none.
+func (n *Node) LeaseOr(d time.Duration) time.Duration { return cmp.Or(n.Lease(), d) }
 
 // footprint is about how many bytes of memory a node takes, in use or remembered:
 // what its record says, and what is kept beside that of every node.

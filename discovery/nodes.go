@@ -81,10 +81,7 @@ func (l *loop) put(e Event) {
 	}
 	// A writer's clock that runs ahead must not lengthen its lease.
 	heard := now() - max(e.Age, 0)
-	lease := e.Node.Lease()
-	if lease == 0 {
-		lease = l.ttl
-	}
+	lease := e.Node.LeaseOr(l.ttl)
 	address := "" // that it is known to have
 	switch {
 	case t == nil:

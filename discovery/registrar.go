@@ -1,6 +1,7 @@
 package discovery
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -40,9 +41,9 @@ type RegistrarOptions struct {
 	// heartbeats.
 	TTL time.Duration
 	// Drain is how long the node is announced as draining before its record
-	// goes, so that no proxy sends a request to a closed door. Default:
-	// DefaultDrain; negative: none.
-	Drain time.Duration
+	// goes, so that no proxy sends a request to a closed door. 0 is none. Default, for
+	// nil: DefaultDrain.
+	Drain *time.Duration
 	// Load is asked for the node's load before each heartbeat. A negative or not
 	// finite value says that it is not known just now: then the last one that was
 	// is announced, and before any was the load that the node carries, which is
@@ -59,21 +60,61 @@ type RegistrarOptions struct {
 	Logger *slog.Logger
 }
 
+// withDefaults returns the options as a Registrar uses them: with what is not given
+// filled in.
 func (o RegistrarOptions) withDefaults() RegistrarOptions {
-	if o.Heartbeat <= 0 {
-		o.Heartbeat = DefaultHeartbeat
+	o.Heartbeat = cmp.Or(o.Heartbeat, DefaultHeartbeat)
+	o.TTL = cmp.Or(o.TTL, 3*o.Heartbeat)
+	if o.Drain == nil {
+		o.Drain = new(DefaultDrain)
 	}
-	if o.TTL <= 0 {
-		o.TTL = 3 * o.Heartbeat
+	if o.OnHeartbeat == nil {
+		o.OnHeartbeat = func(error) {}
 	}
-	if o.Drain == 0 {
-		o.Drain = DefaultDrain
-	}
-	o.Drain = max(o.Drain, 0)
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	return o
+}
+
+// Validate reports, as an error that wraps [ErrInvalid], why [NewRegistrar] would not
+// take the node with these options.
+func (o RegistrarOptions) Validate(n Node) error {
+	_, err := o.announced(n, uuid.Nil.String())
+	return err
+}
+
+// announced returns the node as it is announced by an instance, or why it cannot be.
+func (o RegistrarOptions) announced(n Node, instance string) (Node, error) {
+	o = o.withDefaults()
+	switch {
+	case o.Heartbeat < 0:
+		return n, fmt.Errorf("%w heartbeat %v: want more than 0s", ErrInvalid, o.Heartbeat)
+	case o.TTL <= o.Heartbeat:
+		return n, fmt.Errorf("%w ttl %v: want more than the heartbeat of %v, or the node lapses between two", ErrInvalid, o.TTL, o.Heartbeat)
+	case o.TTL < MinLease || o.TTL > MaxLease:
+		return n, fmt.Errorf("%w ttl %v: want %v to %v", ErrInvalid, o.TTL, MinLease, MaxLease)
+	case *o.Drain < 0:
+		return n, fmt.Errorf("%w drain %v: want 0s or more", ErrInvalid, *o.Drain)
+	}
+	n = n.with(KeyInstance, instance).with(KeyLease, o.TTL.String())
+	// The record must have room for the last one, too.
+	for _, n := range []Node{n, draining(n)} {
+		if _, err := AppendRecord(nil, n, time.Time{}); err != nil {
+			return n, err
+		}
+	}
+	return n, nil
+}
+
+// with returns the node with one pair of metadata more, in a map of its own.
+func (n Node) with(key, value string) Node {
+	n.Metadata = maps.Clone(n.Metadata)
+	if n.Metadata == nil {
+		n.Metadata = make(map[string]string, 2)
+	}
+	n.Metadata[key] = value
+	return n
 }
 
 // A Registrar keeps one node listed in a registry: it announces, renews, and
@@ -81,10 +122,12 @@ func (o RegistrarOptions) withDefaults() RegistrarOptions {
 // another process announces the same node, and goes on.
 type Registrar struct {
 	announcer Announcer
+	reader    Reader // nil if the announcer is none
 	instance  string
 
-	rivalry rivalry // of Run
-	loads   loads   // of Run
+	standing standing    // of Run
+	others   otherWriter // of Run
+	loads    loads       // of Run
 
 	mu      sync.Mutex // guards node and options; nothing is called under it
 	node    Node
@@ -94,9 +137,14 @@ type Registrar struct {
 
 // NewRegistrar returns a Registrar for a node, not yet announced. It completes
 // the node's metadata with the lease and with a token of its own (the key
-// "instance"), by which it recognises its record. The error wraps [ErrInvalid].
+// "instance"), by which it recognises its record. The announcer must not be nil. The
+// error wraps [ErrInvalid].
 func NewRegistrar(a Announcer, n Node, o RegistrarOptions) (*Registrar, error) {
+	if a == nil {
+		return nil, fmt.Errorf("%w announcer: want one that is not nil", ErrInvalid)
+	}
 	r := &Registrar{announcer: a, instance: uuid.NewString(), updated: make(chan struct{}, 1)}
+	r.reader, _ = a.(Reader)
 	if err := r.Update(n, o); err != nil {
 		return nil, err
 	}
@@ -109,34 +157,18 @@ func (r *Registrar) Instance() string { return r.instance }
 
 // Update changes what is announced, at once if the Registrar runs. The id must
 // stay the same. The error wraps [ErrInvalid], and then nothing changes. It may
-// be called from any goroutine.
+// be called from any goroutine. The node's metadata stays the caller's.
 func (r *Registrar) Update(n Node, o RegistrarOptions) error {
-	o = o.withDefaults()
-	if o.TTL <= o.Heartbeat {
-		return fmt.Errorf("%w ttl %v: want more than the heartbeat of %v, or the node lapses between two", ErrInvalid, o.TTL, o.Heartbeat)
+	n, err := o.announced(n, r.instance)
+	if err != nil {
+		return err
 	}
-	if o.TTL < MinLease || o.TTL > MaxLease {
-		return fmt.Errorf("%w ttl %v: want %v to %v", ErrInvalid, o.TTL, MinLease, MaxLease)
-	}
-	n.Metadata = maps.Clone(n.Metadata)
-	if n.Metadata == nil {
-		n.Metadata = make(map[string]string, 2)
-	}
-	n.Metadata[KeyInstance] = r.instance
-	n.Metadata[KeyLease] = o.TTL.String()
-	// The record must have room for the last one, too.
-	for _, n := range []Node{n, draining(n)} {
-		if _, err := AppendRecord(nil, n, time.Time{}); err != nil {
-			return err
-		}
-	}
-
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.node.ID != "" && n.ID != r.node.ID {
 		return fmt.Errorf("%w update: the node's id is %q and cannot become %q", ErrInvalid, r.node.ID, n.ID)
 	}
-	r.node, r.options = n, o
+	r.node, r.options = n, o.withDefaults()
 	select {
 	case r.updated <- struct{}{}:
 	default:
@@ -154,26 +186,22 @@ func (r *Registrar) current() (Node, RegistrarOptions) {
 // draining, waits for the drain, removes the record if it is still its own, and
 // returns nil, or why the record could not be removed. Beyond the drain this
 // takes at most a second. Where another process has written the record since, as
-// when a container is replaced, that record is left as it is. Run must be called
-// once.
+// when a container is replaced, that record is left as it is.
+//
+// Run must be called once: a second call announces the node from two goroutines.
 func (r *Registrar) Run(ctx context.Context) error {
-	var (
-		listed  bool  // the record stands, as far as is known
-		doubt   bool  // it may stand: an announcement that failed may have arrived
-		failure error // why it does not, as it was told last
-		failing time.Time
-		retry   = &backoff.ExponentialBackOff{
-			InitialInterval: firstRetry, MaxInterval: lastRetry,
-			Multiplier: 2, RandomizationFactor: 0.5,
-		}
-		timer = time.NewTimer(0)
-	)
+	s := &r.standing
+	s.retry = &backoff.ExponentialBackOff{
+		InitialInterval: firstRetry, MaxInterval: lastRetry,
+		Multiplier: 2, RandomizationFactor: 0.5,
+	}
+	s.retry.Reset()
+	timer := time.NewTimer(0)
 	defer timer.Stop()
-	retry.Reset()
 	for {
 		select {
 		case <-ctx.Done():
-			return r.leave(context.WithoutCancel(ctx), listed, doubt)
+			return r.leave(context.WithoutCancel(ctx))
 		case <-r.updated:
 		case <-timer.C:
 		}
@@ -181,52 +209,68 @@ func (r *Registrar) Run(ctx context.Context) error {
 			continue // a select takes any case that is ready; this one comes first
 		}
 		node, options := r.current()
-		log := options.Logger
-		if listed {
-			r.rivalry.look(ctx, r.announcer, r.instance, node, options)
+		if s.listed {
+			r.others.check(ctx, r.reader, node, options)
 		}
-		err := r.beat(ctx, node, options, listed || doubt)
-		if options.OnHeartbeat != nil && ctx.Err() == nil {
+		err := r.beat(ctx, node, options)
+		if ctx.Err() == nil {
 			options.OnHeartbeat(err)
 		}
 		switch {
 		case err == nil:
-			switch {
-			case failure != nil && !failing.IsZero():
-				log.Info("announced again", "node", node.ID, "after", time.Since(failing))
-			case !listed:
-				log.Info("announced", "node", node.ID, "endpoint", node.Endpoint.String())
+			if s.failure != nil || !s.listed {
+				r.others.unreadable = false // what was forbidden may be allowed by now
 			}
-			if failure != nil || !listed {
-				r.rivalry.blind = false // what was forbidden may be allowed by now
-			}
-			listed, doubt, failure = true, false, nil
-			retry.Reset()
+			s.succeeded(node, options.Logger)
 			timer.Reset(spread(options.Heartbeat))
 		case ctx.Err() != nil:
 			// The next turn leaves. What was under way may have arrived.
-			var unready notReadyError
-			doubt = doubt || !errors.As(err, &unready)
+			s.uncertain = s.uncertain || !unready(err)
 		default:
-			var unready notReadyError
-			if doubt = !errors.As(err, &unready); !doubt {
-				listed = false
-			}
-			if failure == nil || failure.Error() != err.Error() {
-				log.Warn("cannot announce; retrying", "node", node.ID, "error", err)
-			}
-			if failure == nil {
-				failing = time.Now()
-			}
-			failure = err
-			timer.Reset(min(retry.NextBackOff(), spread(options.Heartbeat)))
+			s.failed(err, node, options.Logger)
+			timer.Reset(min(s.retry.NextBackOff(), spread(options.Heartbeat)))
 		}
 	}
 }
 
+// standing is what a Registrar knows of its record.
+type standing struct {
+	listed    bool  // it stands, as far as is known
+	uncertain bool  // it may stand: an announcement that failed may have arrived
+	failure   error // why it could not be announced, as it was told last
+	failing   time.Time
+	retry     *backoff.ExponentialBackOff
+}
+
+// succeeded notes that the record was renewed.
+func (s *standing) succeeded(n Node, log *slog.Logger) {
+	switch {
+	case s.failure != nil:
+		log.Info("announced again", "node", n.ID, "after", time.Since(s.failing))
+	case !s.listed:
+		log.Info("announced", "node", n.ID, "endpoint", n.Endpoint.String())
+	}
+	s.listed, s.uncertain, s.failure = true, false, nil
+	s.retry.Reset()
+}
+
+// failed notes why the record was not renewed. The same reason again is no news.
+func (s *standing) failed(err error, n Node, log *slog.Logger) {
+	if s.uncertain = !unready(err); !s.uncertain {
+		s.listed = false
+	}
+	if s.failure == nil || s.failure.Error() != err.Error() {
+		log.Warn("cannot announce; retrying", "node", n.ID, "error", err)
+	}
+	if s.failure == nil {
+		s.failing = time.Now()
+	}
+	s.failure = err
+}
+
 // beat renews the record once, or removes it, if it may stand, while the node is
 // not ready.
-func (r *Registrar) beat(ctx context.Context, n Node, o RegistrarOptions, stands bool) error {
+func (r *Registrar) beat(ctx context.Context, n Node, o RegistrarOptions) error {
 	if o.Ready != nil {
 		readyCtx, cancel := context.WithTimeout(ctx, min(callTimeout, o.TTL))
 		err := o.Ready(readyCtx)
@@ -235,7 +279,7 @@ func (r *Registrar) beat(ctx context.Context, n Node, o RegistrarOptions, stands
 			if ctx.Err() != nil {
 				return notReadyError{ctx.Err()}
 			}
-			if stands {
+			if r.standing.listed || r.standing.uncertain {
 				withdrawCtx, cancel := context.WithTimeout(ctx, callTimeout)
 				werr := r.announcer.Withdraw(withdrawCtx, n)
 				cancel()
@@ -286,19 +330,20 @@ func (l *loads) next(v float64, n Node, log *slog.Logger) float64 {
 // leave takes the node out of service in the order that costs no request, and
 // touches no record but its own: another process may have taken the id meanwhile,
 // as when a container is replaced.
-func (r *Registrar) leave(ctx context.Context, listed, doubt bool) error {
+func (r *Registrar) leave(ctx context.Context) error {
 	n, o := r.current()
-	ctx, cancel := context.WithTimeout(ctx, o.Drain+leaveTimeout)
+	drain, listed := *o.Drain, r.standing.listed
+	ctx, cancel := context.WithTimeout(ctx, drain+leaveTimeout)
 	defer cancel()
-	if o.Drain > 0 && (listed || doubt) {
-		wait := time.NewTimer(o.Drain)
+	if drain > 0 && (listed || r.standing.uncertain) {
+		wait := time.NewTimer(drain)
 		defer wait.Stop()
-		drainCtx, cancel := context.WithTimeout(ctx, max(leaveTimeout/2, o.Drain))
+		drainCtx, cancel := context.WithTimeout(ctx, max(leaveTimeout/2, drain))
 		own, err := r.announcer.Drain(drainCtx, draining(n))
 		cancel()
 		switch {
 		case err == nil && own:
-			o.Logger.Info("draining", "node", n.ID, "for", o.Drain)
+			o.Logger.Info("draining", "node", n.ID, "for", drain)
 		case err == nil && listed:
 			o.Logger.Info("leaving the record as it is: it is gone, or another process has taken the id", "node", n.ID)
 		case err != nil && listed:
@@ -319,11 +364,7 @@ func (r *Registrar) leave(ctx context.Context, listed, doubt bool) error {
 }
 
 // draining returns the node as it is announced before it leaves.
-func draining(n Node) Node {
-	n.Metadata = maps.Clone(n.Metadata)
-	n.Metadata[KeyState] = string(StateDraining)
-	return n
-}
+func draining(n Node) Node { return n.with(KeyState, string(StateDraining)) }
 
 func (r *Registrar) withdraw(ctx context.Context, n Node) error {
 	if err := r.announcer.Withdraw(ctx, n); err != nil {
@@ -337,6 +378,11 @@ type notReadyError struct{ error }
 
 func (e notReadyError) Error() string { return "not ready: " + e.error.Error() }
 func (e notReadyError) Unwrap() error { return e.error }
+
+func unready(err error) bool {
+	_, is := errors.AsType[notReadyError](err)
+	return is
+}
 
 // spread takes up to a tenth off a period, so that the heartbeats of a fleet
 // that started at once drift apart.

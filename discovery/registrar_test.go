@@ -170,6 +170,10 @@ func TestRegistrarOptions(t *testing.T) {
 		{"ttl too short", newNode("a"), discovery.RegistrarOptions{Heartbeat: time.Millisecond}, false},
 		{"ttl too long", newNode("a"), discovery.RegistrarOptions{TTL: 25 * time.Hour}, false},
 		{"heartbeat beyond all bounds", newNode("a"), discovery.RegistrarOptions{Heartbeat: math.MaxInt64}, false},
+		{"negative heartbeat", newNode("a"), discovery.RegistrarOptions{Heartbeat: -1, TTL: time.Second}, false},
+		{"negative ttl", newNode("a"), discovery.RegistrarOptions{TTL: -1}, false},
+		{"negative drain", newNode("a"), discovery.RegistrarOptions{Drain: new(time.Duration(-1))}, false},
+		{"no drain", newNode("a"), discovery.RegistrarOptions{Drain: new(time.Duration(0))}, true},
 		{"no id", newNode(""), discovery.RegistrarOptions{}, false},
 		{"no endpoint", discovery.Node{ID: "a"}, discovery.RegistrarOptions{}, false},
 		{"negative load", discovery.Node{ID: "a", Endpoint: newNode("a").Endpoint, Load: -1}, discovery.RegistrarOptions{}, false},
@@ -183,6 +187,15 @@ func TestRegistrarOptions(t *testing.T) {
 		if test.ok && err != nil || !test.ok && !errors.Is(err, discovery.ErrInvalid) {
 			t.Errorf("%s: %v", test.name, err)
 		}
+		if valid := test.o.Validate(test.node); fmt.Sprint(valid) != fmt.Sprint(err) {
+			t.Errorf("%s: NewRegistrar: %v, Validate: %v", test.name, err, valid)
+		}
+	}
+}
+
+func TestRegistrarNeedsAnAnnouncer(t *testing.T) {
+	if _, err := discovery.NewRegistrar(nil, newNode("a"), discovery.RegistrarOptions{}); !errors.Is(err, discovery.ErrInvalid) {
+		t.Errorf("without an announcer: %v", err)
 	}
 }
 
@@ -439,10 +452,10 @@ func TestRegistrarWipe(t *testing.T) {
 }
 
 func TestRegistrarLeaves(t *testing.T) {
-	for _, drain := range []time.Duration{-1, 100 * time.Millisecond, 0, 10 * time.Second} {
-		wait := max(drain, 0)
-		if drain == 0 {
-			wait = discovery.DefaultDrain
+	for _, drain := range []*time.Duration{nil, new(time.Duration(0)), new(100 * time.Millisecond), new(10 * time.Second)} {
+		wait := discovery.DefaultDrain
+		if drain != nil {
+			wait = *drain
 		}
 		for _, test := range []struct {
 			name  string
@@ -458,7 +471,7 @@ func TestRegistrarLeaves(t *testing.T) {
 				time.Sleep(time.Minute)
 			}, context.DeadlineExceeded, time.Second},
 		} {
-			t.Run(fmt.Sprint(test.name, " drain ", drain), func(t *testing.T) {
+			t.Run(fmt.Sprint(test.name, " drain ", wait), func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					m := discoverytest.NewMemory()
 					a := &recorder{Registry: m.Open()}
@@ -652,7 +665,7 @@ func TestRegistrarsReconnectSpreadOut(t *testing.T) {
 		m := discoverytest.NewMemory()
 		a := &recorder{Registry: m.Open()}
 		for i := range registrars {
-			register(t, a, newNode(fmt.Sprintf("n%03d", i)), discovery.RegistrarOptions{Drain: -1})
+			register(t, a, newNode(fmt.Sprintf("n%03d", i)), discovery.RegistrarOptions{Drain: new(time.Duration(0))})
 		}
 		// burst returns the most calls that fall into any tenth of a second.
 		burst := func(calls []call) int {

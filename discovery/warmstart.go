@@ -142,15 +142,11 @@ func (l *loop) recall() {
 
 // remembered returns a node of the remembered list, not in use.
 func (l *loop) remembered(r remembered) *tracked {
-	lease := r.node.Lease()
-	if lease == 0 {
-		lease = l.ttl
-	}
 	v := new(liveness)
 	v.load.Store(math.Float64bits(r.node.Load))
 	v.heard.Store(int64(r.heard.Sub(processStart)))
 	v.renewed.Store(int64(now()))
-	return &tracked{entry: newEntry(r.node, lease, v), key: r.key}
+	return &tracked{entry: newEntry(r.node, r.node.LeaseOr(l.ttl), v), key: r.key}
 }
 
 // awaitRemembered is for a first listing that shows by silence nothing about anybody:

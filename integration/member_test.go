@@ -66,7 +66,7 @@ func (m *member) node(t *testing.T, kind string) discovery.Node {
 
 func (m *member) options(lease time.Duration) discovery.RegistrarOptions {
 	return discovery.RegistrarOptions{
-		Heartbeat: lease / 3, TTL: lease, Drain: lease / 6,
+		Heartbeat: lease / 3, TTL: lease, Drain: new(lease / 6),
 		Load: rand.Float64,
 		OnHeartbeat: func(err error) {
 			if err == nil {

@@ -555,7 +555,7 @@ func successorStays(s *suite) {
 		listed := make(chan struct{})
 		var once sync.Once
 		registrar, err := discovery.NewRegistrar(r, s.node(id), discovery.RegistrarOptions{
-			Drain: time.Second, Logger: s.logger(),
+			Drain: new(time.Second), Logger: s.logger(),
 			OnHeartbeat: func(err error) {
 				if err == nil {
 					once.Do(func() { close(listed) })
@@ -625,7 +625,7 @@ func successorStays(s *suite) {
 func leaveBeforeListed(s *suite) {
 	d := s.directory()
 	s.synced(d)
-	r, err := discovery.NewRegistrar(&slowAnswer{Announcer: s.open()}, s.node("a"), discovery.RegistrarOptions{Drain: 100 * time.Millisecond})
+	r, err := discovery.NewRegistrar(&slowAnswer{Announcer: s.open()}, s.node("a"), discovery.RegistrarOptions{Drain: new(100 * time.Millisecond)})
 	if err != nil {
 		s.Fatal(err)
 	}
@@ -890,7 +890,7 @@ func registrar(s *suite) {
 	s.synced(d)
 	n := s.node("a")
 	r, err := discovery.NewRegistrar(s.open(), n, discovery.RegistrarOptions{
-		Heartbeat: 100 * time.Millisecond, TTL: time.Second, Drain: 100 * time.Millisecond,
+		Heartbeat: 100 * time.Millisecond, TTL: time.Second, Drain: new(100 * time.Millisecond),
 		Logger: s.logger(),
 	})
 	if err != nil {
@@ -905,7 +905,7 @@ func registrar(s *suite) {
 	s.eventually("it is renewed", func() bool { return e.LastHeard().After(heard) })
 
 	n.Endpoint, _ = discovery.ParseEndpoint("http://10.0.0.8:5002")
-	if err := r.Update(n, discovery.RegistrarOptions{Heartbeat: 100 * time.Millisecond, Drain: 100 * time.Millisecond}); err != nil {
+	if err := r.Update(n, discovery.RegistrarOptions{Heartbeat: 100 * time.Millisecond, Drain: new(100 * time.Millisecond)}); err != nil {
 		s.Fatal(err)
 	}
 	s.until(d, "a moves", func(snap *discovery.Snapshot) bool {

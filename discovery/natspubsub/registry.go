@@ -139,7 +139,7 @@ func (r *Registry) Announce(ctx context.Context, n discovery.Node) error {
 		return fmt.Errorf("%s: %w", what, err)
 	}
 	// Who does not renew a record does not stand for it any more.
-	announced := &record{instance: n.Instance(), data: data, until: now.Add(lease(&n))}
+	announced := &record{instance: n.Instance(), data: data, until: now.Add(n.LeaseOr(discovery.DefaultTTL))}
 	return r.do(ctx, what, func(ctx context.Context, s *session) error {
 		subject, message := r.config.join(), data
 		if r.hasJoined(s, n.ID) {
@@ -167,7 +167,7 @@ func (r *Registry) Drain(ctx context.Context, n discovery.Node) (own bool, err e
 	if r.takenHere(n.ID, n.Instance()) {
 		return false, nil
 	}
-	announced := &record{instance: n.Instance(), data: data, until: now.Add(lease(&n))}
+	announced := &record{instance: n.Instance(), data: data, until: now.Add(n.LeaseOr(discovery.DefaultTTL))}
 	err = r.do(ctx, what, func(ctx context.Context, s *session) error {
 		// Never a join, with which a node comes rather than goes.
 		return r.say(ctx, s, n.ID, announced, r.config.heartbeat(), appendHeartbeat(nil, data, now), true)
@@ -234,14 +234,6 @@ func (r *Registry) Withdraw(ctx context.Context, n discovery.Node) error {
 			return s.link.Publish(r.config.leave(), message)
 		})
 	})
-}
-
-// lease returns how long a record counts unless it is renewed.
-func lease(n *discovery.Node) time.Duration {
-	if d := n.Lease(); d > 0 {
-		return d
-	}
-	return discovery.DefaultTTL
 }
 
 // publishing is what a guard of one message is concerned with.

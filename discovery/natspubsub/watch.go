@@ -293,7 +293,7 @@ func (t *translator) take(e discovery.Event) {
 		t.instances.note(e.ID, e.Node.Instance())
 		if h, found := t.aside.recall(e.ID); found {
 			t.aside.forget(e.ID)
-			if time.Since(h.heard) < lease(&e.Node) {
+			if time.Since(h.heard) < e.Node.LeaseOr(discovery.DefaultTTL) {
 				t.emit(discovery.Event{Type: discovery.Beat, ID: e.ID, Load: h.load})
 			}
 		}

@@ -126,7 +126,7 @@ func execute(ctx context.Context, pipe goredis.Pipeliner) error {
 
 // keyLease is how long a key stands that is not renewed, in whole seconds.
 func keyLease(n discovery.Node) time.Duration {
-	return (leaseOf(n) + time.Second - 1).Truncate(time.Second)
+	return (n.LeaseOr(discovery.DefaultTTL) + time.Second - 1).Truncate(time.Second)
 }
 
 func (l *keysLayout) Drain(ctx context.Context, n discovery.Node) (bool, error) {
@@ -676,7 +676,7 @@ func (v *keysView) found(r keyRead, l *keysLook) {
 		err = discovery.Forbid(fmt.Errorf("%w record: the key names another node, %q", discovery.ErrInvalid, id[:min(len(id), 64)]))
 	}
 	k.id, k.load, k.rejected = id, n.Load, err != nil
-	k.heard, k.renew = time.Now(), min(leaseOf(n)/3, maxRenew)
+	k.heard, k.renew = time.Now(), min(n.LeaseOr(discovery.DefaultTTL)/3, maxRenew)
 	if err != nil {
 		v.w.emit(discovery.Event{Type: discovery.Rejected, ID: id, Key: r.key, Err: err})
 		return

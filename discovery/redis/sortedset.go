@@ -81,7 +81,7 @@ func (l *sortedSet) Announce(ctx context.Context, n discovery.Node) error {
 	}
 	return l.r.do(ctx, func(ctx context.Context) error {
 		_, err := announceScript.run(ctx, l.r.commands, l.keys(),
-			n.ID, digest(n), record, leaseOf(n).Milliseconds(), l.r.config.History, rand.Text())
+			n.ID, digest(n), record, n.LeaseOr(discovery.DefaultTTL).Milliseconds(), l.r.config.History, rand.Text())
 		return err
 	})
 }
@@ -93,7 +93,7 @@ func (l *sortedSet) Drain(ctx context.Context, n discovery.Node) (bool, error) {
 	}
 	return l.r.changed(ctx, func(ctx context.Context) (any, error) {
 		return announceScript.run(ctx, l.r.commands, l.keys(),
-			n.ID, digest(n), record, leaseOf(n).Milliseconds(), l.r.config.History, rand.Text(), n.Instance())
+			n.ID, digest(n), record, n.LeaseOr(discovery.DefaultTTL).Milliseconds(), l.r.config.History, rand.Text(), n.Instance())
 	})
 }
 
@@ -119,13 +119,6 @@ func digest(n discovery.Node) string {
 	h := fnv.New64a()
 	_, _ = h.Write(record)
 	return fmt.Sprintf("%016x", h.Sum64())
-}
-
-func leaseOf(n discovery.Node) time.Duration {
-	if d := n.Lease(); d > 0 {
-		return d
-	}
-	return discovery.DefaultTTL
 }
 
 func (l *sortedSet) Withdraw(ctx context.Context, n discovery.Node) error {

@@ -110,7 +110,7 @@ func register(ctx context.Context, url string, n discovery.Node, tell func(strin
 	registrar, err := discovery.NewRegistrar(&witness{Announcer: registry, tell: tell}, n, discovery.RegistrarOptions{
 		Heartbeat: heartbeat,
 		TTL:       lease,
-		Drain:     drain,
+		Drain:     new(drain),
 	})
 	if err != nil {
 		return err
