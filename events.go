@@ -55,7 +55,7 @@ func eventOf(c *discovery.Change) string {
 	case discovery.ChangeEjected:
 		return eventNodeUnhealthy
 	case discovery.ChangeRestored:
-		if c.Entry.State() != stateRestored {
+		if c.Entry.State() != discovery.StateRestored {
 			return eventNodeHealthy
 		}
 	}

@@ -17,11 +17,12 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
+	views "github.com/caddy-discovery/caddy-discovery/internal/view"
 )
 
 // completeStates offers the states of nodes where a flag wants one.
 func completeStates(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
-	return nodeStates, cobra.ShellCompDirectiveNoFileComp
+	return views.States, cobra.ShellCompDirectiveNoFileComp
 }
 
 func nodesCommand() *cobra.Command {
@@ -49,49 +50,50 @@ prints what the admin API does.`,
 	cmd.Flags().StringVar(&state, "state", "", "only nodes in this `state`")
 	_ = cmd.RegisterFlagCompletionFunc("state", completeStates)
 	return command(cmd, func(ctx context.Context, cmd *cobra.Command, _ []string) error {
-		if state != "" && !slices.Contains(nodeStates, state) {
-			return fmt.Errorf("--state: unknown state %q, want one of %s", state, strings.Join(nodeStates, ", "))
+		if state != "" && !slices.Contains(views.States, state) {
+			return fmt.Errorf("--state: unknown state %q, want one of %s", state, strings.Join(views.States, ", "))
 		}
 		return flags.follow(ctx, func(_ context.Context, registry discovery.Registry, d *discovery.Directory) error {
 			out := bufio.NewWriter(cmd.OutOrStdout())
 			defer out.Flush()
-			var views []nodeView
+			var nodes []views.Node
 			for _, e := range d.Snapshot().Nodes() {
 				if service == "" || e.Node.Service() == service {
-					v := viewNode(registry.String(), e, nil)
-					if v.State == stateHeld {
+					v := views.OfNode(registry.String(), e, nil)
+					if v.State == string(discovery.StateHeld) {
 						v.Reason = "its lease ran out with that of many others; proxies ask it whether it still accepts connections"
 					}
 					if e.Named() {
 						v.Address = e.Node.Endpoint.Address() // nobody looks it up
 					}
-					views = append(views, v)
+					nodes = append(nodes, v)
 				}
 			}
 			if service == "" {
 				for _, r := range d.Status().Rejections {
-					views = append(views, viewRejection(registry.String(), r))
+					nodes = append(nodes, views.OfRejection(registry.String(), r))
 				}
 			}
-			views = slices.DeleteFunc(views, func(v nodeView) bool { return state != "" && v.State != state })
+			nodes = slices.DeleteFunc(nodes, func(v views.Node) bool { return state != "" && v.State != state })
 			if asJSON {
-				a := newArray(out)
-				for _, v := range views {
-					a.add(v)
+				a := views.NewArray(out)
+				for _, v := range nodes {
+					a.Add(v)
 				}
-				return a.end()
+				a.End()
+				return nil
 			}
-			printNodes(out, views)
+			printNodes(out, nodes)
 			return nil
 		})
 	})
 }
 
-func printNodes(w io.Writer, nodes []nodeView) {
+func printNodes(w io.Writer, nodes []views.Node) {
 	t := newTable(w, "ID", "SERVICE", "ENDPOINT", "STATE", "WEIGHT", "LOAD", "LEASE", "HEARD", "MORE")
 	defer t.flush()
 	for _, n := range nodes {
-		if n.State == stateRejected {
+		if n.State == views.StateRejected {
 			t.row(n.ID, "", "", n.State, "", "", "", "", n.Reason)
 			continue
 		}
@@ -99,8 +101,8 @@ func printNodes(w io.Writer, nodes []nodeView) {
 		if more == "" {
 			more = otherMetadata(n.Metadata)
 		}
-		t.row(n.ID, n.Service, n.Endpoint, n.State, strconv.FormatFloat(n.weight, 'g', 3, 64), strconv.FormatFloat(n.Load, 'g', 3, 64),
-			age(time.Duration(n.LeaseLeft*float64(time.Second))), age(time.Since(n.LastHeard))+" ago", more)
+		t.row(n.ID, n.Service, n.Endpoint, n.State, strconv.FormatFloat(n.Weight, 'g', 3, 64), strconv.FormatFloat(n.Load, 'g', 3, 64),
+			age(views.Duration(n.LeaseLeft)), age(time.Since(n.LastHeard))+" ago", more)
 	}
 }
 
@@ -161,12 +163,12 @@ interrupted, and one when the registry is lost or found.`,
 						began = true // the line above says so
 						continue
 					}
-					if c.Listed || (id != "" && c.ID != id && aboutNode(c.Type)) {
+					if c.Listed || (id != "" && c.ID != id && views.AboutNode(c.Type)) {
 						continue
 					}
 					var err error
 					if asJSON {
-						err = encoder.Encode(viewChange(registry.String(), c))
+						err = encoder.Encode(views.OfChange(registry.String(), c))
 					} else {
 						_, err = fmt.Fprintln(cmd.OutOrStdout(), changeLine(c))
 					}
@@ -306,7 +308,7 @@ code 1 if one of them is not being watched right now.`,
 		if err != nil {
 			return err
 		}
-		var registries []registryView
+		var registries []views.Registry
 		if err := askRunning(admin, "/discovery/registries", &registries); err != nil {
 			return err
 		}
@@ -319,14 +321,14 @@ code 1 if one of them is not being watched right now.`,
 		}
 		for _, r := range registries {
 			if !r.Connected {
-				return fmt.Errorf("%s has not been watched for %s", r.Registry, age(time.Duration(r.StaleFor*float64(time.Second))))
+				return fmt.Errorf("%s has not been watched for %s", r.Registry, age(views.Duration(r.StaleFor)))
 			}
 		}
 		return nil
 	})
 }
 
-func printStatus(w io.Writer, admin string, registries []registryView) error {
+func printStatus(w io.Writer, admin string, registries []views.Registry) error {
 	if len(registries) == 0 {
 		fmt.Fprintln(w, "the running config watches no registry")
 		return nil
@@ -347,7 +349,7 @@ func printStatus(w io.Writer, admin string, registries []registryView) error {
 	for _, r := range registries {
 		connected := "yes"
 		if !r.Connected {
-			connected = "no, for " + age(time.Duration(r.StaleFor*float64(time.Second)))
+			connected = "no, for " + age(views.Duration(r.StaleFor))
 		}
 		synced := "yes"
 		switch {
@@ -361,7 +363,7 @@ func printStatus(w io.Writer, admin string, registries []registryView) error {
 			event = age(time.Since(*r.LastEvent)) + " ago"
 		}
 		var counts []string
-		for _, state := range nodeStates {
+		for _, state := range views.States {
 			if n := states[r.Registry][state]; n > 0 {
 				counts = append(counts, fmt.Sprintf("%d %s", n, state))
 			}

@@ -16,4 +16,5 @@ func init() {
 	caddy.RegisterModule(backend.NATS{})
 	caddy.RegisterModule(backend.Redis{})
 	caddy.RegisterModule(Admin{})
+	caddy.RegisterModule(new(StatusPage))
 }

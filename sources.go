@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
+	views "github.com/caddy-discovery/caddy-discovery/internal/view"
 )
 
 // sources are those of all running configs, in the order in which they started.
@@ -32,29 +33,31 @@ func (u *Upstreams) delist() {
 	sources.running = slices.DeleteFunc(sources.running, func(r *Upstreams) bool { return r == u })
 }
 
-// namedSource is a source and what to call it.
-type namedSource struct {
-	*Upstreams
-	name string
-	wish wish
-}
-
 // sourcesOf returns the running sources of each directory. Those that ask for the
 // same are told apart by a number.
-func sourcesOf() map[*sharedDirectory][]namedSource {
+func sourcesOf() map[*sharedDirectory][]views.Source {
 	sources.Lock()
 	running := slices.Clone(sources.running)
 	sources.Unlock()
-	byDirectory := make(map[*sharedDirectory][]namedSource)
+	byDirectory := make(map[*sharedDirectory][]views.Source)
 	times := make(map[string]int)
 	for _, u := range running {
 		name := u.describe()
 		if times[name]++; times[name] > 1 {
 			name = fmt.Sprintf("%s #%d", name, times[name])
 		}
-		byDirectory[u.directory] = append(byDirectory[u.directory], namedSource{u, name, u.certainWish()})
+		byDirectory[u.directory] = append(byDirectory[u.directory], u.view(name))
 	}
 	return byDirectory
+}
+
+// view returns the source as people look at it.
+func (u *Upstreams) view(name string) views.Source {
+	certain := u.certainWish()
+	return views.Source{Name: name, Standing: func(e *discovery.Entry) (string, bool) {
+		reason := u.standing(e, certain)
+		return reason, strings.HasPrefix(reason, views.StateUnhealthy)
+	}}
 }
 
 // describe says in a few words which nodes the source asks for.
@@ -91,12 +94,12 @@ func varies(s string) bool { return strings.Contains(s, "{") }
 
 // standing returns why no request gets the node by this source; "" if some
 // requests do.
-func (s namedSource) standing(e *discovery.Entry) string {
-	if s.Service != "" && !varies(s.Service) && e.Node.Service() != s.Service {
+func (u *Upstreams) standing(e *discovery.Entry, certain wish) string {
+	if u.Service != "" && !varies(u.Service) && e.Node.Service() != u.Service {
 		return "service"
 	}
-	if s.MaxStale > 0 && s.directory.Stale() > time.Duration(s.MaxStale) {
+	if u.MaxStale > 0 && u.directory.Stale() > time.Duration(u.MaxStale) {
 		return "max_stale"
 	}
-	return s.obstacle(e, s.wish)
+	return u.obstacle(e, certain)
 }

@@ -286,7 +286,7 @@ func TestStatusPage(t *testing.T) {
 	if resp.StatusCode != http.StatusServiceUnavailable || resp.Header.Get("Retry-After") == "" {
 		t.Errorf("the third stream: %s, headers %v", resp.Status, resp.Header)
 	}
-	load(t, config+"# again")
+	reload(t, config+"# again", url)
 	for _, s := range []*sse{s, second} {
 		for s.scan.Scan() {
 		}

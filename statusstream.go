@@ -1,0 +1,349 @@
+package caddydiscovery
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"iter"
+	"net/http"
+	"reflect"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
+	"github.com/caddy-discovery/caddy-discovery/discovery"
+	views "github.com/caddy-discovery/caddy-discovery/internal/view"
+)
+
+const (
+	// streamWriteTimeout is how long a reader may take for what is sent to him before
+	// he counts as gone.
+	streamWriteTimeout = 10 * time.Second
+	// vitalsInterval is how often the page is told of heartbeats, changeInterval at
+	// most how often of changes.
+	vitalsInterval = time.Second
+	changeInterval = 50 * time.Millisecond
+	// nodesAtOnce is how many nodes one event carries, journalAtFirst how many entries
+	// of the journals a new reader gets.
+	nodesAtOnce    = 500
+	journalAtFirst = 300
+)
+
+// streams counts the pages that are kept up to date.
+var streams atomic.Int64
+
+// serveStream keeps one page up to date until its reader or the config is gone.
+func (p *StatusPage) serveStream(w http.ResponseWriter, r *http.Request) error {
+	if streams.Add(1) > int64(p.MaxStreams) {
+		streams.Add(-1)
+		w.Header().Set("Retry-After", "10")
+		return caddyhttp.Error(http.StatusServiceUnavailable, fmt.Errorf("%d pages are being kept up to date already; max_streams allows more", p.MaxStreams))
+	}
+	defer streams.Add(-1)
+	w.Header().Set("Content-Type", "text/event-stream")
+	w.Header().Set("X-Accel-Buffering", "no") // of proxies in front
+	w.WriteHeader(http.StatusOK)
+	if r.Method == http.MethodHead {
+		return nil
+	}
+	s := &statusStream{eventWriter: eventWriter{w: w, control: http.NewResponseController(w)}}
+	s.run(r.Context().Done(), p.stopping)
+	return nil
+}
+
+// eventWriter writes server-sent events.
+type eventWriter struct {
+	w       http.ResponseWriter
+	control *http.ResponseController
+	out     bytes.Buffer
+}
+
+// send adds an event to what is sent next.
+func (w *eventWriter) send(name string, v any) {
+	data, err := json.Marshal(v)
+	if err != nil {
+		data = []byte("null") // views hold nothing that cannot be encoded
+	}
+	fmt.Fprintf(&w.out, "event: %s\ndata: %s\n\n", name, data)
+}
+
+// flush sends what was added, and reports whether the reader took it.
+func (w *eventWriter) flush() bool {
+	if w.out.Len() == 0 {
+		return true
+	}
+	// Not every connection can limit how long a write takes.
+	_ = w.control.SetWriteDeadline(time.Now().Add(streamWriteTimeout))
+	_, err := w.w.Write(w.out.Bytes())
+	w.out.Reset()
+	return err == nil && w.control.Flush() == nil
+}
+
+// statusStream keeps one page up to date by these events:
+//
+//	hello       forget everything
+//	registries  all of them
+//	nodes       these are new, or their records are
+//	gone        these are not there any more
+//	rejected    all rejected records of a registry
+//	vitals      heartbeats, and changes of health
+//	journal     more of it
+//	ready       that was all there is for now
+//
+// It belongs to the goroutine of the request.
+type statusStream struct {
+	eventWriter
+	followed []*followedDirectory
+}
+
+// followedDirectory is what the page knows of a directory.
+type followedDirectory struct {
+	*sharedDirectory
+	snapshot   *discovery.Snapshot
+	rejections []discovery.Rejection
+	number     uint64 // of the last change of the journal
+	vitals     map[*discovery.Entry]vitalSigns
+}
+
+// vitalSigns is what a heartbeat or a health check changes.
+type vitalSigns struct {
+	heard         time.Time
+	load          float64
+	state, reason string
+}
+
+func vitalSignsOf(e *discovery.Entry, sources []views.Source) vitalSigns {
+	state, reason := views.StateOf(e, sources)
+	return vitalSigns{e.LastHeard(), e.Load(), state, reason}
+}
+
+type statusNode struct {
+	Directory int     `json:"r"`
+	Lease     float64 `json:"lease"`
+	Weight    float64 `json:"weight"`
+	views.Node
+}
+
+type statusVitals struct {
+	Directory int              `json:"r"`
+	ID        string           `json:"id"`
+	Load      float64          `json:"load"`
+	LeaseLeft float64          `json:"lease_left"`
+	State     string           `json:"state"`
+	Reason    string           `json:"reason"`
+	Sources   []views.Standing `json:"sources"`
+}
+
+type statusGone struct {
+	Directory int    `json:"r"`
+	ID        string `json:"id"`
+}
+
+type statusRejected struct {
+	Directory int          `json:"r"`
+	Nodes     []statusNode `json:"nodes"`
+}
+
+// run sends what there is, and then what changes, until one of the channels is closed
+// or the reader is gone.
+func (s *statusStream) run(ended, stopping <-chan struct{}) {
+	s.out.WriteString("retry: 1000\n\n")
+	s.send("hello", struct{}{})
+	s.follow(runningDirectories())
+	if !s.sendChanges() {
+		return
+	}
+	s.send("ready", struct{}{})
+	tick := time.NewTicker(vitalsInterval)
+	defer tick.Stop()
+	pause := time.NewTimer(0)
+	defer pause.Stop()
+	for s.flush() {
+		pause.Reset(changeInterval)
+		select {
+		case <-ended:
+			return
+		case <-stopping:
+			return
+		case <-pause.C:
+		}
+		open, ticked := s.wait(ended, stopping, tick.C)
+		if !open {
+			return
+		}
+		if ticked {
+			s.sendRegistries()
+			s.sendVitals()
+		}
+		if !s.sendChanges() {
+			return
+		}
+	}
+}
+
+// wait returns when there are changes, when the tick comes, or when one of the first
+// two channels is closed, after which the stream is not open any more.
+func (s *statusStream) wait(ended, stopping <-chan struct{}, tick <-chan time.Time) (open, ticked bool) {
+	cases := make([]reflect.SelectCase, 0, 3+2*len(s.followed))
+	on := func(channel any) int {
+		cases = append(cases, reflect.SelectCase{Dir: reflect.SelectRecv, Chan: reflect.ValueOf(channel)})
+		return len(cases) - 1
+	}
+	endedCase, stoppingCase, tickCase := on(ended), on(stopping), on(tick)
+	for _, d := range s.followed {
+		_, more := d.Journal().Since(d.number)
+		on(d.snapshot.Superseded())
+		on(more)
+	}
+	chosen, _, _ := reflect.Select(cases)
+	return chosen != endedCase && chosen != stoppingCase, chosen == tickCase
+}
+
+// follow begins with the directories: what they are, and the newest of what became
+// of their nodes.
+func (s *statusStream) follow(directories []*sharedDirectory) {
+	last := make(map[*sharedDirectory]uint64)
+	for _, d := range directories {
+		last[d] = d.Journal().Last()
+		s.followed = append(s.followed, &followedDirectory{
+			sharedDirectory: d, snapshot: new(discovery.Snapshot), number: last[d], vitals: make(map[*discovery.Entry]vitalSigns),
+		})
+	}
+	s.sendRegistries()
+	changes := newestChanges(directories, journalAtFirst, func(d *sharedDirectory, c *discovery.Change) bool { return c.Number <= last[d] })
+	slices.Reverse(changes)
+	s.send("journal", changes)
+}
+
+func (s *statusStream) sendRegistries() {
+	registries := make([]views.Registry, len(s.followed))
+	for i, d := range s.followed {
+		registries[i] = d.view()
+	}
+	s.send("registries", registries)
+}
+
+// sendChanges sends how the directories differ from what was sent before, and reports
+// whether the reader is still there.
+func (s *statusStream) sendChanges() bool {
+	sources := sourcesOf()
+	for i, d := range s.followed {
+		s.sendJournal(d)
+		if next := d.Snapshot(); next != d.snapshot {
+			if !s.sendDifference(i, d, next, sources[d.sharedDirectory]) {
+				return false
+			}
+			d.snapshot = next
+		}
+		if rejections := d.Status().Rejections; !sameSlice(rejections, d.rejections) {
+			d.rejections = rejections
+			m := statusRejected{Directory: i, Nodes: make([]statusNode, len(rejections))}
+			for j, r := range rejections {
+				m.Nodes[j] = statusNode{Directory: i, Node: views.OfRejection(d.name(), r)}
+			}
+			s.send("rejected", m)
+		}
+	}
+	return true
+}
+
+// sendJournal sends what has become of the nodes of a directory.
+func (s *statusStream) sendJournal(d *followedDirectory) {
+	for {
+		changes, _ := d.Journal().Since(d.number)
+		if changes == nil {
+			return
+		}
+		shown := make([]views.Change, len(changes))
+		for i, c := range changes {
+			d.number, shown[i] = c.Number, views.OfChange(d.name(), c)
+		}
+		s.send("journal", shown)
+	}
+}
+
+// sendDifference sends how the next snapshot of a directory differs from the one
+// before, and reports whether the reader is still there.
+func (s *statusStream) sendDifference(i int, d *followedDirectory, next *discovery.Snapshot, sources []views.Source) bool {
+	var gone []statusGone
+	var nodes []statusNode
+	name := d.name()
+	for was, is := range differences(d.snapshot.Nodes(), next.Nodes()) {
+		if was != nil {
+			delete(d.vitals, was)
+		}
+		if is == nil {
+			gone = append(gone, statusGone{i, was.Node.ID})
+			continue
+		}
+		nodes = append(nodes, statusNode{i, views.Seconds(is.LeaseEnd().Sub(is.LastHeard())), is.Weight(), views.OfNode(name, is, sources)})
+		d.vitals[is] = vitalSignsOf(is, sources)
+		if len(nodes) == nodesAtOnce {
+			s.send("nodes", nodes)
+			nodes = nodes[:0]
+			if !s.flush() {
+				return false
+			}
+		}
+	}
+	if len(gone) > 0 {
+		s.send("gone", gone)
+	}
+	if len(nodes) > 0 {
+		s.send("nodes", nodes)
+	}
+	return true
+}
+
+// differences yields the entries that two sorted lists have for one id, nil where one
+// has none, unless they are the same: entries never change.
+func differences(was, is []*discovery.Entry) iter.Seq2[*discovery.Entry, *discovery.Entry] {
+	return func(yield func(was, is *discovery.Entry) bool) {
+		for len(was) > 0 || len(is) > 0 {
+			var before, now *discovery.Entry
+			if len(is) == 0 || len(was) > 0 && was[0].Node.ID <= is[0].Node.ID {
+				before = was[0]
+			}
+			if len(was) == 0 || len(is) > 0 && is[0].Node.ID <= was[0].Node.ID {
+				now = is[0]
+			}
+			if before != nil {
+				was = was[1:]
+			}
+			if now != nil {
+				is = is[1:]
+			}
+			if before != now && !yield(before, now) {
+				return
+			}
+		}
+	}
+}
+
+// sendVitals sends which nodes were heard since, or are in another state.
+func (s *statusStream) sendVitals() {
+	sources := sourcesOf()
+	var vitals []statusVitals
+	for i, d := range s.followed {
+		of := sources[d.sharedDirectory]
+		for _, e := range d.snapshot.Nodes() {
+			signs := vitalSignsOf(e, of)
+			if signs == d.vitals[e] {
+				continue
+			}
+			d.vitals[e] = signs
+			v := views.OfNode("", e, of)
+			vitals = append(vitals, statusVitals{i, v.ID, v.Load, v.LeaseLeft, v.State, v.Reason, v.Sources})
+		}
+	}
+	if len(vitals) > 0 {
+		s.send("vitals", vitals)
+	}
+}
+
+// sameSlice reports whether two slices are one.
+func sameSlice[T any](a, b []T) bool {
+	return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0])
+}
