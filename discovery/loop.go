@@ -20,9 +20,10 @@ type loop struct {
 	location   location
 	resolver   *resolver
 	reacher    *reacher
-	prober     prober
+	prober     *prober
+	saver      *saver
+	restorer   *restorer
 	guard
-	warm
 
 	expiry   *time.Timer    // when the first lease may run out
 	verifies tasks[verdict] // at most one
@@ -53,16 +54,16 @@ func newLoop(d *Directory) *loop {
 		reacher:    newReacher(d.dialer),
 		prober:     newProber(d.dialer),
 		guard:      newGuard(),
-		warm:       d.newWarm(),
+		saver:      newSaver(d.warmStart, d.log),
 		expiry:     stoppedTimer(),
 		verifies:   newTasks[verdict](1),
 	}
+	l.restorer = newRestorer(l.prober, d.ttl, l.overrides.of, l.publisher.restore, &d.journal)
 	l.locateRegistry()
 	return l
 }
 
 func (l *loop) run(ctx context.Context) error {
-	l.load()
 	l.startWatch(ctx)
 	for {
 		select {
@@ -91,17 +92,21 @@ func (l *loop) run(ctx context.Context) error {
 			}
 		case f := <-l.failures:
 			l.onFailure(f)
-		case m := <-l.loaded:
-			l.remember(m)
+		case list := <-l.saver.loads.done:
+			for list := range l.saver.loads.take(list) {
+				l.onLoad(list)
+			}
 		case <-l.restore:
-			l.wanted = true
-			l.recall()
-		case <-l.redial.C:
-			l.recallAgain()
-		case <-l.save.C:
-			l.write()
-		case s := <-l.saved:
-			l.written(s)
+			l.restorer.wanted = true
+			l.beginRestore()
+		case <-l.restorer.timer.C:
+			l.restorer.probeDue()
+		case <-l.saver.timer.C:
+			l.saver.save(l.watch.listed, l.savedList)
+		case s := <-l.saver.saves.done:
+			for s := range l.saver.saves.take(s) {
+				l.saver.saved(s)
+			}
 		case <-l.resolver.tick.C:
 			l.resolver.refresh()
 		case <-l.resolver.crowded.C:
@@ -204,7 +209,7 @@ func (l *loop) publish() {
 	if !l.watch.listedOnce() {
 		l.publisher.publishRestored()
 	} else if l.publisher.publish(!l.awaitsAnswers()) {
-		l.keep()
+		l.saver.changed()
 	}
 }
 
@@ -212,7 +217,7 @@ func (l *loop) publish() {
 // listing: what host names stand for, who of the overdue accepts connections, and what
 // operators had decided.
 func (l *loop) awaitsAnswers() bool {
-	return l.resolver.untried > 0 || l.reacher.busy() || l.prober.busy() || l.loading && l.overrides.known.IsZero()
+	return l.resolver.untried > 0 || l.reacher.busy() || l.prober.busy() || l.saver.loading() && l.overrides.known.IsZero()
 }
 
 // stop ends the goroutines that run started, and waits for them.
@@ -226,7 +231,8 @@ func (l *loop) stop() {
 	l.prober.wait()
 	l.resolver.stop()
 	l.reacher.wait()
-	l.stopRemembering()
+	l.restorer.timer.Stop()
+	l.saver.stop(l.watch.listed, l.savedList)
 }
 
 func stoppedTimer() *time.Timer {

@@ -32,7 +32,7 @@ func (l *loop) apply(e Event) {
 		}
 		l.accept(e)
 		l.forget(e)
-		l.recant(e)
+		l.restorer.dropRecord(rejectionKey(e))
 		if t != nil {
 			l.remove(t, ChangeLeft, "its record was removed")
 		}
@@ -270,9 +270,9 @@ func (l *loop) reject(e Event) {
 	t, final := l.table.of(&e), errors.Is(e.Err, ErrForbidden)
 	if final {
 		l.forget(e)
-		l.recant(e)
-	} else if m := l.memory.byRecord[rejectionKey(e)]; m != nil {
-		m.unread, m.watch = e.Err, l.watch.number // not every rejection is kept
+		l.restorer.dropRecord(rejectionKey(e))
+	} else {
+		l.restorer.reject(rejectionKey(e), e.Err, l.watch.number) // not every rejection is kept
 	}
 	gone := t != nil && final
 	switch {
@@ -304,9 +304,7 @@ func (l *loop) refuse(t *tracked, err error) {
 // accept forgets that the record was rejected: it is good, or it is gone.
 func (l *loop) accept(e Event) {
 	record := rejectionKey(e)
-	if m := l.memory.byRecord[record]; m != nil {
-		m.unread = nil
-	}
+	l.restorer.reject(record, nil, l.watch.number)
 	l.rejections.remove(record)
 }
 

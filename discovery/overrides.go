@@ -76,7 +76,7 @@ func (l *loop) setOverrides(all map[string]Override) {
 	}
 	l.applyOverrides()
 	if l.watch.listedOnce() && !maps.EqualFunc(old, l.overrides.all, Override.Equal) {
-		l.keep()
+		l.saver.changed()
 	}
 }
 
@@ -90,12 +90,7 @@ func (l *loop) applyOverrides() {
 }
 
 func (l *loop) applyOverride(id string) {
-	if t := l.memory.byID[id]; t != nil && t.doubt == restored {
-		if next := t.entry.under(l.overrides.of(id)); next != t.entry {
-			t.entry = next.in(restored)
-			l.publisher.restored[id] = t.entry
-		}
-	}
+	l.restorer.overridden(id)
 	t := l.table.nodes[id]
 	if t == nil {
 		return

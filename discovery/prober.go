@@ -36,7 +36,7 @@ type answer struct {
 	err       error        // why the node accepts no connection
 }
 
-func newProber(d dialer) prober { return prober{dialer: d, tasks: newTasks[answer](maxProbes)} }
+func newProber(d dialer) *prober { return &prober{dialer: d, tasks: newTasks[answer](maxProbes)} }
 
 // ask has a node dialled as soon as there is room for it, and then called with the
 // answer by deliver.

@@ -58,6 +58,9 @@ func (p *publisher) change(id string, e *Entry) {
 	p.changed[id] = e
 }
 
+// restore notes how a restored node is shown before the first listing, nil if it is gone.
+func (p *publisher) restore(id string, e *Entry) { p.restored[id] = e }
+
 // discard forgets what a listing showed that did not come to its end.
 func (p *publisher) discard() { clear(p.changed) }
 

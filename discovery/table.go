@@ -37,8 +37,6 @@ type tracked struct {
 	counted   counted       // as what it is counted
 	alone     time.Duration // since when it is in doubt though most others are heard, 0 if it is not
 	expired   bool          // its record ran out in the batch of events under way
-	// Why the running listing rejected its record, of one that is not in use yet.
-	unread error
 
 	neighbour neighbour
 	conflict  idConflict

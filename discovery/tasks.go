@@ -35,9 +35,20 @@ func (t *tasks[R]) take(first R) iter.Seq[R] {
 	}
 }
 
-// wait waits for those that are running, and drops what they return.
+// rest waits for those that are running, and yields what they return.
+func (t *tasks[R]) rest() iter.Seq[R] {
+	return func(yield func(R) bool) {
+		for t.running > 0 {
+			t.running--
+			if !yield(<-t.done) {
+				return
+			}
+		}
+	}
+}
+
+// wait waits for those that are running.
 func (t *tasks[R]) wait() {
-	for ; t.running > 0; t.running-- {
-		<-t.done
+	for range t.rest() {
 	}
 }

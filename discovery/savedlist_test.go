@@ -12,10 +12,10 @@ import (
 	"time"
 )
 
-func testMemento(tb testing.TB) []byte {
+func testList(tb testing.TB) []byte {
 	tb.Helper()
 	at := time.Date(2025, 10, 10, 12, 0, 0, 0, time.UTC)
-	m := memento{Registry: "r", Written: at, Epoch: "e", Revision: 7, Overrides: at, overrides: map[string]Override{
+	m := savedList{Registry: "r", Written: at, Epoch: "e", Revision: 7, Overrides: at, overrides: map[string]Override{
 		"orders-00001": {State: StateDraining}, "é.1": {State: StateUp, Until: at},
 	}}
 	for i := range 3 {
@@ -23,18 +23,18 @@ func testMemento(tb testing.TB) []byte {
 		if err != nil {
 			tb.Fatal(err)
 		}
-		m.nodes = append(m.nodes, remembered{key: "node." + n.ID, heard: at.Add(-time.Second), node: n})
+		m.nodes = append(m.nodes, savedNode{key: "node." + n.ID, heard: at.Add(-time.Second), node: n})
 	}
 	var b bytes.Buffer
-	if err := m.write(&b); err != nil {
+	if err := m.encode(&b); err != nil {
 		tb.Fatal(err)
 	}
 	return b.Bytes()
 }
 
-func TestMementoRoundTrip(t *testing.T) {
-	data := testMemento(t)
-	m, err := readMemento(bytes.NewReader(data))
+func TestSavedListRoundTrip(t *testing.T) {
+	data := testList(t)
+	m, err := decodeList(bytes.NewReader(data))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -52,16 +52,16 @@ func TestMementoRoundTrip(t *testing.T) {
 		t.Errorf("a node came back as %+v, want %+v", m.nodes[0].node, want)
 	}
 	var again bytes.Buffer
-	if err := m.write(&again); err != nil || !bytes.Equal(again.Bytes(), data) {
+	if err := m.encode(&again); err != nil || !bytes.Equal(again.Bytes(), data) {
 		t.Errorf("written again, it differs: %v", err)
 	}
 }
 
-// An override that cannot be costs nobody else what was remembered: it is not written,
+// An override that cannot be costs nobody else what was savedNode: it is not written,
 // and where a file has it its line alone is lost.
-func TestMementoWithBadOverride(t *testing.T) {
-	data := testMemento(t)
-	m, err := readMemento(bytes.NewReader(data))
+func TestSavedListWithBadOverride(t *testing.T) {
+	data := testList(t)
+	m, err := decodeList(bytes.NewReader(data))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -71,50 +71,50 @@ func TestMementoWithBadOverride(t *testing.T) {
 	}
 	m.overrides[long] = Override{State: StateDraining}
 	var b bytes.Buffer
-	if err := m.write(&b); err != nil || !bytes.Equal(b.Bytes(), data) {
+	if err := m.encode(&b); err != nil || !bytes.Equal(b.Bytes(), data) {
 		t.Errorf("it is written: %v", err)
 	}
 	for _, line := range []string{`{"override":"` + long + `","record":{"state":"draining"}}`, `{"override":"b","record":{"state":"odd"}}`} {
 		spoilt := bytes.Replace(data, []byte(`{"override":`), []byte(line+"\n"+`{"override":`), 1)
-		if m, err := readMemento(bytes.NewReader(withSum(spoilt))); err != nil || len(m.nodes) != 3 || len(m.overrides) != 2 {
+		if m, err := decodeList(bytes.NewReader(withSum(spoilt))); err != nil || len(m.nodes) != 3 || len(m.overrides) != 2 {
 			t.Errorf("with %.40s it is read as %+v, %v", line, m, err)
 		}
 	}
 }
 
 // Any byte that is changed, and any that is missing, is noticed.
-func TestMementoIsChecked(t *testing.T) {
-	data := testMemento(t)
+func TestSavedListIsChecked(t *testing.T) {
+	data := testList(t)
 	for i := range data {
-		if _, err := readMemento(bytes.NewReader(data[:i])); !errors.Is(err, ErrInvalid) {
+		if _, err := decodeList(bytes.NewReader(data[:i])); !errors.Is(err, ErrInvalid) {
 			t.Fatalf("cut off at %d: %v", i, err)
 		}
 		spoilt := bytes.Clone(data)
 		spoilt[i] ^= 1
-		if _, err := readMemento(bytes.NewReader(spoilt)); !errors.Is(err, ErrInvalid) {
+		if _, err := decodeList(bytes.NewReader(spoilt)); !errors.Is(err, ErrInvalid) {
 			t.Fatalf("byte %d changed from %q: %v", i, data[i], err)
 		}
 	}
 	for _, more := range []string{"\n", "{}\n", string(data)} {
-		if _, err := readMemento(strings.NewReader(string(data) + more)); !errors.Is(err, ErrInvalid) {
+		if _, err := decodeList(strings.NewReader(string(data) + more)); !errors.Is(err, ErrInvalid) {
 			t.Errorf("with %q behind it: %v", more, err)
 		}
 	}
-	if _, err := readMemento(strings.NewReader(strings.Repeat("x", 1<<20))); !errors.Is(err, ErrInvalid) {
+	if _, err := decodeList(strings.NewReader(strings.Repeat("x", 1<<20))); !errors.Is(err, ErrInvalid) {
 		t.Errorf("a line without end: %v", err)
 	}
 }
 
-// FuzzMemento holds that whatever is read as a warm-start file holds valid nodes
+// FuzzSavedList holds that whatever is read as a warm-start file holds valid nodes
 // only, and is written and read again alike.
-func FuzzMemento(f *testing.F) {
-	f.Add(testMemento(f))
+func FuzzSavedList(f *testing.F) {
+	f.Add(testList(f))
 	f.Add([]byte(`{"format":"caddy-discovery warm start 1"}` + "\n" + `{"sha256":""}` + "\n"))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		m, err := readMemento(bytes.NewReader(data))
+		m, err := decodeList(bytes.NewReader(data))
 		if err != nil {
 			// The interesting files have the right sum.
-			if m, err = readMemento(bytes.NewReader(withSum(data))); err != nil {
+			if m, err = decodeList(bytes.NewReader(withSum(data))); err != nil {
 				if !errors.Is(err, ErrInvalid) {
 					t.Errorf("error %v is not ErrInvalid", err)
 				}
@@ -132,10 +132,10 @@ func FuzzMemento(f *testing.F) {
 			}
 		}
 		var b bytes.Buffer
-		if err := m.write(&b); err != nil {
+		if err := m.encode(&b); err != nil {
 			return // a time that JSON cannot hold
 		}
-		again, err := readMemento(&b)
+		again, err := decodeList(&b)
 		if err != nil {
 			t.Fatalf("what was written cannot be read: %v", err)
 		}
