@@ -17,6 +17,7 @@ import (
 
 	"github.com/caddy-discovery/caddy-discovery/backend"
 	"github.com/caddy-discovery/caddy-discovery/discovery"
+	"github.com/caddy-discovery/caddy-discovery/internal/picker"
 )
 
 // provisionAccess makes the rules by which the source decides where an endpoint
@@ -71,9 +72,9 @@ func (u *Upstreams) meetTransport(transport any) {
 }
 
 // denied returns why the node's endpoint may not be used, "" if it may.
-func (u *Upstreams) denied(e *discovery.Entry) string {
+func (u *Upstreams) denied(e *discovery.Entry) picker.Reason {
 	if reason := u.rules.Check(e, u.directory.RegistryAddresses()); reason != "" {
-		return reason
+		return picker.Reason(reason)
 	}
 	// A name over TLS is resolved again when it is dialled. It is the certificate
 	// that says who is there then, or nothing does.
@@ -87,12 +88,6 @@ func (u *Upstreams) denied(e *discovery.Entry) string {
 // address that was checked; over TLS the name is kept, for its certificate.
 func (u *Upstreams) dial(e *discovery.Entry) string { return e.DialAddress(u.https) }
 
-// dialledAtAny reports whether one of the addresses is one at which the node is
-// dialled.
-func dialledAtAny(e *discovery.Entry, addresses *addressSet) bool {
-	return addresses.has(e.Address()) || e.Named() && addresses.has(e.Node.Endpoint.Address())
-}
-
 // permits reports whether a request through any of the sources of the directory
 // could reach the node: what none of them asks for or may reach is not probed, and
 // that it is gone says nothing about those that are used.
@@ -100,7 +95,7 @@ func (d *sharedDirectory) permits(e *discovery.Entry) bool {
 	sources.Lock()
 	running := slices.Clone(sources.running)
 	sources.Unlock()
-	return slices.ContainsFunc(running, func(u *Upstreams) bool { return u.directory == d && u.wants(e) && u.denied(e) == "" })
+	return slices.ContainsFunc(running, func(u *Upstreams) bool { return u.directory == d && u.wants(e) })
 }
 
 // onlyOnLoopback reports whether nobody but this machine's own processes can write

@@ -13,13 +13,14 @@ import (
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
 	"github.com/caddy-discovery/caddy-discovery/internal/freeport"
+	"github.com/caddy-discovery/caddy-discovery/internal/picker"
 )
 
 // obstacles returns what is in the way of each listed node.
 func obstacles(u *Upstreams) map[string]string {
 	found := make(map[string]string)
 	for _, e := range u.directory.Snapshot().Nodes() {
-		found[e.Node.ID] = u.obstacle(e, u.wish(nil))
+		found[e.Node.ID], _ = u.standing(e)
 	}
 	return found
 }
@@ -213,7 +214,8 @@ func TestNamesAreDialledAsChecked(t *testing.T) {
 	eventually(t, "the name is resolved", func() bool { return dialled() == "127.0.0.1"+nodePort })
 	again := func(do func()) string {
 		do()
-		u.current.Store(nil) // what a source reads of its config never changes else
+		u.pickers = picker.Cache{}
+		u.provisionPickers()
 		return dialled()
 	}
 	list(t, m, "a", "localhost"+nodePort)

@@ -6,7 +6,6 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
-	"slices"
 	"strconv"
 	"testing"
 	"time"
@@ -75,9 +74,9 @@ func BenchmarkBareDraw(b *testing.B) {
 	}
 }
 
-// BenchmarkPool is what the first request after a change of the fleet costs, at most
+// BenchmarkPicker is what the first request after a change of the fleet costs, at most
 // 20 times a second.
-func BenchmarkPool(b *testing.B) {
+func BenchmarkPicker(b *testing.B) {
 	weighted := func(i int) string { return fmt.Sprint(1 + i%7) }
 	for _, kind := range []struct{ name, options string }{
 		{"all", ""}, {"pick", "pick 2"}, {"pick-hash", "pick 2 hash {client_ip}"}, {"subset", "subset 100\npick 2"},
@@ -92,40 +91,15 @@ func BenchmarkPool(b *testing.B) {
 				u := source(b, "registry memory "+strconv.Quote(b.Name())+"\nservice orders\n"+kind.options)
 				snapshot := u.directory.Snapshot()
 				b.ReportAllocs()
+				r := request()
 				for b.Loop() {
-					p := u.newPool(snapshot, u.wish(nil))
-					if len(p.tiers) == 0 {
-						b.Fatal("the pool is empty")
+					if u.builder.Build(snapshot, &u.pickers.Query).Pick(nil, u.Pick.key(r), nil) == nil {
+						b.Fatal("nothing was picked")
 					}
-					p.prepare(u.Pick)
 				}
 			})
 		}
 	}
-}
-
-// BenchmarkRing is the ring of 10,000 nodes, built, and derived from the one with a
-// node more.
-func BenchmarkRing(b *testing.B) {
-	m := discoverytest.NewMemory()
-	memories.Store(b.Name(), m)
-	defer memories.Delete(b.Name())
-	fill(b, m, 10_000, func(i int) string { return fmt.Sprint(1 + i%7) })
-	nodes := source(b, "registry memory "+b.Name()).directory.Snapshot().Nodes()
-	earlier := newRing(nodes, nil)
-	nodes = slices.Delete(slices.Clone(nodes), 5000, 5001)
-	b.Run("built", func(b *testing.B) {
-		for b.Loop() {
-			newRing(nodes, nil)
-		}
-	})
-	b.Run("derived", func(b *testing.B) {
-		for b.Loop() {
-			if !emptyRing(nodes).derive(earlier) {
-				b.Fatal("the ring could not be derived")
-			}
-		}
-	})
 }
 
 // fill lists a service of some nodes.

@@ -13,6 +13,7 @@ import (
 	"github.com/caddy-discovery/caddy-discovery/discovery"
 	"github.com/caddy-discovery/caddy-discovery/discovery/discoverytest"
 	"github.com/caddy-discovery/caddy-discovery/internal/freeport"
+	"github.com/caddy-discovery/caddy-discovery/internal/picker"
 )
 
 // TestHostOfTheEndpoint has nodes that serve by the host name that their record names.
@@ -82,12 +83,12 @@ func TestRetryAtAnotherAddress(t *testing.T) {
 	registry, memory := newMemory(t)
 	list(t, memory, "b", "http://10.0.0.3:80")
 	u := source(t, "registry memory "+registry)
-	var tried addressSet
+	var tried picker.AddressSet
 	for _, want := range []string{"10.0.0.1:80", "10.0.0.2:80", "10.0.0.1:80"} {
-		upstreams, err := u.upstreams([]*discovery.Entry{d.Snapshot().Node("a")}, &tried)
-		if err != nil || len(upstreams) != 1 || upstreams[0].Dial != want {
-			t.Fatalf("after %v: %v, %v, want %s", tried, upstreams, err, want)
+		upstreams := u.upstreams([]*discovery.Entry{d.Snapshot().Node("a")}, &tried)
+		if len(upstreams) != 1 || upstreams[0].Dial != want {
+			t.Fatalf("after %v: %v, want %s", tried, upstreams, want)
 		}
-		tried.add(upstreams[0].Dial)
+		tried.Add(upstreams[0].Dial)
 	}
 }

@@ -18,7 +18,6 @@ import (
 	"golang.org/x/net/http/httpguts"
 
 	"github.com/caddy-discovery/caddy-discovery/backend"
-	"github.com/caddy-discovery/caddy-discovery/discovery"
 	"github.com/caddy-discovery/caddy-discovery/internal/caddyblock"
 	"github.com/caddy-discovery/caddy-discovery/internal/health"
 )
@@ -270,49 +269,4 @@ func trust(transport http.RoundTripper) []byte {
 		all = append(all, sum[:]...)
 	}
 	return all
-}
-
-// wants reports whether the source may send requests to the node, as far as that
-// does not depend on the request.
-func (u *Upstreams) wants(e *discovery.Entry) bool {
-	n := &e.Node
-	if !strings.Contains(u.Service, "{") && u.Service != "" && n.Service() != u.Service {
-		return false
-	}
-	w := wish{}
-	for _, c := range u.Where {
-		if !slices.ContainsFunc(c.Values, func(v string) bool { return strings.Contains(v, "{") }) {
-			w.where = append(w.where, c)
-		}
-	}
-	return u.mismatch(e, w) == ""
-}
-
-// startChecks begins the health checks, if there are to be some.
-func (u *Upstreams) startChecks() {
-	if u.health != nil {
-		u.checks.Do(func() { u.health.start(newHealthClient(u.handler)) })
-	}
-}
-
-// awaitChecks returns the pool as soon as somebody is in it, or nobody is awaited
-// any more. When the checks of a pool's nodes have only just begun, as after a cold
-// start or the first config that has checks, all of them are unchecked.
-func (u *Upstreams) awaitChecks(r *http.Request) *pool {
-	for {
-		changed := u.health.Superseded()
-		p := u.pool(u.directory.Snapshot(), r)
-		if len(p.tiers) > 0 || p.awaits.IsZero() {
-			return p
-		}
-		timer := time.NewTimer(time.Until(p.awaits))
-		select {
-		case <-changed:
-		case <-timer.C:
-		case <-r.Context().Done():
-			timer.Stop()
-			return p
-		}
-		timer.Stop()
-	}
 }

@@ -348,7 +348,7 @@ func TestNoSecondChecksWithoutPasses(t *testing.T) {
 		upstreams, _ := first.GetUpstreams(request())
 		return len(upstreams) == 2
 	})
-	if p := second.pool(second.directory.Snapshot(), request()); len(p.tiers) > 0 {
+	if p := second.picker(second.directory.Snapshot(), request()); !p.Empty() {
 		t.Error("the node serves a source whose checks it has not passed")
 	}
 }
@@ -393,8 +393,8 @@ func TestUncheckedBesideTheIll(t *testing.T) {
 	joined := newChecked(t, "joined", 0, false)
 	list(t, m, "joined", joined.URL)
 	eventually(t, "the other is being checked", func() bool { return joined.checks.Load() == 1 })
-	if p := u.pool(u.directory.Snapshot(), request()); len(p.tiers) > 0 || !p.awaits.IsZero() {
-		t.Errorf("%d tiers, awaited until %v, want nobody", len(p.tiers), p.awaits)
+	if p := u.picker(u.directory.Snapshot(), request()); !p.Empty() || !p.Retry().IsZero() {
+		t.Errorf("%d nodes, awaited until %v, want nobody", len(p.First()), p.Retry())
 	}
 	eventually(t, "it has waited for its check", checked("joined", health.Unchecked))
 	if upstreams, err := u.GetUpstreams(request()); err != nil || len(upstreams) > 0 {

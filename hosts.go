@@ -28,7 +28,7 @@ func peerOf(e *discovery.Entry) *peer {
 
 // hostOf returns Caddy's state of the node's address, nil as long as no handler
 // has considered the node. Caddy keeps that state in a private map, and tells
-// only by what it writes into an upstream: see observer.
+// only by what it writes into an upstream: see policyWrapper.
 func hostOf(e *discovery.Entry) *reverseproxy.Host {
 	if known := peerOf(e).host.Load(); known != nil && e.DialledAt(known.address) {
 		return known.Host
@@ -47,21 +47,20 @@ func noteHost(e *discovery.Entry, up *reverseproxy.Upstream) {
 	p.host.Store(&knownHost{address: up.Dial, Host: up.Host})
 }
 
-// limits are the handler's passive health checks, as far as they take a node out
-// of service for some time.
-type limits struct {
-	checks *reverseproxy.PassiveHealthChecks
+// passiveChecks are those of a handler, which take a node out of service for some time.
+type passiveChecks struct {
+	*reverseproxy.PassiveHealthChecks
 }
 
-// exceeds reports whether Caddy would not send the node a request now. To be lenient
+// unavailable reports whether Caddy would not send the node a request now. To be lenient
 // is to disregard how often it has failed.
-func (l limits) exceeds(e *discovery.Entry, lenient bool) bool {
+func (c passiveChecks) unavailable(e *discovery.Entry, lenient bool) bool {
 	host := hostOf(e)
 	if host == nil {
 		return false
 	}
 	// Caddy fills in the default of max_fails only after this source is
 	// provisioned, and never changes it afterwards.
-	return !lenient && host.Fails() >= max(l.checks.MaxFails, 1) ||
-		l.checks.UnhealthyRequestCount > 0 && host.NumRequests() >= l.checks.UnhealthyRequestCount
+	return !lenient && host.Fails() >= max(c.MaxFails, 1) ||
+		c.UnhealthyRequestCount > 0 && host.NumRequests() >= c.UnhealthyRequestCount
 }

@@ -91,26 +91,6 @@ func TestPreferSpillsOverWhatIsFull(t *testing.T) {
 	eventually(t, "the near node serves again", func() bool { _, body := get(t, url); return body == "near" })
 }
 
-// TestNobodyCanServe holds that a source returns what there is when the request has
-// failed everywhere, rather than nothing: Caddy may wait and try again.
-func TestNobodyCanServe(t *testing.T) {
-	for _, options := range []string{"", "prefer zone eu", "pick 1", "subset 1", "subset 1\npick 1", "pick 1 hash {test.key}"} {
-		name, m := newMemory(t)
-		list(t, m, "a", "http://"+at("a"), "zone", "eu")
-		list(t, m, "b", "http://"+at("b"), "zone", "us")
-		u := source(t, "registry memory "+name+"\n"+options, "load_balancing", map[string]any{"retries": 9})
-		r := request()
-		replacerOf(r).Set("test.key", "x")
-		before := picked(t, u, r)
-		for _, address := range []string{at("a"), at("b")} {
-			u.observer.course(r).tried.add(address)
-		}
-		if got := picked(t, u, r); len(got) != len(before) {
-			t.Errorf("%q: returned %v when all have failed, before it was %v", options, got, before)
-		}
-	}
-}
-
 // TestEverybodyHasFailed has a request that makes every node close its connection,
 // and retries: afterwards all nodes count as failing for an hour, and serve all the
 // same. One that serves as many requests as it may stays out.
@@ -275,52 +255,4 @@ func TestTheRestHasFailed(t *testing.T) {
 	}
 	close(release)
 	slow.Wait()
-}
-
-// TestSubsetReplacesWhatFails holds that other nodes stand in for members of the
-// subset that fail, evenly, and that no others are used.
-func TestSubsetReplacesWhatFails(t *testing.T) {
-	name, m := newMemory(t)
-	for i := range 60 {
-		list(t, m, fmt.Sprint("n", i), "http://"+at(fmt.Sprint("n", i)))
-	}
-	passive := map[string]any{"passive": map[string]any{"fail_duration": "1m"}}
-	retries := map[string]any{"retries": 9}
-	for _, options := range []string{"subset 10", "subset 10\npick 2"} {
-		u := seeded(source(t, "registry memory "+name+"\nproxy_id p\n"+options, "health_checks", passive, "load_balancing", retries))
-		usual := make(map[string]int)
-		for range 500 {
-			for _, id := range picked(t, u, request()) {
-				usual[id]++
-			}
-		}
-		if len(usual) != 10 {
-			t.Fatalf("%q: %d nodes are used, want 10", options, len(usual))
-		}
-		failed := 0
-		var tried []string
-		for id := range usual {
-			if failed++; failed <= 4 {
-				tried = append(tried, at(id))
-			}
-		}
-		now := make(map[string]int)
-		for range 500 {
-			r := request()
-			for _, address := range tried {
-				u.observer.course(r).tried.add(address)
-			}
-			for _, id := range picked(t, u, r) {
-				now[id]++
-			}
-		}
-		if len(now) != 10 {
-			t.Errorf("%q: %d nodes are used while 4 of the usual 10 fail, want 10", options, len(now))
-		}
-		for _, address := range tried {
-			if id := address[:len(address)-3]; now[id] > 0 {
-				t.Errorf("%q: %s is used although the request failed there", options, id)
-			}
-		}
-	}
 }

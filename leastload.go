@@ -83,19 +83,16 @@ func (l *LeastLoad) Provision(ctx caddy.Context) error {
 	return nil
 }
 
-// Select knows no loads; see choose.
-func (l *LeastLoad) Select(pool reverseproxy.UpstreamPool, _ *http.Request, _ http.ResponseWriter) *reverseproxy.Upstream {
-	return l.choose(pool, new(course))
-}
-
 // recentPerRequest is how many requests of the last seconds weigh as much as one
 // that is in flight.
 const recentPerRequest = 64
 
-// choose selects among candidates, of which the course knows the nodes.
-func (l *LeastLoad) choose(pool reverseproxy.UpstreamPool, c *course) *reverseproxy.Upstream {
+// Select selects the upstream of the least score. Which nodes the upstreams are it
+// learns from the attempts of the request, which the source has noted.
+func (l *LeastLoad) Select(pool reverseproxy.UpstreamPool, r *http.Request, _ http.ResponseWriter) *reverseproxy.Upstream {
+	a := attemptsOf(r)
 	sum, known := 0.0, 0
-	c.each(pool, func(e *discovery.Entry, up *reverseproxy.Upstream) {
+	a.each(pool, func(e *discovery.Entry, up *reverseproxy.Upstream) {
 		if up.Available() {
 			sum += e.Load()
 			known++
@@ -115,21 +112,21 @@ func (l *LeastLoad) choose(pool reverseproxy.UpstreamPool, c *course) *reversepr
 		if e != nil {
 			load, recent = e.Load(), peerOf(e).recent.count(now)
 		}
-		score := strain(load, mean, up.Host.NumRequests(), recent)
+		value := score(load, mean, up.Host.NumRequests(), recent)
 		switch {
-		case best == nil || score < least:
+		case best == nil || value < least:
 			ties = 1
-		case score > least:
+		case value > least:
 			return
 		default:
 			if ties++; l.random()%ties != 0 {
 				return
 			}
 		}
-		best, bestNode, least = up, e, score
+		best, bestNode, least = up, e, value
 	}
 	next := 0
-	c.each(pool, func(e *discovery.Entry, up *reverseproxy.Upstream) {
+	a.each(pool, func(e *discovery.Entry, up *reverseproxy.Upstream) {
 		for ; next < len(pool) && pool[next] != up; next++ {
 			consider(nil, pool[next]) // of another source
 		}
@@ -145,11 +142,11 @@ func (l *LeastLoad) choose(pool reverseproxy.UpstreamPool, c *course) *reversepr
 	return best
 }
 
-// strain is by what candidates are compared: the load that a node reports,
+// score is by what candidates are compared: the load that a node reports,
 // corrected by what this proxy knows better. The average is added to each load:
 // else an idle node, whose load is 0, could have any number of requests in flight
 // and still be the least loaded.
-func strain(load, mean float64, inFlight int, recent float64) float64 {
+func score(load, mean float64, inFlight int, recent float64) float64 {
 	relative := 1.0
 	if mean > 0 {
 		relative = load / mean

@@ -12,6 +12,7 @@ import (
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
 	"github.com/caddy-discovery/caddy-discovery/discovery/discoverytest"
+	"github.com/caddy-discovery/caddy-discovery/internal/chancetest"
 )
 
 // report lists a node with a load.
@@ -38,7 +39,7 @@ func selected(t *testing.T, u *Upstreams, r *http.Request) *reverseproxy.Upstrea
 		t.Fatal(err)
 	}
 	host(pool)
-	return u.observer.Select(pool, r, nil)
+	return u.wrapper.Select(pool, r, nil)
 }
 
 func TestLeastLoad(t *testing.T) {
@@ -73,7 +74,7 @@ func TestLeastLoadDrawsAmongEquals(t *testing.T) {
 		expected[at(fmt.Sprint("n", i))] = draws / 8
 	}
 	u := source(t, "registry memory "+name, "load_balancing", leastLoad)
-	policy := u.observer.Selector.(*LeastLoad)
+	policy := u.wrapper.Selector.(*LeastLoad)
 	policy.random = rand.New(rand.NewPCG(1, 2)).Uint64
 	counts := make(map[string]int)
 	for range draws {
@@ -82,9 +83,7 @@ func TestLeastLoadDrawsAmongEquals(t *testing.T) {
 			peerOf(e).recent.state.Store(0)
 		}
 	}
-	if report, bad := unlikely(counts, expected); bad {
-		t.Error(report)
-	}
+	chancetest.Check(t, "selected", counts, expected)
 }
 
 func TestLeastLoadUnderMulti(t *testing.T) {
@@ -92,19 +91,18 @@ func TestLeastLoadUnderMulti(t *testing.T) {
 	report(t, m, "idle", 0)
 	report(t, m, "busy", 9)
 	u := source(t, "registry memory "+name, "load_balancing", leastLoad)
-	policy, r := u.observer.Selector.(*LeastLoad), request()
-	c := u.observer.course(r)
+	policy, r := u.wrapper.Selector.(*LeastLoad), request()
 	pool, _ := u.GetUpstreams(r)
 	foreign := []*reverseproxy.Upstream{{Dial: "foreign-1:80"}, {Dial: "foreign-2:80"}}
 	for _, all := range [][]*reverseproxy.Upstream{
 		{foreign[0], foreign[1], pool[0], pool[1]}, {foreign[0], pool[0], pool[1], foreign[1]}, {pool[0], pool[1], foreign[0], foreign[1]},
 	} {
 		host(all)
-		if got := policy.choose(all, c).Dial; got != at("idle") {
+		if got := policy.Select(all, r, nil).Dial; got != at("idle") {
 			t.Errorf("selected %s of %v, want the idle node", got, all)
 		}
 	}
-	if got := policy.choose(foreign, c); got == nil {
+	if got := policy.Select(foreign, r, nil); got == nil {
 		t.Error("selected none of the other source's upstreams")
 	}
 }
@@ -160,7 +158,7 @@ func TestLeastLoadDoesNotHerd(t *testing.T) {
 		}
 		i, least, ties := 0, math.Inf(1), 0
 		for n := range nodes {
-			s := strain(reported[n], mean, fleet[p].inFlight[n], fleet[p].recent[n].count(now))
+			s := score(reported[n], mean, fleet[p].inFlight[n], fleet[p].recent[n].count(now))
 			if s < least {
 				i, least, ties = n, s, 1
 			} else if s == least {

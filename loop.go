@@ -40,18 +40,18 @@ func hops(header http.Header) (n int) {
 // Only of Caddy's HTTP transport is it known that it returns that a request has been
 // canceled before it dials. With another one the handler gets an address that it
 // cannot parse, of which it makes a 502 by itself.
-func (o *observer) refuseLoop(r *http.Request, w http.ResponseWriter, hops int) *reverseproxy.Upstream {
-	o.loops.Do(func() {
-		o.logger.Warn("refusing requests that have come through too many proxy handlers of Caddy by their header Via: "+
+func (w *policyWrapper) refuseLoop(r *http.Request, rw http.ResponseWriter, hops int) *reverseproxy.Upstream {
+	w.loops.Do(func() {
+		w.logger.Warn("refusing requests that have come through too many proxy handlers of Caddy by their header Via: "+
 			"proxies that list each other as nodes, or a header that a client made up; said once a minute",
 			zap.Int("handlers", hops), zap.Int("most", maxHops), zap.String("host", r.Host), zap.String("remote_addr", r.RemoteAddr))
 	})
-	if _, ok := o.handler.Transport.(*reverseproxy.HTTPTransport); !ok {
+	if _, ok := w.handler.Transport.(*reverseproxy.HTTPTransport); !ok {
 		return &reverseproxy.Upstream{Dial: "loop:detected", Host: new(reverseproxy.Host)}
 	}
 	// With a body, because writers such as that of encode keep the status until there
 	// is one, and the handler sets another one for those who cancel a request.
-	http.Error(w, http.StatusText(http.StatusLoopDetected), http.StatusLoopDetected)
+	http.Error(rw, http.StatusText(http.StatusLoopDetected), http.StatusLoopDetected)
 	ctx, cancel := context.WithCancel(r.Context())
 	cancel()
 	*r = *r.WithContext(ctx)

@@ -22,24 +22,24 @@ import (
 // that they are there only if the HTTP configuration mentions one of them.
 const nodePlaceholder = "http.reverse_proxy.upstream.node."
 
-// choice is the node that a request went to last.
-type choice struct {
+// chosen is the node that a request went to last.
+type chosen struct {
 	node    *discovery.Entry
 	address string // at which it was dialled
 	repl    *caddy.Replacer
 }
 
-// choiceKey is where a request's variables keep its choice, of whichever handler.
-const choiceKey = "discovery.choice"
+// chosenKey is where a request's variables keep its node, of whichever handler.
+const chosenKey = "discovery.chosen"
 
-// choiceOf returns where to note a request's node. The first call of a request
+// chosenOf returns where to note a request's node. The first call of a request
 // makes its placeholders known.
-func choiceOf(vars map[string]any, r *http.Request) *choice {
-	if c, ok := vars[choiceKey].(*choice); ok {
+func chosenOf(vars map[string]any, r *http.Request) *chosen {
+	if c, ok := vars[chosenKey].(*chosen); ok {
 		return c
 	}
-	c := new(choice)
-	vars[choiceKey] = c
+	c := new(chosen)
+	vars[chosenKey] = c
 	if repl, ok := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer); ok {
 		c.repl = repl
 		repl.Map(c.replace)
@@ -50,7 +50,7 @@ func choiceOf(vars map[string]any, r *http.Request) *choice {
 // replace returns what a placeholder of the chosen node stands for. If another handler
 // has sent the request to a static upstream since, as after a forward_auth, there is
 // no such node.
-func (c *choice) replace(name string) (any, bool) {
+func (c *chosen) replace(name string) (any, bool) {
 	short, ok := strings.CutPrefix(name, nodePlaceholder)
 	if !ok {
 		return nil, false

@@ -113,11 +113,11 @@ func TestNodePlaceholdersInResponses(t *testing.T) {
 func TestPlaceholdersCostNothingUnused(t *testing.T) {
 	name, m := newMemory(t)
 	list(t, m, "a", "http://10.0.0.1:80")
-	if u := source(t, "registry memory "+name+"\npick 2"); u.observer != nil {
-		t.Error("the source has an observer")
+	if u := source(t, "registry memory "+name+"\npick 2"); u.wrapper != nil {
+		t.Error("the policy wrapper tracks requests")
 	}
 	headers := map[string]any{"request": map[string]any{"set": map[string]any{"X-Node": []string{"{" + nodePlaceholder + "id}"}}}}
-	if u := source(t, "registry memory "+name+"\npick 2", "headers", headers); u.observer == nil || !u.observer.nodes {
-		t.Error("the source has no observer although a header asks for the node")
+	if u := source(t, "registry memory "+name+"\npick 2", "headers", headers); u.wrapper == nil || !u.wrapper.nodes {
+		t.Error("the policy wrapper does not track requests although a header asks for the node")
 	}
 }

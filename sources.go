@@ -5,9 +5,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"time"
 
-	"github.com/caddy-discovery/caddy-discovery/discovery"
 	views "github.com/caddy-discovery/caddy-discovery/internal/view"
 )
 
@@ -46,18 +44,9 @@ func sourcesOf() map[*sharedDirectory][]views.Source {
 		if times[name]++; times[name] > 1 {
 			name = fmt.Sprintf("%s #%d", name, times[name])
 		}
-		byDirectory[u.directory] = append(byDirectory[u.directory], u.view(name))
+		byDirectory[u.directory] = append(byDirectory[u.directory], views.Source{Name: name, Standing: u.standing})
 	}
 	return byDirectory
-}
-
-// view returns the source as people look at it.
-func (u *Upstreams) view(name string) views.Source {
-	certain := u.certainWish()
-	return views.Source{Name: name, Standing: func(e *discovery.Entry) (string, bool) {
-		reason := u.standing(e, certain)
-		return reason, strings.HasPrefix(reason, views.StateUnhealthy)
-	}}
 }
 
 // describe says in a few words which nodes the source asks for.
@@ -76,30 +65,4 @@ func (u *Upstreams) describe() string {
 		return "every service"
 	}
 	return strings.Join(parts, ", ")
-}
-
-// certainWish is what every request of the source asks for, whatever its
-// placeholders come to.
-func (u *Upstreams) certainWish() wish {
-	w := wish{service: u.Service}
-	for _, c := range u.Where {
-		if !slices.ContainsFunc(c.Values, varies) {
-			w.where = append(w.where, c)
-		}
-	}
-	return w
-}
-
-func varies(s string) bool { return strings.Contains(s, "{") }
-
-// standing returns why no request gets the node by this source; "" if some
-// requests do.
-func (u *Upstreams) standing(e *discovery.Entry, certain wish) string {
-	if u.Service != "" && !varies(u.Service) && e.Node.Service() != u.Service {
-		return "service"
-	}
-	if u.MaxStale > 0 && u.directory.Stale() > time.Duration(u.MaxStale) {
-		return "max_stale"
-	}
-	return u.obstacle(e, certain)
 }

@@ -4,7 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
+	"math/rand/v2"
 	"net/http"
 	"slices"
 	"strings"
@@ -21,6 +21,7 @@ import (
 	"github.com/caddy-discovery/caddy-discovery/discovery"
 	"github.com/caddy-discovery/caddy-discovery/internal/caddyblock"
 	"github.com/caddy-discovery/caddy-discovery/internal/health"
+	"github.com/caddy-discovery/caddy-discovery/internal/picker"
 )
 
 const (
@@ -125,31 +126,25 @@ type Upstreams struct {
 	// that there are none until it is back. Default: for ever
 	MaxStale caddy.Duration `json:"max_stale,omitempty"`
 
-	directory *sharedDirectory
 	handler   *reverseproxy.Handler
-	health    *sourceChecks // nil without health checks
-	checks    sync.Once
+	https     bool           // the transport speaks TLS
+	insecure  bool           // and takes any certificate
+	wrapper   *policyWrapper // nil if nothing needs what requests have been through
 	rules     *discovery.Rules
-	unguarded bool          // see tellUnguarded
-	https     bool          // the transport speaks TLS
-	insecure  bool          // and takes any certificate
-	fallback  bool          // the handler has static upstreams
-	varying   bool          // the pool depends on the request
-	proxy     uint64        // hash of proxy_id
-	observer  *observer     // nil if nothing needs one
-	limits    limits        // of the handler's passive health checks, where they matter
-	random    func() uint64 // for pick
-	logger    *zap.Logger
-	emitter   *emitter // nil where another source of the config emits the events
+	unguarded bool // see tellUnguarded
 
-	current  atomic.Pointer[view]
-	build    sync.Mutex // held while a view is built; the old one serves meanwhile
-	starving atomic.Bool
-	outdated atomic.Bool
-	waiters  waiters
+	directory *sharedDirectory
+	health    *sourceChecks // nil without health checks
+	static    picker.Query  // what is asked for whatever the request
+	builder   picker.Builder
+	pickers   picker.Cache
 
-	restoring sync.Once
-	restore   *time.Timer
+	starting sync.Once
+	cold     coldStart
+	outdated atomic.Bool // the last known nodes are given up
+
+	logger  *zap.Logger
+	emitter *emitter // nil where another source of the config emits the events
 }
 
 // A Criterion is a condition on a node's metadata.
@@ -184,8 +179,7 @@ func (u *Upstreams) Provision(ctx caddy.Context) error {
 		}
 		u.ProxyID = defaultNodeID(servers)
 	}
-	u.proxy = hash(u.ProxyID)
-	if err := u.meetParent(ctx); err != nil {
+	if err := u.inspectHandler(ctx); err != nil {
 		return err
 	}
 	if err := exposeMetrics(ctx); err != nil {
@@ -201,9 +195,11 @@ func (u *Upstreams) Provision(ctx caddy.Context) error {
 	if u.directory, err = acquireDirectory(b); err != nil {
 		return fmt.Errorf("opening the registry: %w", err)
 	}
+	u.cold.directory, u.cold.timeout = u.directory, time.Duration(u.SyncTimeout)
+	u.provisionPickers()
 	if u.Health != nil {
-		if u.health, err = acquireChecks(u, b, u.handler.Transport); err != nil {
-			return fmt.Errorf("opening the health checks: %w", err)
+		if err := u.provisionChecks(b); err != nil {
+			return err
 		}
 	}
 	// A config that is only validated gets no further than here.
@@ -217,11 +213,16 @@ func (u *Upstreams) Provision(ctx caddy.Context) error {
 	})
 }
 
-// start begins to follow the registry and to check the nodes.
+// start begins to follow the registry and to check the nodes. Requests call it, too:
+// servers accept them before Caddy says "started".
 func (u *Upstreams) start() {
-	u.directory.start()
-	u.scheduleRestore()
-	u.startChecks()
+	u.starting.Do(func() {
+		u.directory.start()
+		u.cold.begin()
+		if u.health != nil {
+			u.health.start(newHealthClient(u.handler))
+		}
+	})
 }
 
 // checkOptions checks and completes what was configured. Global placeholders are
@@ -242,7 +243,6 @@ func (u *Upstreams) checkOptions() error {
 	if u.SyncTimeout == 0 {
 		u.SyncTimeout = defaultSyncTimeout
 	}
-	u.random = randomly
 	if u.Subset < 0 {
 		return fmt.Errorf("subset: invalid number %d, want 1 or more", u.Subset)
 	}
@@ -262,47 +262,38 @@ func (u *Upstreams) checkOptions() error {
 		return fmt.Errorf("scheme: invalid value %q, want auto, http or https", u.Scheme)
 	}
 	repl := caddy.NewReplacer()
-	expand := func(s *string) {
-		if strings.Contains(*s, "{") {
-			*s = repl.ReplaceKnown(*s, "")
-			u.varying = u.varying || strings.Contains(*s, "{")
-		}
-	}
-	expand(&u.Service)
+	u.Service = repl.ReplaceKnown(u.Service, "")
 	for name, criteria := range map[string][]Criterion{"where": u.Where, "prefer": u.Prefer} {
 		for _, c := range criteria {
 			if c.Key == "" || len(c.Values) == 0 {
 				return fmt.Errorf("%s: a criterion needs a key and at least one value, have key %q and %d values", name, c.Key, len(c.Values))
 			}
 			for i := range c.Values {
-				expand(&c.Values[i])
+				c.Values[i] = repl.ReplaceKnown(c.Values[i], "")
 			}
 		}
 	}
 	return nil
 }
 
-// meetParent learns from the handler that the source belongs to, and refuses what
+// inspectHandler learns from the handler that the source belongs to, and refuses what
 // cannot work there.
-func (u *Upstreams) meetParent(ctx caddy.Context) error {
-	var handler *reverseproxy.Handler
+func (u *Upstreams) inspectHandler(ctx caddy.Context) error {
 	for _, m := range ctx.Modules() {
 		if h, ok := m.(*reverseproxy.Handler); ok {
-			handler = h
+			u.handler = h
 		}
 	}
-	if handler == nil {
+	if u.handler == nil {
 		return errors.New("the discovery source works in a reverse_proxy handler only")
 	}
-	u.handler = handler
-	u.meetTransport(handler.Transport)
-	u.fallback = len(handler.Upstreams) > 0
+	u.meetTransport(u.handler.Transport)
 	if u.Health != nil {
-		if err := u.Health.checkTransport(handler.Transport); err != nil {
+		if err := u.Health.checkTransport(u.handler.Transport); err != nil {
 			return err
 		}
 	}
-	policy := policyOf(handler)
+	policy := policyOf(u.handler)
 	if _, ok := policy.(*reverseproxy.WeightedRoundRobinSelection); ok {
 		return errors.New("lb_policy weighted_round_robin gives its weights by position, and a discovered list has no fixed positions; " +
 			"want another policy, such as random, round_robin or least_conn")
@@ -312,58 +303,151 @@ func (u *Upstreams) meetParent(ctx caddy.Context) error {
 			return err
 		}
 	}
-	u.watch(ctx, handler, policy)
-	if hc := handler.HealthChecks; hc != nil && hc.Active != nil {
+	u.wrapPolicy(ctx, policy)
+	u.warnOfLoops()
+	if hc := u.handler.HealthChecks; hc != nil && hc.Active != nil {
 		u.logger.Warn("the handler's active health checks (health_uri and the like) look at static upstreams only, not at discovered nodes; passive health checks look at both; " +
 			"to check discovered nodes, write 'health { uri <path> }' into dynamic discovery")
 	}
 	return nil
 }
 
-// watch has an observer look at the handler's attempts, if there is anything that
-// it should see.
-func (u *Upstreams) watch(ctx caddy.Context, handler *reverseproxy.Handler, policy reverseproxy.Selector) {
-	lb := handler.LoadBalancing
-	retries := lb != nil && (lb.Retries > 0 || lb.TryDuration > 0)
-	if hc := handler.HealthChecks; hc != nil && hc.Passive != nil && (u.Pick != nil || u.Subset > 0 || len(u.Prefer) > 0) {
-		u.limits.checks = hc.Passive
-	}
+// wrapPolicy wraps the handler's policy, and has the wrapper note what requests have
+// been through if anything needs that: retries, least_load, the passive health checks
+// of candidates that are few, or placeholders.
+func (u *Upstreams) wrapPolicy(ctx caddy.Context, policy reverseproxy.Selector) {
+	w := wrapPolicy(u.handler, u.logger)
+	lb := u.handler.LoadBalancing
 	_, byLoad := policy.(*LeastLoad)
-	nodes := mentionsNodes(ctx, handler)
-	o := observe(handler, u.logger)
-	u.warnOfLoops()
-	if !retries && !byLoad && !nodes && u.limits.checks == nil {
-		return
+	hc := u.handler.HealthChecks
+	passive := hc != nil && hc.Passive != nil && (u.Pick != nil || u.Subset > 0 || len(u.Prefer) > 0)
+	nodes := mentionsNodes(ctx, u.handler)
+	if passive {
+		u.builder.Unavailable = passiveChecks{hc.Passive}.unavailable
 	}
-	u.observer = o
-	u.observer.tracks = true
-	u.observer.hosts = u.observer.hosts || u.limits.checks != nil
-	u.observer.nodes = u.observer.nodes || nodes
+	if passive || nodes || byLoad || lb.Retries > 0 || lb.TryDuration > 0 {
+		u.wrapper, w.tracks = w, true
+		w.hosts = w.hosts || passive
+		w.nodes = w.nodes || nodes
+	}
 }
 
-// Cleanup lets go of the directory, which ends if nobody else uses it. Caddy does
+// provisionPickers says which nodes requests get, and when it was said.
+func (u *Upstreams) provisionPickers() {
+	u.pickers.Query = u.query(func(s string) string { return s })
+	u.static = picker.Query{Service: u.Service, ByService: u.Service != "" && !varies(u.Service)}
+	for _, c := range u.pickers.Query.Where {
+		if !slices.ContainsFunc(c.Values, varies) {
+			u.static.Where = append(u.static.Where, c)
+		}
+	}
+	u.pickers.Varies = varies(u.Service) || slices.ContainsFunc(slices.Concat(u.Where, u.Prefer), func(c Criterion) bool {
+		return slices.ContainsFunc(c.Values, varies)
+	})
+	u.pickers.Builder = &u.builder
+	u.pickers.Built = u.tellBuilt
+
+	b := &u.builder
+	b.Scheme = u.scheme()
+	b.Proxies = u.Service != "" || len(u.Where) > 0
+	b.Own, b.Denied = announcedHere, u.denied
+	b.Subset, b.ProxyID = u.Subset, u.ProxyID
+	b.Random, b.SlowStart = rand.Uint64, time.Duration(u.SlowStart)
+	if u.Pick != nil {
+		b.Count, b.Hashed = u.Pick.Count, u.Pick.Hash != ""
+	}
+}
+
+// provisionChecks has the nodes checked that the source wants.
+func (u *Upstreams) provisionChecks(b backend.Backend) (err error) {
+	if u.health, err = acquireChecks(u, b, u.handler.Transport); err != nil {
+		return fmt.Errorf("opening the health checks: %w", err)
+	}
+	u.cold.checks = u.health.Checker
+	u.pickers.Version = u.health.Version
+	u.builder.Check, u.builder.Unchecked = u.checked, u.cold.unchecked
+	return nil
+}
+
+// varies reports whether a value depends on the request.
+func varies(s string) bool { return strings.Contains(s, "{") }
+
+// query returns what the source asks for, with its placeholders expanded.
+func (u *Upstreams) query(expand func(string) string) picker.Query {
+	criteria := func(configured []Criterion) []picker.Criterion {
+		expanded := make([]picker.Criterion, len(configured))
+		for i, c := range configured {
+			expanded[i] = picker.Criterion{Key: c.Key, Values: make([]string, len(c.Values))}
+			for j, v := range c.Values {
+				expanded[i].Values[j] = expand(v)
+			}
+		}
+		return expanded
+	}
+	return picker.Query{ByService: u.Service != "", Service: expand(u.Service), Where: criteria(u.Where), Prefer: criteria(u.Prefer)}
+}
+
+// scheme returns which scheme a node must serve.
+func (u *Upstreams) scheme() string {
+	switch {
+	case u.Scheme != schemeAuto:
+		return u.Scheme
+	case u.https:
+		return "https"
+	default:
+		return "http"
+	}
+}
+
+// checked returns what the health checks have against a node.
+func (u *Upstreams) checked(e *discovery.Entry) picker.Reason {
+	switch state, _ := u.health.Of(e); {
+	case state == health.Unchecked:
+		return picker.NotChecked
+	case !state.Serves():
+		return picker.Unhealthy
+	}
+	return ""
+}
+
+// wants reports whether some requests may go to the node, as its state and its checks
+// allow it.
+func (u *Upstreams) wants(e *discovery.Entry) bool { return u.builder.Wants(e, &u.static) }
+
+// standing returns why no request gets the node, "" if some requests do, and whether
+// that is because of its health checks.
+func (u *Upstreams) standing(e *discovery.Entry) (reason string, unhealthy bool) {
+	r := u.builder.Reason(e, &u.static)
+	if r != picker.OtherService && u.MaxStale > 0 && u.directory.Stale() > time.Duration(u.MaxStale) {
+		return "max_stale", false
+	}
+	return string(r), r.Unhealthy()
+}
+
+// Cleanup releases the directory, which ends if nobody else uses it. Caddy does
 // not wait for the requests of a config that another one replaces.
 func (u *Upstreams) Cleanup() error {
 	u.delist()
 	if u.emitter != nil {
 		u.emitter.stop()
 	}
-	if u.waiters.leave(func() {
-		if err := u.letGo(); err != nil {
+	if u.cold.leaveRelease(func() {
+		if err := u.release(); err != nil {
 			u.logger.Error("cleaning up after the last request", zap.Error(err))
 		}
 	}) {
 		return nil
 	}
-	return u.letGo()
+	return u.release()
 }
 
-func (u *Upstreams) letGo() error {
+func (u *Upstreams) release() error {
+	u.starting.Do(func() {}) // from here on nothing is started
+	u.cold.end()
 	var err error
 	if u.health != nil {
 		err = u.health.release()
 	}
-	u.stopRestore()
 	if u.directory != nil {
 		err = errors.Join(err, u.directory.release())
 	}
@@ -395,70 +479,89 @@ func (u *Upstreams) closeIdle() {
 // which they were picked. They are freshly allocated, because Caddy writes to them
 // (https://github.com/caddyserver/caddy/issues/5736).
 func (u *Upstreams) GetUpstreams(r *http.Request) ([]*reverseproxy.Upstream, error) {
-	s := screen{limits: u.limits, ramp: time.Duration(u.SlowStart)}
-	pool := u.poolFor(r)
-	if u.MaxStale > 0 && u.givenUp() {
-		return u.upstreams(nil, nil)
+	p := u.pickerFor(r)
+	if u.givenUp() {
+		return u.upstreams(nil, nil), nil
 	}
-	var c *course
-	if u.observer != nil {
-		c = u.observer.course(r)
+	var a *attempts
+	if u.wrapper != nil {
+		a = u.wrapper.attempts(r)
 	}
-	if c == nil {
+	if a == nil {
 		var few [4]*discovery.Entry // on the stack
-		return u.upstreams(u.choose(pool, &s, r, few[:0]), nil)
+		return u.upstreams(p.Pick(nil, u.Pick.key(r), few[:0]), nil), nil
 	}
-	s.tried = &c.tried
-	if !c.tried.empty() {
-		u.tellFailed(pool, &c.tried)
-	}
-	var few []*discovery.Entry
-	if len(c.batches) == 0 {
-		few = c.room.entries[:0]
-	}
-	nodes := u.choose(pool, &s, r, few)
-	upstreams, err := u.upstreams(nodes, &c.tried)
-	if len(upstreams) > 0 {
-		c.batches = append(c.batches, batch{first: upstreams[0], nodes: nodes})
-	}
-	return upstreams, err
-}
-
-// tellFailed tells the directory which nodes behind host names have failed a request.
-func (u *Upstreams) tellFailed(p *pool, tried *addressSet) {
-	for _, t := range p.tiers {
-		for _, nodes := range [][]*discovery.Entry{t.nodes, t.reserve} {
-			for _, e := range nodes {
-				if e.Named() && dialledAtAny(e, tried) {
-					u.directory.Failed(e, u.dial(e))
-				}
+	if !a.tried.Empty() {
+		for _, e := range p.At(&a.tried) {
+			if e.Named() {
+				u.directory.Failed(e, u.dial(e))
 			}
 		}
 	}
+	nodes := p.Pick(&a.tried, u.Pick.key(r), a.room())
+	upstreams := u.upstreams(nodes, &a.tried)
+	a.returned(nodes, upstreams)
+	return upstreams, nil
+}
+
+// pickerFor returns the picker for a request, which may have to wait for it soon after
+// a cold start or the beginning of the health checks.
+func (u *Upstreams) pickerFor(r *http.Request) *picker.Picker {
+	u.start()
+	if snapshot := u.directory.Snapshot(); snapshot.Synced {
+		if p := u.picker(snapshot, r); !p.Empty() || u.health == nil {
+			return p
+		}
+	}
+	u.cold.enter()
+	defer u.cold.exit()
+	pick := func(s *discovery.Snapshot) *picker.Picker { return u.picker(s, r) }
+	p := pick(u.cold.awaitListing(r.Context(), pick))
+	if p.Empty() && u.health != nil && !u.givenUp() {
+		p = u.cold.awaitChecks(r.Context(), pick)
+	}
+	return p
+}
+
+// picker returns the picker of a snapshot for a request.
+func (u *Upstreams) picker(s *discovery.Snapshot, r *http.Request) *picker.Picker {
+	if !u.pickers.Varies {
+		return u.pickers.Picker(s, nil)
+	}
+	repl, ok := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
+	if !ok {
+		repl = caddy.NewReplacer()
+	}
+	q := u.query(func(s string) string { return repl.ReplaceAll(s, "") })
+	return u.pickers.Picker(s, &q)
 }
 
 // upstreams makes what Caddy wants of nodes. One that is tried again is dialled at
-// another address, if its host name has one.
-func (u *Upstreams) upstreams(nodes []*discovery.Entry, tried *addressSet) ([]*reverseproxy.Upstream, error) {
+// another address, if its host name has one. Where there is none, policyWrapper.choose
+// falls back to static upstreams.
+func (u *Upstreams) upstreams(nodes []*discovery.Entry, tried *picker.AddressSet) []*reverseproxy.Upstream {
 	u.directory.stats.lookup(len(nodes) > 0)
 	if len(nodes) == 0 {
-		return nil, nil // see observer.choose for static upstreams
+		return nil
 	}
 	block := make([]reverseproxy.Upstream, len(nodes))
 	upstreams := make([]*reverseproxy.Upstream, len(nodes))
 	for i, e := range nodes {
 		block[i].Dial = u.dial(e)
-		if !tried.empty() && !u.https && tried.has(block[i].Dial) {
-			block[i].Dial = e.AddressBeside(tried.has)
+		if !tried.Empty() && !u.https && tried.Has(block[i].Dial) {
+			block[i].Dial = e.AddressBeside(tried.Has)
 		}
 		upstreams[i] = &block[i]
 	}
-	return upstreams, nil
+	return upstreams
 }
 
-// givenUp reports whether the view is older than max_stale, and logs when that
-// begins and ends.
+// givenUp reports whether the registry has been away for longer than max_stale, and
+// logs when that begins and ends.
 func (u *Upstreams) givenUp() bool {
+	if u.MaxStale == 0 {
+		return false
+	}
 	age := u.directory.Stale()
 	given := age > time.Duration(u.MaxStale)
 	if u.outdated.Load() == given || u.outdated.Swap(given) == given {
@@ -466,544 +569,31 @@ func (u *Upstreams) givenUp() bool {
 	}
 	if given {
 		u.logger.Warn("giving up the last known nodes: the registry has been away for longer than max_stale",
-			zap.String("service", u.Service), zap.Duration("away", age.Round(time.Millisecond)), zap.Bool("static_upstreams", u.fallback))
+			zap.String("service", u.Service), zap.Duration("away", age.Round(time.Millisecond)), zap.Bool("static_upstreams", len(u.handler.Upstreams) > 0))
 	} else {
 		u.logger.Info("the registry is back; its nodes are in use again", zap.String("service", u.Service))
 	}
 	return given
 }
 
-// poolFor returns the pool for a request, which may have to wait for it soon after
-// a cold start or the beginning of the health checks.
-func (u *Upstreams) poolFor(r *http.Request) *pool {
-	u.start()
-	if snapshot := u.directory.Snapshot(); snapshot.Synced {
-		if p := u.pool(snapshot, r); len(p.tiers) > 0 || u.health == nil {
-			return p
-		}
-	}
-	// A reload does not end what a request of the old config waits for.
-	u.waiters.enter()
-	defer u.waiters.exit()
-	p := u.pool(u.snapshot(r), r)
-	if len(p.tiers) == 0 && u.health != nil && (u.MaxStale == 0 || !u.givenUp()) {
-		p = u.awaitChecks(r)
-	}
-	return p
-}
-
-// waiters are requests that need something a while longer than their config runs.
-type waiters struct {
-	mu    sync.Mutex // guards what follows; nothing else happens under it
-	count int
-	after func() // left for the last of them to do
-}
-
-func (w *waiters) enter() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.count++
-}
-
-func (w *waiters) exit() {
-	w.mu.Lock()
-	var after func()
-	if w.count--; w.count == 0 {
-		after, w.after = w.after, nil
-	}
-	w.mu.Unlock()
-	if after != nil {
-		after()
-	}
-}
-
-// leave reports whether there are any, and then leaves after for the last one.
-func (w *waiters) leave(after func()) bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.count > 0 {
-		w.after = after
-	}
-	return w.count > 0
-}
-
-// snapshot returns the directory's snapshot. Soon after a cold start it waits
-// for the first listing, or, when half of that time has passed, for a node of the
-// last known list.
-func (u *Upstreams) snapshot(r *http.Request) *discovery.Snapshot {
-	snapshot := u.directory.Snapshot()
-	if snapshot.Synced {
-		return snapshot
-	}
-	left := time.Until(time.Unix(0, u.directory.opened.Load()).Add(time.Duration(u.SyncTimeout)))
-	if left <= 0 {
-		return snapshot
-	}
-	timer := time.NewTimer(left)
-	defer timer.Stop()
-	half := time.NewTimer(time.Until(u.restoresAt()))
-	defer half.Stop()
-	var superseded <-chan struct{} // nil, which blocks, before half the time has passed
-	for {
-		select {
-		case <-u.directory.Synced():
-			return u.directory.Snapshot()
-		case <-timer.C:
-			return u.directory.Snapshot()
-		case <-r.Context().Done():
-			return u.directory.Snapshot()
-		case <-half.C:
-		case <-superseded:
-		}
-		snapshot = u.directory.Snapshot()
-		if snapshot.Synced || snapshot.Number > 0 && len(u.pool(snapshot, r).tiers) > 0 {
-			return snapshot
-		}
-		superseded = snapshot.Superseded()
-	}
-}
-
-// A view is what a source made of one snapshot.
-type view struct {
-	snapshot *discovery.Snapshot
-	health   uint64 // version of the health checks
-	fixed    *pool  // where the pool does not depend on the request
-
-	values map[string]map[string]bool // where it does: what criteria's keys have for values
-
-	mu     sync.RWMutex
-	pools  map[string]*pool // by the expanded values
-	pooled int              // bytes of all of them, about
-}
-
-// Bounds of what one view keeps, because clients may choose among the values that
-// nodes have: pools, and bytes of all of them. With consistent hashing a pool of
-// 10,000 nodes takes more than ten megabytes.
-const (
-	maxPools  = 1000
-	maxPooled = 128 << 20
-)
-
-// keep keeps a pool for later requests with the same values. Where there is no
-// room it takes that of others, so that odd values do not shut out those that are
-// asked for often. The newest pool is always kept, however large it is: to
-// build it anew for each request would cost more.
-func (v *view) keep(key string, p *pool, pick *Pick) {
-	p.bytes = p.size(pick)
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	if old := v.pools[key]; old != nil {
-		if !old.overdue() {
-			return
-		}
-		v.drop(key)
-	}
-	for other := range v.pools {
-		if len(v.pools) < maxPools && v.pooled+len(key)+p.bytes <= maxPooled {
-			break
-		}
-		v.drop(other)
-	}
-	v.pools[key] = p
-	v.pooled += len(key) + p.bytes
-}
-
-// drop lets go of a pool. The caller holds the lock.
-func (v *view) drop(key string) {
-	v.pooled -= len(key) + v.pools[key].bytes
-	delete(v.pools, key)
-}
-
-// pool returns the source's pool of a snapshot. The first request that sees a
-// new snapshot builds it; those that come meanwhile get the one before, so that
-// no request waits for another, unless nobody was in that one.
-func (u *Upstreams) pool(snapshot *discovery.Snapshot, r *http.Request) *pool {
-	v := u.current.Load()
-	if v == nil || v.snapshot != snapshot || u.health != nil && v.health != u.health.Version() || v.fixed != nil && v.fixed.overdue() {
-		if v == nil {
-			u.build.Lock()
-		} else if !u.build.TryLock() {
-			if p := u.poolOf(v, r); len(p.tiers) > 0 {
-				return p
-			}
-			u.build.Lock()
-		}
-		var turns bool
-		v, turns = u.renew(snapshot)
-		u.build.Unlock()
-		if turns {
-			u.tellStarvation(v)
-		}
-		u.tellUnguarded(v.snapshot)
-	}
-	return u.poolOf(v, r)
-}
-
-// renew makes the view of a snapshot the current one, unless a newer one is, and
-// reports whether the source begins or ends to have no node with it.
-func (u *Upstreams) renew(snapshot *discovery.Snapshot) (*view, bool) {
-	var health uint64
-	if u.health != nil {
-		health = u.health.Version()
-	}
-	if v := u.current.Load(); v != nil && (v.snapshot.Number > snapshot.Number ||
-		v.snapshot.Number == snapshot.Number && v.health >= health && (v.fixed == nil || !v.fixed.overdue())) {
-		return v, false
-	}
-	v, turns := &view{snapshot: snapshot, health: health}, false
-	if u.varying {
-		v.pools = make(map[string]*pool)
-		v.values = u.values(snapshot)
-	} else {
-		v.fixed = u.newPool(snapshot, u.wish(nil))
-		if last := u.current.Load(); last != nil {
-			v.fixed.inherit(last.fixed)
-		}
-		v.fixed.prepare(u.Pick)
-		// A pool that waits for first checks is not empty yet.
-		if starving := len(v.fixed.tiers) == 0; v.fixed.awaits.IsZero() {
-			turns = u.starving.Swap(starving) != starving
-		}
-	}
-	u.current.Store(v)
-	return v, turns
-}
-
-// values returns, for each key of a criterion, the values that nodes have.
-func (u *Upstreams) values(snapshot *discovery.Snapshot) map[string]map[string]bool {
-	values := make(map[string]map[string]bool)
-	for _, criteria := range [][]Criterion{u.Where, u.Prefer} {
-		for _, c := range criteria {
-			values[c.Key] = make(map[string]bool)
-		}
-	}
-	for _, e := range snapshot.Nodes() {
-		for key, known := range values {
-			if v, ok := e.Node.Metadata[key]; ok && !known[v] {
-				known[v] = true
-			}
-		}
-	}
-	return values
-}
-
-// reduce leaves out of a wish what no node has, so that what clients make up costs
-// nothing: all of it gets one pool. It reports false if no node can fulfil the
-// wish.
-func (v *view) reduce(w wish) bool {
-	for i, criteria := range [][]Criterion{w.where, w.prefer} {
-		for j, c := range criteria {
-			criteria[j].Values = slices.DeleteFunc(c.Values, func(value string) bool { return !v.values[c.Key][value] })
-			if i == 0 && len(criteria[j].Values) == 0 {
-				return false
-			}
-		}
-	}
-	return true
-}
-
-func (u *Upstreams) poolOf(v *view, r *http.Request) *pool {
-	if v.fixed != nil {
-		return v.fixed
-	}
-	repl, ok := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
-	if !ok {
-		repl = caddy.NewReplacer()
-	}
-	w := u.wish(repl)
-	if !v.reduce(w) || u.Service != "" && len(v.snapshot.Service(w.service)) == 0 {
-		return new(pool)
-	}
-	key := w.key()
-	v.mu.RLock()
-	p := v.pools[key]
-	v.mu.RUnlock()
-	if p != nil && !p.overdue() {
-		return p
-	}
-	p = u.newPool(v.snapshot, w)
-	p.prepare(u.Pick)
-	v.keep(key, p, u.Pick)
-	return p
-}
-
-// wish is what a request asks for: the source's filters, expanded.
-type wish struct {
-	service string
-	where   []Criterion
-	prefer  []Criterion
-}
-
-// wish expands the filters. Without a replacer there is nothing to expand.
-func (u *Upstreams) wish(repl *caddy.Replacer) wish {
-	if repl == nil {
-		return wish{service: u.Service, where: u.Where, prefer: u.Prefer}
-	}
-	expand := func(criteria []Criterion) []Criterion {
-		expanded := make([]Criterion, len(criteria))
-		for i, c := range criteria {
-			expanded[i].Key = c.Key
-			for _, v := range c.Values {
-				if v = repl.ReplaceAll(v, ""); v != "" {
-					expanded[i].Values = append(expanded[i].Values, v)
-				}
-			}
-		}
-		return expanded
-	}
-	return wish{service: repl.ReplaceAll(u.Service, ""), where: expand(u.Where), prefer: expand(u.Prefer)}
-}
-
-// key identifies an expanded wish among those of one source. The lengths keep
-// values that contain separators apart.
-func (w wish) key() string {
-	var b strings.Builder
-	fmt.Fprintf(&b, "%d:%s", len(w.service), w.service)
-	for _, criteria := range [][]Criterion{w.where, w.prefer} {
-		for _, c := range criteria {
-			fmt.Fprintf(&b, "|%d", len(c.Values))
-			for _, v := range c.Values {
-				fmt.Fprintf(&b, ",%d:%s", len(v), v)
-			}
-		}
-	}
-	return b.String()
-}
-
-// matches reports whether the metadata fulfil the criterion.
-func (c Criterion) matches(metadata map[string]string) bool {
-	v, ok := metadata[c.Key]
-	return ok && slices.Contains(c.Values, v)
-}
-
-// A pool is what a source makes of a snapshot for one wish. It never changes.
-type pool struct {
-	tiers []*tier // by preference; none is empty
-
-	// awaits is when nodes that are kept out because they have not been checked yet
-	// serve all the same, as long as nobody else does; zero if there are none.
-	awaits time.Time
-
-	bytes int // what the pool takes, about; set before others see it
-}
-
-// overdue reports whether the time has come that an empty pool waits for.
-func (p *pool) overdue() bool { return !p.awaits.IsZero() && !time.Now().Before(p.awaits) }
-
-// inherit gives the tiers the rings of those that they replace, to derive theirs
-// from. Pools that depend on the request have to do without.
-func (p *pool) inherit(last *pool) {
-	if last == nil {
+// tellBuilt logs that the source begins or ends to have no node: once each, not for
+// each request.
+func (u *Upstreams) tellBuilt(snapshot *discovery.Snapshot, p *picker.Picker, turned bool) {
+	u.tellUnguarded(snapshot)
+	switch {
+	case !turned:
+		return
+	case !p.Empty():
+		u.logger.Info("nodes can serve again", zap.String("service", u.Service), zap.Int("nodes", len(p.First())))
 		return
 	}
-	for _, t := range p.tiers {
-		for _, old := range last.tiers {
-			if old.rank == t.rank {
-				t.ring.Store(old.ring.Load())
-			}
-		}
-	}
-}
-
-// prepare derives what the first request will need of the pool; its other tiers
-// follow when they are needed.
-func (p *pool) prepare(pick *Pick) {
-	if len(p.tiers) > 0 {
-		p.tiers[0].prepare(pick)
-	}
-}
-
-// size returns about how many bytes the pool takes once all of it is in use.
-func (p *pool) size(pick *Pick) int {
-	const slot = 8 // a pointer, or a slot of an alias table
-	size := 0
-	for _, t := range p.tiers {
-		size += (len(t.nodes) + len(t.reserve)) * slot
-		switch {
-		case pick == nil:
-		case pick.Hash != "":
-			_, points := ringStep(t.nodes)
-			size += ringBytes(len(t.nodes), points)
-		default:
-			size += len(t.nodes) * slot
-		}
-	}
-	return size
-}
-
-func (u *Upstreams) newPool(snapshot *discovery.Snapshot, w wish) *pool {
-	candidates := snapshot.Nodes()
-	if u.Service != "" {
-		candidates = snapshot.Service(w.service)
-		if w.service == "" {
-			candidates = nil // it expanded to nothing
-		}
-	}
-	nodes := make([]*discovery.Entry, 0, len(candidates))
-	for _, e := range candidates {
-		if u.obstacle(e, w) == "" {
-			nodes = append(nodes, e)
-		}
-	}
-	p := &pool{}
-	if len(nodes) == 0 && u.health != nil {
-		nodes, p.awaits = u.unchecked(candidates, w)
-	}
-	if len(nodes) == 0 {
-		return p
-	}
-	if len(w.prefer) == 0 {
-		p.tiers = []*tier{u.newTier("", nodes)}
-		return p
-	}
-
-	// A node's tier is the binary number whose digits say which criteria it
-	// fails, the earliest criterion first: an earlier line outweighs all later
-	// ones together.
-	tiers := make(map[string][]*discovery.Entry)
-	for _, e := range nodes {
-		fails := make([]byte, len(w.prefer))
-		for i, c := range w.prefer {
-			fails[i] = '1'
-			if c.matches(e.Node.Metadata) {
-				fails[i] = '0'
-			}
-		}
-		tiers[string(fails)] = append(tiers[string(fails)], e)
-	}
-	for _, fails := range slices.Sorted(maps.Keys(tiers)) {
-		p.tiers = append(p.tiers, u.newTier(fails, tiers[fails]))
-	}
-	return p
-}
-
-// unchecked returns those candidates that have waited for their first check for as
-// long as sync_timeout, and otherwise when the first of them will have. Where some
-// are known to be ill the others do not serve without a check, and are awaited for
-// sync_timeout after the checks began only: not each time that one joins.
-func (u *Upstreams) unchecked(candidates []*discovery.Entry, w wish) ([]*discovery.Entry, time.Time) {
-	now := time.Now()
-	var nodes []*discovery.Entry
-	var next, began time.Time // began: the first of those that are known
-	for _, e := range candidates {
-		if u.ineligible(e, w) != "" {
-			continue
-		}
-		h, since := u.health.Of(e)
-		if h.Known() && (began.IsZero() || since.Before(began)) {
-			began = since
-		}
-		if h != health.Unchecked {
-			continue
-		}
-		if since.IsZero() {
-			since = now // the checks are about to begin
-		}
-		until := since.Add(time.Duration(u.SyncTimeout))
-		switch {
-		case !until.After(now):
-			nodes = append(nodes, e)
-		case next.IsZero() || until.Before(next):
-			next = until
-		}
-	}
-	if !began.IsZero() {
-		nodes = nil
-		until := began.Add(time.Duration(u.SyncTimeout))
-		switch {
-		case !until.After(now):
-			next = time.Time{}
-		case until.Before(next):
-			next = until
-		}
-	}
-	if len(nodes) > 0 {
-		next = time.Time{}
-	}
-	return nodes, next
-}
-
-// obstacle returns why a node of the wanted service gets no request by this
-// source, "" if nothing is in the way.
-func (u *Upstreams) obstacle(e *discovery.Entry, w wish) string {
-	reason := u.ineligible(e, w)
-	if reason == "" && u.health != nil {
-		switch h, _ := u.health.Of(e); {
-		case h == health.Unchecked:
-			reason = "unhealthy: not checked yet"
-		case !h.Serves():
-			reason = "unhealthy"
-		}
-	}
-	return reason
-}
-
-// ineligible returns why a node gets no request by this source whatever its checks
-// say, "" if it may get some.
-func (u *Upstreams) ineligible(e *discovery.Entry, w wish) string {
-	switch {
-	case e.Weight() == 0 && e.Node.State() == discovery.StateUp:
-		return "weight 0"
-	case !e.Serves():
-		return string(e.State())
-	}
-	return u.mismatch(e, w)
-}
-
-// mismatch returns why a node does not belong to this source, whatever its state;
-// "" if it does.
-func (u *Upstreams) mismatch(e *discovery.Entry, w wish) string {
-	n := &e.Node
-	switch {
-	case !u.fits(n.Endpoint.Scheme):
-		return "scheme"
-	case announcedHere(e.Instance()):
-		return "this process itself"
-	case e.Proxy() && u.Service == "" && len(u.Where) == 0:
-		return "role proxy"
-	}
-	for _, c := range w.where {
-		if !c.matches(n.Metadata) {
-			return "where " + c.Key
-		}
-	}
-	return u.denied(e)
-}
-
-// fits reports whether nodes of the scheme can be reached by the transport.
-func (u *Upstreams) fits(scheme string) bool {
-	switch {
-	case scheme == "":
-		return true
-	case u.Scheme == schemeAuto:
-		return (scheme == "https") == u.https
-	default:
-		return scheme == u.Scheme
-	}
-}
-
-// tellStarvation logs that the source begins or ends to have no node: once each, not
-// for each request.
-func (u *Upstreams) tellStarvation(v *view) {
-	snapshot, p := v.snapshot, v.fixed
-	if len(p.tiers) > 0 {
-		u.logger.Info("nodes can serve again", zap.String("service", u.Service), zap.Int("nodes", len(p.tiers[0].nodes)))
-		return
-	}
-	reasons := make(map[string]int)
-	candidates := snapshot.Nodes()
-	if u.Service != "" {
-		candidates = snapshot.Service(u.Service)
-	}
-	for _, e := range candidates {
-		reasons[u.obstacle(e, u.wish(nil))]++
-	}
+	reasons, candidates := u.builder.Reasons(snapshot, &u.pickers.Query)
 	u.logger.Warn("no node can serve",
 		zap.String("service", u.Service),
 		zap.Int("listed", len(snapshot.Nodes())),
-		zap.Int("of_this_service", len(candidates)),
+		zap.Int("of_this_service", candidates),
 		zap.Any("because", reasons),
-		zap.Bool("static_upstreams", u.fallback))
+		zap.Bool("static_upstreams", len(u.handler.Upstreams) > 0))
 }
 
 // Interface guards

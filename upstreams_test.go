@@ -1,17 +1,16 @@
 package caddydiscovery
 
 import (
-	"context"
 	"fmt"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
-	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery/discoverytest"
@@ -353,9 +352,9 @@ func TestReloadWhileRequestsWait(t *testing.T) {
 			answer <- body
 		}()
 		eventually(t, "the request waits", func() bool {
-			source.waiters.mu.Lock()
-			defer source.waiters.mu.Unlock()
-			return source.waiters.count == 1
+			source.cold.mu.Lock()
+			defer source.cold.mu.Unlock()
+			return source.cold.waiting == 1
 		})
 		load(t, "http://127.0.0.1:"+other+" {\nrespond here\n}")
 		m.Restore()
@@ -495,72 +494,35 @@ func TestLookupAllocations(t *testing.T) {
 	}
 }
 
-// TestPoolsAreBounded has clients ask for each value that nodes have, which makes
-// a pool of its own out of a large fleet.
-func TestPoolsAreBounded(t *testing.T) {
+// TestPickOptionsReachRequests has requests of many tenants use a subset of a fleet: each
+// tenant gets the same two nodes of it each time, and what no tenant sends is drawn.
+func TestPickOptionsReachRequests(t *testing.T) {
 	name, m := newMemory(t)
-	const fleet = 1000
-	for i := range fleet {
-		list(t, m, fmt.Sprint("n", i), fmt.Sprint("http://10.0.0.1:", 1000+i), "service", "orders", "zone", fmt.Sprint("zone", i/2))
-	}
-	u := source(t, "registry memory "+name+"\nservice orders\nprefer zone {chosen}\npick 2 hash {chosen}")
-	look := func(zone string) {
-		repl := caddy.NewReplacer()
-		repl.Set("chosen", zone)
-		r := httptest.NewRequest("GET", "/", nil)
-		r = r.WithContext(context.WithValue(r.Context(), caddy.ReplacerCtxKey, repl))
-		if got, err := u.GetUpstreams(r); err != nil || len(got) != 2 {
-			t.Fatalf("zone %s: %d nodes, %v", zone, len(got), err)
-		}
-	}
-	look("zone0")
-	v := u.current.Load()
-	for i := range maxPooled/v.pooled + 5 {
-		look(fmt.Sprint("zone", i))
-	}
-	if len(v.pools) > maxPools || v.pooled > maxPooled || v.pooled < maxPooled/2 {
-		t.Errorf("%d pools of %d bytes are kept; want at most %d of %d", len(v.pools), v.pooled, maxPools, maxPooled)
-	}
-	counted := 0
-	for key, p := range v.pools {
-		counted += len(key) + p.bytes
-	}
-	if counted != v.pooled {
-		t.Errorf("the pools take %d bytes, and %d are counted", counted, v.pooled)
-	}
-	look("zone499")
-	if w := (wish{service: "orders", prefer: []Criterion{{Key: "zone", Values: []string{"zone499"}}}}); v.pools[w.key()] == nil {
-		t.Error("odd values shut out the next one")
-	}
-
-	// What no node has costs nothing, whatever a client makes up.
-	before := len(v.pools)
 	for i := range 100 {
-		look(fmt.Sprint("made up ", i))
+		list(t, m, fmt.Sprint("n", i), "http://"+at(fmt.Sprint("n", i)))
 	}
-	if len(v.pools) > before+1 {
-		t.Errorf("made-up values took %d pools", len(v.pools)-before)
+	u := source(t, "registry memory "+name+"\nsubset 10\nproxy_id one\npick 2 hash {test.tenant}\nslow_start 1h")
+	if u.builder.SlowStart != time.Hour {
+		t.Errorf("new nodes start for %v, want an hour", u.builder.SlowStart)
 	}
-}
-
-// TestMadeUpConditions has clients make up what they ask for: it gets no node, and
-// takes no room.
-func TestMadeUpConditions(t *testing.T) {
-	name, m := newMemory(t)
-	list(t, m, "a", "http://127.0.0.1:1001", "service", "orders", "version", "1")
-	u := source(t, "registry memory "+name+"\nservice {test.service}\nwhere version {test.version} 2")
-	for i, c := range []struct {
-		service, version string
-		want             int
-	}{{"orders", "1", 1}, {"orders", "made up", 0}, {"made up", "1", 0}, {"", "1", 0}, {"orders", "", 0}, {"orders", "2", 0}} {
-		r := request()
-		replacerOf(r).Set("test.service", c.service)
-		replacerOf(r).Set("test.version", c.version)
-		if got, err := u.GetUpstreams(r); err != nil || len(got) != c.want {
-			t.Errorf("%q of version %q: %d nodes, %v, want %d", c.service, c.version, len(got), err, c.want)
+	r, used := request(), make(map[string]bool)
+	for tenant := range 200 {
+		replacerOf(r).Set("test.tenant", fmt.Sprint(tenant))
+		got := picked(t, u, r)
+		if again := picked(t, u, r); len(got) != 2 || got[0] == got[1] || !slices.Equal(got, again) {
+			t.Fatalf("tenant %d gets %v, then %v", tenant, got, again)
 		}
-		if pools := len(u.current.Load().pools); pools != 1 {
-			t.Errorf("%d pools after %d values, want 1", pools, i+1)
-		}
+		used[got[0]], used[got[1]] = true, true
+	}
+	if len(used) != 10 {
+		t.Errorf("%d nodes are used, want the 10 of the subset", len(used))
+	}
+	replacerOf(r).Set("test.tenant", "")
+	first := make(map[string]bool)
+	for range 200 {
+		first[picked(t, u, r)[0]] = true
+	}
+	if len(first) != 10 {
+		t.Errorf("without a tenant %d nodes come first, want any of the 10", len(first))
 	}
 }

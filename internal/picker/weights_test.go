@@ -1,29 +1,14 @@
-package caddydiscovery
+package picker
 
 import (
 	"encoding/binary"
-	"fmt"
 	"math"
 	"math/rand/v2"
-	"strconv"
 	"testing"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
+	"github.com/caddy-discovery/caddy-discovery/internal/chancetest"
 )
-
-// weighted returns nodes of these weights; those that no record may have, and that
-// get no requests, are left out.
-func weighted(t *testing.T, weights ...float64) []*discovery.Entry {
-	t.Helper()
-	name, m := newMemory(t)
-	for i, w := range weights {
-		if w > 0 && w <= discovery.MaxWeight {
-			id := fmt.Sprintf("n%05d", i)
-			list(t, m, id, fmt.Sprintf("http://10.%d.%d.1:80", i/250, i%250), discovery.KeyWeight, strconv.FormatFloat(w, 'g', -1, 64))
-		}
-	}
-	return source(t, "registry memory "+name).directory.Snapshot().Nodes()
-}
 
 // checkWeights holds what is derived from weights against what they say.
 func checkWeights(t *testing.T, nodes []*discovery.Entry) {
@@ -68,9 +53,8 @@ func checkWeights(t *testing.T, nodes []*discovery.Entry) {
 			}
 		}
 	}
-	random := rand.New(rand.NewPCG(1, 2)).Uint64
 	drawn := make(map[*discovery.Entry]bool)
-	for _, e := range (&tier{nodes: nodes}).draw(len(nodes), &screen{}, random, nil) {
+	for _, e := range (&tier{nodes: nodes}).draw(len(nodes), &attempt{builder: newBuilder()}, nil) {
 		drawn[e] = true
 	}
 	if len(drawn) != len(nodes) {
@@ -117,19 +101,17 @@ func TestLeastWeights(t *testing.T) {
 func TestLeastWeightsAreDrawnAlike(t *testing.T) {
 	least := math.SmallestNonzeroFloat64
 	nodes := weighted(t, least, least, least, least, least)
-	random := rand.New(rand.NewPCG(1, 2)).Uint64
+	tier, a := &tier{nodes: nodes}, &attempt{builder: newBuilder()}
 	counts, expected := make(map[string]int), make(map[string]float64)
 	for range 5000 {
-		for _, e := range (&tier{nodes: nodes}).drawRest(1, &screen{}, random, nil) {
+		for _, e := range tier.drawRest(1, a, nil) {
 			counts[e.Node.ID]++
 		}
 	}
 	for _, e := range nodes {
 		expected[e.Node.ID] = 1000
 	}
-	if report, bad := unlikely(counts, expected); bad {
-		t.Error(report)
-	}
+	chancetest.Check(t, "drawn", counts, expected)
 }
 
 func FuzzWeights(f *testing.F) {

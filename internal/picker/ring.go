@@ -1,7 +1,8 @@
-package caddydiscovery
+package picker
 
 import (
 	"cmp"
+	"iter"
 	"math"
 	"math/bits"
 	"slices"
@@ -14,6 +15,11 @@ import (
 // and in the second place to the node that comes next. A node that joins takes
 // over only what it owns from then on, and one that leaves gives away only what
 // it owned.
+//
+// Nodes with the weights {a:3, b:3, c:4} have 48, 48 and 64 points: 16 for each 1 of
+// weight, since the mean of about 4 has 64. Of 160 arcs 30, 30 and 40 percent belong
+// to a, b and c, give or take what chance does. Without c its 64 arcs go to whoever
+// has the next point, and no other key moves.
 type ring struct {
 	nodes  []*discovery.Entry // sorted by id
 	counts []uint32           // of the points that each has
@@ -99,12 +105,15 @@ func emptyRing(nodes []*discovery.Entry) *ring {
 	return r
 }
 
-// place calls f with the positions of a node's points, which depend on nothing
-// but its id.
-func place(e *discovery.Entry, count uint32, f func(position uint64)) {
-	seed := hash(e.Node.ID)
-	for j := range uint64(count) {
-		f(mix(seed+j*golden) >> 32)
+// positions yields where a node's points are, which depends on nothing but its id.
+func positions(e *discovery.Entry, count uint32) iter.Seq[uint64] {
+	return func(yield func(uint64) bool) {
+		seed := Hash(e.Node.ID)
+		for i := range uint64(count) {
+			if !yield(mix(seed+i*odd) >> 32) {
+				return
+			}
+		}
 	}
 }
 
@@ -112,7 +121,9 @@ func (r *ring) build() {
 	// Positions are as good as random: sorting them by their leading bits leaves
 	// next to nothing to do.
 	for i, e := range r.nodes {
-		place(e, r.counts[i], func(position uint64) { r.starts[position>>r.shift+1]++ })
+		for position := range positions(e, r.counts[i]) {
+			r.starts[position>>r.shift+1]++
+		}
 	}
 	for i := 1; i < len(r.starts); i++ {
 		r.starts[i] += r.starts[i-1]
@@ -120,11 +131,11 @@ func (r *ring) build() {
 	r.points = r.points[:cap(r.points)]
 	next := slices.Clone(r.starts)
 	for i, e := range r.nodes {
-		place(e, r.counts[i], func(position uint64) {
+		for position := range positions(e, r.counts[i]) {
 			b := position >> r.shift
 			r.points[next[b]] = position<<32 | uint64(i)
 			next[b]++
-		})
+		}
 	}
 	for i := range len(r.starts) - 1 {
 		if bucket := r.points[r.starts[i]:r.starts[i+1]]; len(bucket) > 1 {
@@ -169,7 +180,9 @@ func (r *ring) derive(earlier *ring) bool {
 	}
 	var fresh []uint64
 	for _, j := range joined {
-		place(r.nodes[j], r.counts[j], func(position uint64) { fresh = append(fresh, position<<32|uint64(j)) })
+		for position := range positions(r.nodes[j], r.counts[j]) {
+			fresh = append(fresh, position<<32|uint64(j))
+		}
 	}
 	slices.Sort(fresh)
 	for _, p := range earlier.points {
@@ -206,16 +219,16 @@ func (r *ring) find(key uint64) int {
 
 // owners appends the first n owners of the key that can serve, in the order of
 // the ring; fewer if there are not so many.
-func (t *tier) owners(key uint64, n int, s *screen, into []*discovery.Entry) []*discovery.Entry {
+func (t *tier) owners(key uint64, n int, a *attempt, into []*discovery.Entry) []*discovery.Entry {
 	r := t.hashRing()
 	n = min(n, len(t.nodes))
 	fits := func(e *discovery.Entry) bool {
-		if slices.Contains(into, e) || !s.able(e) {
+		if slices.Contains(into, e) || !a.canServe(e) {
 			return false
 		}
 		// A new node takes over its keys one by one, and keeps those it has.
-		share := s.share(e)
-		return share >= 1 || unit(mix(key^hash(e.Node.ID))) < share
+		share := a.share(e)
+		return share >= 1 || unit(mix(key^Hash(e.Node.ID))) < share
 	}
 	i := r.find(key)
 	for range min(len(r.points), maxWalk) {
@@ -236,31 +249,10 @@ func (t *tier) owners(key uint64, n int, s *screen, into []*discovery.Entry) []*
 	// Hardly any node can serve. Which of them owns the key then is another
 	// question, with an answer that is as stable.
 	rest := slices.DeleteFunc(slices.Concat(t.nodes, t.reserve), func(e *discovery.Entry) bool {
-		return !s.able(e) || slices.Contains(into, e)
+		return !a.canServe(e) || slices.Contains(into, e)
 	})
-	slices.SortFunc(rest, func(a, b *discovery.Entry) int {
-		return cmp.Compare(mix(key^hash(b.Node.ID)), mix(key^hash(a.Node.ID)))
+	slices.SortFunc(rest, func(x, y *discovery.Entry) int {
+		return cmp.Compare(mix(key^Hash(y.Node.ID)), mix(key^Hash(x.Node.ID)))
 	})
 	return append(into, rest[:min(len(rest), n-len(into))]...)
-}
-
-// golden spreads successive numbers over 64 bits.
-const golden = 0x9e3779b97f4a7c15
-
-// hash returns a hash of s that is the same in every process and for ever:
-// FNV-1a, whose bits are then mixed.
-func hash(s string) uint64 {
-	h := uint64(0xcbf29ce484222325)
-	for i := range len(s) {
-		h = (h ^ uint64(s[i])) * 0x100000001b3
-	}
-	return mix(h)
-}
-
-// mix is the finalizer of SplitMix64: every bit of x decides about every bit of
-// the result.
-func mix(x uint64) uint64 {
-	x = (x ^ x>>30) * 0xbf58476d1ce4e5b9
-	x = (x ^ x>>27) * 0x94d049bb133111eb
-	return x ^ x>>31
 }

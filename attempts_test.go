@@ -52,7 +52,7 @@ func TestRetriesDoNotOutliveTheRequest(t *testing.T) {
 				t.Fatalf("attempt %d: %d upstreams, %v, want the only node", attempt, len(pool), err)
 			}
 			host(pool)
-			if u.observer.Select(pool, r, nil) == nil {
+			if u.wrapper.Select(pool, r, nil) == nil {
 				t.Fatalf("attempt %d: nothing was selected", attempt)
 			}
 		}
@@ -65,7 +65,7 @@ func TestRetriesDoNotOutliveTheRequest(t *testing.T) {
 	for range 2 {
 		pool, _ := u.GetUpstreams(r)
 		host(pool)
-		tried[u.observer.Select(pool, r, nil).Dial] = true
+		tried[u.wrapper.Select(pool, r, nil).Dial] = true
 	}
 	if len(tried) != 2 {
 		t.Errorf("two attempts of a request went to %v, want both nodes", tried)

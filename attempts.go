@@ -1,0 +1,233 @@
+package caddydiscovery
+
+import (
+	"net/http"
+	"slices"
+	"time"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+	"go.uber.org/zap"
+	"golang.org/x/time/rate"
+
+	"github.com/caddy-discovery/caddy-discovery/discovery"
+	"github.com/caddy-discovery/caddy-discovery/internal/picker"
+)
+
+// A policyWrapper takes the place of a handler's selection policy and calls it. There it
+// learns what nothing else shows: Caddy's own state of each candidate, which the handler
+// fills in after a source has returned it, and which candidate is chosen. Since the
+// handler calls the policy in the goroutine of the request, all of it can be read
+// without a race.
+//
+// It also answers requests that go round, and decides what is left where the policy has
+// nobody to choose: see choose.
+type policyWrapper struct {
+	reverseproxy.Selector // the policy of the configuration
+
+	handler *reverseproxy.Handler
+	logger  *zap.Logger
+	loops   rate.Sometimes // for the log
+
+	tracks bool // what requests have been through is of interest
+	hosts  bool // the candidates' states are of interest
+	nodes  bool // the chosen node is asked for by a placeholder
+}
+
+// wrapPolicy puts a wrapper in the place of the handler's policy and returns it; the
+// sources of one handler share it. It is called from the Provision of a source, and
+// relies on the order in that of the handler (reverseproxy.go): it loads the transport
+// and the policy before the source, and reads the policy for each request.
+func wrapPolicy(handler *reverseproxy.Handler, logger *zap.Logger) *policyWrapper {
+	if handler.LoadBalancing == nil {
+		handler.LoadBalancing = new(reverseproxy.LoadBalancing)
+	}
+	policy := handler.LoadBalancing.SelectionPolicy
+	if w, ok := policy.(*policyWrapper); ok {
+		return w
+	}
+	if policy == nil {
+		policy = reverseproxy.RandomSelection{} // Caddy's own default
+	}
+	w := &policyWrapper{Selector: policy, handler: handler, logger: logger, loops: rate.Sometimes{Interval: time.Minute}}
+	handler.LoadBalancing.SelectionPolicy = w
+	return w
+}
+
+// policyOf returns the handler's selection policy itself, nil for the default.
+func policyOf(handler *reverseproxy.Handler) reverseproxy.Selector {
+	if handler.LoadBalancing == nil {
+		return nil
+	}
+	if w, ok := handler.LoadBalancing.SelectionPolicy.(*policyWrapper); ok {
+		return w.Selector
+	}
+	return handler.LoadBalancing.SelectionPolicy
+}
+
+// attempts are what one request has been through at one handler. They belong to the
+// goroutine of the request.
+type attempts struct {
+	// request is the handler's copy of the request: the same one in all
+	// attempts, and another one if the request comes to this or another handler again.
+	request *http.Request
+	tried   picker.AddressSet // where it was sent so far, all in vain
+	current []candidates      // what the sources returned for the present attempt
+	chosen  *chosen           // nil if nobody asks for it
+
+	inline struct { // for the usual case, to save allocations
+		current [1]candidates
+		nodes   [2]*discovery.Entry
+	}
+}
+
+// candidates are what one source returned for one attempt.
+type candidates struct {
+	first *reverseproxy.Upstream
+	nodes []*discovery.Entry // of the upstreams, in their order
+}
+
+// attemptsKey is where a request's variables keep its attempts, at whichever handler.
+const attemptsKey = "discovery.attempts"
+
+// attemptsOf returns the attempts of a request, nil if none are known.
+func attemptsOf(r *http.Request) *attempts {
+	vars, _ := r.Context().Value(caddyhttp.VarsCtxKey).(map[string]any)
+	if a, ok := vars[attemptsKey].(*attempts); ok && a.request == r {
+		return a
+	}
+	return nil
+}
+
+// attempts returns the attempts of a request, nil if it has no variables to keep them
+// in: then it does not come from Caddy's server.
+func (w *policyWrapper) attempts(r *http.Request) *attempts {
+	if a := attemptsOf(r); a != nil {
+		return a
+	}
+	vars, ok := r.Context().Value(caddyhttp.VarsCtxKey).(map[string]any)
+	if !ok {
+		return nil
+	}
+	a := &attempts{request: r}
+	a.current = a.inline.current[:0]
+	vars[attemptsKey] = a
+	if w.nodes {
+		a.chosen = chosenOf(vars, r)
+		a.chosen.node = nil // that of an earlier handler
+	}
+	return a
+}
+
+// room returns where to put the nodes of the present attempt.
+func (a *attempts) room() []*discovery.Entry {
+	if len(a.current) > 0 {
+		return nil // another source has
+	}
+	return a.inline.nodes[:0]
+}
+
+// returned notes what a source returns for the present attempt.
+func (a *attempts) returned(nodes []*discovery.Entry, upstreams []*reverseproxy.Upstream) {
+	if len(upstreams) > 0 {
+		a.current = append(a.current, candidates{first: upstreams[0], nodes: nodes})
+	}
+}
+
+// each calls f with each upstream that is a node.
+func (a *attempts) each(pool reverseproxy.UpstreamPool, f func(*discovery.Entry, *reverseproxy.Upstream)) {
+	if a == nil {
+		return
+	}
+	for _, c := range a.current {
+		start := slices.Index(pool, c.first)
+		if start < 0 || len(pool) < start+len(c.nodes) {
+			continue // another source of a multi has failed, or the handler fell back
+		}
+		for i, e := range c.nodes {
+			f(e, pool[start+i])
+		}
+	}
+}
+
+// Select calls the policy, and notes what the handler found and the policy chose.
+func (w *policyWrapper) Select(pool reverseproxy.UpstreamPool, r *http.Request, rw http.ResponseWriter) *reverseproxy.Upstream {
+	if n := hops(r.Header); n > maxHops {
+		return w.refuseLoop(r, rw, n)
+	}
+	var a *attempts
+	if w.tracks {
+		a = w.attempts(r)
+	}
+	if w.hosts {
+		a.each(pool, noteHost)
+	}
+	selected, pool := w.choose(pool, a, r, rw)
+	if a == nil {
+		return selected
+	}
+	if selected != nil {
+		// If the request comes back, it failed there.
+		a.tried.Add(selected.Dial)
+		if a.chosen != nil {
+			a.chosen.node = nil // it may be none of the nodes
+			a.each(pool, func(e *discovery.Entry, up *reverseproxy.Upstream) {
+				if up == selected {
+					a.chosen.node, a.chosen.address = e, selected.Dial
+				}
+			})
+		}
+	}
+	a.current = a.current[:0]
+	return selected
+}
+
+// choose asks the policy, and returns what it chose and from which upstreams:
+//
+//   - Where no source has a node, from the handler's static upstreams. Caddy itself
+//     falls back to them only if a source returns an error, which it logs for each
+//     request, and never behind multi, which returns none.
+//   - Where everybody has failed lately, from all of them, as if nobody had: a pool
+//     of which everything fails is more likely judged wrongly than down, and a
+//     request that is sent has a chance. Who is full stays out, and so does
+//     everybody while the handler's circuit breaker is open.
+func (w *policyWrapper) choose(pool reverseproxy.UpstreamPool, a *attempts, r *http.Request, rw http.ResponseWriter) (*reverseproxy.Upstream, reverseproxy.UpstreamPool) {
+	if len(pool) == 0 {
+		pool = w.handler.Upstreams
+		return w.Selector.Select(pool, r, rw), pool
+	}
+	selected := w.Selector.Select(pool, r, rw)
+	if selected == nil && countsFailures(w.handler) && (w.handler.CB == nil || w.handler.CB.OK()) {
+		pool = withoutFailures(pool, a)
+		selected = w.Selector.Select(pool, r, rw)
+	}
+	return selected, pool
+}
+
+// countsFailures reports whether the handler leaves alone for some time what has failed.
+func countsFailures(handler *reverseproxy.Handler) bool {
+	hc := handler.HealthChecks
+	return hc != nil && hc.Passive != nil && hc.Passive.FailDuration > 0
+}
+
+// withoutFailures returns the upstreams without the rules by which Caddy finds them
+// failing. They stand for the same hosts, so that requests and failures count.
+func withoutFailures(pool reverseproxy.UpstreamPool, a *attempts) reverseproxy.UpstreamPool {
+	block := make([]reverseproxy.Upstream, len(pool))
+	again := make(reverseproxy.UpstreamPool, len(pool))
+	for i, up := range pool {
+		block[i].Host, block[i].Dial, block[i].MaxRequests = up.Host, up.Dial, up.MaxRequests
+		again[i] = &block[i]
+	}
+	if a != nil {
+		for i, c := range a.current {
+			if j := slices.Index(pool, c.first); j >= 0 {
+				a.current[i].first = again[j]
+			}
+		}
+	}
+	return again
+}
+
+// Interface guard
+var _ reverseproxy.Selector = (*policyWrapper)(nil)

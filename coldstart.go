@@ -1,0 +1,175 @@
+package caddydiscovery
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/caddy-discovery/caddy-discovery/discovery"
+	"github.com/caddy-discovery/caddy-discovery/internal/health"
+	"github.com/caddy-discovery/caddy-discovery/internal/picker"
+)
+
+// A coldStart is the wait of requests for what a source lacks when it has just begun:
+//
+//  1. Until the registry is listed they wait, for sync_timeout at most, which counts
+//     from when the directory was opened.
+//  2. When half of that has passed without a listing, the directory uses the list that
+//     it saved. A request goes on as soon as a node of it can serve.
+//  3. With health checks a node gets no request before its first check. Where no other
+//     node can serve, requests wait for it, again for sync_timeout at most; then nodes
+//     serve unchecked.
+//
+// A request that waits is served although its config is replaced meanwhile: what it
+// needs is released when the last of them is through.
+type coldStart struct {
+	directory *sharedDirectory
+	checks    *health.Checker // nil without health checks
+	timeout   time.Duration
+
+	restore *time.Timer
+
+	mu      sync.Mutex // guards what follows; nothing else happens under it
+	waiting int        // requests
+	release func()     // left for the last of them to call
+}
+
+// begin has the saved list used when its time comes.
+func (c *coldStart) begin() {
+	c.restore = time.AfterFunc(time.Until(c.restoresAt()), c.directory.Restore)
+}
+
+// end is called when nobody calls begin any more.
+func (c *coldStart) end() {
+	if c.restore != nil {
+		c.restore.Stop()
+	}
+}
+
+func (c *coldStart) opened() time.Time     { return time.Unix(0, c.directory.opened.Load()) }
+func (c *coldStart) restoresAt() time.Time { return c.opened().Add(c.timeout / 2) }
+
+// enter says that a request begins to wait. It is matched by one of exit.
+func (c *coldStart) enter() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.waiting++
+}
+
+func (c *coldStart) exit() {
+	c.mu.Lock()
+	var release func()
+	if c.waiting--; c.waiting == 0 {
+		release, c.release = c.release, nil
+	}
+	c.mu.Unlock()
+	if release != nil {
+		release()
+	}
+}
+
+// leaveRelease reports whether requests wait, and then has the last one call release.
+func (c *coldStart) leaveRelease(release func()) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.waiting > 0 {
+		c.release = release
+	}
+	return c.waiting > 0
+}
+
+// awaitListing returns the directory's snapshot when the registry is listed, a node of
+// the saved list can serve, or the time is over.
+func (c *coldStart) awaitListing(ctx context.Context, pick func(*discovery.Snapshot) *picker.Picker) *discovery.Snapshot {
+	snapshot := c.directory.Snapshot()
+	left := time.Until(c.opened().Add(c.timeout))
+	if snapshot.Synced || left <= 0 {
+		return snapshot
+	}
+	timer := time.NewTimer(left)
+	defer timer.Stop()
+	half := time.NewTimer(time.Until(c.restoresAt()))
+	defer half.Stop()
+	var superseded <-chan struct{} // nil, which blocks, before half the time has passed
+	for {
+		select {
+		case <-c.directory.Synced():
+			return c.directory.Snapshot()
+		case <-timer.C:
+			return c.directory.Snapshot()
+		case <-ctx.Done():
+			return c.directory.Snapshot()
+		case <-half.C:
+		case <-superseded:
+		}
+		snapshot = c.directory.Snapshot()
+		if snapshot.Synced || snapshot.Number > 0 && !pick(snapshot).Empty() {
+			return snapshot
+		}
+		superseded = snapshot.Superseded()
+	}
+}
+
+// awaitChecks returns the picker as soon as it has a node, or none is awaited any
+// more.
+func (c *coldStart) awaitChecks(ctx context.Context, pick func(*discovery.Snapshot) *picker.Picker) *picker.Picker {
+	for {
+		changed := c.checks.Superseded()
+		p := pick(c.directory.Snapshot())
+		if !p.Empty() || p.Retry().IsZero() {
+			return p
+		}
+		timer := time.NewTimer(time.Until(p.Retry()))
+		select {
+		case <-changed:
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return p
+		}
+		timer.Stop()
+	}
+}
+
+// unchecked returns those nodes that have waited for their first check for as long as
+// the timeout, and otherwise when the first of them will have. Where some
+// are known to be ill the others do not serve without a check, and are awaited for
+// the timeout after the checks began only: not each time that one joins.
+func (c *coldStart) unchecked(eligible []*discovery.Entry) ([]*discovery.Entry, time.Time) {
+	now := time.Now()
+	var nodes []*discovery.Entry
+	var next, began time.Time // began: the first of those that are known
+	for _, e := range eligible {
+		state, since := c.checks.Of(e)
+		if state.Known() && (began.IsZero() || since.Before(began)) {
+			began = since
+		}
+		if state != health.Unchecked {
+			continue
+		}
+		if since.IsZero() {
+			since = now // the checks are about to begin
+		}
+		until := since.Add(c.timeout)
+		switch {
+		case !until.After(now):
+			nodes = append(nodes, e)
+		case next.IsZero() || until.Before(next):
+			next = until
+		}
+	}
+	if !began.IsZero() {
+		nodes = nil
+		until := began.Add(c.timeout)
+		switch {
+		case !until.After(now):
+			next = time.Time{}
+		case until.Before(next):
+			next = until
+		}
+	}
+	if len(nodes) > 0 {
+		next = time.Time{}
+	}
+	return nodes, next
+}

@@ -1,0 +1,219 @@
+// Package picker decides to which nodes a request may go. It knows nodes and what
+// requests have been through, and neither requests nor handlers.
+//
+// A [Builder] holds what a source is configured to do. Of a snapshot of the directory
+// and a [Query] it makes a [Picker], in these steps:
+//
+//  1. The [Filter] leaves out the nodes that the source does not use.
+//  2. The others become tiers by the preferences of the query.
+//  3. With a subset each tier keeps the nodes that belong to this proxy (subset.go).
+//  4. What a request asks of a tier is derived: an alias table to draw from by
+//     weight (alias.go), or a ring to find the owners of a key (ring.go).
+//
+// A [Cache] keeps the pickers of the newest snapshot. For each attempt a request asks
+// its picker for nodes with [Picker.Pick].
+package picker
+
+import (
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/caddy-discovery/caddy-discovery/discovery"
+)
+
+// A Builder makes pickers. Its fields are not changed once it is in use; then it may
+// be used by many goroutines.
+type Builder struct {
+	Filter
+
+	// Count is how many nodes a request gets; 0: all of them.
+	Count int
+	// Hashed says that the nodes of a request are found by a key of it.
+	Hashed bool
+	// Random returns the random numbers of the draws.
+	Random func() uint64
+	// SlowStart is how long a new node takes to get its full share; 0: no time.
+	SlowStart time.Duration
+	// Subset is how many nodes of each tier are used; 0: all of them.
+	Subset int
+	// ProxyID decides which nodes those are.
+	ProxyID string
+
+	// Unavailable reports whether Caddy would not send the node a request now: because
+	// it serves as many as it may, or, unless lenient, has failed lately. Nil: it would.
+	Unavailable func(e *discovery.Entry, lenient bool) bool
+	// Unchecked is asked where the checks keep all eligible nodes out. It returns those
+	// that serve without a check, and otherwise when the next one will; the zero time if
+	// none will. Nil: without checks.
+	Unchecked func(eligible []*discovery.Entry) ([]*discovery.Entry, time.Time)
+}
+
+// A Picker has the nodes of one snapshot that serve one query. It never changes, and
+// may be used by many goroutines. The zero Picker has none.
+type Picker struct {
+	builder *Builder
+	tiers   []*tier // by preference; none is empty
+	retry   time.Time
+	bytes   int // what it takes, about; set before others see it
+}
+
+// Build makes the picker of a snapshot for a query.
+func (b *Builder) Build(snapshot *discovery.Snapshot, q *Query) *Picker {
+	candidates := q.candidates(snapshot)
+	nodes := make([]*discovery.Entry, 0, len(candidates))
+	for _, e := range candidates {
+		if b.reason(e, q) == "" {
+			nodes = append(nodes, e)
+		}
+	}
+	p := &Picker{builder: b}
+	if len(nodes) == 0 && b.Unchecked != nil {
+		for _, e := range candidates {
+			if b.ineligible(e, q) == "" {
+				nodes = append(nodes, e)
+			}
+		}
+		nodes, p.retry = b.Unchecked(nodes)
+	}
+	if len(q.Prefer) == 0 && len(nodes) > 0 {
+		p.tiers = []*tier{b.newTier("", nodes)}
+		return p
+	}
+
+	// A node's tier is the binary number whose digits say which criteria it
+	// fails, the earliest criterion first: an earlier one outweighs all later
+	// ones together.
+	tiers := make(map[string][]*discovery.Entry)
+	for _, e := range nodes {
+		fails := make([]byte, len(q.Prefer))
+		for i, c := range q.Prefer {
+			fails[i] = '1'
+			if c.matches(e.Node.Metadata) {
+				fails[i] = '0'
+			}
+		}
+		tiers[string(fails)] = append(tiers[string(fails)], e)
+	}
+	for _, fails := range slices.Sorted(maps.Keys(tiers)) {
+		p.tiers = append(p.tiers, b.newTier(fails, tiers[fails]))
+	}
+	return p
+}
+
+// newTier makes a tier of nodes that are sorted by id. With Subset it keeps those
+// that belong to this proxy.
+func (b *Builder) newTier(rank string, nodes []*discovery.Entry) *tier {
+	if b.Subset == 0 || len(nodes) <= b.Subset {
+		return &tier{rank: rank, nodes: nodes}
+	}
+	chosen := nearest(nodes, Hash(b.ProxyID), 2*b.Subset)
+	t := &tier{rank: rank, nodes: chosen[:b.Subset:b.Subset], reserve: chosen[b.Subset:]}
+	slices.SortFunc(t.nodes, func(a, b *discovery.Entry) int { return strings.Compare(a.Node.ID, b.Node.ID) })
+	return t
+}
+
+// Empty reports whether there is no node.
+func (p *Picker) Empty() bool { return len(p.tiers) == 0 }
+
+// Retry returns when nodes that lack their first check serve all the same, so that an
+// empty picker is worth making anew; the zero time if none will.
+func (p *Picker) Retry() time.Time { return p.retry }
+
+// expired reports whether the time of Retry has come.
+func (p *Picker) expired() bool { return !p.retry.IsZero() && !time.Now().Before(p.retry) }
+
+// First returns the nodes that the preferences put first. Read it only.
+func (p *Picker) First() []*discovery.Entry {
+	if p.Empty() {
+		return nil
+	}
+	return p.tiers[0].nodes
+}
+
+// At returns the nodes that are dialled at one of the addresses.
+func (p *Picker) At(addresses *AddressSet) []*discovery.Entry {
+	var at []*discovery.Entry
+	for _, t := range p.tiers {
+		for _, nodes := range [][]*discovery.Entry{t.nodes, t.reserve} {
+			for _, e := range nodes {
+				if addresses.hasNode(e) {
+					at = append(at, e)
+				}
+			}
+		}
+	}
+	return at
+}
+
+// Pick returns the nodes for one attempt of a request that has failed where tried
+// says; nil if nowhere. With a key, the same nodes come for it each time, in the same
+// order. It may return a slice of the picker, to be read only, and else appends to
+// into.
+//
+// The tiers are asked in turn: the first one in which a node can serve gives all of
+// the nodes. Where none can, those will do that have failed for other requests but
+// have room, then any of the first tier: Caddy may know better, or wait and try again.
+func (p *Picker) Pick(tried *AddressSet, key string, into []*discovery.Entry) []*discovery.Entry {
+	if p.Empty() {
+		return nil
+	}
+	a := attempt{builder: p.builder, key: key, tried: tried, unavailable: p.builder.Unavailable}
+	for _, t := range p.tiers {
+		if nodes := t.pick(&a, into); len(nodes) > 0 {
+			return nodes
+		}
+	}
+	if a.unavailable != nil {
+		a.lenient = true
+		for _, t := range p.tiers {
+			if nodes := t.pick(&a, into); len(nodes) > 0 {
+				return nodes
+			}
+		}
+	}
+	return p.tiers[0].pick(&attempt{builder: p.builder, key: key}, into)
+}
+
+// inherit gives the tiers the rings of those that they replace, to derive theirs
+// from.
+func (p *Picker) inherit(last *Picker) {
+	for _, t := range p.tiers {
+		for _, old := range last.tiers {
+			if old.rank == t.rank {
+				t.ring.Store(old.ring.Load())
+			}
+		}
+	}
+}
+
+// prepare derives what the first request will need; the other tiers follow when they
+// are needed.
+func (p *Picker) prepare() {
+	switch {
+	case p.Empty() || p.builder.Count == 0:
+	case p.builder.Hashed:
+		p.tiers[0].hashRing()
+	default:
+		p.tiers[0].weights()
+	}
+}
+
+// size returns about how many bytes the picker takes once all of it is in use.
+func (p *Picker) size() int {
+	const slot = 8 // a pointer, or a slot of an alias table
+	size := 0
+	for _, t := range p.tiers {
+		size += (len(t.nodes) + len(t.reserve)) * slot
+		switch {
+		case p.builder.Count == 0:
+		case p.builder.Hashed:
+			_, points := ringStep(t.nodes)
+			size += ringBytes(len(t.nodes), points)
+		default:
+			size += len(t.nodes) * slot
+		}
+	}
+	return size
+}
