@@ -101,7 +101,7 @@ func (s *stats) release(d *sharedDirectory) {
 // totals is what a directory counted.
 type totals struct {
 	changes     map[discovery.ChangeType]uint64
-	rejected    map[string]uint64
+	rejected    map[discovery.Fault]uint64
 	snapshots   uint64
 	restarts    uint64
 	propagation discovery.Propagation
@@ -115,7 +115,7 @@ func totalsOf(d *sharedDirectory) totals {
 
 func (t *totals) add(other totals) {
 	if t.changes == nil {
-		t.changes, t.rejected = make(map[discovery.ChangeType]uint64), make(map[string]uint64)
+		t.changes, t.rejected = make(map[discovery.ChangeType]uint64), make(map[discovery.Fault]uint64)
 	}
 	for k, n := range other.changes {
 		t.changes[k] += n
@@ -224,8 +224,8 @@ func (collector) Collect(ch chan<- prometheus.Metric) {
 		for _, t := range nodeChanges {
 			count(descChanges, sum.changes[t], string(t))
 		}
-		for _, reason := range discovery.RejectionReasons() {
-			count(descRejected, sum.rejected[reason], reason)
+		for _, fault := range discovery.Faults() {
+			count(descRejected, sum.rejected[fault], string(fault))
 		}
 		count(descSnapshots, sum.snapshots)
 		count(descRestarts, sum.restarts)
@@ -235,12 +235,11 @@ func (collector) Collect(ch chan<- prometheus.Metric) {
 		count(descLookups, s.lookups.bad.Load(), "none")
 
 		buckets, total := make(map[float64]uint64), uint64(0)
-		for i, n := range sum.propagation.Counts {
-			total += n
-			if i < len(discovery.PropagationBounds) {
-				buckets[discovery.PropagationBounds[i]] = total
-			}
+		for i, bound := range discovery.PropagationBounds() {
+			total += sum.propagation.Counts[i]
+			buckets[bound] = total
 		}
+		total += sum.propagation.Counts[discovery.PropagationBuckets-1]
 		ch <- prometheus.MustNewConstHistogram(descPropagation, total, sum.propagation.Sum.Seconds(), buckets, s.name)
 	}
 }

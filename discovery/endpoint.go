@@ -27,11 +27,11 @@ type Endpoint struct {
 // error wraps [ErrInvalid], and [ErrForbidden] unless nothing is named at all.
 func ParseEndpoint(s string) (Endpoint, error) {
 	refuse := func(why string) (Endpoint, error) {
-		return Endpoint{}, Forbid(fmt.Errorf("%w endpoint %q: %s", ErrInvalid, Clip(withoutSecrets(s)), why))
+		return Endpoint{}, Forbid(Invalidf(FaultEndpoint, "endpoint %q: %s", Clip(withoutSecrets(s)), why))
 	}
 	const accepted = "want http://host:port, https://host:port or host:port"
 	if s == "" {
-		return Endpoint{}, fmt.Errorf("%w endpoint %q: it is empty; %s", ErrInvalid, s, accepted)
+		return Endpoint{}, Invalidf(FaultEndpoint, "endpoint %q: it is empty; %s", s, accepted)
 	}
 	for _, r := range s {
 		if r == '{' || r == '}' {

@@ -84,13 +84,13 @@ type Journal struct {
 	abridged uint64        // up to this number records are not large any more
 	grown    chan struct{} // closed at the next change; nil while nobody waits
 	counts   map[ChangeType]uint64
-	rejected map[string]uint64
+	rejected map[Fault]uint64
 }
 
 // Add notes a change, and sets its number, and its time unless it has one.
 func (j *Journal) Add(c Change) { j.add(c, "") }
 
-func (j *Journal) add(c Change, rejection string) {
+func (j *Journal) add(c Change, fault Fault) {
 	if c.Time.IsZero() {
 		c.Time = time.Now()
 	}
@@ -116,11 +116,11 @@ func (j *Journal) add(c Change, rejection string) {
 		j.bytes += old.footprint()
 	}
 	if j.counts == nil {
-		j.counts, j.rejected = make(map[ChangeType]uint64), make(map[string]uint64)
+		j.counts, j.rejected = make(map[ChangeType]uint64), make(map[Fault]uint64)
 	}
 	j.counts[c.Type]++
-	if rejection != "" {
-		j.rejected[rejection]++
+	if fault != "" {
+		j.rejected[fault]++
 	}
 	if j.grown != nil {
 		close(j.grown)
@@ -229,48 +229,11 @@ func (j *Journal) Last() uint64 {
 }
 
 // Counts returns how many changes there were of each type, and how many records
-// were rejected for each of the reasons of [RejectionReason].
-func (j *Journal) Counts() (changes map[ChangeType]uint64, rejected map[string]uint64) {
+// were rejected for each [Fault].
+func (j *Journal) Counts() (changes map[ChangeType]uint64, rejected map[Fault]uint64) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	return maps.Clone(j.counts), maps.Clone(j.rejected)
-}
-
-// rejectionReasons are the words behind "invalid" in the errors of this package,
-// and what they come to.
-var rejectionReasons = []struct{ word, reason string }{
-	{"endpoint", "endpoint"},
-	{"node id", "id"},
-	{"load", "load"},
-	{"metadata", "metadata"},
-	{"record: the directory is full", "full"},
-	{"record: the key names another node", "key"},
-	{"record", "record"},
-}
-
-// RejectionReasons returns all that [RejectionReason] may return, sorted.
-func RejectionReasons() []string {
-	reasons := []string{"other"}
-	for _, r := range rejectionReasons {
-		reasons = append(reasons, r.reason)
-	}
-	slices.Sort(reasons)
-	return reasons
-}
-
-// RejectionReason sorts the reason of a rejection into one of a few words, fit for
-// a metric: endpoint, id, load, metadata, full, key, record, or other.
-func RejectionReason(err error) string {
-	_, message, found := strings.Cut(err.Error(), ErrInvalid.Error()+" ")
-	if !found {
-		return "other"
-	}
-	for _, r := range rejectionReasons {
-		if strings.HasPrefix(message, r.word) {
-			return r.reason
-		}
-	}
-	return "other"
 }
 
 // difference says how a record differs from the one before.

@@ -3,8 +3,6 @@ package discovery_test
 import (
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -232,40 +230,6 @@ func TestJournalFollowers(t *testing.T) {
 		j.Add(discovery.Change{Type: discovery.ChangeUpdated})
 	}
 	group.Wait()
-}
-
-// Whatever is wrong with a record of the wire samples has a word of its own.
-func TestRejectionReason(t *testing.T) {
-	samples, err := filepath.Glob("testdata/wire/invalid-*.json")
-	if err != nil || len(samples) == 0 {
-		t.Fatal("no samples", err)
-	}
-	records := map[string]string{
-		"load":     `{"nodeId":"a","endpoint":"h:1","load":-1}`,
-		"metadata": `{"nodeId":"a","endpoint":"h:1","metadata":{"":"x"}}`,
-		"id":       `{"nodeId":"","endpoint":"h:1"}`,
-		"endpoint": `{"nodeId":"a","endpoint":"h"}`,
-		"record":   `[]`,
-	}
-	for want, record := range records {
-		_, err := discovery.ParseNode([]byte(record))
-		if got := discovery.RejectionReason(err); got != want {
-			t.Errorf("%s: reason %q of %v, want %q", record, got, err, want)
-		}
-	}
-	for _, sample := range samples {
-		data, err := os.ReadFile(sample)
-		if err != nil {
-			t.Fatal(err)
-		}
-		_, err = discovery.ParseNode(data)
-		if got := discovery.RejectionReason(err); got == "other" {
-			t.Errorf("%s: %v has no word", sample, err)
-		}
-	}
-	if got := discovery.RejectionReason(errors.New("whatever")); got != "other" {
-		t.Errorf("an unknown error has the word %q", got)
-	}
 }
 
 func BenchmarkJournal(b *testing.B) {

@@ -151,23 +151,23 @@ func (n *Node) Validate() error {
 		return err
 	}
 	if n.Endpoint.address == "" {
-		return fmt.Errorf("%w record of node %q: it has no endpoint", ErrInvalid, Clip(n.ID))
+		return Invalidf(FaultRecord, "record of node %q: it has no endpoint", Clip(n.ID))
 	}
 	switch n.Endpoint.Scheme {
 	case "", "http", "https":
 	default:
-		return fmt.Errorf("%w endpoint of node %q: the scheme must be http or https", ErrInvalid, Clip(n.ID))
+		return Invalidf(FaultEndpoint, "endpoint of node %q: the scheme must be http or https", Clip(n.ID))
 	}
 	if math.IsNaN(n.Load) || math.IsInf(n.Load, 0) || n.Load < 0 {
-		return fmt.Errorf("%w load %v of node %q: want a finite number ≥ 0", ErrInvalid, n.Load, Clip(n.ID))
+		return Invalidf(FaultLoad, "load %v of node %q: want a finite number ≥ 0", n.Load, Clip(n.ID))
 	}
 	if len(n.Metadata) > MaxMetadata {
-		return fmt.Errorf("%w metadata of node %q: %d pairs, want at most %d", ErrInvalid, Clip(n.ID), len(n.Metadata), MaxMetadata)
+		return Invalidf(FaultMetadata, "metadata of node %q: %d pairs, want at most %d", Clip(n.ID), len(n.Metadata), MaxMetadata)
 	}
 	for k, v := range n.Metadata {
 		if k == "" || !printable(k) || !printable(v) {
-			return fmt.Errorf("%w metadata %q of node %q: keys must not be empty, and keys and values must be UTF-8 without control characters",
-				ErrInvalid, Clip(k), Clip(n.ID))
+			return Invalidf(FaultMetadata, "metadata %q of node %q: keys must not be empty, and keys and values must be UTF-8 without control characters",
+				Clip(k), Clip(n.ID))
 		}
 	}
 	return nil
@@ -178,11 +178,11 @@ func (n *Node) Validate() error {
 func ValidateID(id string) error {
 	switch {
 	case id == "":
-		return fmt.Errorf("%w node id: it is empty", ErrInvalid)
+		return Invalidf(FaultID, "node id: it is empty")
 	case len(id) > MaxID:
-		return fmt.Errorf("%w node id %q: %d bytes, want at most %d", ErrInvalid, Clip(id), len(id), MaxID)
+		return Invalidf(FaultID, "node id %q: %d bytes, want at most %d", Clip(id), len(id), MaxID)
 	case !printable(id):
-		return fmt.Errorf("%w node id %q: want UTF-8 without control characters", ErrInvalid, Clip(id))
+		return Invalidf(FaultID, "node id %q: want UTF-8 without control characters", Clip(id))
 	}
 	return nil
 }
@@ -218,7 +218,7 @@ func AppendRecord(b []byte, n Node, now time.Time) ([]byte, error) {
 		return b, fmt.Errorf("encoding the record of node %q: %w", Clip(n.ID), err)
 	}
 	if len(data) > MaxRecord {
-		return b, fmt.Errorf("%w record of node %q: %d bytes, want at most %d", ErrInvalid, Clip(n.ID), len(data), MaxRecord)
+		return b, Invalidf(FaultRecord, "record of node %q: %d bytes, want at most %d", Clip(n.ID), len(data), MaxRecord)
 	}
 	return append(b, data...), nil
 }

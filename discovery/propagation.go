@@ -1,26 +1,29 @@
 package discovery
 
 import (
+	"slices"
 	"sync/atomic"
 	"time"
 )
 
-// PropagationBounds are the upper bounds of the buckets of [Directory.Propagation],
-// in seconds. What took longer than the last one is in a further bucket.
-var PropagationBounds = [...]float64{.00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5}
+// PropagationBuckets is how many buckets a [Propagation] has.
+const PropagationBuckets = 15
+
+var propagationBounds = [PropagationBuckets - 1]float64{.00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5}
+
+// PropagationBounds returns the upper bounds of the buckets of a [Propagation] but the
+// last, in seconds: what took longer is in that.
+func PropagationBounds() []float64 { return slices.Clone(propagationBounds[:]) }
 
 // propagation counts how long records were on their way. One goroutine writes,
 // anyone reads.
 type propagation struct {
-	counts [len(PropagationBounds) + 1]atomic.Uint64
+	counts [PropagationBuckets]atomic.Uint64
 	sum    atomic.Int64
 }
 
 func (p *propagation) observe(d time.Duration) {
-	i := 0
-	for i < len(PropagationBounds) && d.Seconds() > PropagationBounds[i] {
-		i++
-	}
+	i, _ := slices.BinarySearch(propagationBounds[:], d.Seconds())
 	p.counts[i].Add(1)
 	p.sum.Add(int64(d))
 }
@@ -28,8 +31,8 @@ func (p *propagation) observe(d time.Duration) {
 // Propagation is how long records took from the registry's storage to a directory,
 // as far as the registry's clock shows.
 type Propagation struct {
-	// Counts are the records in each bucket of [PropagationBounds], not cumulative.
-	Counts [len(PropagationBounds) + 1]uint64
+	// Counts are the records in each bucket, not cumulative; see [PropagationBounds].
+	Counts [PropagationBuckets]uint64
 	// Sum is how long all of them took together.
 	Sum time.Duration
 }
@@ -37,10 +40,9 @@ type Propagation struct {
 // Propagation returns how long records took to come so far. It may be called from
 // any goroutine.
 func (d *Directory) Propagation() Propagation {
-	var p Propagation
+	p := Propagation{Sum: time.Duration(d.propagation.sum.Load())}
 	for i := range p.Counts {
 		p.Counts[i] = d.propagation.counts[i].Load()
 	}
-	p.Sum = time.Duration(d.propagation.sum.Load())
 	return p
 }

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"slices"
 	"strconv"
 	"strings"
@@ -25,25 +24,25 @@ import (
 // more than a few characters of it. Equal strings of many records are stored once.
 func ParseNode(data []byte) (Node, error) {
 	if len(data) > MaxRecord {
-		return Node{}, fmt.Errorf("%w record: %d bytes, want at most %d", ErrInvalid, len(data), MaxRecord)
+		return Node{}, Invalidf(FaultRecord, "record: %d bytes, want at most %d", len(data), MaxRecord)
 	}
 	data = bytes.TrimPrefix(data, []byte("\xef\xbb\xbf"))
 	// Only an object is a record; null would parse into an empty one.
 	if trimmed := bytes.TrimLeft(data, " \t\r\n"); len(trimmed) == 0 || trimmed[0] != '{' {
-		return Node{}, fmt.Errorf("%w record: want a JSON object", ErrInvalid)
+		return Node{}, Invalidf(FaultRecord, "record: want a JSON object")
 	}
 	if !utf8.Valid(data) {
-		return Node{}, fmt.Errorf("%w record: it is not UTF-8", ErrInvalid)
+		return Node{}, Invalidf(FaultRecord, "record: it is not UTF-8")
 	}
 	var w wireRecord
 	// A metadata that is no object is the only value of which the decoder complains,
 	// and it goes on after it.
 	var mismatch *json.UnmarshalTypeError
 	if err := json.Unmarshal(data, &w); err != nil && !errors.As(err, &mismatch) {
-		return Node{}, fmt.Errorf("%w record: it is no JSON: %w", ErrInvalid, err)
+		return Node{}, Invalidf(FaultRecord, "record: it is no JSON: %w", err)
 	}
 	var n Node
-	id, err := w.NodeID.scalar("node id")
+	id, err := w.NodeID.scalar(FaultID, "node id")
 	if err != nil {
 		return Node{}, err
 	}
@@ -52,7 +51,7 @@ func ParseNode(data []byte) (Node, error) {
 	}
 	n.ID = strings.Clone(id)
 	if mismatch != nil {
-		return Node{ID: n.ID}, fmt.Errorf("%w metadata: have %s, want an object such as {\"service\":\"orders\"}", ErrInvalid, Clip(mismatch.Value))
+		return Node{ID: n.ID}, Invalidf(FaultMetadata, "metadata: have %s, want an object such as {\"service\":\"orders\"}", Clip(mismatch.Value))
 	}
 	if err := w.complete(&n); err != nil {
 		return Node{ID: n.ID}, err
@@ -72,14 +71,14 @@ type wireRecord struct {
 
 // complete fills in what a record says of a node beside its id.
 func (w *wireRecord) complete(n *Node) error {
-	endpoint, err := w.Endpoint.scalar("endpoint")
+	endpoint, err := w.Endpoint.scalar(FaultEndpoint, "endpoint")
 	if err != nil {
 		return err
 	}
 	if n.Endpoint, err = ParseEndpoint(endpoint); err != nil {
 		return err
 	}
-	if n.Load, err = w.Load.number("load"); err != nil {
+	if n.Load, err = w.Load.number(FaultLoad, "load"); err != nil {
 		return err
 	}
 	n.LastSeen = parseTime(w.LastSeen.text)
@@ -199,15 +198,15 @@ func (v *value) UnmarshalJSON(data []byte) error {
 }
 
 // scalar returns the text of a scalar, "" if it is absent.
-func (v value) scalar(name string) (string, error) {
+func (v value) scalar(fault Fault, name string) (string, error) {
 	if v.kind == kindObject || v.kind == kindArray {
-		return "", fmt.Errorf("%w %s: have %s, want a string", ErrInvalid, name, v.kind)
+		return "", Invalidf(fault, "%s: have %s, want a string", name, v.kind)
 	}
 	return v.text, nil
 }
 
 // number returns a number, also one in quotes, 0 if it is absent.
-func (v value) number(name string) (float64, error) {
+func (v value) number(fault Fault, name string) (float64, error) {
 	const want = "want a finite number ≥ 0"
 	switch v.kind {
 	case kindAbsent:
@@ -215,11 +214,11 @@ func (v value) number(name string) (float64, error) {
 	case kindNumber, kindString:
 		number, err := strconv.ParseFloat(strings.TrimSpace(v.text), 64)
 		if err != nil {
-			return 0, fmt.Errorf("%w %s %s: %s", ErrInvalid, name, strconv.Quote(Clip(v.text)), want)
+			return 0, Invalidf(fault, "%s %s: %s", name, strconv.Quote(Clip(v.text)), want)
 		}
 		return number, nil
 	default:
-		return 0, fmt.Errorf("%w %s: have %s, %s", ErrInvalid, name, v.kind, want)
+		return 0, Invalidf(fault, "%s: have %s, %s", name, v.kind, want)
 	}
 }
 

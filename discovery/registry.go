@@ -2,7 +2,6 @@ package discovery
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"time"
@@ -219,44 +218,3 @@ type Listing struct {
 	// registry without persistence.
 	Partial bool
 }
-
-// Forbid returns the error, such that [errors.Is] finds [ErrForbidden] in it, too.
-// Its text stays as it is.
-func Forbid(err error) error { return forbiddenError{err} }
-
-type forbiddenError struct{ error }
-
-func (f forbiddenError) Unwrap() error        { return f.error }
-func (f forbiddenError) Is(target error) bool { return target == ErrForbidden }
-
-// Errors of a registry. A backend wraps them with what it tried and what would
-// help; callers match with [errors.Is].
-var (
-	// ErrUnreachable: nobody answers at any of the addresses.
-	ErrUnreachable = errors.New("registry unreachable")
-	// ErrCredentials: the registry refused the credentials.
-	ErrCredentials = errors.New("registry refused the credentials")
-	// ErrPermission: the credentials are good, but not for this.
-	ErrPermission = errors.New("no permission")
-	// ErrUnsupported: the server lacks a feature that the backend needs.
-	ErrUnsupported = errors.New("not supported by the registry")
-	// ErrNotFound: the bucket (or what corresponds to it) does not exist and
-	// may not be created.
-	ErrNotFound = errors.New("registry not found")
-	// ErrFull: the registry has no room for another record.
-	ErrFull = errors.New("registry is full")
-	// ErrInvalid: a name, an id, an option or a record is malformed.
-	ErrInvalid = errors.New("invalid")
-	// ErrForbidden: a record that could be read rules itself out: it names an
-	// endpoint that no record may name, or another node than its key. Its node goes
-	// at once, since what it said before holds no longer. A record that is rejected
-	// for any other reason could not be read: a value of another type, no JSON, too
-	// long. It costs its node the update, and the node stays as it was last known,
-	// for the rest of its lease, which such a record does not renew. Where only the
-	// record itself tells whose it is (a sorted set of Redis), one without a readable
-	// id counts as that of the node that its beginning names, if no better one stands
-	// there.
-	ErrForbidden = errors.New("forbidden")
-	// ErrBroken: the stream of changes broke and must be started anew.
-	ErrBroken = errors.New("watch broken")
-)

@@ -42,14 +42,14 @@ func (r *reporter) node(what ChangeType, e *Entry, reason string) { r.tell(what,
 
 // nodeRejected tells that a node is gone because its record was rejected.
 func (r *reporter) nodeRejected(e *Entry, err error) {
-	r.tell(ChangeRejected, e, err.Error(), RejectionReason(err))
+	r.tell(ChangeRejected, e, err.Error(), FaultOf(err))
 }
 
-func (r *reporter) tell(what ChangeType, e *Entry, reason, rejection string) {
+func (r *reporter) tell(what ChangeType, e *Entry, reason string, fault Fault) {
 	if !r.begun {
 		return
 	}
-	r.journal.add(Change{Type: what, ID: e.Node.ID, Reason: reason, Entry: e}, rejection)
+	r.journal.add(Change{Type: what, ID: e.Node.ID, Reason: reason, Entry: e}, fault)
 	if !r.allows() {
 		return
 	}
@@ -73,7 +73,7 @@ func (r *reporter) recordRejected(rejected *Rejection, logged bool) {
 	if !r.begun {
 		return
 	}
-	r.journal.add(Change{Type: ChangeRejected, ID: rejected.ID, Reason: rejected.Err.Error()}, RejectionReason(rejected.Err))
+	r.journal.add(Change{Type: ChangeRejected, ID: rejected.ID, Reason: rejected.Err.Error()}, FaultOf(rejected.Err))
 	if logged {
 		r.line(slog.LevelInfo, "record rejected", "id", rejected.ID, "key", rejected.Key, "error", rejected.Err)
 	}
@@ -83,7 +83,7 @@ func (r *reporter) recordRejected(rejected *Rejection, logged bool) {
 // the order that is given, and the log nothing.
 func (r *reporter) firstListing(rejected []Rejection, nodes []*tracked) {
 	for i := range rejected {
-		r.journal.add(Change{Type: ChangeRejected, ID: rejected[i].ID, Reason: rejected[i].Err.Error(), Listed: true}, RejectionReason(rejected[i].Err))
+		r.journal.add(Change{Type: ChangeRejected, ID: rejected[i].ID, Reason: rejected[i].Err.Error(), Listed: true}, FaultOf(rejected[i].Err))
 	}
 	for _, t := range nodes {
 		r.journal.Add(Change{Type: ChangeSeen, ID: t.id(), Reason: "it was listed when the registry was first seen", Entry: t.entry, Listed: true})

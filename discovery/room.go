@@ -1,7 +1,5 @@
 package discovery
 
-import "fmt"
-
 const (
 	// ordinaryRecord is what each record may take of memory, whatever others take.
 	ordinaryRecord = 4 << 10
@@ -36,8 +34,8 @@ func (r *room) take(had int, n *Node) int {
 // if there is.
 func (r *room) refuses(had int, n *Node) error {
 	if want := excess(n); want > had && r.used-had+want > maxExcess {
-		return fmt.Errorf("%w record: the directory is full with %d MiB of what records take beyond %d KiB each",
-			ErrInvalid, maxExcess>>20, ordinaryRecord>>10)
+		return Invalidf(FaultFull, "record: the directory is full with %d MiB of what records take beyond %d KiB each",
+			maxExcess>>20, ordinaryRecord>>10)
 	}
 	return nil
 }

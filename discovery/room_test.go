@@ -41,7 +41,7 @@ func TestRoomForLargeRecords(t *testing.T) {
 			t.Fatalf("%d large records of %d MiB and %d small ones are in use", large, total>>20, small)
 		}
 		status := d.Status()
-		if r := status.Rejections; len(r) != 1000 || discovery.RejectionReason(r[0].Err) != "full" || !strings.Contains(r[0].Err.Error(), "full with 256 MiB") {
+		if r := status.Rejections; len(r) != 1000 || discovery.FaultOf(r[0].Err) != discovery.FaultFull || !strings.Contains(r[0].Err.Error(), "full with 256 MiB") {
 			t.Fatalf("%d rejections, the first %+v", len(r), r[0])
 		}
 		inUse := func(id string) bool {

@@ -1,7 +1,6 @@
 package discovery
 
 import (
-	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -59,7 +58,7 @@ func newTable() table {
 // full returns why there is no room for one node more, nil if there is.
 func (t *table) full(n *Node) error {
 	if len(t.nodes) >= MaxNodes {
-		return fmt.Errorf("%w record: the directory is full with %d nodes", ErrInvalid, MaxNodes)
+		return Invalidf(FaultFull, "record: the directory is full with %d nodes", MaxNodes)
 	}
 	return t.room.refuses(0, n)
 }

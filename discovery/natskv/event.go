@@ -1,8 +1,6 @@
 package natskv
 
 import (
-	"fmt"
-
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
@@ -41,7 +39,7 @@ func (c *Config) event(m *message, records *discovery.Parser) discovery.Event {
 	}
 	node, err := records.Parse(m.data)
 	if err == nil && !c.names(m.key, node.ID) {
-		err = discovery.Forbid(fmt.Errorf("%w record: the key names another node, %q", discovery.ErrInvalid, discovery.Clip(c.idOf(m.key))))
+		err = discovery.Forbid(discovery.Invalidf(discovery.FaultKey, "record: the key names another node, %q", discovery.Clip(c.idOf(m.key))))
 	}
 	if err != nil {
 		e.Type, e.Err = discovery.Rejected, err

@@ -309,8 +309,8 @@ func (t *translator) take(e discovery.Event) {
 
 // tooLarge emits that there was a message which nobody reads.
 func (t *translator) tooLarge(size int) {
-	t.take(discovery.Event{Type: discovery.Rejected, Err: fmt.Errorf("%w record: %d bytes, want at most %d",
-		discovery.ErrInvalid, size, discovery.MaxRecord)})
+	t.take(discovery.Event{Type: discovery.Rejected, Err: discovery.Invalidf(discovery.FaultRecord, "record: %d bytes, want at most %d",
+		size, discovery.MaxRecord)})
 }
 
 // leave emits what a goodbye says.

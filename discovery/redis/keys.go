@@ -495,7 +495,7 @@ func (v *keysView) measure(ctx context.Context, l *keysLook, keys []string) ([]k
 			switch err := sizes[i].Err(); {
 			case err == nil:
 			case wrongType(err):
-				r.err = fmt.Errorf("%w record: the key holds no string", discovery.ErrInvalid)
+				r.err = discovery.Invalidf(discovery.FaultRecord, "record: the key holds no string")
 				r.there = r.there && !v.foreign[key]
 			default:
 				return err
@@ -532,7 +532,7 @@ func (v *keysView) values(ctx context.Context, l *keysLook, reads []*keyRead) er
 			case errors.Is(err, goredis.Nil):
 				r.there = false
 			case wrongType(err):
-				r.err = fmt.Errorf("%w record: the key holds no string", discovery.ErrInvalid)
+				r.err = discovery.Invalidf(discovery.FaultRecord, "record: the key holds no string")
 			default:
 				return err
 			}
@@ -673,7 +673,7 @@ func (v *keysView) found(r keyRead, l *keysLook) {
 	// nodes of others.
 	id := strings.TrimPrefix(r.key, v.prefix)
 	if err == nil && n.ID != id {
-		err = discovery.Forbid(fmt.Errorf("%w record: the key names another node, %q", discovery.ErrInvalid, id[:min(len(id), 64)]))
+		err = discovery.Forbid(discovery.Invalidf(discovery.FaultKey, "record: the key names another node, %q", id[:min(len(id), 64)]))
 	}
 	k.id, k.load, k.rejected = id, n.Load, err != nil
 	k.heard, k.renew = time.Now(), min(n.LeaseOr(discovery.DefaultTTL)/3, maxRenew)

@@ -314,10 +314,10 @@ func (m *member) guess() string {
 // tooLong says why a record of so many bytes was not read.
 func tooLong(length int) error {
 	if length > discovery.MaxRecord {
-		return fmt.Errorf("%w record: %d bytes, want at most %d", discovery.ErrInvalid, length, discovery.MaxRecord)
+		return discovery.Invalidf(discovery.FaultRecord, "record: %d bytes, want at most %d", length, discovery.MaxRecord)
 	}
-	return fmt.Errorf("%w record: %d bytes, and at most %d are read where all records together are more than %d MiB",
-		discovery.ErrInvalid, length, usualRecord, maxRead>>20)
+	return discovery.Invalidf(discovery.FaultRecord, "record: %d bytes, and at most %d are read where all records together are more than %d MiB",
+		length, usualRecord, maxRead>>20)
 }
 
 // idAt finds the id in the beginning of a record that cannot be read.

@@ -126,7 +126,7 @@ func trim(err error) string { return strings.TrimPrefix(err.Error(), "nats: ") }
 // operation, parent that of the caller.
 func (l *Link) Explain(parent, ctx context.Context, err error) (bool, error) {
 	switch {
-	case explained(err):
+	case discovery.Explained(err):
 		return true, err
 	case errors.Is(err, nats.ErrConnectionClosed):
 		// The client says so before it tells why.
@@ -134,23 +134,10 @@ func (l *Link) Explain(parent, ctx context.Context, err error) (bool, error) {
 		return true, l.Err()
 	case ctx.Err() == nil:
 		return false, err
-	case explained(context.Cause(ctx)):
+	case discovery.Explained(context.Cause(ctx)):
 		return true, context.Cause(ctx)
 	case errors.Is(parent.Err(), context.Canceled):
 		return true, parent.Err()
 	}
 	return true, fmt.Errorf("%w: no answer in time from %s: %w", discovery.ErrUnreachable, l.Address(), ctx.Err())
-}
-
-// explained reports whether an error wraps one of package discovery.
-func explained(err error) bool {
-	for _, sentinel := range []error{
-		discovery.ErrUnreachable, discovery.ErrCredentials, discovery.ErrPermission, discovery.ErrUnsupported,
-		discovery.ErrNotFound, discovery.ErrFull, discovery.ErrInvalid, discovery.ErrBroken,
-	} {
-		if errors.Is(err, sentinel) {
-			return true
-		}
-	}
-	return false
 }
