@@ -2,7 +2,7 @@ package discovery
 
 import (
 	"fmt"
-	"time"
+	"slices"
 )
 
 // maxNeighbours bounds how many nodes at one address are compared. A flood of
@@ -10,59 +10,31 @@ import (
 const maxNeighbours = 16
 
 // addrIndex finds the nodes in use by the address that their records name.
-type addrIndex map[string]atAddress
-
-// atAddress are the nodes at one address, linked, the newest first.
-type atAddress struct {
-	newest *tracked
-	nodes  int
-}
-
-// neighbour is where a node stands in the index, and since when it has its address.
-type neighbour struct {
-	since        time.Duration
-	newer, older *tracked
-}
+type addrIndex map[string][]*tracked
 
 func (x addrIndex) add(t *tracked) {
 	address := t.entry.Node.Endpoint.Address()
-	at := x[address]
-	if t.neighbour.older = at.newest; at.newest != nil {
-		at.newest.neighbour.newer = t
-	}
-	x[address] = atAddress{t, at.nodes + 1}
+	t.neighbour = len(x[address])
+	x[address] = append(x[address], t)
 }
 
 func (x addrIndex) remove(t *tracked) {
 	address := t.entry.Node.Endpoint.Address()
-	at, older, newer := x[address], t.neighbour.older, t.neighbour.newer
-	if older != nil {
-		older.neighbour.newer = newer
-	}
-	if newer != nil {
-		newer.neighbour.older = older
-	} else {
-		at.newest = older
-	}
-	t.neighbour.newer, t.neighbour.older = nil, nil
-	if at.nodes--; at.nodes > 0 {
-		x[address] = at
-	} else {
+	at := x[address]
+	last := at[len(at)-1]
+	at[t.neighbour], last.neighbour = last, t.neighbour
+	at[len(at)-1] = nil
+	if x[address] = at[:len(at)-1]; len(at) == 1 {
 		delete(x, address)
 	}
 }
 
-// at returns the nodes at t's address, none if they are too many or t alone.
+// at returns the nodes at t's address, none if they are too many.
 func (x addrIndex) at(t *tracked) []*tracked {
-	at := x[t.entry.Node.Endpoint.Address()]
-	if at.nodes > maxNeighbours || at.nodes == 1 && at.newest == t {
-		return nil
+	if at := x[t.entry.Node.Endpoint.Address()]; len(at) <= maxNeighbours {
+		return at
 	}
-	nodes := make([]*tracked, 0, at.nodes)
-	for o := at.newest; o != nil; o = o.neighbour.older {
-		nodes = append(nodes, o)
-	}
-	return nodes
+	return nil
 }
 
 // conflict returns the live node of another service that has announced t's address
@@ -73,9 +45,9 @@ func (x addrIndex) at(t *tracked) []*tracked {
 // reach the wrong service. Two nodes that have shared an address all along, as one
 // process that lists two services does, are left alone.
 func (x addrIndex) conflict(t *tracked, live func(*tracked) bool) *tracked {
-	for _, o := range x.at(t) {
+	for _, o := range slices.Backward(x.at(t)) { // the newest first, mostly
 		if o.id() != t.id() && o.entry.Node.Service() != t.entry.Node.Service() &&
-			live(o) && int64(o.neighbour.since) > t.entry.liveness.heard.Load() {
+			live(o) && int64(o.announced) > t.entry.liveness.heard.Load() {
 			return o
 		}
 	}
@@ -106,11 +78,11 @@ func (l *loop) endConflict(t *tracked) bool {
 // claimAddress notes that a node has announced its address just now. In a listing it is
 // not known yet who else is there: its end decides.
 func (l *loop) claimAddress(t *tracked) {
-	t.neighbour.since = now()
+	t.announced = now()
 	if !l.watch.listed {
 		return
 	}
-	for _, o := range l.table.addresses.at(t) {
+	for _, o := range slices.Clone(l.table.addresses.at(t)) {
 		l.endConflict(o)
 	}
 }

@@ -60,17 +60,8 @@ type Options struct {
 // A Directory is this process's live view of one registry. One goroutine, Run,
 // owns its state; everything else reads the snapshot that Run published last.
 type Directory struct {
-	watcher   Watcher
-	verifier  Verifier // nil if the watcher is none
-	locator   Locator  // nil if the watcher is none
-	ttl       time.Duration
-	lossGuard int // 0: off
-	dialer    dialer
-	addresses []string
-	warmStart WarmStart
-	restore   chan struct{} // holds at most one token
-	failures  chan failure
-	log       *slog.Logger
+	watcher Watcher
+	options Options // with the defaults
 
 	registry  atomic.Pointer[[]netip.AddrPort]
 	snapshot  atomic.Pointer[Snapshot]
@@ -80,17 +71,15 @@ type Directory struct {
 	synced    chan struct{}
 	journal   Journal
 
+	restore     chan struct{} // holds at most one token
+	failures    chan failure
 	propagation propagation
 }
 
-// condition is how the registry is, apart from what it lists.
+// condition is what Status shows and the snapshot does not.
 type condition struct {
-	connected  bool
-	since      time.Time
-	known      time.Time // of a restored list: when it was known to be current
-	err        error
-	restarts   uint64
-	rejections []Rejection
+	Status
+	known time.Time // of a restored list: when it was known to be current
 }
 
 // setCondition makes a changed condition the current one. Only Run calls it.
@@ -103,31 +92,24 @@ func (d *Directory) setCondition(change func(*condition)) {
 // NewDirectory returns a Directory of the registry that the watcher follows. It
 // is empty until Run.
 func NewDirectory(w Watcher, o Options) *Directory {
+	if o.TTL <= 0 {
+		o.TTL = DefaultTTL
+	}
+	if o.LossGuard == nil {
+		o.LossGuard = new(DefaultLossGuard)
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
 	d := &Directory{
-		watcher:   w,
-		ttl:       o.TTL,
-		lossGuard: DefaultLossGuard,
-		dialer:    newDialer(o),
-		addresses: o.Addresses,
-		warmStart: o.WarmStart,
-		restore:   make(chan struct{}, 1),
-		failures:  make(chan failure, 256),
-		log:       o.Logger,
-		synced:    make(chan struct{}),
-	}
-	d.verifier, _ = w.(Verifier)
-	d.locator, _ = w.(Locator)
-	if d.ttl <= 0 {
-		d.ttl = DefaultTTL
-	}
-	if o.LossGuard != nil {
-		d.lossGuard = *o.LossGuard
-	}
-	if d.log == nil {
-		d.log = slog.New(slog.DiscardHandler)
+		watcher:  w,
+		options:  o,
+		synced:   make(chan struct{}),
+		restore:  make(chan struct{}, 1),
+		failures: make(chan failure, 256),
 	}
 	d.snapshot.Store(&Snapshot{superseded: make(chan struct{})})
-	d.condition.Store(&condition{since: time.Now()})
+	d.condition.Store(&condition{Status: Status{Since: time.Now()}})
 	return d
 }
 
@@ -174,9 +156,6 @@ type Status struct {
 	Synced bool
 	// Nodes is how many nodes the newest snapshot holds.
 	Nodes int
-	// Held is how many of them lapsed with many others and are kept for as long
-	// as they accept connections.
-	Held int
 	// Restored is how many of them are known from before the start, and have not
 	// been heard since.
 	Restored int
@@ -195,25 +174,13 @@ type Status struct {
 
 // Status returns how things are. It may be called from any goroutine.
 func (d *Directory) Status() Status {
-	c, s := d.condition.Load(), d.Snapshot()
-	status := Status{
-		Connected:  c.connected,
-		Since:      c.since,
-		Synced:     s.Synced,
-		Nodes:      len(s.nodes),
-		Revision:   d.revision.Load(),
-		LastError:  c.err,
-		Restarts:   c.restarts,
-		Rejections: c.rejections,
-	}
+	status, s := d.condition.Load().Status, d.Snapshot()
+	status.Synced, status.Nodes, status.Revision = s.Synced, len(s.nodes), d.revision.Load()
 	if at := d.lastEvent.Load(); at != 0 {
 		status.LastEvent = processStart.Add(time.Duration(at))
 	}
 	for _, e := range s.nodes {
-		switch e.doubt {
-		case held:
-			status.Held++
-		case restored:
+		if e.doubt == restored {
 			status.Restored++
 		}
 	}
@@ -225,10 +192,10 @@ func (d *Directory) Status() Status {
 func (d *Directory) Stale() time.Duration {
 	c := d.condition.Load()
 	switch {
-	case c.connected:
+	case c.Connected:
 		return 0
 	case d.Snapshot().Synced:
-		return time.Since(c.since)
+		return time.Since(c.Since)
 	case !c.known.IsZero():
 		return max(time.Since(c.known), 0)
 	default:

@@ -81,13 +81,13 @@ func (l *loop) massive(lost, all int) bool {
 
 // most reports whether so many of all nodes are more than the loss guard believes.
 func (l *loop) most(lost, all int) bool {
-	return l.lossGuard > 0 && lost*100 > l.lossGuard*all
+	return *l.options.LossGuard > 0 && lost*100 > *l.options.LossGuard*all
 }
 
 // outage reports whether so many of a service's nodes are too many to lapse at once:
 // too many as of a directory, or all that there are.
 func (l *loop) outage(lost, all int) bool {
-	return l.massive(lost, all) || l.lossGuard > 0 && lost > 0 && lost == all
+	return l.massive(lost, all) || *l.options.LossGuard > 0 && lost > 0 && lost == all
 }
 
 // losses are the nodes that lapsed lately or are about to, of a directory or of one
@@ -113,7 +113,7 @@ func (l *loop) lossesOfAll() losses {
 // usable reports whether some request may reach the node. Without the loss guard
 // nobody asks.
 func (l *loop) usable(e *Entry) bool {
-	return l.lossGuard <= 0 || l.dialer.recordsOnly || e.Address() != "" && l.dialer.permit(e)
+	return *l.options.LossGuard <= 0 || l.dialer.recordsOnly || e.Address() != "" && l.dialer.permit(e)
 }
 
 // perhapsUsable is usable for a node that is not in use: its host name has not been
@@ -134,7 +134,7 @@ func (l *loop) count(t *tracked) {
 
 // recount counts all nodes anew, from time to time: who may use them can change.
 func (l *loop) recount(at time.Duration) {
-	if l.lossGuard <= 0 || at < l.recountAt {
+	if *l.options.LossGuard <= 0 || at < l.recountAt {
 		return
 	}
 	l.recountAt = at + recountEvery

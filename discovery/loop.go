@@ -2,6 +2,7 @@ package discovery
 
 import (
 	"context"
+	"log/slog"
 	"math"
 	"time"
 )
@@ -10,6 +11,9 @@ import (
 // do not know it, and what an event means to several of them at once.
 type loop struct {
 	*Directory
+	log      *slog.Logger
+	dialer   dialer
+	verifier Verifier // nil if the watcher is none
 
 	watch      supervisor
 	table      table
@@ -41,24 +45,29 @@ type verdict struct {
 }
 
 func newLoop(d *Directory) *loop {
+	locator, _ := d.watcher.(Locator)
+	verifier, _ := d.watcher.(Verifier)
 	l := &loop{
 		Directory:  d,
+		log:        d.options.Logger,
+		dialer:     newDialer(d.options),
+		verifier:   verifier,
 		watch:      newSupervisor(d.watcher, &d.revision),
 		table:      newTable(),
 		overrides:  overrides{end: stoppedTimer()},
 		rejections: newRejections(),
 		publisher:  newPublisher(&d.snapshot, d.synced),
-		reporter:   newReporter(&d.journal, d.log),
-		location:   newLocation(d.addresses, d.locator),
-		resolver:   newResolver(d.dialer.lookup),
-		reacher:    newReacher(d.dialer),
-		prober:     newProber(d.dialer),
+		reporter:   newReporter(&d.journal, d.options.Logger),
+		location:   newLocation(d.options.Addresses, locator),
 		guard:      newGuard(),
-		saver:      newSaver(d.warmStart, d.log),
+		saver:      newSaver(d.options.WarmStart, d.options.Logger),
 		expiry:     stoppedTimer(),
 		verifies:   newTasks[verdict](1),
 	}
-	l.restorer = newRestorer(l.prober, d.ttl, l.overrides.of, l.publisher.restore, &d.journal)
+	l.resolver = newResolver(l.dialer.lookup)
+	l.reacher = newReacher(l.dialer)
+	l.prober = newProber(l.dialer)
+	l.restorer = newRestorer(l.prober, d.options.TTL, l.overrides.of, l.publisher.restore, &d.journal)
 	l.locateRegistry()
 	return l
 }
@@ -112,10 +121,7 @@ func (l *loop) run(ctx context.Context) error {
 		case <-l.resolver.crowded.C:
 		case <-l.location.again.C:
 			l.askLocation()
-		case <-l.publisher.grace.C:
-			l.publisher.graceOver = true
-		case <-l.publisher.next.C:
-			l.publisher.waits = false
+		case <-l.publisher.wake.C:
 		case <-l.watch.retry.C:
 			l.startWatch(ctx)
 		case <-l.overrides.end.C:
@@ -145,7 +151,7 @@ func (l *loop) startWatch(ctx context.Context) {
 	// knows the ages of the records anew.
 	l.table = newTable()
 	l.rejections = newRejections()
-	l.publisher.discard()
+	clear(l.publisher.changed)
 	l.forgetOverdue()
 	l.resolver.leaveAll()
 	l.census = newCensus()
@@ -180,17 +186,17 @@ func (l *loop) giveUp(err error) {
 // the next listing no lease runs out (guarantee 1 of the design): what cannot be
 // seen is no evidence of death.
 func (l *loop) lose(err error) {
-	was := l.condition.Load().err
+	was := l.condition.Load().LastError
 	if l.watch.lose() {
 		l.setCondition(func(c *condition) {
-			c.err, c.connected, c.since = err, false, time.Now()
-			c.restarts++
+			c.LastError, c.Connected, c.Since = err, false, time.Now()
+			c.Restarts++
 		})
 		l.journal.Add(Change{Type: ChangeDisconnected, Reason: err.Error()})
 		l.log.Warn("lost the registry; the last known nodes stay in use",
 			"nodes", len(l.table.nodes), "error", err)
 	} else {
-		l.setCondition(func(c *condition) { c.err = err })
+		l.setCondition(func(c *condition) { c.LastError = err })
 		if was == nil || was.Error() != err.Error() {
 			// The same failure again is no news.
 			l.log.Warn("cannot list the registry; retrying",
@@ -204,7 +210,7 @@ func (l *loop) lose(err error) {
 func (l *loop) publish() {
 	if l.watch.listed && l.rejections.changed { // a listing that is under way shows them at its end
 		l.rejections.changed = false
-		l.setCondition(func(c *condition) { c.rejections = l.rejections.all() })
+		l.setCondition(func(c *condition) { c.Rejections = l.rejections.all() })
 	}
 	if !l.watch.listedOnce() {
 		l.publisher.publishRestored()
@@ -222,10 +228,6 @@ func (l *loop) awaitsAnswers() bool {
 
 // stop ends the goroutines that run started, and waits for them.
 func (l *loop) stop() {
-	l.expiry.Stop()
-	l.overrides.end.Stop()
-	l.location.again.Stop()
-	l.publisher.stop()
 	l.watch.stop()
 	l.verifies.wait()
 	l.prober.wait()

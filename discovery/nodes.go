@@ -81,7 +81,7 @@ func (l *loop) put(e Event) {
 	}
 	// A writer's clock that runs ahead must not lengthen its lease.
 	heard := now() - max(e.Age, 0)
-	lease := e.Node.LeaseOr(l.ttl)
+	lease := e.Node.LeaseOr(l.options.TTL)
 	address := "" // that it is known to have
 	switch {
 	case t == nil:
@@ -322,9 +322,9 @@ func (l *loop) sync(listed Listing) {
 		l.reporter.begun = true
 		awaited = l.endRestore(listed, at)
 		l.judgeOverdue()
-		l.publisher.grace.Reset(firstGrace)
+		l.publisher.startGrace()
 	}
-	l.setCondition(func(c *condition) { c.connected, c.since = true, time.Now() })
+	l.setCondition(func(c *condition) { c.Connected, c.Since = true, time.Now() })
 
 	nodes, away := len(l.table.nodes), at-l.watch.lostAt
 	switch {

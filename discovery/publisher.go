@@ -30,12 +30,9 @@ type publisher struct {
 	restored map[string]*Entry // the same, for snapshots before the first listing
 	other    bool              // something changed that is beside the nodes
 
-	limiter *rate.Limiter
-	next    *time.Timer // when the rate allows a snapshot again
-	waits   bool        // next is set
-
-	grace     *time.Timer // when the first listing is published, whatever is known of it
-	graceOver bool
+	limiter  *rate.Limiter
+	wake     *time.Timer   // when publish is to be called again at the latest
+	graceEnd time.Duration // when the first listing is published, whatever is unknown of it
 }
 
 func newPublisher(snapshot *atomic.Pointer[Snapshot], synced chan struct{}) publisher {
@@ -43,7 +40,7 @@ func newPublisher(snapshot *atomic.Pointer[Snapshot], synced chan struct{}) publ
 		snapshot: snapshot, synced: synced,
 		changed: make(map[string]*Entry), restored: make(map[string]*Entry),
 		limiter: rate.NewLimiter(snapshotRate, snapshotBurst),
-		next:    stoppedTimer(), grace: stoppedTimer(),
+		wake:    stoppedTimer(),
 	}
 }
 
@@ -61,9 +58,6 @@ func (p *publisher) change(id string, e *Entry) {
 // restore notes how a restored node is shown before the first listing, nil if it is gone.
 func (p *publisher) restore(id string, e *Entry) { p.restored[id] = e }
 
-// discard forgets what a listing showed that did not come to its end.
-func (p *publisher) discard() { clear(p.changed) }
-
 // endRestored takes back what the restored nodes had shown, but for those that the first
 // listing shows.
 func (p *publisher) endRestored() {
@@ -75,21 +69,27 @@ func (p *publisher) endRestored() {
 	clear(p.restored)
 }
 
+// startGrace bounds for how long the first listing, which has ended, is kept back.
+func (p *publisher) startGrace() {
+	p.graceEnd = now() + firstGrace
+	p.wake.Reset(firstGrace)
+}
+
 // publishRestored publishes the restored nodes that changed.
 func (p *publisher) publishRestored() {
-	if len(p.restored) > 0 && !p.waits && !p.tooSoon() {
+	if len(p.restored) > 0 && !p.tooSoon() {
 		p.show(p.restored, false)
 	}
 }
 
-// publish publishes what changed, and reports whether it did. The first listing waits
-// until everything is known that belongs to it, within bounds.
+// publish publishes what changed, and reports whether it did. The first listing is known
+// or waits to be.
 func (p *publisher) publish(known bool) bool {
 	first := !p.snapshot.Load().Synced
 	switch {
-	case first && !known && !p.graceOver:
+	case first && !known && now() < p.graceEnd:
 		return false
-	case !first && (p.waits || len(p.changed) == 0 && !p.other || p.tooSoon()):
+	case !first && (len(p.changed) == 0 && !p.other || p.tooSoon()):
 		return false
 	}
 	p.show(p.changed, true)
@@ -100,14 +100,13 @@ func (p *publisher) publish(known bool) bool {
 	return true
 }
 
-// tooSoon reports whether a snapshot must wait, and then sets next.
+// tooSoon reports whether a snapshot must wait.
 func (p *publisher) tooSoon() bool {
 	r := p.limiter.Reserve()
 	if r.Delay() == 0 {
 		return false
 	}
-	p.waits = true
-	p.next.Reset(r.Delay())
+	p.wake.Reset(r.Delay())
 	r.Cancel()
 	return true
 }
@@ -118,9 +117,4 @@ func (p *publisher) show(changed map[string]*Entry, synced bool) {
 	p.snapshot.Store(old.succeed(changed, synced))
 	close(old.superseded)
 	clear(changed)
-}
-
-func (p *publisher) stop() {
-	p.next.Stop()
-	p.grace.Stop()
 }

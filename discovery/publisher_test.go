@@ -49,12 +49,11 @@ func TestPublisherFirstListing(t *testing.T) {
 		p.restored["gone"] = nil // not published any more
 		p.change("listed", publishedEntry("listed"))
 		p.endRestored()
-		p.grace.Reset(firstGrace)
+		p.startGrace()
 		if p.publish(false) {
 			t.Error("it did not wait")
 		}
-		<-p.grace.C
-		p.graceOver = true
+		<-p.wake.C
 		if !p.publish(false) {
 			t.Error("it waited for ever")
 		}
@@ -68,11 +67,6 @@ func TestPublisherRate(t *testing.T) {
 		p := testPublisher()
 		published := 0
 		for began := time.Now(); time.Since(began) < 10*time.Second; time.Sleep(time.Millisecond) {
-			select {
-			case <-p.next.C:
-				p.waits = false
-			default:
-			}
 			p.change("a", publishedEntry("a"))
 			if p.publish(true) {
 				published++
@@ -82,8 +76,7 @@ func TestPublisherRate(t *testing.T) {
 			t.Errorf("%d snapshots in 10 seconds, want about %d", published, most)
 		}
 		p.change("a", nil)
-		<-p.next.C
-		p.waits = false
+		<-p.wake.C
 		if !p.publish(true) || len(p.snapshot.Load().Nodes()) != 0 || p.publish(true) {
 			t.Error("the last change is not the last thing that is published")
 		}

@@ -53,7 +53,7 @@ func (l *loop) awaitSaved(list *savedList) {
 		if l.table.nodes[saved.node.ID] != nil || l.graves.byID[saved.node.ID] != nil {
 			continue
 		}
-		g := &grave{entry: saved.entry(l.ttl), key: saved.key, saved: true}
+		g := &grave{entry: saved.entry(l.options.TTL), key: saved.key, saved: true}
 		if l.graves.buryAsked(g, now()) {
 			l.probeLapsed(g)
 		}

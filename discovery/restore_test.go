@@ -75,7 +75,7 @@ func TestWarmStart(t *testing.T) {
 		if s := d.Snapshot(); s.Synced || len(s.Service("orders")) != 3 || !s.Node("n0").Serves() || s.Node("n2").Serves() {
 			t.Errorf("the snapshot: %+v", s)
 		}
-		if s := d.Status(); s.Synced || s.Connected || s.Restored != 2 || s.Nodes != 3 {
+		if s := d.Status(); s.Synced || s.Connected || inState(d, discovery.StateRestored) != 2 || s.Nodes != 3 {
 			t.Errorf("the status: %+v", s)
 		}
 		if got := addresses(d, "n3"); got != "[10.0.0.9] 10.0.0.9:80" {
@@ -108,7 +108,7 @@ func TestWarmStart(t *testing.T) {
 		expectStates(t, d, "n1 n2:draining n3 new", "heard")
 		time.Sleep(coalesced)
 		expectStates(t, d, "n1 n3 new", "not heard")
-		if d.Stale() != 0 || d.Status().Restored != 0 {
+		if d.Stale() != 0 || inState(d, discovery.StateRestored) != 0 {
 			t.Errorf("the view is %v old, %+v", d.Stale(), d.Status())
 		}
 	})

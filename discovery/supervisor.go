@@ -148,7 +148,6 @@ func (s *supervisor) complete(l Listing, at time.Duration) {
 
 // stop ends the watch and waits for its goroutine.
 func (s *supervisor) stop() {
-	s.retry.Stop()
 	if s.cancel == nil {
 		return
 	}

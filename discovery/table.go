@@ -37,7 +37,8 @@ type tracked struct {
 	alone     time.Duration // since when it is in doubt though most others are heard, 0 if it is not
 	expired   bool          // its record ran out in the batch of events under way
 
-	neighbour neighbour
+	neighbour int           // its place among the nodes at its address
+	announced time.Duration // since when it announces that
 	conflict  idConflict
 }
 

@@ -51,8 +51,8 @@ func TestTableFindsWhatIsInUse(t *testing.T) {
 			}
 		}
 		for address, nodes := range addresses {
-			if at := table.addresses[address]; at.nodes != nodes {
-				t.Fatalf("%d nodes at %s, want %d", at.nodes, address, nodes)
+			if at := table.addresses[address]; len(at) != nodes {
+				t.Fatalf("%d nodes at %s, want %d", len(at), address, nodes)
 			}
 		}
 		if len(table.keys) != keys || len(table.leases.items) != len(table.nodes) || len(table.addresses) != len(addresses) {
@@ -110,7 +110,7 @@ func TestAddressConflict(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			index := make(addrIndex)
 			other := tableNode(test.id, test.address, test.service, 0)
-			other.neighbour.since = test.since
+			other.announced = test.since
 			index.add(lost)
 			index.add(other)
 			for i := range test.others {
