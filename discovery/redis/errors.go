@@ -12,8 +12,9 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/caddy-discovery/caddy-discovery/discovery"
 	goredis "github.com/redis/go-redis/v9"
+
+	"github.com/caddy-discovery/caddy-discovery/discovery"
 )
 
 // failure is an error of the server or of the way to it, once it is understood.

@@ -334,8 +334,8 @@ func TestUserRevoked(t *testing.T) {
 			})
 			// Whatever a look begins with: no answer is no empty record.
 			if l, ok := r.layout.(*keysLayout); ok {
-				v := &keysView{keysLayout: l, keys: make(map[string]*stringKey)}
-				if err := v.read(ctx, &keysLook{}, []string{l.prefix + "a"}, nil); err == nil {
+				look := &keysLook{layout: l}
+				if err := look.read(ctx, []string{l.prefix + "a"}); err == nil {
 					t.Error("keys were read by a user that is off")
 				}
 			}
@@ -414,14 +414,14 @@ func TestLostChanges(t *testing.T) {
 	r := open(t, Config{URLs: []string{s.URL()}})
 	announce(t, r, newNode("a"), newNode("b"))
 	_, _, done := watchEvents(t, r)
-	if err := s.Client().HSet(context.Background(), r.config.side("meta"), "seq", 1).Err(); err != nil {
+	if err := s.Client().HSet(context.Background(), r.client.config.side("meta"), "seq", 1).Err(); err != nil {
 		t.Fatal(err)
 	}
 	wantBroken(t, done)
 
 	// A gap in the stream.
 	_, _, done = watchEvents(t, r)
-	if err := s.Client().HIncrBy(context.Background(), r.config.side("meta"), "seq", 5).Err(); err != nil {
+	if err := s.Client().HIncrBy(context.Background(), r.client.config.side("meta"), "seq", 5).Err(); err != nil {
 		t.Fatal(err)
 	}
 	announce(t, r, newNode("c"))
@@ -438,7 +438,7 @@ func TestStreamDeleted(t *testing.T) {
 	d := directory(t, r, discovery.Options{})
 	until(t, d, "a is listed", has("a"))
 	for _, id := range []string{"b", "c"} {
-		if err := s.Client().Del(context.Background(), r.config.side("changes")).Err(); err != nil {
+		if err := s.Client().Del(context.Background(), r.client.config.side("changes")).Err(); err != nil {
 			t.Fatal(err)
 		}
 		announce(t, r, newNode(id))

@@ -127,10 +127,10 @@ func TestTooLongElsewhere(t *testing.T) {
 	synced(t, d)
 	ctx, client := t.Context(), s.Client()
 	for _, err := range []error{
-		client.XAdd(ctx, &goredis.XAddArgs{Stream: w.config.side("changes"), Values: []any{"seq", "1", "type", "put", "id", "x", "record", junk}}).Err(),
-		client.XAdd(ctx, &goredis.XAddArgs{Stream: w.config.side("changes"), Values: []any{"other", junk}}).Err(),
-		client.HSet(ctx, w.overridesKey(), "a-long-one", junk, junk[:1<<20], "{}").Err(),
-		client.HSet(ctx, w.config.side("members"), "b", junk).Err(),
+		client.XAdd(ctx, &goredis.XAddArgs{Stream: w.client.config.side("changes"), Values: []any{"seq", "1", "type", "put", "id", "x", "record", junk}}).Err(),
+		client.XAdd(ctx, &goredis.XAddArgs{Stream: w.client.config.side("changes"), Values: []any{"other", junk}}).Err(),
+		client.HSet(ctx, w.client.config.overridesKey(), "a-long-one", junk, junk[:1<<20], "{}").Err(),
+		client.HSet(ctx, w.client.config.side("members"), "b", junk).Err(),
 	} {
 		if err != nil {
 			t.Fatal(err)

@@ -71,9 +71,9 @@ func TestLookIsBounded(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			l := &setLook{long: make(map[string][]longMember)}
+			l := &setLook{long: make(longMembers)}
 			for i := 0; i < len(test.known); i += 2 {
-				l.known, l.knownLong = append(l.known, test.known[i].(string)), append(l.knownLong, nil)
+				l.known = append(l.known, test.known[i].(string))
 			}
 			if err := l.read(answer); err != nil {
 				t.Fatal(err)
@@ -82,7 +82,11 @@ func TestLookIsBounded(t *testing.T) {
 			for _, z := range all[test.members-test.want:] {
 				want = append(want, z.Member.(string))
 			}
-			got := slices.Sorted(slices.Values(l.texts))
+			var got []string
+			for _, m := range l.members {
+				got = append(got, m.text)
+			}
+			slices.Sort(got)
 			if !slices.Equal(got, want) {
 				t.Errorf("%d members were read, want the newest %d", len(got), test.want)
 			}

@@ -73,7 +73,7 @@ func TestOverrides(t *testing.T) {
 			wantError(t, r.SetOverride(ctx, "a", discovery.Override{State: "nonsense"}), discovery.ErrInvalid)
 
 			// What stands there is hostile input like any other.
-			if err := s.Client().HSet(context.Background(), r.overridesKey(), "b", "nonsense", "c", `{"state":"up"}`).Err(); err != nil {
+			if err := s.Client().HSet(context.Background(), r.client.config.overridesKey(), "b", "nonsense", "c", `{"state":"up"}`).Err(); err != nil {
 				t.Fatal(err)
 			}
 			set("a", discovery.Override{State: discovery.StateUp})
@@ -97,7 +97,7 @@ func TestOverridesArePolled(t *testing.T) {
 	announce(t, r, newNode("a"))
 	d := directory(t, r, discovery.Options{})
 	synced(t, d)
-	if err := s.Client().HSet(t.Context(), r.overridesKey(), "a", `{"state":"draining"}`).Err(); err != nil {
+	if err := s.Client().HSet(t.Context(), r.client.config.overridesKey(), "a", `{"state":"draining"}`).Err(); err != nil {
 		t.Fatal(err)
 	}
 	until(t, d, "it drains", func(s *discovery.Snapshot) bool { return s.Node("a").State() == discovery.StateDraining })
@@ -135,7 +135,7 @@ func TestOverridesEndByTheServersClock(t *testing.T) {
 				if err := r.SetOverride(t.Context(), "a", discovery.Override{State: discovery.StateDraining, Until: ends}); err != nil {
 					t.Fatal(err)
 				}
-				raw, err := s.Client().HGet(t.Context(), r.overridesKey(), "a").Result()
+				raw, err := s.Client().HGet(t.Context(), r.client.config.overridesKey(), "a").Result()
 				if err != nil {
 					t.Fatal(err)
 				}

@@ -189,7 +189,7 @@ func TestHistoryIsTrimmed(t *testing.T) {
 		}
 	}
 	// Trimming goes by whole nodes of the stream, of 100 entries each.
-	if n, err := s.Client().XLen(ctx, r.config.side("changes")).Result(); err != nil || n > 220 {
+	if n, err := s.Client().XLen(ctx, r.client.config.side("changes")).Result(); err != nil || n > 220 {
 		t.Errorf("the stream has %d entries, %v", n, err)
 	}
 	// Heartbeats that change nothing are no history.

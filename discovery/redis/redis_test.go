@@ -57,11 +57,11 @@ func (h *harness) Write(t *testing.T, id, record string) {
 		t.Fatal(err)
 	}
 	defer r.Close()
-	ctx, client := context.Background(), r.commands
+	ctx, client := context.Background(), r.client.commands
 	if keys, ok := r.layout.(*keysLayout); ok {
 		err = client.Set(ctx, keys.prefix+id, record, patience).Err()
 	} else {
-		set := r.config.Key
+		set := r.client.config.Key
 		for _, m := range client.ZRange(ctx, set, 0, -1).Val() {
 			if n, _ := discovery.ParseNode([]byte(m)); n.ID == id {
 				err = errors.Join(err, client.ZRem(ctx, set, m).Err())

@@ -2,56 +2,53 @@ package redis
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
-	"sync"
+	"hash/fnv"
 	"sync/atomic"
 	"time"
 
-	"github.com/caddy-discovery/caddy-discovery/discovery"
 	goredis "github.com/redis/go-redis/v9"
+
+	"github.com/caddy-discovery/caddy-discovery/discovery"
 )
 
-// Interface guards.
-var (
-	_ discovery.Registry  = (*Registry)(nil)
-	_ discovery.Verifier  = (*Registry)(nil)
-	_ discovery.Historian = (*Registry)(nil)
-	_ discovery.Overrider = (*Registry)(nil)
-	_ discovery.Locator   = (*Registry)(nil)
-	_ discovery.Reader    = (*Registry)(nil)
-)
-
-// A Registry is a fleet's list in Redis. All its methods but Close may be called
-// concurrently. It keeps at most three connections to a server: one for
-// commands, and while it is watched one that waits for changes, or is subscribed to
-// those of the overrides, and one that is subscribed to notifications.
+// A Registry is a fleet's list in Redis. It implements [discovery.Registry] and all
+// that a registry may implement beside it: [discovery.Verifier], [discovery.ChangeSource],
+// [discovery.Locator], [discovery.Reader], [discovery.Historian] and
+// [discovery.Overrider]. All its methods but Close may be called concurrently.
+//
+// It keeps at most three connections to a server: one for commands, and while it is
+// watched one that waits for changes, or is subscribed to those of the overrides, and
+// one that is subscribed to notifications.
 type Registry struct {
-	config    Config // resolved
-	connector *connector
-	commands  goredis.UniversalClient
+	client    *client
 	layout    layout
-	clock     discovery.RegistryClock // that of the overrides
+	overrides *overrides
 
 	watching atomic.Pointer[watch] // the newest watch once it has listed, or nil
-	push     atomic.Pointer[string]
-
-	closing chan struct{} // closed by Close
-
-	mu      sync.Mutex // guards closed, and that nothing is added to running then
-	closed  bool
-	running sync.WaitGroup // calls of the client library that may outlive their caller
+	changes  atomic.Pointer[string]
 }
 
-// A layout knows how records are laid out.
+// A layout knows how records are laid out. All but history and watch are for use
+// within do.
 type layout interface {
-	discovery.Announcer
-	discovery.Historian
-	// record reads a node's record. It is for use within do.
+	// put writes a node's record, which renews its lease.
+	put(ctx context.Context, n discovery.Node, record []byte) error
+	// replace is put where the record that stands names the same instance, and
+	// reports whether it does.
+	replace(ctx context.Context, n discovery.Node, record []byte) (own bool, err error)
+	// remove removes a node's record if it names the same instance.
+	remove(ctx context.Context, n discovery.Node) error
+	// record reads a node's record. If there is none it is "" or goredis.Nil.
 	record(ctx context.Context, id string) (string, error)
+	// history reads a node's past records, newest first, up to limit if that is not 0.
+	history(ctx context.Context, id string, limit int) ([]discovery.Revision, error)
+	// override writes the record of an override, or removes it if that is "", and tells
+	// watchers that one has changed.
+	override(ctx context.Context, id, record string) error
 	// watch begins a watch. Its view is used by that watch only.
-	watch(ctx context.Context, w *watch) (view, error)
+	watch(ctx context.Context, f *feed) (view, error)
 }
 
 // Open returns a connection to a registry, which need not be up: nothing is
@@ -61,72 +58,80 @@ func Open(c Config) (*Registry, error) {
 	if err != nil {
 		return nil, err
 	}
-	d, err := newConnector(c)
+	client, err := newClient(c)
 	if err != nil {
 		return nil, err
 	}
-	r := &Registry{config: c, connector: d, commands: d.commands(), closing: make(chan struct{})}
+	r := &Registry{client: client, overrides: &overrides{client: client}}
 	if c.Layout == LayoutKeys {
-		r.layout = newKeysLayout(r)
+		r.layout = newKeys(client)
 	} else {
-		r.layout = newSortedSet(r)
+		r.layout = newSortedSet(client)
 	}
 	return r, nil
 }
 
 // String names the registry, without a secret, such as
 // "redis://127.0.0.1:6379/0/catga:nodes".
-func (r *Registry) String() string { return r.config.String() }
+func (r *Registry) String() string { return r.client.config.String() }
 
-// Changes tells, for a log, how the newest watch learns of changes: "stream",
-// "notifications", "stream and notifications" or "poll"; "" before the first
-// watch.
+// Changes returns how the newest watch learns of changes: "stream", "notifications",
+// "stream and notifications" or "poll"; "" before the first watch.
 func (r *Registry) Changes() string {
-	if p := r.push.Load(); p != nil {
+	if p := r.changes.Load(); p != nil {
 		return *p
 	}
 	return ""
 }
 
 // Announce puts the node's record and renews its lease. Its error wraps
-// [discovery.ErrInvalid], ErrUnreachable, ErrCredentials, ErrPermission,
-// ErrFull, ErrUnsupported or ErrNotFound (no such master), or is that of the
-// context.
+// [discovery.ErrInvalid], [discovery.ErrUnreachable], [discovery.ErrCredentials],
+// [discovery.ErrPermission], [discovery.ErrFull], [discovery.ErrUnsupported] or
+// [discovery.ErrNotFound] (no such master), or is that of the context.
 func (r *Registry) Announce(ctx context.Context, n discovery.Node) error {
-	if err := r.layout.Announce(ctx, n); err != nil {
+	record, err := discovery.AppendRecord(nil, n, time.Now())
+	if err == nil {
+		err = r.client.do(ctx, func(ctx context.Context) error { return r.layout.put(ctx, n, record) })
+	}
+	if err != nil {
 		return fmt.Errorf("announcing node %q: %w", n.ID, err)
 	}
 	return nil
 }
 
 // Drain puts the node's record in place of the one that stands, if that is of the
-// same instance. Its errors are those of Announce.
+// same instance, and reports whether it is. It returns the errors of
+// [Registry.Announce].
 func (r *Registry) Drain(ctx context.Context, n discovery.Node) (own bool, err error) {
-	if own, err = r.layout.Drain(ctx, n); err != nil {
+	record, err := discovery.AppendRecord(nil, n, time.Now())
+	if err == nil {
+		own, err = ask(ctx, r.client, func(ctx context.Context) (bool, error) { return r.layout.replace(ctx, n, record) })
+	}
+	if err != nil {
 		return false, fmt.Errorf("announcing that node %q drains: %w", n.ID, err)
 	}
 	return own, nil
 }
 
-// Withdraw removes the node's record if it is still of the same instance. Its
-// errors are those of Announce.
+// Withdraw removes the node's record if it is still of the same instance. It returns
+// the errors of [Registry.Announce].
 func (r *Registry) Withdraw(ctx context.Context, n discovery.Node) error {
-	if err := r.layout.Withdraw(ctx, n); err != nil {
+	if err := r.client.do(ctx, func(ctx context.Context) error { return r.layout.remove(ctx, n) }); err != nil {
 		return fmt.Errorf("withdrawing node %q: %w", n.ID, err)
 	}
 	return nil
 }
 
-// Record returns the node's record as our writers put it; those of foreign writers
-// in a sorted set cannot be found by their node. Its errors are those of Announce.
+// Record returns the node's record as our writers put it, the zero Node if there is
+// none that can be read; those of foreign writers in a sorted set cannot be found by
+// their node. It returns the errors of [Registry.Announce].
 func (r *Registry) Record(ctx context.Context, id string) (discovery.Node, error) {
-	var record string
-	err := r.do(ctx, func(ctx context.Context) (err error) {
-		record, err = r.layout.record(ctx, id)
+	record, err := ask(ctx, r.client, func(ctx context.Context) (string, error) {
+		record, err := r.layout.record(ctx, id)
 		if errors.Is(err, goredis.Nil) {
-			record, err = "", nil
+			err = nil
 		}
-		return err
+		return record, err
 	})
 	if err != nil {
 		return discovery.Node{}, fmt.Errorf("reading the record of node %q: %w", id, err)
@@ -138,89 +143,143 @@ func (r *Registry) Record(ctx context.Context, id string) (discovery.Node, error
 	return n, nil
 }
 
-// History returns what our writers recorded of a node, newest first; changes by
-// foreign writers are not recorded. With LayoutKeys the error wraps
+// History returns up to limit changes that our writers recorded of a node, newest
+// first, all there are if limit is 0; changes by foreign writers are not recorded. It
+// returns the errors of [Registry.Announce], and with LayoutKeys one that wraps
 // [discovery.ErrUnsupported].
 func (r *Registry) History(ctx context.Context, id string, limit int) ([]discovery.Revision, error) {
-	revisions, err := r.layout.History(ctx, id, limit)
+	revisions, err := r.layout.history(ctx, id, limit)
 	if err != nil {
 		return nil, fmt.Errorf("reading the history of node %q: %w", id, err)
 	}
 	return revisions, nil
 }
 
-// Close ends the calls that are under way and closes the connections.
-func (r *Registry) Close() error {
-	r.mu.Lock()
-	if r.closed {
-		r.mu.Unlock()
-		return nil
+// Overrides returns all overrides by the node's id. It returns the errors of
+// [Registry.Announce].
+func (r *Registry) Overrides(ctx context.Context) (map[string]discovery.Override, error) {
+	records, err := r.overrides.read(ctx)
+	if err != nil {
+		return nil, err
 	}
-	r.closed = true
-	close(r.closing)
-	r.mu.Unlock()
-	err := r.commands.Close()
-	r.connector.close()
-	r.running.Wait()
-	return err
+	return r.overrides.parse(records), nil
 }
 
-var errClosed = &failure{discovery.ErrUnreachable, "the registry was closed here"}
-
-// do calls the client library, and returns as soon as the context ends, which
-// the library does not: it goes by the context's deadline only, and would keep a
-// caller for as long as the server may take to answer.
-func (r *Registry) do(ctx context.Context, call func(context.Context) error) error {
-	if err := ctx.Err(); err != nil {
-		return explain(err)
+// SetOverride replaces the node's override. It returns the errors of
+// [Registry.Announce].
+func (r *Registry) SetOverride(ctx context.Context, id string, o discovery.Override) error {
+	err := o.Validate()
+	if err == nil {
+		err = discovery.ValidateID(id)
 	}
-	r.mu.Lock()
-	if r.closed {
-		r.mu.Unlock()
-		return errClosed
+	if err == nil && !o.Until.IsZero() {
+		err = r.overrides.readClock(ctx)
 	}
-	r.running.Add(1)
-	r.mu.Unlock()
-	done := make(chan error, 1)
-	go func() {
-		defer r.running.Done()
-		r.connector.followMaster(ctx)
-		done <- call(ctx)
-	}()
-	select {
-	case err := <-done:
-		if deadline, ok := ctx.Deadline(); ok && isTimeout(err) && time.Until(deadline) < 10*time.Millisecond {
-			// The socket's deadline is the context's, but it goes by a clock
-			// that the library reads now and then only.
-			err = context.DeadlineExceeded
-		}
-		return explain(err)
-	case <-ctx.Done():
-		return explain(ctx.Err())
-	case <-r.closing:
-		return errClosed
+	var record []byte
+	if err == nil {
+		record, err = discovery.AppendOverride(nil, r.overrides.clock.ByRegistry(o))
 	}
-}
-
-// mark returns the epoch of the data, after having proposed one if there is
-// none: only what somebody wrote can be seen to be gone. It returns "" where the
-// server does not let it.
-func (r *Registry) mark(ctx context.Context, meta string) (string, error) {
-	var epoch string
-	err := r.do(ctx, func(ctx context.Context) error {
-		if err := r.commands.HSetNX(ctx, meta, "epoch", rand.Text()).Err(); err != nil {
-			return err
-		}
-		var err error
-		epoch, err = r.commands.HGet(ctx, meta, "epoch").Result()
-		return err
-	})
-	var refused *failure
-	if errors.As(err, &refused) && !errors.Is(err, discovery.ErrUnreachable) {
-		return "", nil
+	if err == nil {
+		err = r.client.do(ctx, func(ctx context.Context) error { return r.layout.override(ctx, id, string(record)) })
 	}
 	if err != nil {
-		return "", err
+		return fmt.Errorf("overriding node %q: %w", id, err)
 	}
-	return epoch, nil
+	return nil
 }
+
+// ClearOverride removes the node's override. One that is not there is no error. It
+// returns the errors of [Registry.Announce].
+func (r *Registry) ClearOverride(ctx context.Context, id string) error {
+	if err := r.client.do(ctx, func(ctx context.Context) error { return r.layout.override(ctx, id, "") }); err != nil {
+		return fmt.Errorf("clearing the override of node %q: %w", id, err)
+	}
+	return nil
+}
+
+// Watch emits the overrides, every listed node, then Synced, then changes, as
+// [discovery.Watcher] says. Its error wraps [discovery.ErrBroken] where the
+// stream broke after the listing; else it is one of those of [Registry.Announce].
+func (r *Registry) Watch(ctx context.Context, emit func(discovery.Event)) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	w := newWatch(r.client, emit)
+	defer func() {
+		r.watching.CompareAndSwap(w, nil)
+		close(w.ended)
+		cancel()
+		w.close()
+	}()
+	err := r.follow(ctx, w)
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	if cluster, ok := r.client.commands.(*goredis.ClusterClient); ok {
+		// The next watch must not ask the servers of yesterday.
+		cluster.ReloadState(ctx)
+	}
+	return fmt.Errorf("watching %s: %w", r, err)
+}
+
+// follow lists the registry and then follows it.
+func (r *Registry) follow(ctx context.Context, w *watch) error {
+	v, err := r.layout.watch(ctx, &w.feed)
+	if err != nil {
+		return err
+	}
+	listing, err := w.list(ctx, v, r.overrides)
+	if err != nil {
+		return err
+	}
+	changes := v.changes()
+	r.changes.Store(&changes)
+	r.watching.Store(w)
+	if r.client.config.Mode != ModeSingle {
+		w.group.Go(func() { r.client.locate(ctx) })
+	}
+	w.emit(discovery.Event{Type: discovery.Synced, Listing: listing})
+	return w.run(ctx)
+}
+
+// Verify proves that the newest watch has emitted everything that was written
+// before the call, by one more look at the registry. Its error wraps
+// [discovery.ErrBroken] if nothing is being watched, or the watch ends meanwhile; else
+// it is that of the context.
+func (r *Registry) Verify(ctx context.Context) error {
+	w := r.watching.Load()
+	if w == nil {
+		return fmt.Errorf("%w: nothing is being watched", discovery.ErrBroken)
+	}
+	return w.verify(ctx)
+}
+
+// Located returns the servers that no URL names, as host:port, sorted: those that
+// were dialled because Sentinels or a cluster named them, and their replicas and
+// other Sentinels as far as they tell.
+func (r *Registry) Located() []string { return r.client.connector.servers.located() }
+
+// Close ends the calls that are under way and closes the connections. It may be called
+// more than once.
+func (r *Registry) Close() error { return r.client.close() }
+
+// digest returns what tells records apart that differ in more than the time: 16
+// characters.
+func digest(n discovery.Node) string {
+	record, _ := discovery.AppendRecord(nil, n, time.Time{})
+	h := fnv.New64a()
+	_, _ = h.Write(record)
+	return fmt.Sprintf("%016x", h.Sum64())
+}
+
+// Interface guards
+var (
+	_ discovery.Registry     = (*Registry)(nil)
+	_ discovery.Verifier     = (*Registry)(nil)
+	_ discovery.ChangeSource = (*Registry)(nil)
+	_ discovery.Locator      = (*Registry)(nil)
+	_ discovery.Reader       = (*Registry)(nil)
+	_ discovery.Historian    = (*Registry)(nil)
+	_ discovery.Overrider    = (*Registry)(nil)
+)

@@ -7,8 +7,9 @@ import (
 	"sync"
 	"time"
 
-	"github.com/caddy-discovery/caddy-discovery/discovery"
 	goredis "github.com/redis/go-redis/v9"
+
+	"github.com/caddy-discovery/caddy-discovery/discovery"
 )
 
 const (
@@ -31,7 +32,7 @@ const (
 // A scan is one pass through all keys of the database, or of a cluster's masters,
 // for those that begin with the prefix.
 type scan struct {
-	r       *Registry
+	client  *client
 	match   string
 	longest int   // name of a key
 	count   int64 // of keys that one step goes past
@@ -42,49 +43,53 @@ type scan struct {
 }
 
 func (l *keysLayout) newScan(count int64) *scan {
-	return &scan{r: l.r, match: escapeGlob(l.prefix) + "*", longest: len(l.prefix) + maxSuffix, count: count}
+	return &scan{client: l.client, match: escapeGlob(l.prefix) + "*", longest: len(l.prefix) + maxSuffix, count: count}
 }
 
 // step goes on, at all masters at once. It returns what it found, and whether there
 // is more.
 func (s *scan) step(ctx context.Context) (keys []string, more bool, err error) {
 	began := time.Now()
-	// The call may outlive this one.
-	var mu sync.Mutex
-	var found []string
-	was, cursors := s.cursors, make(map[string]uint64)
-	err = s.r.do(ctx, func(ctx context.Context) error {
-		return s.r.eachMaster(ctx, func(ctx context.Context, client *goredis.Client) error {
-			address := client.Options().Addr
+	type page struct {
+		keys    []string
+		cursors map[string]uint64
+	}
+	was := s.cursors
+	found, err := ask(ctx, s.client, func(ctx context.Context) (page, error) {
+		var mu sync.Mutex
+		found := page{cursors: make(map[string]uint64)}
+		err := s.client.eachMaster(ctx, func(ctx context.Context, master *goredis.Client) error {
+			address := master.Options().Addr
 			if was != nil && was[address] == 0 {
 				return nil // done, or a master only since this pass began
 			}
-			page, next, err := client.Scan(ctx, was[address], s.match, s.count).Result()
+			keys, next, err := master.Scan(ctx, was[address], s.match, s.count).Result()
 			if err != nil {
 				return err
 			}
 			mu.Lock()
 			defer mu.Unlock()
-			cursors[address] = next
-			for _, key := range page {
+			found.cursors[address] = next
+			for _, key := range keys {
 				if len(key) <= s.longest {
-					found = append(found, key)
+					found.keys = append(found.keys, key)
 				}
 			}
 			return nil
 		})
+		return found, err
 	})
 	if err != nil {
 		return nil, false, fmt.Errorf("looking for keys: %w", err)
 	}
-	s.cursors = cursors
-	for _, cursor := range cursors {
+	s.cursors = found.cursors
+	for _, cursor := range s.cursors {
 		more = more || cursor != 0
 	}
 	took := time.Since(began)
 	s.took += took
 	s.slowest = max(s.slowest, took)
-	return found, more, nil
+	return found.keys, more, nil
 }
 
 // all makes a whole pass without a rest.
@@ -119,7 +124,7 @@ func (v *keysView) scanOn(ctx context.Context, wait time.Duration) {
 			var err error
 			step := time.Now()
 			keys, more, err = pass.step(ctx)
-			if len(keys) > 0 && !v.w.ask(ctx, func() request { return requestFor(v.unknown(keys)...) }) {
+			if len(keys) > 0 && !v.feed.send(ctx, func() (request, error) { return requestFor(v.unknown(keys)...), nil }) {
 				return
 			}
 			switch {
@@ -150,7 +155,7 @@ func (v *keysView) scanInterval() time.Duration {
 	if v.subscribed {
 		return rareScan
 	}
-	return v.r.config.Poll
+	return v.client.config.Poll
 }
 
 // unknown returns the keys that no look finds by itself.

@@ -2,24 +2,15 @@ package redis
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io"
-	"strings"
-	"sync"
 	"time"
 
-	"github.com/caddy-discovery/caddy-discovery/discovery"
 	goredis "github.com/redis/go-redis/v9"
+
+	"github.com/caddy-discovery/caddy-discovery/discovery"
 )
 
 const (
-	// A record must be absent from two looks at least this far apart before its
-	// node counts as gone: the fleets in the wild replace a member of the set by
-	// removing it and then adding a new one, in two steps. A key is replaced in
-	// one, if the writer does not delete it first for no reason.
-	absence    = 500 * time.Millisecond
-	keyAbsence = 100 * time.Millisecond
 	// What notifications ask for may use this part of the time at most: after a
 	// look that took d, the next waits 9 d.
 	rest = 9
@@ -28,507 +19,237 @@ const (
 	// keys ran out that nobody could renew.
 	slowLook    = 500 * time.Millisecond
 	slowestLook = 2 * time.Second
-	// How many bytes of keys a look is asked for by name, which anybody may say who
-	// can publish or write. A directory full of usual ones is half of it.
-	maxWanted = 32 << 20
-	keyRoom   = 64 // beside the key itself
-	// How many entries one XREAD asks for: each may hold a record.
-	streamCount = 250
-	// How long one XREAD waits for changes.
-	block = time.Second
-	// How long a subscription may say nothing before it is asked, and then to
-	// answer. A connection cut by a packet filter said nothing for 90 s.
-	silence = 2 * time.Second
 )
 
-// A watch is one call of Watch. Its loop, on the goroutine of the caller, is the
-// only one that emits and that touches the view; the goroutines around it only
-// read from the server.
-type watch struct {
-	r     *Registry
-	emit  func(discovery.Event)
-	first time.Duration // what the slowest question of the listing took
-
-	verifications chan *verification
-	looked        chan lookResult
-	entries       chan []goredis.XMessage // of the stream
-	messages      chan *goredis.Message   // of subscriptions
-	asks          chan func() request     // what goroutines find worth looking at; called by the loop
-	failed        chan error              // a goroutine gave up
-	overridden    bool                    // the stream says that the overrides changed
-	told          bool                    // a subscription will say so
-	ended         chan struct{}
-	group         sync.WaitGroup
-	closers       []func()
-}
-
-// A view is what a watch knows of the registry: enough to tell what changed.
+// A view is what a watch knows of the registry: enough to tell what changed. Only
+// the loop of the watch calls it, and the functions that it hands out to be called
+// there; it emits through the feed that it was made with.
 type view interface {
 	// follow subscribes to what the server offers to tell of changes.
 	follow(ctx context.Context) error
-	// list reads everything and emits it, and returns what Synced will say.
-	// From there on changes are told.
-	list(ctx context.Context) (discovery.Listing, error)
-	// push names what tells of changes.
-	push() string
-	// look prepares to read what the request asks for. What it returns reads,
-	// and runs beside the loop.
-	look(q request) func(ctx context.Context) (any, error)
-	// apply emits what a look found, and may ask for another after a while.
-	apply(result any) (next request, after time.Duration, err error)
-	// stream emits what entries of the stream say.
-	stream(entries []goredis.XMessage) error
-	// notified says what a notification makes worth looking at.
+	// list reads everything and emits it, and returns what Synced will say, and what
+	// the slowest question took. From there on changes are told.
+	list(ctx context.Context) (discovery.Listing, time.Duration, error)
+	// changes names what tells of changes, once everything is listed.
+	changes() string
+	// look prepares to read what the request asks for. What it returns reads, and runs
+	// beside the loop.
+	look(q request) func(ctx context.Context) (sight, error)
+	// notified returns what a notification makes worth looking at.
 	notified(m *goredis.Message) request
-	// current reports whether everything up to the last look was emitted.
-	current() bool
 }
 
-// A request says what to look at. The zero value asks for nothing.
-type request struct {
-	whole bool            // everything
-	some  bool            // what the view thinks is likely to have changed
-	keys  map[string]bool // these
-	size  int             // of them, in bytes
+// A sight is what a look has read.
+type sight struct {
+	slowest time.Duration // what the slowest question to the server took
+	// apply emits what has changed, and returns what is to be looked at again.
+	apply func() (request, error)
+	// told reports whether the stream of changes has told all that the look has found;
+	// nil: there is none. It is for the loop, after apply.
+	told func() bool
 }
 
-// requestFor returns a request for these keys.
-func requestFor(keys ...string) (q request) {
-	for _, key := range keys {
-		q.want(key)
-	}
-	return q
+// A watch is one call of Watch. Its loop runs on the goroutine of the caller.
+type watch struct {
+	feed
+	view      view
+	overrides *overridesView
+	slowest   time.Duration // a question that takes longer shows that the server was away
+
+	verifications chan *verification
+	looked        chan looked
+	ended         chan struct{}
+
+	// Of the loop.
+	pending request   // what the next look is for
+	urgent  bool      // it does not wait for rested
+	rested  time.Time // until then the server is left in peace
+	looking bool      // a look is under way
+	looks   uint64    // how many were started
+	told    func() bool
+	again   request   // what to look at later
+	at      time.Time // when that is due; zero: there is nothing
+	waiting []*verification
 }
 
-// want adds a key. One for which there is no room counts as likely to have changed.
-func (q *request) want(key string) {
-	if q.keys[key] {
-		return
-	}
-	if q.size += len(key) + keyRoom; q.size > maxWanted {
-		q.some, q.size = true, q.size-len(key)-keyRoom
-		return
-	}
-	if q.keys == nil {
-		q.keys = make(map[string]bool)
-	}
-	q.keys[key] = true
-}
-
-func (q request) none() bool { return !q.whole && !q.some && len(q.keys) == 0 }
-
-func (q *request) add(o request) {
-	q.whole = q.whole || o.whole
-	q.some = q.some || o.some
-	for key := range o.keys {
-		q.want(key)
-	}
-}
-
-type lookResult struct {
-	result any
+// looked is what became of a look.
+type looked struct {
+	sight
 	costly bool // more than what was known to have changed
 	took   time.Duration
-	step   time.Duration // what the slowest question to the server took
 	err    error
 }
 
+// A verification waits for a look that began after it.
 type verification struct {
-	look uint64 // the look that must be applied; 0 until it is known
-	done chan error
+	look uint64 // the number of that look; 0 until it is known
+	done chan struct{}
 }
 
-// Watch emits every listed node, then Synced, then changes, as
-// [discovery.Watcher] says. Its error wraps [discovery.ErrBroken] where the
-// stream broke after the listing, else one of those of Announce.
-func (r *Registry) Watch(ctx context.Context, emit func(discovery.Event)) error {
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	ctx, cancel := context.WithCancel(ctx)
-	w := &watch{
-		r: r, emit: emit,
+func newWatch(c *client, emit func(discovery.Event)) *watch {
+	return &watch{
+		feed:          newFeed(c, emit),
 		verifications: make(chan *verification),
-		looked:        make(chan lookResult, 1),
-		entries:       make(chan []goredis.XMessage),
-		messages:      make(chan *goredis.Message, 256),
-		asks:          make(chan func() request),
-		failed:        make(chan error, 8),
+		looked:        make(chan looked, 1),
 		ended:         make(chan struct{}),
 	}
-	defer func() {
-		r.watching.CompareAndSwap(w, nil)
-		close(w.ended)
-		cancel()
-		for _, c := range w.closers {
-			c()
-		}
-		w.group.Wait()
-	}()
-	err := w.run(ctx)
-	if ctx.Err() != nil {
-		return ctx.Err()
-	}
-	if cluster, ok := r.commands.(*goredis.ClusterClient); ok {
-		// The next watch must not ask the servers of yesterday.
-		cluster.ReloadState(ctx)
-	}
-	return fmt.Errorf("watching %s: %w", r, err)
 }
 
-func (w *watch) run(ctx context.Context) error {
-	r := w.r
-	v, err := r.layout.watch(ctx, w)
-	if err != nil {
-		return err
-	}
+// list emits the overrides and everything that is listed.
+func (w *watch) list(ctx context.Context, v view, o *overrides) (discovery.Listing, error) {
+	w.view = v
 	if err := v.follow(ctx); err != nil {
-		return err
+		return discovery.Listing{}, err
 	}
-	o := &overrides{w: w, found: make(chan overridesRead, 1)}
-	if err := o.list(ctx); err != nil {
-		return err
+	var err error
+	if w.overrides, err = o.list(ctx, &w.feed); err != nil {
+		return discovery.Listing{}, err
 	}
-	listing, err := v.list(ctx)
-	if err != nil {
-		return err
-	}
-	push := v.push()
-	r.push.Store(&push)
-	r.watching.Store(w)
-	if r.config.Mode != ModeSingle {
-		w.group.Go(func() { w.locate(ctx) })
-	}
-	w.emit(discovery.Event{Type: discovery.Synced, Listing: listing})
+	// What changes before the listing is read is not told of after it.
+	w.pending.overrides = true
+	listing, took, err := v.list(ctx)
+	w.slowest = max(slowLook, min(4*took, slowestLook))
+	return listing, err
+}
 
-	var (
-		pending request   // what the next look is for
-		looking bool      // one is under way
-		looks   uint64    // how many were started
-		after   time.Time // no look before this, unless it is urgent
-		urgent  bool      //
-		waiting []*verification
-		poll    = time.NewTimer(r.config.Poll)
-		wake    = time.NewTimer(time.Hour) // a look is due, or again is
-		again   request
-		at      time.Time // when again is due; zero: there is none
-	)
+// run follows changes until the watch breaks.
+func (w *watch) run(ctx context.Context) error {
+	poll := time.NewTicker(w.client.config.Poll)
 	defer poll.Stop()
+	wake := time.NewTimer(time.Hour) // a look is due
 	defer wake.Stop()
-	verified := func() {
-		if !v.current() {
-			return
-		}
-		kept := waiting[:0]
-		for _, q := range waiting {
-			if q.look < looks || q.look == looks && !looking {
-				q.done <- nil
-			} else {
-				kept = append(kept, q)
-			}
-		}
-		waiting = kept
-	}
 	for {
-		now := time.Now()
-		if !at.IsZero() && !now.Before(at) {
-			pending.add(again)
-			again, at = request{}, time.Time{}
+		if due := w.start(ctx); !due.IsZero() {
+			wake.Reset(time.Until(due))
 		}
-		due := !pending.none() && !looking
-		if due && (urgent || !now.Before(after)) {
-			q := pending
-			pending, looking, urgent, due = request{}, true, false, false
-			looks++
-			w.look(ctx, v.look(q), q.whole || q.some)
-		}
-		next := at
-		if due && (next.IsZero() || after.Before(next)) {
-			next = after
-		}
-		if !next.IsZero() {
-			wake.Reset(time.Until(next))
-		}
-
-		o.due = o.due || w.overridden
-		w.overridden = false
-		o.read(ctx)
-
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-r.closing:
+		case <-w.client.closing:
 			return errClosed
 		case err := <-w.failed:
 			return broken(err)
-		case read := <-o.found:
-			o.apply(read)
 		case <-wake.C:
 		case <-poll.C:
-			poll.Reset(r.config.Poll)
-			pending.add(request{some: true})
-			urgent = true
-			o.due = true
+			w.pending.add(request{some: true, overrides: true})
+			w.urgent = true
 		case q := <-w.verifications:
 			// A look that is under way may have read already.
-			q.look = looks + 1
-			waiting = append(waiting, q)
-			pending.add(request{whole: true})
-			urgent = true
-		case result := <-w.looked:
-			looking = false
-			if result.costly {
-				after = time.Now().Add(min(rest*result.took, r.config.Poll))
+			q.look = w.looks + 1
+			w.waiting = append(w.waiting, q)
+			w.pending.add(request{whole: true})
+			w.urgent = true
+		case l := <-w.looked:
+			if err := w.apply(l); err != nil {
+				return broken(err)
 			}
-			if result.err != nil {
-				return broken(result.err)
-			}
-			if result.step > max(slowLook, min(4*w.first, slowestLook)) {
-				return fmt.Errorf("%w: the server took %v to answer", discovery.ErrBroken, result.step.Round(time.Millisecond))
-			}
-			q, wait, err := v.apply(result.result)
+		case takeIn := <-w.found:
+			q, err := takeIn()
 			if err != nil {
 				return broken(err)
 			}
-			if !q.none() {
-				again.add(q)
-				if t := time.Now().Add(wait); at.IsZero() || t.Before(at) {
-					at = t
-				}
-			}
-			verified()
-		case f := <-w.asks:
-			pending.add(f())
-		case entries := <-w.entries:
-			if err := v.stream(entries); err != nil {
-				return broken(err)
-			}
-			verified()
+			w.pending.add(q)
+			w.verified()
 		case m := <-w.messages:
-			notified := func(m *goredis.Message) {
-				if o.tells(m) {
-					o.due = true
-				} else {
-					pending.add(v.notified(m))
-				}
-			}
-			notified(m)
+			w.pending.add(w.view.notified(m))
 			for range len(w.messages) {
-				notified(<-w.messages)
+				w.pending.add(w.view.notified(<-w.messages))
 			}
 		}
 	}
 }
 
-func (w *watch) look(ctx context.Context, read func(context.Context) (any, error), costly bool) {
+// start starts what is due, and returns when something will be: the zero time if
+// nothing is before something else happens.
+func (w *watch) start(ctx context.Context) (due time.Time) {
+	if w.pending.overrides && w.overrides.look(ctx) {
+		w.pending.overrides = false
+	}
+	now := time.Now()
+	if !w.at.IsZero() && !now.Before(w.at) {
+		w.pending.add(w.again)
+		w.again, w.at = request{}, time.Time{}
+	}
+	due = w.at
+	switch {
+	case w.looking || w.pending.none():
+	case w.urgent || !now.Before(w.rested):
+		w.look(ctx)
+	case due.IsZero() || w.rested.Before(due):
+		due = w.rested
+	}
+	return due
+}
+
+// look starts a look for what is pending.
+func (w *watch) look(ctx context.Context) {
+	q := w.pending
+	w.pending, w.urgent = request{overrides: q.overrides}, false
+	w.looking = true
+	w.looks++
+	read := w.view.look(q)
 	w.group.Go(func() {
 		began := time.Now()
-		result, err := read(ctx)
-		took := time.Since(began)
-		w.looked <- lookResult{result, costly, took, slowest(result, took), err}
+		s, err := read(ctx)
+		w.looked <- looked{s, q.whole || q.some, time.Since(began), err}
 	})
 }
 
-// list reads everything for the listing.
-func (w *watch) list(ctx context.Context, v view) (any, error) {
-	began := time.Now()
-	result, err := v.look(request{whole: true})(ctx)
-	w.first = slowest(result, time.Since(began))
-	return result, err
-}
-
-// slowest returns what the slowest question to the server took: a look that asks
-// many takes long although each is answered at once.
-func slowest(result any, took time.Duration) time.Duration {
-	if r, ok := result.(interface{ slowest() time.Duration }); ok {
-		return r.slowest()
+// apply takes in what a look has read.
+func (w *watch) apply(l looked) error {
+	w.looking = false
+	if l.costly {
+		w.rested = time.Now().Add(min(rest*l.took, w.client.config.Poll))
 	}
-	return took
-}
-
-// ask lets the loop look at something. It reports false if the watch has ended.
-func (w *watch) ask(ctx context.Context, f func() request) bool {
-	select {
-	case w.asks <- f:
-		return true
-	case <-ctx.Done():
-		return false
+	if l.err != nil {
+		return l.err
 	}
-}
-
-// Verify proves that the newest watch has emitted everything that was written
-// before the call, by one more look.
-func (r *Registry) Verify(ctx context.Context) error {
-	w := r.watching.Load()
-	if w == nil {
-		return fmt.Errorf("%w: nothing is being watched", discovery.ErrBroken)
+	if l.slowest > w.slowest {
+		return fmt.Errorf("%w: the server took %v to answer", discovery.ErrBroken, l.slowest.Round(time.Millisecond))
 	}
-	ended := fmt.Errorf("%w: the watch ended", discovery.ErrBroken)
-	q := &verification{done: make(chan error, 1)}
-	select {
-	case w.verifications <- q:
-	case <-w.ended:
-		return ended
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-	select {
-	case err := <-q.done:
-		return err
-	case <-w.ended:
-		return ended
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
-// fail ends the watch.
-func (w *watch) fail(err error) {
-	select {
-	case w.failed <- err:
-	default:
-	}
-}
-
-// read starts to read the stream after an id, on a connection of its own: what
-// blocks cannot be interrupted but by closing it.
-func (w *watch) read(ctx context.Context, client *goredis.Client, key, id string) {
-	w.group.Go(func() {
-		for {
-			// The library's own limit for a blocked read is ten seconds more.
-			readCtx, cancel := context.WithTimeout(ctx, block+readTimeout)
-			streams, err := client.XRead(readCtx, &goredis.XReadArgs{
-				Streams: []string{key, id}, Count: streamCount, Block: block,
-			}).Result()
-			cancel()
-			switch {
-			case ctx.Err() != nil:
-				return
-			case err == goredis.Nil:
-				continue
-			case err != nil:
-				w.fail(fmt.Errorf("reading the stream of changes: %w", explain(err)))
-				return
-			}
-			entries := streams[0].Messages
-			id = entries[len(entries)-1].ID
-			select {
-			case w.entries <- entries:
-			case <-ctx.Done():
-				return
-			}
-		}
-	})
-}
-
-// offered tells a server that does not offer something from one that is ill: a
-// watch must not do without for ever because of a moment.
-func offered(err error) (bool, error) {
-	if errors.Is(err, discovery.ErrPermission) || errors.Is(err, discovery.ErrUnsupported) {
-		return false, nil
-	}
-	return err == nil, err
-}
-
-// notifies reports whether the server publishes keyspace notifications of the
-// given classes. Where CONFIG is forbidden it cannot be known, so no.
-func (r *Registry) notifies(ctx context.Context, client *goredis.Client, classes string) (bool, error) {
-	var flags string
-	err := r.do(ctx, func(ctx context.Context) error {
-		answer, err := client.ConfigGet(ctx, "notify-keyspace-events").Result()
-		flags = answer["notify-keyspace-events"]
-		return err
-	})
-	if ok, err := offered(err); !ok {
-		return false, err
-	}
-	if !strings.Contains(flags, "K") {
-		return false, nil
-	}
-	for _, class := range classes {
-		if !strings.ContainsRune(flags, class) && !strings.Contains(flags, "A") {
-			return false, nil
-		}
-	}
-	return true, nil
-}
-
-// closeWith closes what may block when the watch ends, and does not wait for
-// the watch to notice: a call that is under way is what keeps it from noticing.
-func (w *watch) closeWith(ctx context.Context, c io.Closer) {
-	stop := context.AfterFunc(ctx, func() { _ = c.Close() })
-	w.closers = append(w.closers, func() {
-		if stop() {
-			_ = c.Close()
-		}
-	})
-}
-
-// A subscriber is a client that can be subscribed to nothing yet.
-type subscriber interface {
-	PSubscribe(ctx context.Context, channels ...string) *goredis.PubSub
-}
-
-// subscribe receives notifications until the watch ends, and returns once the
-// server has confirmed that it sends them. A subscription that breaks ends the
-// watch: what was published meanwhile is lost.
-func (w *watch) subscribe(ctx context.Context, client subscriber, pattern bool, channels ...string) error {
-	s := client.PSubscribe(ctx) // dials nothing yet
-	w.closeWith(ctx, s)
-	err := w.r.do(ctx, func(ctx context.Context) error {
-		subscribe := s.Subscribe
-		if pattern {
-			subscribe = s.PSubscribe
-		}
-		if err := subscribe(ctx, channels...); err != nil {
-			return err
-		}
-		for range channels {
-			m, err := s.ReceiveTimeout(ctx, readTimeout)
-			if _, ok := m.(*goredis.Subscription); err == nil && !ok {
-				err = fmt.Errorf("it answered %T", m)
-			}
-			if err != nil {
-				return err
-			}
-		}
-		return nil
-	})
+	q, err := l.sight.apply()
 	if err != nil {
-		_ = s.Close()
-		return fmt.Errorf("subscribing to notifications: %w", err)
+		return err
 	}
-	w.group.Go(func() {
-		asked := false
-		for {
-			m, err := s.ReceiveTimeout(ctx, silence)
-			if ctx.Err() != nil {
-				return
-			}
-			switch {
-			case err == nil:
-				asked = false
-			case !asked && isTimeout(err):
-				asked = true
-				err = s.Ping(ctx)
-			}
-			if err != nil {
-				w.fail(fmt.Errorf("subscribed to notifications: %w", explain(err)))
-				return
-			}
-			switch m := m.(type) {
-			case *goredis.Message:
-				select {
-				case w.messages <- m:
-				case <-ctx.Done():
-					return
-				}
-			case *goredis.Subscription:
-				// Only a new connection is confirmed again.
-				w.fail(fmt.Errorf("%w: the subscription to notifications was interrupted", discovery.ErrBroken))
-				return
-			}
+	if !q.none() {
+		w.again.add(q)
+		if at := time.Now().Add(q.after); w.at.IsZero() || at.Before(w.at) {
+			w.at = at
 		}
-	})
+	}
+	w.told = l.told
+	w.verified()
 	return nil
+}
+
+// verified lets those go who wait for a look that was applied.
+func (w *watch) verified() {
+	if w.told != nil && !w.told() {
+		return
+	}
+	kept := w.waiting[:0]
+	for _, q := range w.waiting {
+		if q.look < w.looks || q.look == w.looks && !w.looking {
+			close(q.done)
+		} else {
+			kept = append(kept, q)
+		}
+	}
+	w.waiting = kept
+}
+
+// verify waits for a look that begins now. It may be called by anybody.
+func (w *watch) verify(ctx context.Context) error {
+	q := &verification{done: make(chan struct{})}
+	for asked := w.verifications; ; asked = nil {
+		select {
+		case asked <- q:
+		case <-q.done:
+			return nil
+		case <-w.ended:
+			return fmt.Errorf("%w: the watch ended", discovery.ErrBroken)
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 }

@@ -1,0 +1,189 @@
+package redis
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"time"
+
+	goredis "github.com/redis/go-redis/v9"
+	"github.com/redis/go-redis/v9/maintnotifications"
+
+	"github.com/caddy-discovery/caddy-discovery/discovery/internal/tlsfiles"
+)
+
+const (
+	dialTimeout = 2 * time.Second
+	// A list of 100,000 nodes is 30 MB; within this it arrives over a slow line.
+	readTimeout = 3 * time.Second
+)
+
+// files are those that secure the connections.
+func (c Config) files() tlsfiles.Files {
+	return tlsfiles.Files{CA: c.TLSCA, Cert: c.TLSCert, Key: c.TLSKey, ServerName: c.TLSServerName}
+}
+
+// checkFiles reports what is wrong with the files that a connection would need.
+func (c Config) checkFiles() error {
+	if !c.secure() && !c.sentinelsSecure() {
+		return nil
+	}
+	if _, err := c.files().Config(""); err != nil {
+		return fmt.Errorf("redis registry: %w", err)
+	}
+	return nil
+}
+
+// A connector makes connections. Its dial functions never fail: they return a
+// connection that does. A pool of the client library that failed to dial as
+// often as it has places stops dialling for a second or more, logs a line for
+// each try to a logger of its own, and leaves a goroutine behind when it is
+// closed (internal/pool/pool.go, tryDial); and all of that comes from the
+// dialler's error.
+type connector struct {
+	config    Config
+	addresses []string
+	servers   servers
+	sentinels *sentinels // of mode sentinel, else nil
+}
+
+func newConnector(c Config) (*connector, error) {
+	if err := c.checkFiles(); err != nil {
+		return nil, err
+	}
+	d := &connector{config: c, addresses: c.Addresses()}
+	d.servers.named = d.addresses
+	if c.Mode == ModeSentinel {
+		d.sentinels = newSentinels(c, d.addresses, d.dialer(c.sentinelsSecure()))
+	}
+	return d, nil
+}
+
+func (d *connector) close() {
+	if d.sentinels != nil {
+		d.sentinels.close()
+	}
+}
+
+// options are those of every connection to a server. The pool has one place: a
+// registry uses one connection for its commands.
+func (d *connector) options(address string) *goredis.Options {
+	o := &goredis.Options{
+		Addr: address, Dialer: neverFailing(d.dialer(d.config.secure())), Protocol: d.config.Protocol,
+		Username: d.config.Username, Password: d.config.Password, DB: d.config.DB, ClientName: d.config.Name,
+		// Retrying is the Directory's and the Registrar's.
+		MaxRetries: -1, DialerRetries: 1,
+		DialTimeout: dialTimeout, ReadTimeout: readTimeout, PoolTimeout: readTimeout,
+		PoolSize: 1, PipelinePoolSize: -1,
+		ContextTimeoutEnabled: true, DisableIdentity: true,
+		MaintNotificationsConfig: noMaintenance(),
+	}
+	if d.sentinels != nil {
+		o.Dialer = neverFailing(d.sentinels.dialer(d.dialer(d.config.secure())))
+	}
+	return o
+}
+
+// commands returns the client for everything but what blocks.
+func (d *connector) commands() goredis.UniversalClient {
+	if d.config.Mode != ModeCluster {
+		return goredis.NewClient(d.options(d.addresses[0]))
+	}
+	o := d.options("")
+	return goredis.NewClusterClient(&goredis.ClusterOptions{
+		Addrs: d.addresses, Dialer: o.Dialer, Protocol: o.Protocol,
+		Username: o.Username, Password: o.Password, ClientName: o.ClientName,
+		MaxRetries: -1, DialerRetries: 1,
+		DialTimeout: o.DialTimeout, ReadTimeout: o.ReadTimeout, PoolTimeout: o.PoolTimeout,
+		PoolSize: 1, PipelinePoolSize: -1,
+		ContextTimeoutEnabled: true, DisableIdentity: true,
+		MaintNotificationsConfig: noMaintenance(),
+		// With the default of a minute a client stayed with a dead master for 55 s.
+		ClusterStateReloadInterval: time.Second,
+	})
+}
+
+// A dialer opens a connection.
+type dialer func(ctx context.Context, network, address string) (net.Conn, error)
+
+// neverFailing returns a dialer whose connections fail in its place.
+func neverFailing(dial dialer) dialer {
+	return func(ctx context.Context, network, address string) (net.Conn, error) {
+		conn, err := dial(ctx, network, address)
+		if err != nil {
+			return failed(err), nil
+		}
+		return conn, nil
+	}
+}
+
+// dialer returns what opens connections, with TLS or without.
+func (d *connector) dialer(secured bool) dialer {
+	return func(ctx context.Context, network, address string) (net.Conn, error) {
+		d.servers.add(address)
+		conn, err := (&net.Dialer{KeepAlive: 15 * time.Second}).DialContext(ctx, network, address)
+		if err != nil {
+			return nil, err
+		}
+		if !secured {
+			return limit(conn), nil
+		}
+		host, _, _ := net.SplitHostPort(address)
+		config, err := d.config.files().Config(host)
+		if err != nil {
+			_ = conn.Close()
+			return nil, err
+		}
+		secure := tls.Client(conn, config)
+		if err := secure.HandshakeContext(ctx); err != nil {
+			_ = conn.Close()
+			if errors.Is(err, context.DeadlineExceeded) {
+				// A server that does not speak TLS waits for the rest of a command.
+				err = tls.RecordHeaderError{Msg: "TLS handshake: no answer in time"}
+			}
+			return nil, fmt.Errorf("connecting to %s: %w", address, err)
+		}
+		return limit(tlsConn{secure}), nil
+	}
+}
+
+// A tlsConn is a connection that can say why the server closed it. One that refuses
+// the client's certificate says so after the handshake, and a write that comes
+// later learns only that the connection is gone.
+type tlsConn struct{ *tls.Conn }
+
+func (c tlsConn) Write(p []byte) (int, error) {
+	n, err := c.Conn.Write(p)
+	if err != nil {
+		_ = c.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+		var said *net.OpError
+		if _, e := c.Read(make([]byte, 1)); errors.As(e, &said) && said.Op == "remote error" {
+			err = e
+		}
+	}
+	return n, err
+}
+
+// noMaintenance turns off a handshake that Redis itself does not know.
+func noMaintenance() *maintnotifications.Config {
+	return &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
+}
+
+// A failedConn is a connection that could not be made.
+type failedConn struct{ err error }
+
+// failed wraps the reason once more: the client library unwraps the error of a
+// handshake (redis.go, initConn), which would leave of a net.OpError only what
+// the system said.
+func failed(err error) failedConn { return failedConn{fmt.Errorf("%w", err)} }
+
+func (c failedConn) Read([]byte) (int, error)       { return 0, c.err }
+func (c failedConn) Write([]byte) (int, error)      { return 0, c.err }
+func (failedConn) Close() error                     { return nil }
+func (failedConn) LocalAddr() net.Addr              { return &net.TCPAddr{} }
+func (failedConn) RemoteAddr() net.Addr             { return &net.TCPAddr{} }
+func (failedConn) SetDeadline(time.Time) error      { return nil }
+func (failedConn) SetReadDeadline(time.Time) error  { return nil }
+func (failedConn) SetWriteDeadline(time.Time) error { return nil }

@@ -1,0 +1,41 @@
+package redis
+
+import (
+	"context"
+
+	goredis "github.com/redis/go-redis/v9"
+)
+
+// A script runs on the server, in one step. Each stands in a file beside the Go code
+// that runs it.
+type script struct {
+	source string
+	*goredis.Script
+}
+
+func newScript(source string) script { return script{source, goredis.NewScript(source)} }
+
+// run runs the script by its digest, or in full if the server does not have it
+// yet. It is for use within do.
+func (s script) run(ctx context.Context, c goredis.Scripter, keys []string, args ...any) (any, error) {
+	answer, err := s.Run(ctx, c, keys, args...).Result()
+	return answer, explainScript(err, s.source)
+}
+
+// listOf returns the elements of a list that a script answered; those of another type
+// are zero.
+func listOf[T any](answer any) []T {
+	list, _ := answer.([]any)
+	out := make([]T, len(list))
+	for i := range list {
+		out[i], _ = list[i].(T)
+	}
+	return out
+}
+
+// own reads the answer of a script that leaves a record as it is that is not the
+// caller's own, and then answers with a negative number.
+func own(answer any, err error) (bool, error) {
+	n, ok := answer.(int64)
+	return err == nil && ok && n >= 0, err
+}

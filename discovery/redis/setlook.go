@@ -1,0 +1,218 @@
+package redis
+
+import (
+	"cmp"
+	"context"
+	_ "embed" // for the script
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/caddy-discovery/caddy-discovery/discovery"
+)
+
+const (
+	// How long a member that is too long counts as being there because as many as
+	// before have its score. To look at it costs the server a copy of it.
+	longInterval = time.Minute
+	// maxLong is of how many scores that may be known.
+	maxLong = 64
+)
+
+var (
+	//go:embed look.lua
+	lookLua    string
+	lookScript = newScript(lookLua)
+)
+
+// A setLook is one look at the set: what it is for, and what it has read.
+type setLook struct {
+	keys []string // of the script
+	args []any
+
+	whole   bool
+	least   uint64  // the sequence was already here before
+	since   float64 // the lowest score that a partial look would have read
+	started time.Time
+	known   []string    // scores that only members had that were too long
+	before  longMembers // those members
+	afresh  bool        // nothing is known of them any more
+
+	took    time.Duration
+	clock   float64 // the server's, in ms
+	epoch   epoch
+	seq     uint64
+	last    string // id of the stream's last entry; "": it may not be read
+	count   int    // members of the set
+	members []foundMember
+	long    longMembers
+	alike   map[string]int // how often a made-up text came
+}
+
+// A foundMember is a member as a look has found it.
+type foundMember struct {
+	text  string
+	score float64
+	long  int // the length of one that is too long to be read, of which the text is made up; else 0
+}
+
+// longMembers are those that looks found and did not read, by their score, as the
+// server writes it.
+type longMembers map[string][]foundMember
+
+// largest returns the scores of the largest of them, in order.
+func (l longMembers) largest() []string {
+	size := func(score string) (n int) {
+		for _, m := range l[score] {
+			n += m.long
+		}
+		return n
+	}
+	scores := slices.SortedFunc(maps.Keys(l), func(a, b string) int {
+		return cmp.Or(cmp.Compare(size(b), size(a)), cmp.Compare(a, b))
+	})
+	scores = scores[:min(len(scores), maxLong)]
+	slices.SortFunc(scores, func(a, b string) int { return cmp.Compare(l[a][0].score, l[b][0].score) })
+	return scores
+}
+
+// prepare prepares a look.
+func (v *setView) prepare(q request) *setLook {
+	l := &setLook{
+		keys:    []string{v.keys.set, v.keys.changes, v.keys.meta},
+		whole:   q.whole || len(v.members) <= smallSet || time.Since(v.wholeAt) >= wholeInterval,
+		least:   max(v.seq, v.streamed),
+		since:   v.clock - float64(v.margin.Milliseconds()),
+		started: time.Now(),
+		before:  v.long,
+		long:    make(longMembers),
+	}
+	if v.narrow {
+		l.keys = l.keys[:1]
+	}
+	lowest := "-inf"
+	if !l.whole {
+		lowest = strconv.FormatFloat(l.since, 'f', 0, 64)
+	}
+	// Where the stream begins matters to the listing; and whether it may be read,
+	// where it is not.
+	last := "0"
+	if !v.listed || !v.streams {
+		last = "1"
+	}
+	l.args = []any{lowest, last, discovery.MaxRecord, maxRead, usualRecord, maxMembers}
+	if l.afresh = l.whole && time.Since(v.longAt) >= longInterval; l.afresh {
+		return l
+	}
+	for _, score := range l.before.largest() {
+		if l.whole || l.before[score][0].score >= l.since {
+			l.known = append(l.known, score)
+			l.args = append(l.args, score, len(l.before[score]))
+		}
+	}
+	return l
+}
+
+// ask looks at the set.
+func (l *setLook) ask(ctx context.Context, c *client) error {
+	began := time.Now()
+	answer, err := ask(ctx, c, func(ctx context.Context) (any, error) {
+		return lookScript.run(ctx, c.commands, l.keys, l.args...)
+	})
+	l.took = time.Since(began)
+	if err == nil {
+		err = l.read(answer)
+	}
+	if err != nil {
+		return fmt.Errorf("looking at the set: %w", err)
+	}
+	return nil
+}
+
+// read reads what the script answered.
+func (l *setLook) read(answer any) error {
+	parts := listOf[any](answer)
+	if len(parts) != 7 {
+		return fmt.Errorf("%w: the script answered %d parts", discovery.ErrUnsupported, len(parts))
+	}
+	if at := timeOf(parts[0]); !at.IsZero() {
+		l.clock = float64(at.UnixMicro()) / 1e3
+	}
+	mark, _ := parts[1].(string)
+	l.epoch = epoch(mark)
+	seq, _ := parts[2].(string)
+	l.seq, _ = strconv.ParseUint(seq, 10, 64)
+	l.last, _ = parts[3].(string)
+	count, _ := parts[4].(int64)
+	l.count = int(count)
+	for _, page := range listOf[[]any](parts[5]) {
+		if err := l.readPage(page); err != nil {
+			return err
+		}
+	}
+	return l.readSkipped(listOf[int64](parts[6]))
+}
+
+// readPage reads members and their scores.
+func (l *setLook) readPage(page []any) error {
+	for i := 0; i+1 < len(page); i += 2 {
+		score, _ := page[i+1].(string)
+		at, err := strconv.ParseFloat(score, 64)
+		if err != nil {
+			return fmt.Errorf("%w score %q: %w", discovery.ErrInvalid, score, err)
+		}
+		switch m := page[i].(type) {
+		case string:
+			l.members = append(l.members, foundMember{text: m, score: at})
+		case []any:
+			if long, ok := readLong(m, at); ok {
+				l.addLong(long)
+				l.long[score] = append(l.long[score], long)
+			}
+		}
+	}
+	return nil
+}
+
+// readLong reads what stands in the place of a member that is too long.
+func readLong(answer []any, score float64) (foundMember, bool) {
+	if len(answer) != 3 {
+		return foundMember{}, false
+	}
+	length, _ := answer[0].(int64)
+	sum, _ := answer[1].(string)
+	beginning, _ := answer[2].(string)
+	text := fmt.Sprintf("%s%d %s %s", nameless, length, sum, beginning)
+	return foundMember{text, score, int(length)}, length > 0
+}
+
+// readSkipped adds the members of scores at which the server looked no further.
+// What is known of the others' was read anew.
+func (l *setLook) readSkipped(skipped []int64) error {
+	if len(skipped) != len(l.known) {
+		return fmt.Errorf("%w: the script answered for %d scores of %d", discovery.ErrUnsupported, len(skipped), len(l.known))
+	}
+	for i, score := range l.known {
+		if skipped[i] == 0 {
+			continue
+		}
+		for _, m := range l.before[score] {
+			l.addLong(m)
+		}
+		l.long[score] = l.before[score]
+	}
+	return nil
+}
+
+func (l *setLook) addLong(m foundMember) {
+	// Two that are alike where we looked are still two.
+	if l.alike == nil {
+		l.alike = make(map[string]int)
+	}
+	if l.alike[m.text]++; l.alike[m.text] > 1 {
+		m.text = fmt.Sprintf("%s #%d", m.text, l.alike[m.text])
+	}
+	l.members = append(l.members, m)
+}
