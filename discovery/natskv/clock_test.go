@@ -72,8 +72,8 @@ func TestOverridesEndByTheServersClock(t *testing.T) {
 // and only then.
 func TestOverridesWhenAClockIsSet(t *testing.T) {
 	t.Parallel()
-	r := &Registry{}
-	o := newOverseer(r, nil)
+	clock := new(discovery.RegistryClock)
+	o := newOverridesWatcher(&session{clock: clock})
 	now := time.Now()
 	stands := map[string]discovery.Override{"a": {State: discovery.StateDraining, Until: now}}
 	for _, step := range []struct {
@@ -88,7 +88,7 @@ func TestOverridesWhenAClockIsSet(t *testing.T) {
 		{"by another clock", -20 * time.Minute, true, -20 * time.Minute},
 		{"by one like ours", 0, true, 0},
 	} {
-		r.clock.Observe(now.Add(step.ahead), now, now)
+		clock.Observe(now.Add(step.ahead), now, now)
 		o.leave(stands)
 		told := o.take()
 		if (told != nil) != step.told {

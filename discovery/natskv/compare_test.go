@@ -14,7 +14,7 @@ import (
 )
 
 // begun returns a watch whose feed is open and that nobody reads.
-func begun(t *testing.T, s *natstest.Server) (r *Registry, w *watch, failed context.Context) {
+func begun(t *testing.T, s *natstest.Server) (w *watch, failed context.Context) {
 	t.Helper()
 	r, err := Open(Config{URLs: []string{s.URL()}})
 	if err != nil {
@@ -28,8 +28,8 @@ func begun(t *testing.T, s *natstest.Server) (r *Registry, w *watch, failed cont
 	t.Cleanup(func() { w.feed.close(t.Context()) })
 	failed, w.fail = context.WithCancelCause(t.Context())
 	t.Cleanup(func() { w.fail(nil) })
-	w.sync(w.info.State.LastSeq)
-	return r, w, failed
+	w.progress.sync(w.info.State.LastSeq)
+	return w, failed
 }
 
 // On one server nothing of this happens without the consumer being lost too; in
@@ -43,17 +43,15 @@ func TestCompare(t *testing.T) {
 	}{
 		"nothing":   {func(*watch) {}, ""},
 		"recreated": {func(w *watch) { w.info.Created = w.info.Created.Add(time.Second) }, "recreated"},
-		"went back": {func(w *watch) { w.reached = 1000 }, "went back from revision 1000"},
+		"went back": {func(w *watch) { w.progress.sync(1000) }, "went back from revision 1000"},
 		"emptied":   {func(w *watch) { w.info.State.LastSeq = 1000 }, "went back from revision 1000"},
-		"deleted":   {func(w *watch) { w.feed.stream = "KV_none" }, "deleted"},
+		"deleted":   {func(w *watch) { w.info.Config.Name = "KV_none" }, "deleted"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			r, w, failed := begun(t, s)
-			name, change := w.feed.stream, test.change
-			change(w)
-			err := r.compare(t.Context(), w)
-			w.feed.stream = name
+			w, failed := begun(t, s)
+			test.change(w)
+			err := w.compare(t.Context())
 			if test.want == "" {
 				if err != nil || failed.Err() != nil {
 					t.Errorf("compare: %v, failed: %v", err, context.Cause(failed))
@@ -71,7 +69,7 @@ func TestCompare(t *testing.T) {
 }
 
 // What was written does not come, and no heartbeat is missing.
-func TestPatrol(t *testing.T) {
+func TestAudit(t *testing.T) {
 	t.Parallel()
 	for name, change := range map[string]func(t *testing.T, s *natstest.Server, w *watch){
 		"stuck": func(t *testing.T, s *natstest.Server, _ *watch) {
@@ -79,16 +77,16 @@ func TestPatrol(t *testing.T) {
 				t.Fatal(err)
 			}
 		},
-		"went back": func(_ *testing.T, _ *natstest.Server, w *watch) { w.sync(1000) },
+		"went back": func(_ *testing.T, _ *natstest.Server, w *watch) { w.progress.sync(1000) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			s := natstest.Start(t)
-			r, w, failed := begun(t, s)
+			w, failed := begun(t, s)
 			change(t, s, w)
-			r.patrol(failed, w)
+			w.audit(failed)
 			if err := context.Cause(failed); !errors.Is(err, discovery.ErrBroken) {
-				t.Errorf("the patrol ended with %v", err)
+				t.Errorf("the audit ended with %v", err)
 			}
 		})
 	}

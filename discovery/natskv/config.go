@@ -75,6 +75,7 @@ var (
 const (
 	maxBucket    = 200 // a stream's name becomes the name of a folder
 	maxKeyPrefix = 128
+	streamPrefix = "KV_" // makes the name of a stream out of that of a bucket
 )
 
 // Resolve returns the configuration as it is meant: the bucket taken out of the
@@ -136,6 +137,15 @@ func (c Config) conn() natslink.Config { return natslink.Config{URLs: c.URLs, Op
 
 // GoString is String, so that no way of printing shows a secret.
 func (c Config) GoString() string { return c.String() }
+
+// stream is the name of the stream that holds the bucket.
+func (c *Config) stream() string { return streamPrefix + c.Bucket }
+
+// overridesBucket is the name of the bucket of the overrides.
+func (c *Config) overridesBucket() string { return c.Bucket + "_overrides" }
+
+// overridesStream is the name of its stream.
+func (c *Config) overridesStream() string { return streamPrefix + c.overridesBucket() }
 
 func (c Config) withDefaults() Config {
 	if c.Bucket == "" {

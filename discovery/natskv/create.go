@@ -7,38 +7,82 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
 )
 
-// createBucket creates a bucket with the storage and the replicas that are
-// configured. Where no number of replicas is, that is one, or the least that the
-// account allows.
-func (r *Registry) createBucket(ctx context.Context, s *session, config jetstream.KeyValueConfig) (jetstream.KeyValue, error) {
+// createNodes creates the bucket of the nodes.
+func (s *session) createNodes(ctx context.Context) error {
+	c := s.config
+	return s.create(ctx, jetstream.KeyValueConfig{
+		Bucket:      c.Bucket,
+		Description: "nodes of a fleet",
+		TTL:         c.BucketTTL,
+		History:     uint8(c.History),
+		MaxBytes:    c.MaxBytes,
+		// With it the server tells of each record that expires. A marker needs
+		// to live no longer than a record.
+		LimitMarkerTTL: c.BucketTTL.Truncate(time.Second),
+	}, fmt.Sprintf("--ttl=%s --history=%d --max-bucket-size=%d", c.BucketTTL, c.History, c.MaxBytes))
+}
+
+// createOverrides creates the bucket of the overrides. It has no TTL.
+func (s *session) createOverrides(ctx context.Context) error {
+	return s.create(ctx, jetstream.KeyValueConfig{
+		Bucket:      s.config.overridesBucket(),
+		Description: "what operators have decided about the nodes of a fleet",
+		History:     overridesHistory,
+		MaxBytes:    s.config.MaxBytes,
+	}, fmt.Sprintf("--history=%d", overridesHistory))
+}
+
+// create creates a bucket, unless the configuration forbids it; then the error says
+// how to do it with the options of nats kv add. One that somebody else creates
+// meanwhile is as good, also with another configuration.
+func (s *session) create(ctx context.Context, config jetstream.KeyValueConfig, options string) error {
+	if s.config.NoCreate {
+		return fmt.Errorf("%w: bucket %q does not exist and create is off; create it with: nats kv add %s %s --storage=%s --replicas=%d",
+			discovery.ErrNotFound, config.Bucket, config.Bucket, options, s.config.Storage, max(s.config.Replicas, 1))
+	}
 	config.Storage = jetstream.FileStorage
-	if r.config.Storage == StorageMemory {
+	if s.config.Storage == StorageMemory {
 		config.Storage = jetstream.MemoryStorage
 	}
-	config.Replicas = max(r.config.Replicas, 1)
-	kv, err := s.js.CreateKeyValue(ctx, config)
+	err := s.createReplicated(ctx, config)
+	if errors.Is(err, jetstream.ErrLimitMarkerTTLNotSupported) {
+		config.LimitMarkerTTL = 0
+		err = s.createReplicated(ctx, config)
+	}
+	if err != nil && !errors.Is(err, jetstream.ErrBucketExists) {
+		return fmt.Errorf("creating bucket %q: %w", config.Bucket, err)
+	}
+	return nil
+}
+
+// createReplicated creates a bucket with as many replicas as are configured. Where no
+// number is, that is one, or the least that the account allows.
+func (s *session) createReplicated(ctx context.Context, config jetstream.KeyValueConfig) error {
+	config.Replicas = max(s.config.Replicas, 1)
+	_, err := s.js.CreateKeyValue(ctx, config)
 	if isAPIError(err, codeNoTier) {
-		allowed, infoErr := tiers(ctx, s)
+		allowed, infoErr := s.tiers(ctx)
 		if infoErr != nil {
-			return nil, infoErr
+			return infoErr
 		}
-		if r.config.Replicas != 0 || len(allowed) == 0 {
-			return nil, fmt.Errorf("%w: the account allows no bucket with %s, only with these: R%s; set replicas to one of them: %w",
+		if s.config.Replicas != 0 || len(allowed) == 0 {
+			return fmt.Errorf("%w: the account allows no bucket with %s, only with these: R%s; set replicas to one of them: %w",
 				discovery.ErrUnsupported, replicas(config.Replicas), joinInts(allowed, ", R"), err)
 		}
 		config.Replicas = allowed[0]
-		kv, err = s.js.CreateKeyValue(ctx, config)
+		_, err = s.js.CreateKeyValue(ctx, config)
 	}
 	switch {
 	case isAPIError(err, codeReplicas), isAPIError(err, codeNoPeers):
 		help := "set replicas 1 for a single one"
-		if r.config.Replicas == 0 {
+		if s.config.Replicas == 0 {
 			help = "the account allows no fewer"
 		}
 		err = fmt.Errorf("%w: %s need a cluster of as many servers; %s: %w",
@@ -47,9 +91,9 @@ func (r *Registry) createBucket(ctx context.Context, s *session, config jetstrea
 		err = fmt.Errorf("%w: the account allows no bucket without a bound; set max_bytes: %w", discovery.ErrUnsupported, err)
 	case isAPIError(err, codeMaxStreamBytes):
 		err = fmt.Errorf("%w: the account allows no bucket of %d bytes%s; lower max_bytes: %w",
-			discovery.ErrFull, config.MaxBytes, mostBytes(ctx, s, config), err)
+			discovery.ErrFull, config.MaxBytes, s.mostBytes(ctx, config), err)
 	}
-	return kv, err
+	return err
 }
 
 func replicas(n int) string {
@@ -60,7 +104,7 @@ func replicas(n int) string {
 }
 
 // tiers returns the numbers of replicas that the account allows, the least first.
-func tiers(ctx context.Context, s *session) ([]int, error) {
+func (s *session) tiers(ctx context.Context) ([]int, error) {
 	account, err := s.js.AccountInfo(ctx)
 	if err != nil {
 		return nil, err
@@ -76,7 +120,7 @@ func tiers(ctx context.Context, s *session) ([]int, error) {
 }
 
 // mostBytes says how large a bucket may be, where the server tells.
-func mostBytes(ctx context.Context, s *session, config jetstream.KeyValueConfig) string {
+func (s *session) mostBytes(ctx context.Context, config jetstream.KeyValueConfig) string {
 	account, err := s.js.AccountInfo(ctx)
 	if err != nil {
 		return ""

@@ -10,7 +10,6 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
-	"github.com/caddy-discovery/caddy-discovery/discovery/internal/natslink"
 )
 
 // Error codes of the server that the client has no name for (server/errors.json
@@ -34,12 +33,12 @@ const (
 // explain turns the error of an operation into one that wraps an error of
 // package discovery where one fits, and says what would help. ctx is the guarded
 // context of the operation, parent that of the caller.
-func (r *Registry) explain(parent, ctx context.Context, link *natslink.Link, err error) error {
+func (s *session) explain(parent, ctx context.Context, err error) error {
 	if errors.Is(err, jetstream.ErrConnectionClosed) {
 		err = nats.ErrConnectionClosed
 	}
-	if done, err := link.Explain(parent, ctx, err); done {
-		return err
+	if known := s.link.Explain(parent, ctx, err); known != nil {
+		return known
 	}
 
 	wrap := func(sentinel error, format string, args ...any) error {
@@ -47,20 +46,20 @@ func (r *Registry) explain(parent, ctx context.Context, link *natslink.Link, err
 	}
 	switch {
 	case errors.Is(err, errSilent):
-		return wrap(discovery.ErrUnreachable, "%s stopped answering", link.Address())
+		return wrap(discovery.ErrUnreachable, "%s stopped answering", s.link.Address())
 	case errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount):
 		return wrap(discovery.ErrUnsupported, "JetStream is not enabled for this account")
 	case errors.Is(err, jetstream.ErrJetStreamNotEnabled), errors.Is(err, nats.ErrNoResponders):
-		if r.config.Domain != "" {
-			return wrap(discovery.ErrUnsupported, "there is no JetStream in domain %q, or none at all", r.config.Domain)
+		if s.config.Domain != "" {
+			return wrap(discovery.ErrUnsupported, "there is no JetStream in domain %q, or none at all", s.config.Domain)
 		}
-		return wrap(discovery.ErrUnsupported, "JetStream is not enabled on %s; start the server with -js", link.Address())
+		return wrap(discovery.ErrUnsupported, "JetStream is not enabled on %s; start the server with -js", s.link.Address())
 	case errors.Is(err, jetstream.ErrNoStreamResponse):
-		return wrap(discovery.ErrUnreachable, "nobody stores what is written to bucket %q", r.config.Bucket)
+		return wrap(discovery.ErrUnreachable, "nobody stores what is written to bucket %q", s.config.Bucket)
 	case errors.Is(err, jetstream.ErrBucketNotFound), errors.Is(err, jetstream.ErrStreamNotFound):
-		return wrap(discovery.ErrNotFound, "bucket %q does not exist", r.config.Bucket)
+		return wrap(discovery.ErrNotFound, "bucket %q does not exist", s.config.Bucket)
 	case errors.Is(err, jetstream.ErrStreamMessageExceedsMaximum), errors.Is(err, nats.ErrMaxPayload):
-		return wrap(discovery.ErrInvalid, "record: it is larger than bucket %q or the server takes", r.config.Bucket)
+		return wrap(discovery.ErrInvalid, "record: it is larger than bucket %q or the server takes", s.config.Bucket)
 	}
 	var api *jetstream.APIError
 	if !errors.As(err, &api) {
@@ -74,15 +73,15 @@ func (r *Registry) explain(parent, ctx context.Context, link *natslink.Link, err
 			!strings.Contains(text, "no space") {
 			return err
 		}
-		return wrap(discovery.ErrFull, "bucket %q; raise its max_bytes or lower its history", r.config.Bucket)
+		return wrap(discovery.ErrFull, "bucket %q; raise its max_bytes or lower its history", s.config.Bucket)
 	case codeNoTier:
-		return wrap(discovery.ErrUnsupported, "the account allows no consumer of bucket %q; allow it streams of as many replicas as that has", r.config.Bucket)
+		return wrap(discovery.ErrUnsupported, "the account allows no consumer of bucket %q; allow it streams of as many replicas as that has", s.config.Bucket)
 	case codeStorage, codeMemory, codeResources, codeAccountResources:
-		return wrap(discovery.ErrFull, "JetStream has no room for bucket %q; raise the limits of the server or the account, or lower max_bytes", r.config.Bucket)
+		return wrap(discovery.ErrFull, "JetStream has no room for bucket %q; raise the limits of the server or the account, or lower max_bytes", s.config.Bucket)
 	case codeMaxStreams:
 		return wrap(discovery.ErrFull, "the account may have no more buckets")
 	case codeMaxConsumers:
-		return wrap(discovery.ErrFull, "bucket %q may have no more watchers", r.config.Bucket)
+		return wrap(discovery.ErrFull, "bucket %q may have no more watchers", s.config.Bucket)
 	}
 	return err
 }

@@ -41,7 +41,7 @@ const (
 	// again.
 	interestGrace = time.Second
 	interestWait  = 20 * time.Millisecond
-	// deleteTimeout bounds the wait for the answer to the farewell. It is part of
+	// deleteTimeout bounds the wait for the answer when a consumer is deleted. It is part of
 	// every exit of a proxy, and the request is under way in any case.
 	deleteTimeout = 100 * time.Millisecond
 )
@@ -89,15 +89,14 @@ type feed struct {
 	wake         <-chan struct{} // makes next return, where it is not nil
 }
 
-// feedNeeds returns the subjects that a feed publishes to. That of its farewell
-// is not among them: it may be denied.
+// feedNeeds returns the subjects that a feed publishes to. That of deleting its
+// consumer is not among them: it may be denied.
 func feedNeeds() []string {
 	return []string{"CONSUMER.CREATE.", "CONSUMER.MSG.NEXT.", "CONSUMER.INFO."}
 }
 
-// open opens a feed of the keys, all of them if there are none. It must be
-// closed.
-func (s *session) open(ctx context.Context, info *jetstream.StreamInfo, policy jetstream.DeliverPolicy, key string) (*feed, error) {
+// openFeed opens a feed of one key, or of all where key is "". It must be closed.
+func (s *session) openFeed(ctx context.Context, info *jetstream.StreamInfo, policy jetstream.DeliverPolicy, key string) (*feed, error) {
 	f := &feed{
 		session: s,
 		stream:  info.Config.Name,
@@ -325,25 +324,29 @@ func (f *feed) request(n, maxBytes int) error {
 
 // list reads what there was when the feed was opened.
 func (f *feed) list(ctx context.Context, take func(*message)) error {
-	for f.received < f.listed {
+	for done := f.listed == 0; !done; {
 		m, err := f.next(ctx)
 		if err != nil {
 			return err
 		}
-		if m == nil {
-			// What was counted may have expired before it was sent.
-			done, err := f.exhausted(ctx, f.received)
-			if done || err != nil {
-				return err
-			}
-			continue
+		if m != nil {
+			take(m)
 		}
-		take(m)
-		if m.pending == 0 {
-			return nil
+		if done, err = f.complete(ctx, m); err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+// complete reports whether next has returned all that there was when the feed was
+// opened, with what it returned last.
+func (f *feed) complete(ctx context.Context, m *message) (bool, error) {
+	if m == nil {
+		// What was counted may have expired before it was sent.
+		return f.exhausted(ctx, f.received)
+	}
+	return m.number >= f.listed || m.pending == 0, nil
 }
 
 // exhausted asks the server whether it has nothing more for us than the
@@ -369,9 +372,7 @@ func (f *feed) close(ctx context.Context) {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), deleteTimeout)
 	defer cancel()
-	ctx, release := f.session.link.Guard(ctx, func(subject string) bool {
-		return strings.HasPrefix(subject, f.session.api+"CONSUMER.DELETE.")
-	})
+	ctx, release := f.session.guard(ctx, []string{"CONSUMER.DELETE." + f.stream})
 	defer release()
 	_ = f.session.js.DeleteConsumer(ctx, f.stream, f.consumer)
 }

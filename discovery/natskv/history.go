@@ -23,18 +23,15 @@ func (r *Registry) History(ctx context.Context, id string, limit int) ([]discove
 	}
 	var revisions []discovery.Revision
 	err := r.do(ctx, what, feedNeeds(), func(ctx context.Context, s *session) error {
-		stream, err := s.js.Stream(ctx, streamPrefix+r.config.Bucket)
+		info, err := s.stream(ctx)
 		if errors.Is(err, jetstream.ErrStreamNotFound) && !r.config.NoCreate {
 			return nil
-		}
-		if err == nil {
-			err = r.check(stream)
 		}
 		if err != nil {
 			return err
 		}
 		for _, key := range r.config.keysOf(id) {
-			of, err := r.revisions(ctx, s, stream.CachedInfo(), key, id)
+			of, err := s.revisions(ctx, info, key, id)
 			if err != nil {
 				return err
 			}
@@ -53,8 +50,8 @@ func (r *Registry) History(ctx context.Context, id string, limit int) ([]discove
 }
 
 // revisions reads those of one key.
-func (r *Registry) revisions(ctx context.Context, s *session, info *jetstream.StreamInfo, key, id string) ([]discovery.Revision, error) {
-	f, err := s.open(ctx, info, jetstream.DeliverAllPolicy, key)
+func (s *session) revisions(ctx context.Context, info *jetstream.StreamInfo, key, id string) ([]discovery.Revision, error) {
+	f, err := s.openFeed(ctx, info, jetstream.DeliverAllPolicy, key)
 	if err != nil {
 		return nil, err
 	}
@@ -64,7 +61,7 @@ func (r *Registry) revisions(ctx context.Context, s *session, info *jetstream.St
 		records   discovery.Parser
 	)
 	err = f.list(ctx, func(m *message) {
-		event := r.config.event(m, &records)
+		event := s.config.event(m, &records)
 		if event.Type != discovery.Put || event.ID == id {
 			revisions = append(revisions, discovery.Revision{
 				Number: m.sequence, Time: m.time, Type: event.Type, Node: event.Node, Err: event.Err,

@@ -10,9 +10,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
-	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -21,45 +20,27 @@ import (
 	"github.com/caddy-discovery/caddy-discovery/discovery/internal/natslink"
 )
 
-const (
-	// operationTimeout bounds whatever asks the registry and waits.
-	operationTimeout = 5 * time.Second
-
-	// streamPrefix makes the name of a stream out of that of a bucket.
-	streamPrefix = "KV_"
-)
-
-// A Registry is one bucket behind one connection. It implements
-// [discovery.Registry], [discovery.Verifier] and [discovery.Historian].
+// A Registry is one bucket behind one connection, and another bucket with what
+// operators have decided about its nodes. Beside [discovery.Registry] it implements
+// [discovery.Verifier], [discovery.Locator], [discovery.Reader],
+// [discovery.Historian] and [discovery.Overrider]. Everything but Close may be called
+// concurrently.
 type Registry struct {
 	config Config // resolved
 	conn   *natslink.Conn
 	clock  discovery.RegistryClock // that of the overrides
 
+	watch atomic.Pointer[watch] // the one that runs
+
 	mu      sync.Mutex // guards what follows; no I/O happens under it
 	session *session   // of the last connection
-	watch   *watch     // the one that runs
-	// written are our own records, by key.
-	written map[string]written
+	own     map[string]ownRecord
 }
 
-// written is a record that was put here last.
-type written struct {
+// An ownRecord is a record that was put here last, by its key.
+type ownRecord struct {
 	instance string
 	revision uint64
-}
-
-// A session is what stands on one connection.
-type session struct {
-	link *natslink.Link
-	js   jetstream.JetStream
-	api  string // prefix of the subjects of the JetStream API
-	// overrides is the name of the stream of the overrides. What is denied there
-	// is of no concern to those who do not ask for it.
-	overrides string
-
-	mu sync.Mutex
-	kv jetstream.KeyValue // once the bucket was found
 }
 
 // Open returns the registry that config names. It does not connect: the first
@@ -73,7 +54,7 @@ func Open(config Config) (*Registry, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Registry{config: config, conn: conn, written: make(map[string]written)}, nil
+	return &Registry{config: config, conn: conn, own: make(map[string]ownRecord)}, nil
 }
 
 // String names the bucket and its servers, and no secret.
@@ -99,24 +80,32 @@ func (r *Registry) Announce(ctx context.Context, n discovery.Node) error {
 	}
 	key := r.config.key(n.ID)
 	return r.do(ctx, what, r.writes(key), func(ctx context.Context, s *session) error {
-		revision, err := r.put(ctx, s, key, record)
+		revision, err := s.put(ctx, key, record)
 		if err != nil {
 			return err
 		}
-		r.wrote(key, n, revision)
+		r.noteOwn(key, ownRecord{n.Instance(), revision})
 		return nil
 	})
 }
 
-// wrote notes a record of ours.
-func (r *Registry) wrote(key string, n discovery.Node, revision uint64) {
+// noteOwn keeps what was put here last.
+func (r *Registry) noteOwn(key string, own ownRecord) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.written[key] = written{n.Instance(), revision}
+	r.own[key] = own
 }
 
-func (r *Registry) put(ctx context.Context, s *session, key string, record []byte) (uint64, error) {
-	kv, err := r.bucket(ctx, s)
+// lastOwn returns what was put here last, the zero ownRecord if there is none.
+func (r *Registry) lastOwn(key string) ownRecord {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.own[key]
+}
+
+// put writes a record, to the bucket that stands there by now.
+func (s *session) put(ctx context.Context, key string, record []byte) (uint64, error) {
+	kv, err := s.bucket(ctx)
 	if err != nil {
 		return 0, err
 	}
@@ -124,11 +113,8 @@ func (r *Registry) put(ctx context.Context, s *session, key string, record []byt
 	if !errors.Is(err, jetstream.ErrNoStreamResponse) {
 		return revision, err
 	}
-	// Nobody stores it: the bucket was removed since it was found.
-	s.mu.Lock()
-	s.kv = nil
-	s.mu.Unlock()
-	if kv, err = r.bucket(ctx, s); err != nil {
+	s.note(nil) // nobody stores it: the bucket was removed since it was found
+	if kv, err = s.bucket(ctx); err != nil {
 		return 0, err
 	}
 	return kv.Put(ctx, key, record)
@@ -147,7 +133,7 @@ func (r *Registry) Drain(ctx context.Context, n discovery.Node) (own bool, err e
 		own, err = r.change(ctx, s, key, n, func(kv jetstream.KeyValue, last uint64) error {
 			revision, err := kv.Update(ctx, key, record, last)
 			if err == nil {
-				r.wrote(key, n, revision)
+				r.noteOwn(key, ownRecord{n.Instance(), revision})
 			}
 			return err
 		})
@@ -170,7 +156,7 @@ func (r *Registry) Withdraw(ctx context.Context, n discovery.Node) error {
 			if err == nil {
 				r.mu.Lock()
 				defer r.mu.Unlock()
-				delete(r.written, key)
+				delete(r.own, key)
 			}
 			return err
 		})
@@ -187,46 +173,35 @@ const replicaLag = 10 * time.Millisecond
 // written. A record that was put here last need not be read first: that saves a
 // round trip where the registry is far away.
 func (r *Registry) change(ctx context.Context, s *session, key string, n discovery.Node, write func(kv jetstream.KeyValue, last uint64) error) (bool, error) {
-	kv, err := r.existing(ctx, s)
+	kv, err := s.existing(ctx)
 	if kv == nil || err != nil {
 		return false, err
 	}
-	r.mu.Lock()
-	last := r.written[key]
-	r.mu.Unlock()
-	if last.instance != n.Instance() {
-		last.revision = 0
+	last := uint64(0)
+	if own := r.lastOwn(key); own.instance == n.Instance() {
+		last = own.revision
 	}
 	for {
-		if last.revision == 0 {
-			entry, err := kv.Get(ctx, key)
-			if errors.Is(err, jetstream.ErrKeyNotFound) {
-				return false, nil
-			}
-			if err != nil {
+		if last == 0 {
+			if last, err = revisionOf(ctx, kv, key, n); last == 0 || err != nil {
 				return false, err
 			}
-			current, err := discovery.ParseNode(entry.Value())
-			if own := err == nil && current.Instance() == n.Instance(); !own {
-				return false, nil // somebody else's record, readable or not
-			}
-			last.revision = entry.Revision()
 		}
-		err := write(kv, last.revision)
+		err := write(kv, last)
 		switch {
 		case err == nil:
 			return true, nil
 		case errors.Is(err, jetstream.ErrKeyRevisionMismatch):
 			// Somebody was faster. It may have been an announcement of our own whose
 			// caller did not wait for it. Any replica may tell, also one that is behind.
-			last.revision = 0
+			last = 0
 			select {
 			case <-time.After(replicaLag):
 			case <-ctx.Done():
 				return false, ctx.Err()
 			}
 		case errors.Is(err, jetstream.ErrNoStreamResponse):
-			if _, gone := s.js.Stream(ctx, streamPrefix+r.config.Bucket); errors.Is(gone, jetstream.ErrStreamNotFound) {
+			if _, gone := s.stream(ctx); errors.Is(gone, jetstream.ErrStreamNotFound) {
 				return false, nil
 			}
 			return false, err
@@ -236,26 +211,21 @@ func (r *Registry) change(ctx context.Context, s *session, key string, n discove
 	}
 }
 
-// existing returns the bucket, nil if there is none: to leave is no reason to
-// create it.
-func (r *Registry) existing(ctx context.Context, s *session) (jetstream.KeyValue, error) {
-	s.mu.Lock()
-	kv := s.kv
-	s.mu.Unlock()
-	if kv != nil {
-		return kv, nil
-	}
-	stream, err := s.js.Stream(ctx, streamPrefix+r.config.Bucket)
-	if errors.Is(err, jetstream.ErrStreamNotFound) {
-		return nil, nil
+// revisionOf returns the revision of the record that stands under the key, 0 if there
+// is none or it is another instance's than n, readable or not.
+func revisionOf(ctx context.Context, kv jetstream.KeyValue, key string, n discovery.Node) (uint64, error) {
+	entry, err := kv.Get(ctx, key)
+	if errors.Is(err, jetstream.ErrKeyNotFound) {
+		return 0, nil
 	}
 	if err != nil {
-		return nil, err
+		return 0, err
 	}
-	if err := r.check(stream); err != nil {
-		return nil, err
+	current, err := discovery.ParseNode(entry.Value())
+	if own := err == nil && current.Instance() == n.Instance(); !own {
+		return 0, nil
 	}
-	return r.bucket(ctx, s)
+	return entry.Revision(), nil
 }
 
 // Record returns the node's record, the zero Node if there is none. Its errors are
@@ -268,7 +238,7 @@ func (r *Registry) Record(ctx context.Context, id string) (discovery.Node, error
 	key := r.config.key(id)
 	var node discovery.Node
 	err := r.do(ctx, what, reads, func(ctx context.Context, s *session) error {
-		kv, err := r.bucket(ctx, s)
+		kv, err := s.bucket(ctx)
 		if err != nil {
 			return err
 		}
@@ -279,10 +249,7 @@ func (r *Registry) Record(ctx context.Context, id string) (discovery.Node, error
 		if err != nil {
 			return err
 		}
-		r.mu.Lock()
-		last := r.written[key]
-		r.mu.Unlock()
-		if last.revision > entry.Revision() {
+		if r.lastOwn(key).revision > entry.Revision() {
 			return nil // of a replica that has not heard of our last put yet
 		}
 		if n, err := discovery.ParseNode(entry.Value()); err == nil {
@@ -303,61 +270,19 @@ func (r *Registry) writes(key string) []string {
 	return []string{"$KV." + r.config.Bucket + "." + key}
 }
 
-// do runs f on the connection, for five seconds at most, and explains its error.
-// needs are the beginnings of the subjects that f publishes to, beside those
-// that find and create the bucket: as soon as the server denies one of them, f's
-// context ends.
+// do runs f on the connection, for five seconds at most, and explains its error; see
+// session.do.
 func (r *Registry) do(ctx context.Context, what string, needs []string, f func(context.Context, *session) error) error {
 	bounded, cancel := context.WithTimeout(ctx, operationTimeout)
 	defer cancel()
 	s, err := r.connect(bounded)
+	if err == nil {
+		err = s.do(ctx, bounded, needs, func(ctx context.Context) error { return f(ctx, s) })
+	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}
-	denied := s.link.Denied()
-	guarded, release := s.link.Guard(bounded, s.concerns(append(slices.Clip(needs), "STREAM.INFO.", "STREAM.CREATE.", "INFO")))
-	defer release()
-	err = f(guarded, s)
-	if err == nil {
-		return nil
-	}
-	err = r.explain(ctx, guarded, s.link, err)
-	if now := s.link.Denied(); now != denied && errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, discovery.ErrPermission) {
-		// Something was denied meanwhile that we did not know we needed.
-		err = now
-	}
-	return fmt.Errorf("%s: %w%s", what, err, r.importHint(s, needs, err))
-}
-
-// importHint says what may be wrong where a key of another domain gives no answer:
-// the subjects of the keys are imported by themselves, and a server drops silently
-// what nobody imports.
-func (r *Registry) importHint(s *session, needs []string, err error) string {
-	if r.config.Domain == "" || !errors.Is(err, context.DeadlineExceeded) || s.link.Err() != nil {
-		return ""
-	}
-	for _, need := range needs {
-		if need[0] == '$' {
-			return fmt.Sprintf(" on %q; if the bucket is another account's, import its $KV.> as %s$KV.> as well", s.api+need, s.api)
-		}
-	}
-	return ""
-}
-
-// concerns returns whether a denied subject is one of these. Those that do not
-// begin with "$" are of the JetStream API.
-func (s *session) concerns(needs []string) func(subject string) bool {
-	return func(subject string) bool {
-		for _, need := range needs {
-			if strings.Contains(subject, s.overrides) != strings.Contains(need, s.overrides) {
-				continue
-			}
-			if strings.HasPrefix(subject, s.api+need) || need[0] == '$' && strings.HasPrefix(subject, need) {
-				return true
-			}
-		}
-		return false
-	}
+	return nil
 }
 
 // connect returns the session of the connection that stands.
@@ -368,106 +293,21 @@ func (r *Registry) connect(ctx context.Context) (*session, error) {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.session != nil && r.session.link == link {
-		return r.session, nil
-	}
-	s := &session{link: link, api: jetstream.DefaultAPIPrefix, overrides: streamPrefix + r.config.Bucket + overridesSuffix}
-	if r.config.Domain == "" {
-		s.js, err = jetstream.New(link.Conn)
-	} else {
-		s.api = "$JS." + r.config.Domain + ".API."
-		s.js, err = jetstream.NewWithDomain(link.Conn, r.config.Domain)
-	}
-	if err != nil {
-		return nil, err
-	}
-	r.session = s
-	return s, nil
-}
-
-// bucket returns the bucket for reading and writing keys, found or created once
-// a connection.
-func (r *Registry) bucket(ctx context.Context, s *session) (jetstream.KeyValue, error) {
-	s.mu.Lock()
-	kv := s.kv
-	s.mu.Unlock()
-	if kv != nil {
-		return kv, nil
-	}
-	if _, err := r.ensure(ctx, s); err != nil {
-		return nil, err
-	}
-	kv, err := s.js.KeyValue(ctx, r.config.Bucket)
-	if err != nil {
-		return nil, err
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.kv = kv
-	return kv, nil
-}
-
-// ensure returns the bucket's stream, creating the bucket if it is missing and
-// may be created. A bucket that exists is never changed: to create or update in
-// one would silently rewrite the history and the TTL that its owner chose.
-func (r *Registry) ensure(ctx context.Context, s *session) (*jetstream.StreamInfo, error) {
-	name := streamPrefix + r.config.Bucket
-	stream, err := s.js.Stream(ctx, name)
-	if errors.Is(err, jetstream.ErrStreamNotFound) {
-		if r.config.NoCreate {
-			return nil, fmt.Errorf("%w: bucket %q does not exist and create is off; create it with: nats kv add %s --ttl=%s --history=%d --max-bucket-size=%d --storage=%s --replicas=%d",
-				discovery.ErrNotFound, r.config.Bucket, r.config.Bucket,
-				r.config.BucketTTL, r.config.History, r.config.MaxBytes, r.config.Storage, max(r.config.Replicas, 1))
+	if r.session == nil || r.session.link != link {
+		s, err := newSession(&r.config, &r.clock, link)
+		if err != nil {
+			return nil, err
 		}
-		if err := r.create(ctx, s); err != nil {
-			return nil, fmt.Errorf("creating bucket %q: %w", r.config.Bucket, err)
-		}
-		stream, err = s.js.Stream(ctx, name)
+		r.session = s
 	}
-	if err != nil {
-		return nil, err
-	}
-	if err := r.check(stream); err != nil {
-		return nil, err
-	}
-	return stream.CachedInfo(), nil
-}
-
-// check reports what has the name of the bucket and is none.
-func (r *Registry) check(stream jetstream.Stream) error {
-	if stream.CachedInfo().Config.MaxMsgsPerSubject < 1 {
-		return fmt.Errorf("%w bucket %q: stream %s%s exists but is no key-value bucket; name another bucket",
-			discovery.ErrInvalid, r.config.Bucket, streamPrefix, r.config.Bucket)
-	}
-	return nil
-}
-
-func (r *Registry) create(ctx context.Context, s *session) error {
-	config := jetstream.KeyValueConfig{
-		Bucket:      r.config.Bucket,
-		Description: "nodes of a fleet",
-		TTL:         r.config.BucketTTL,
-		History:     uint8(r.config.History),
-		MaxBytes:    r.config.MaxBytes,
-		// With it the server tells of each record that expires. A marker needs
-		// to live no longer than a record.
-		LimitMarkerTTL: r.config.BucketTTL.Truncate(time.Second),
-	}
-	_, err := r.createBucket(ctx, s, config)
-	if errors.Is(err, jetstream.ErrLimitMarkerTTLNotSupported) {
-		config.LimitMarkerTTL = 0
-		_, err = r.createBucket(ctx, s, config)
-	}
-	if errors.Is(err, jetstream.ErrBucketExists) {
-		return nil // somebody else was faster, with another configuration
-	}
-	return err
+	return r.session, nil
 }
 
 var (
 	_ discovery.Registry  = (*Registry)(nil)
 	_ discovery.Verifier  = (*Registry)(nil)
-	_ discovery.Historian = (*Registry)(nil)
 	_ discovery.Locator   = (*Registry)(nil)
 	_ discovery.Reader    = (*Registry)(nil)
+	_ discovery.Historian = (*Registry)(nil)
+	_ discovery.Overrider = (*Registry)(nil)
 )

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -12,24 +11,28 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
+	"github.com/caddy-discovery/caddy-discovery/discovery/internal/natslink"
+	"github.com/caddy-discovery/caddy-discovery/discovery/internal/recent"
 )
 
 const (
-	// patrolInterval is how often a watch is compared with its bucket, give or
-	// take a fifth.
-	patrolInterval = 5 * time.Second
-	// settle is how long something that was written may take to come through
-	// the watch before that counts as broken, and doubt how long before the
-	// consumer is asked.
-	settle = time.Second
-	doubt  = 100 * time.Millisecond
+	// wholeWait is how long a consumer is looked for that lists the whole bucket.
+	wholeWait = time.Second
 	// probeTimeout is for a ping, once the stream has gone silent.
 	probeTimeout = time.Second
+	// A listing of the nodes waits for the overrides for four times as long as it
+	// took to begin, which are as many questions, within these bounds.
+	overridesWait    = time.Second
+	overridesWaitMax = 10 * time.Second
+	// maxForeign is how many keys are kept that name another node than ours would, and
+	// maxForeignBytes how much room they take; see foreignKeys.
+	maxForeign      = discovery.MaxNodes
+	maxForeignBytes = 32 << 20
 )
 
-// Watch emits every record of the bucket, oldest first, then Synced, then
-// changes as the server pushes them, until ctx ends or anything at all goes
-// wrong. Then it returns an error that wraps [discovery.ErrBroken], or, if it
+// Watch emits what operators have decided, every record of the bucket, oldest first,
+// then Synced, then changes as the server pushes them, until ctx ends or anything at
+// all goes wrong. Then it returns an error that wraps [discovery.ErrBroken], or, if it
 // could not begin, one that says why.
 //
 // It does not use the client's own watch of a bucket, which resumes by itself:
@@ -50,48 +53,45 @@ func (r *Registry) Watch(ctx context.Context, emit func(discovery.Event)) error 
 		}
 		return err
 	}
-	err = r.run(ctx, w, emit)
-	if ctx.Err() != nil {
-		return ctx.Err()
-	}
-	if !errors.Is(err, discovery.ErrBroken) {
-		err = fmt.Errorf("%w: %w", discovery.ErrBroken, err)
-	}
-	return fmt.Errorf("watching bucket %q: %w", r.config.Bucket, err)
+	failing, fail := context.WithCancelCause(ctx)
+	defer fail(nil)
+	w.fail = fail
+	r.watch.Store(w)
+	defer r.watch.CompareAndSwap(w, nil)
+	return natslink.Broken(ctx, r.watching(), w.run(failing, emit))
 }
 
-// A watch is one call of Watch that has begun.
-type watch struct {
-	session *session
-	feed    *feed
-	info    *jetstream.StreamInfo // from before the feed was opened
-	began   time.Duration         // how long it took to begin
-	ended   chan struct{}         // closed when Watch is about to return
-	fail    context.CancelCauseFunc
-	clock   atomic.Pointer[time.Duration] // how far the server's is ahead, once known
+// watching names what is watched, for errors.
+func (r *Registry) watching() string { return fmt.Sprintf("watching bucket %q", r.config.Bucket) }
 
-	mu     sync.Mutex // guards what follows
-	synced bool
-	// reached is the stream sequence up to which everything was emitted, which
-	// means something once the watch is synced; number is that of the last
-	// message emitted.
-	reached, number uint64
-	busy            bool          // something is being emitted
-	moved           chan struct{} // closed at the next progress, if somebody waits
+// A watch is one call of Watch that has begun. Its loop alone emits: beside it run an
+// audit, and a watcher of the overrides that leaves what it finds for the loop.
+type watch struct {
+	session   *session
+	feed      *feed
+	info      *jetstream.StreamInfo // from before the feed was opened
+	began     time.Duration         // how long it took to begin
+	overrides *overridesWatcher
+	fail      context.CancelCauseFunc // ends the watch
+	ended     chan struct{}           // closed when Watch is about to return
+
+	progress progress
+	ahead    atomic.Pointer[time.Duration] // how far the server's clock is ahead, once known
+
+	// What follows belongs to the loop.
+	emit    func(discovery.Event)
+	listed  bool // Synced was emitted
+	records discovery.Parser
+	foreign foreignKeys
 }
 
 // begin finds the bucket and opens the feed.
 func (r *Registry) begin(ctx context.Context) (*watch, error) {
-	w := &watch{ended: make(chan struct{})}
-	what := fmt.Sprintf("watching bucket %q", r.config.Bucket)
+	w := &watch{ended: make(chan struct{}), foreign: newForeignKeys()}
 	started := time.Now()
-	err := r.do(ctx, what, feedNeeds(), func(ctx context.Context, s *session) error {
-		info, err := r.ensure(ctx, s)
-		if err != nil {
-			return err
-		}
-		w.session = s
-		w.feed, w.info, err = r.openWhole(ctx, s, info)
+	err := r.do(ctx, r.watching(), feedNeeds(), func(ctx context.Context, s *session) (err error) {
+		w.session, w.overrides = s, newOverridesWatcher(s)
+		w.feed, w.info, err = s.openWhole(ctx)
 		return err
 	})
 	if err != nil {
@@ -105,10 +105,15 @@ func (r *Registry) begin(ctx context.Context) (*watch, error) {
 // stand on a member of a cluster that has not heard of every key yet, and would
 // list too few; then another one is tried, for a second at most. It returns the
 // bucket as it was before.
-func (r *Registry) openWhole(ctx context.Context, s *session, info *jetstream.StreamInfo) (*feed, *jetstream.StreamInfo, error) {
+func (s *session) openWhole(ctx context.Context) (*feed, *jetstream.StreamInfo, error) {
 	for began := time.Now(); ; {
-		f, err := s.open(ctx, info, jetstream.DeliverLastPerSubjectPolicy, "")
-		if err != nil || f.listed >= info.State.NumSubjects || time.Since(began) > settle {
+		// Each time anew: what was missed may have expired meanwhile.
+		info, err := s.ensure(ctx)
+		if err != nil {
+			return nil, nil, err
+		}
+		f, err := s.openFeed(ctx, info, jetstream.DeliverLastPerSubjectPolicy, "")
+		if err != nil || f.listed >= info.State.NumSubjects || time.Since(began) > wholeWait {
 			return f, info, err
 		}
 		f.close(ctx)
@@ -117,127 +122,109 @@ func (r *Registry) openWhole(ctx context.Context, s *session, info *jetstream.St
 		case <-ctx.Done():
 			return nil, nil, context.Cause(ctx)
 		}
-		// What was missed may have expired meanwhile.
-		if info, err = r.ensure(ctx, s); err != nil {
-			return nil, nil, err
-		}
 	}
 }
 
 // run reads the feed until it breaks.
-func (r *Registry) run(parent context.Context, w *watch, emit func(discovery.Event)) error {
-	ctx, release := w.session.link.Guard(parent, w.session.concerns(append(feedNeeds(), "STREAM.INFO.")))
+func (w *watch) run(parent context.Context, emit func(discovery.Event)) error {
+	ctx, release := w.session.guard(parent, append(feedNeeds(), "STREAM.INFO."))
 	defer release()
-	ctx, w.fail = context.WithCancelCause(ctx)
-	defer w.fail(nil)
-
-	r.mu.Lock()
-	r.watch = w
-	r.mu.Unlock()
-	var patrol sync.WaitGroup
-	patrol.Go(func() { r.patrol(ctx, w) })
-	overseer := newOverseer(r, w.session)
-	patrol.Go(func() { overseer.follow(ctx) })
+	w.emit = emit
+	var beside sync.WaitGroup
+	beside.Go(func() { w.audit(ctx) })
+	beside.Go(func() { w.overrides.follow(ctx) })
 	defer func() {
-		r.mu.Lock()
-		if r.watch == w {
-			r.watch = nil
-		}
-		r.mu.Unlock()
 		close(w.ended)
 		w.fail(nil)
-		patrol.Go(func() { w.feed.close(parent) }) // while the overseer closes its own
-		patrol.Wait()
+		beside.Go(func() { w.feed.close(parent) }) // while the overrides' is closed
+		beside.Wait()
 	}()
 
-	finish := func() { // the listing
-		listing := discovery.Listing{
-			Epoch:    w.info.Created.UTC().Format(time.RFC3339Nano),
-			Revision: w.info.State.LastSeq,
-			Expiry:   w.info.Config.MaxAge,
-		}
-		emit(discovery.Event{Type: discovery.Synced, Revision: listing.Revision, Listing: listing})
-		w.sync(w.info.State.LastSeq)
+	if err := w.awaitOverrides(ctx); err != nil {
+		return err
 	}
-	tell := func() {
-		if all := overseer.take(); all != nil {
-			w.setBusy(true)
-			emit(discovery.Event{Type: discovery.Overridden, Overrides: all})
-			w.setBusy(false)
+	w.emitOverrides()
+	if w.feed.listed == 0 {
+		w.finishListing()
+	}
+	w.feed.wake = w.overrides.changed
+	for {
+		m, err := w.feed.next(ctx)
+		switch {
+		case errors.Is(err, errWoken):
+			w.emitOverrides()
+			continue
+		case errors.Is(err, errSilent):
+			return w.silent(ctx)
+		case err != nil:
+			return err
+		case m != nil:
+			w.take(m)
+		}
+		if w.listed {
+			continue
+		}
+		done, err := w.feed.complete(ctx, m)
+		if err != nil {
+			return w.session.explain(parent, ctx, err)
+		}
+		if done {
+			w.finishListing()
 		}
 	}
-	// The records are on their way meanwhile, but none is emitted before it is
-	// known what operators decided.
+}
+
+// awaitOverrides waits until it is known what operators have decided, and not for
+// long: no node is to be listed before. The records are on their way meanwhile.
+func (w *watch) awaitOverrides(ctx context.Context) error {
 	if err := w.feed.ask(); err != nil {
 		return err
 	}
 	select {
-	case <-overseer.ready:
+	case <-w.overrides.ready:
 	case <-time.After(min(max(overridesWait, 4*w.began), overridesWaitMax)):
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-	tell()
-	w.feed.wake = overseer.wake
-	synced := w.feed.listed == 0
-	if synced {
-		finish()
+	return nil
+}
+
+// emitOverrides emits what operators have decided, if it is something new.
+func (w *watch) emitOverrides() {
+	if all := w.overrides.take(); all != nil {
+		w.progress.emitting(true)
+		w.emit(discovery.Event{Type: discovery.Overridden, Overrides: all})
+		w.progress.emitting(false)
 	}
-	// Others may write a key that means another id than ours would; whoever
-	// removes it later does not say which.
-	foreign := make(map[string]string)
-	var records discovery.Parser
-	for {
-		m, err := w.feed.next(ctx)
-		if errors.Is(err, errWoken) {
-			tell()
-			continue
+}
+
+// finishListing emits that everything which was in the bucket at first has been.
+func (w *watch) finishListing() {
+	w.listed = true
+	listing := discovery.Listing{
+		Epoch:    w.info.Created.UTC().Format(time.RFC3339Nano),
+		Revision: w.info.State.LastSeq,
+		Expiry:   w.info.Config.MaxAge,
+	}
+	w.emit(discovery.Event{Type: discovery.Synced, Revision: listing.Revision, Listing: listing})
+	w.progress.sync(listing.Revision)
+}
+
+// take emits what a message says.
+func (w *watch) take(m *message) {
+	w.progress.emitting(true)
+	event := w.session.config.event(m, &w.records)
+	w.foreign.resolve(&event, w.session.config.idOf(event.Key))
+	if event.Type == discovery.Put {
+		if !w.listed && !w.info.TimeStamp.IsZero() {
+			event.Age = max(w.info.TimeStamp.Sub(m.time), 0)
 		}
-		if errors.Is(err, errSilent) {
-			return w.silent(ctx)
-		}
-		if err != nil {
-			return err
-		}
-		if m == nil {
-			if synced {
-				continue
-			}
-			// What was to be listed may have expired before it was sent.
-			if synced, err = w.feed.exhausted(ctx, w.feed.received); err != nil {
-				return r.explain(parent, ctx, w.session.link, err)
-			}
-			if synced {
-				finish()
-			}
-			continue
-		}
-		w.setBusy(true)
-		event := r.config.event(m, &records)
-		switch {
-		case event.Type == discovery.Put:
-			if event.ID != r.config.idOf(event.Key) {
-				foreign[event.Key] = event.ID
-			} else {
-				delete(foreign, event.Key)
-			}
-			if !synced && !w.info.TimeStamp.IsZero() {
-				event.Age = max(w.info.TimeStamp.Sub(m.time), 0)
-			}
-			if ahead := w.clock.Load(); synced && ahead != nil {
-				event.Delay = max(time.Since(m.time.Add(-*ahead)), 1)
-			}
-		case foreign[event.Key] != "":
-			event.ID = foreign[event.Key]
-			delete(foreign, event.Key)
-		}
-		emit(event)
-		w.advance(m)
-		if !synced && (m.number >= w.feed.listed || m.pending == 0) {
-			synced = true
-			finish()
+		if ahead := w.ahead.Load(); w.listed && ahead != nil {
+			event.Delay = max(time.Since(m.time.Add(-*ahead)), 1)
 		}
 	}
+	w.emit(event)
+	w.progress.advance(m)
 }
 
 // silent finds out whether it is the connection that says nothing more.
@@ -250,183 +237,26 @@ func (w *watch) silent(ctx context.Context) error {
 	return errSilent
 }
 
-func (w *watch) setBusy(on bool) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.busy = on
+// foreignKeys are the keys of others whose records name another node than the key
+// would, if it were ours. Whoever removes such a key later does not say which node
+// that was. Where it is forgotten, because there are too many, the node goes when its
+// lease runs out.
+type foreignKeys struct{ nodes *recent.Map[string] }
+
+func newForeignKeys() foreignKeys {
+	return foreignKeys{recent.NewMap(maxForeign, maxForeignBytes, func(id string) int { return len(id) })}
 }
 
-func (w *watch) advance(m *message) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.busy = false
-	w.reached = max(w.reached, m.sequence)
-	w.number = m.number
-	w.wake()
-}
-
-func (w *watch) sync(reached uint64) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.synced = true
-	w.reached = max(w.reached, reached)
-	w.wake()
-}
-
-func (w *watch) wake() {
-	if w.moved != nil {
-		close(w.moved)
-		w.moved = nil
-	}
-}
-
-// Progress of a watch, at one moment.
-type progress struct {
-	synced          bool
-	busy            bool
-	reached, number uint64
-	moved           <-chan struct{} // closed at the next progress
-}
-
-func (w *watch) progress() progress {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.moved == nil {
-		w.moved = make(chan struct{})
-	}
-	return progress{w.synced, w.busy, w.reached, w.number, w.moved}
-}
-
-// Verify asks the bucket whether it is still the one that is watched, and waits
-// up to a second until the watch has emitted what was written to it before. It
-// fails with [discovery.ErrBroken] if there is no watch or it lags, and
-// otherwise as every call does.
-func (r *Registry) Verify(ctx context.Context) error {
-	r.mu.Lock()
-	w := r.watch
-	r.mu.Unlock()
-	what := fmt.Sprintf("verifying the watch of bucket %q", r.config.Bucket)
-	if w == nil {
-		return fmt.Errorf("%s: %w: there is none", what, discovery.ErrBroken)
-	}
-	bounded, cancel := context.WithTimeout(ctx, operationTimeout)
-	defer cancel()
-	guarded, release := w.session.link.Guard(bounded, w.session.concerns([]string{"STREAM.INFO.", "CONSUMER.INFO."}))
-	defer release()
-	if err := r.compare(guarded, w); err != nil {
-		return fmt.Errorf("%s: %w", what, r.explain(ctx, guarded, w.session.link, err))
-	}
-	return nil
-}
-
-var (
-	errLag   = fmt.Errorf("%w: the watch has not got what was written", discovery.ErrBroken)
-	errEnded = fmt.Errorf("%w: the watch has ended", discovery.ErrBroken)
-)
-
-// compare returns nil if the watch has emitted everything that the bucket holds
-// by now. It fails the watch if it is proven that it never will.
-func (r *Registry) compare(ctx context.Context, w *watch) error {
-	before := w.progress()
-	asked := time.Now()
-	stream, err := w.session.js.Stream(ctx, w.feed.stream)
-	if errors.Is(err, jetstream.ErrStreamNotFound) {
-		err = fmt.Errorf("%w: the bucket was deleted", discovery.ErrBroken)
-		w.fail(err)
-	}
-	if err != nil {
-		return err
-	}
-	info := stream.CachedInfo()
-	if !info.TimeStamp.IsZero() {
-		// The server looked at its clock somewhere on the round trip.
-		took := time.Since(asked)
-		ahead := info.TimeStamp.Sub(asked.Add(took / 2))
-		w.clock.Store(&ahead)
-	}
-	switch {
-	case !info.Created.Equal(w.info.Created):
-		err = fmt.Errorf("%w: the bucket was recreated", discovery.ErrBroken)
-	case info.State.LastSeq < max(before.reached, w.info.State.LastSeq):
-		err = fmt.Errorf("%w: the bucket went back from revision %d to %d, it lost data",
-			discovery.ErrBroken, max(before.reached, w.info.State.LastSeq), info.State.LastSeq)
-	}
-	if err != nil {
-		w.fail(err)
-		return err
-	}
-
-	patience, cancel := context.WithTimeout(ctx, settle)
-	defer cancel()
-	for timer := time.NewTimer(doubt); ; {
-		p := w.progress()
-		if p.synced && p.reached >= info.State.LastSeq {
-			timer.Stop()
-			return nil
-		}
-		select {
-		case <-p.moved:
-		case <-w.ended:
-			return errEnded
-		case <-timer.C:
-			// The bucket may hold what is none of the watch's, or no longer hold
-			// what was written: only the consumer knows that nothing is due.
-			exhausted, err := w.feed.exhausted(patience, p.number)
-			if p.synced && err == nil && exhausted {
-				w.sync(info.State.LastSeq)
-				return nil
-			}
-			timer.Reset(doubt)
-		case <-patience.Done():
-			if ctx.Err() != nil {
-				return context.Cause(ctx)
-			}
-			return errLag
-		}
-	}
-}
-
-// patrol compares the watch with its bucket from time to time, and fails it if
-// they do not agree.
-func (r *Registry) patrol(ctx context.Context, w *watch) {
-	silent := false
-	for {
-		interval := patrolInterval + time.Duration((rand.Float64()-0.5)*0.4*float64(patrolInterval))
-		select {
-		case <-time.After(interval):
-		case <-ctx.Done():
-			return
-		}
-		before := w.progress()
-		if !before.synced {
-			continue
-		}
-		err := func() error {
-			ctx, cancel := context.WithTimeout(ctx, patrolInterval/2)
-			defer cancel()
-			return r.compare(ctx, w)
-		}()
-		switch after := w.progress(); {
-		case ctx.Err() != nil:
-			return
-		case err == nil:
-			silent = false
-		case errors.Is(err, errLag):
-			if after.busy || after.number != before.number || len(w.feed.messages) > 0 {
-				continue // it is we who are slow
-			}
-			w.fail(err)
-			return
-		case errors.Is(err, discovery.ErrBroken):
-			w.fail(err)
-			return
-		case silent:
-			// Heartbeats come from the server that has the consumer. If the
-			// bucket itself says nothing, that one may be cut off from the rest.
-			w.fail(fmt.Errorf("%w: the bucket does not answer: %w", discovery.ErrBroken, err))
-			return
-		default:
-			silent = true
+// resolve takes up which node stands under the key of a Put, and corrects the node of
+// any other event. ours is the id that the key would have if it were ours.
+func (f foreignKeys) resolve(e *discovery.Event, ours string) {
+	switch id, known := f.nodes.Get(e.Key); {
+	case e.Type == discovery.Put && e.ID != ours:
+		f.nodes.Put(e.Key, e.ID)
+	case known:
+		f.nodes.Delete(e.Key)
+		if e.Type != discovery.Put {
+			e.ID = id
 		}
 	}
 }

@@ -56,22 +56,22 @@ func parseHeartbeat(data []byte, records *discovery.Parser) discovery.Event {
 	return beat // the node lives, whatever it says of its load; some spell it "NaN"
 }
 
-// A farewell says that a node leaves. Others name the node only. Ours name the
-// instance too, so that the goodbye of a process that was replaced does not take
+// A leaveMessage says that a node leaves. Others name the node only. Ours name the
+// instance too, so that the message of a process that was replaced does not take
 // its successor out of service.
-type farewell struct {
+type leaveMessage struct {
 	NodeID   string `json:"NodeId"` // as the fleet spells it, here and only here
 	Instance string `json:"instance,omitempty"`
 }
 
-// parseFarewell reads a message of a node that leaves.
-func parseFarewell(data []byte) (farewell, error) {
-	var f farewell
-	if len(data) > discovery.MaxRecord || !utf8.Valid(data) || json.Unmarshal(data, &f) != nil {
-		return farewell{}, fmt.Errorf(`%w leave message: want a JSON object like {"NodeId":"orders-1"}`, discovery.ErrInvalid)
+// parseLeave reads a message of a node that leaves.
+func parseLeave(data []byte) (leaveMessage, error) {
+	var m leaveMessage
+	if len(data) > discovery.MaxRecord || !utf8.Valid(data) || json.Unmarshal(data, &m) != nil {
+		return leaveMessage{}, fmt.Errorf(`%w leave message: want a JSON object like {"NodeId":"orders-1"}`, discovery.ErrInvalid)
 	}
-	if err := discovery.ValidateID(f.NodeID); err != nil {
-		return farewell{}, fmt.Errorf("leave message: %w", err)
+	if err := discovery.ValidateID(m.NodeID); err != nil {
+		return leaveMessage{}, fmt.Errorf("leave message: %w", err)
 	}
-	return f, nil
+	return m, nil
 }

@@ -15,8 +15,8 @@
 // _INBOX.> or the inbox prefix that is configured, and to publish to query; to
 // announce, that to publish to join, heartbeat and leave. To answer queries takes
 // the right to subscribe to query and to publish to the inboxes of those who ask,
-// which begin with _INBOX or with our own inbox prefix; without it a node is listed all the same, and
-// late listeners learn of it by its next heartbeat.
+// which begin with _INBOX or with our own inbox prefix; without it a node is listed
+// all the same, and late listeners learn of it by its next heartbeat.
 package natspubsub
 
 import (
@@ -24,9 +24,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
-	"slices"
-	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -35,57 +33,20 @@ import (
 	"github.com/caddy-discovery/caddy-discovery/discovery/internal/natslink"
 )
 
-const (
-	// operationTimeout bounds one call, the dialling included.
-	operationTimeout = 5 * time.Second
-	// roundTrip is how long a server may take to answer a ping, and lastRoundTrip
-	// how long a second one, before the connection counts as dead.
-	roundTrip     = 2 * time.Second
-	lastRoundTrip = time.Second
-	// maxQueries is how many queries may wait to be answered. Who asks in vain
-	// listens instead.
-	maxQueries = 1024
-	// maxQueryBytes is how much of what they say may wait, of which nothing is read.
-	maxQueryBytes = 1 << 20
-	// answerChunk is how many records of ours answer a query before the server
-	// has to have taken them, so that announcing never waits behind thousands.
-	answerChunk = 256
-)
+// operationTimeout bounds one call, the dialling included.
+const operationTimeout = 5 * time.Second
 
-// A Registry is one subject prefix behind one connection. It implements
-// [discovery.Registry] and [discovery.Verifier]. It is no [discovery.Historian]:
-// nobody keeps the past.
+// A Registry is one subject prefix behind one connection. Beside [discovery.Registry]
+// it implements [discovery.Verifier] and [discovery.Locator]. It is no
+// [discovery.Historian], [discovery.Reader] or [discovery.Overrider]: nobody keeps
+// anything. Everything but Close may be called concurrently.
 type Registry struct {
 	config Config // resolved
 	conn   *natslink.Conn
+	watch  atomic.Pointer[watch] // the one that is synced
 
-	// turn is held while our own records change and while they are published, so
-	// that no answer to a query follows the goodbye of its node. It is a channel
-	// and not a mutex, so that nobody waits longer than his context.
-	turn    chan struct{}
-	answers sync.WaitGroup
-
-	mu      sync.Mutex // guards what follows; no I/O happens under it
-	closed  bool
-	session *session // of the last connection
-	watch   *watch   // the one that is synced
-	records map[string]*record
-}
-
-// A session is what stands on one connection.
-type session struct {
-	link *natslink.Link
-
-	// Guarded by the Registry's mu.
-	joined  map[string]bool // the ids that were announced here
-	answers bool            // queries are answered
-}
-
-// A record is one of our own, as it was announced last.
-type record struct {
-	instance string
-	data     []byte
-	until    time.Time // when its lease runs out
+	own       *ownRecords
+	responder responder
 }
 
 // Open returns the registry that config names. It does not connect: the first
@@ -99,11 +60,12 @@ func Open(config Config) (*Registry, error) {
 	if err != nil {
 		return nil, err
 	}
+	own := newOwnRecords()
 	return &Registry{
-		config:  config,
-		conn:    conn,
-		turn:    make(chan struct{}, 1),
-		records: make(map[string]*record),
+		config:    config,
+		conn:      conn,
+		own:       own,
+		responder: responder{subject: config.query(), own: own},
 	}, nil
 }
 
@@ -113,11 +75,9 @@ func (r *Registry) String() string { return r.config.String() }
 // Close closes the connection, which ends every call that is under way, and
 // stops answering.
 func (r *Registry) Close() error {
-	r.mu.Lock()
-	r.closed = true
-	r.mu.Unlock()
+	r.responder.close()
 	err := r.conn.Close()
-	r.answers.Wait()
+	r.responder.wait()
 	return err
 }
 
@@ -134,23 +94,18 @@ func (r *Registry) Located() []string { return r.conn.Located() }
 func (r *Registry) Announce(ctx context.Context, n discovery.Node) error {
 	what := fmt.Sprintf("announcing node %q", n.ID)
 	now := time.Now()
-	data, err := discovery.AppendRecord(nil, n, now)
+	announced, err := newRecord(n, now)
 	if err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}
-	// Who does not renew a record does not stand for it any more.
-	announced := &record{instance: n.Instance(), data: data, until: now.Add(n.LeaseOr(discovery.DefaultTTL))}
-	return r.do(ctx, what, func(ctx context.Context, s *session) error {
-		subject, message := r.config.join(), data
-		if r.hasJoined(s, n.ID) {
-			subject, message = r.config.heartbeat(), appendHeartbeat(nil, data, now)
+	return r.do(ctx, what, func(ctx context.Context, link *natslink.Link) error {
+		subject, message := r.config.join(), announced.data
+		if r.own.joined(n.ID, link) {
+			subject, message = r.config.heartbeat(), appendHeartbeat(nil, announced.data, now)
 		}
-		return r.say(ctx, s, n.ID, announced, subject, message, false)
+		return r.publish(ctx, link, n.ID, announced, subject, message, false)
 	})
 }
-
-// errTaken: the id is announced here for another instance.
-var errTaken = errors.New("another instance has taken the id")
 
 // Drain says that the node lives and drains, in a heartbeat with its record. Nobody
 // keeps records with which that could be compared, so listeners of our kind do it:
@@ -160,17 +115,16 @@ var errTaken = errors.New("another instance has taken the id")
 func (r *Registry) Drain(ctx context.Context, n discovery.Node) (own bool, err error) {
 	what := fmt.Sprintf("announcing that node %q drains", n.ID)
 	now := time.Now()
-	data, err := discovery.AppendRecord(nil, n, now)
+	announced, err := newRecord(n, now)
 	if err != nil {
 		return false, fmt.Errorf("%s: %w", what, err)
 	}
-	if r.takenHere(n.ID, n.Instance()) {
+	if r.own.takenFrom(n.ID, n.Instance()) {
 		return false, nil
 	}
-	announced := &record{instance: n.Instance(), data: data, until: now.Add(n.LeaseOr(discovery.DefaultTTL))}
-	err = r.do(ctx, what, func(ctx context.Context, s *session) error {
+	err = r.do(ctx, what, func(ctx context.Context, link *natslink.Link) error {
 		// Never a join, with which a node comes rather than goes.
-		return r.say(ctx, s, n.ID, announced, r.config.heartbeat(), appendHeartbeat(nil, data, now), true)
+		return r.publish(ctx, link, n.ID, announced, r.config.heartbeat(), appendHeartbeat(nil, announced.data, now), true)
 	})
 	if errors.Is(err, errTaken) {
 		return false, nil
@@ -178,28 +132,35 @@ func (r *Registry) Drain(ctx context.Context, n discovery.Node) (own bool, err e
 	return err == nil, err
 }
 
-// say publishes a message about a record of ours, with which queries are answered
-// from then on. What is said by ownerOnly fails with errTaken where the id is another
+// errTaken: the id is announced here for another instance.
+var errTaken = errors.New("another instance has taken the id")
+
+// publish publishes a message about a record of ours, with which queries are answered
+// from then on. With ownerOnly it fails with errTaken where the id is another
 // instance's.
-func (r *Registry) say(ctx context.Context, s *session, id string, announced *record, subject string, message []byte, ownerOnly bool) error {
+func (r *Registry) publish(ctx context.Context, link *natslink.Link, id string, announced *record, subject string, message []byte, ownerOnly bool) error {
 	var before *record
-	err := s.ask(ctx, publishing(subject), func(ctx context.Context) error {
-		release, err := r.take(ctx)
+	err := confirmed(ctx, link, publishes(subject), func(ctx context.Context) error {
+		unlock, err := r.own.lock(ctx)
 		if err != nil {
 			return err
 		}
-		defer release()
-		if ownerOnly && r.takenHere(id, announced.instance) {
+		defer unlock()
+		if ownerOnly && r.own.takenFrom(id, announced.instance) {
 			return errTaken
 		}
-		before = r.remember(id, announced)
+		before = r.own.put(id, announced)
 		// First, so that whoever asks too early for this is told by the join.
-		if err := r.answer(s); err != nil {
+		if err := r.responder.serve(link); err != nil {
 			return err
 		}
-		return s.link.Publish(subject, message)
+		return link.Publish(subject, message)
 	})
-	r.settle(s, id, announced, before, err)
+	if err != nil {
+		r.own.revert(id, announced, before)
+	} else {
+		r.own.confirm(id, announced, link)
+	}
 	return err
 }
 
@@ -213,43 +174,36 @@ func (r *Registry) Withdraw(ctx context.Context, n discovery.Node) error {
 		return fmt.Errorf("%s: %w", what, err)
 	}
 	// Whether or not anybody can be told: nobody is to be told otherwise.
-	if !r.forget(n.ID, n.Instance()) {
+	if !r.own.drop(n.ID, n.Instance()) {
 		return nil
 	}
-	message, err := json.Marshal(farewell{NodeID: n.ID, Instance: n.Instance()})
+	message, err := json.Marshal(leaveMessage{NodeID: n.ID, Instance: n.Instance()})
 	if err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}
-	return r.do(ctx, what, func(ctx context.Context, s *session) error {
-		return s.ask(ctx, publishing(r.config.leave()), func(ctx context.Context) error {
-			release, err := r.take(ctx)
+	return r.do(ctx, what, func(ctx context.Context, link *natslink.Link) error {
+		return confirmed(ctx, link, publishes(r.config.leave()), func(ctx context.Context) error {
+			unlock, err := r.own.lock(ctx)
 			if err != nil {
 				return err
 			}
-			defer release()
+			defer unlock()
 			// Somebody may have announced the id meanwhile.
-			if !r.forget(n.ID, n.Instance()) {
+			if !r.own.drop(n.ID, n.Instance()) {
 				return nil
 			}
-			return s.link.Publish(r.config.leave(), message)
+			return link.Publish(r.config.leave(), message)
 		})
 	})
 }
 
-// publishing is what a guard of one message is concerned with.
-func publishing(subject string) func(natslink.Operation, string) bool {
-	return func(operation natslink.Operation, refused string) bool {
-		return operation == natslink.Publish && refused == subject
-	}
-}
-
 // do runs f on the connection, for five seconds at most.
-func (r *Registry) do(ctx context.Context, what string, f func(context.Context, *session) error) error {
+func (r *Registry) do(ctx context.Context, what string, f func(context.Context, *natslink.Link) error) error {
 	bounded, cancel := context.WithTimeout(ctx, operationTimeout)
 	defer cancel()
-	s, err := r.connect(bounded)
+	link, err := r.connect(bounded)
 	if err == nil {
-		err = f(bounded, s)
+		err = f(bounded, link)
 	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", what, err)
@@ -257,219 +211,58 @@ func (r *Registry) do(ctx context.Context, what string, f func(context.Context, 
 	return nil
 }
 
-// connect returns the session of the connection that stands.
-func (r *Registry) connect(ctx context.Context) (*session, error) {
+// connect returns the connection as it stands. What was announced on the one before
+// is answered with on this one.
+func (r *Registry) connect(ctx context.Context) (*natslink.Link, error) {
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
 	}
 	link, err := r.conn.Get(ctx)
-	if err != nil {
-		return nil, err
+	if err != nil || r.own.none() {
+		return link, err
 	}
-	r.mu.Lock()
-	if r.session == nil || r.session.link != link {
-		r.session = &session{link: link, joined: make(map[string]bool)}
-	}
-	s, records := r.session, len(r.records)
-	r.mu.Unlock()
-	if records == 0 {
-		return s, nil
-	}
-	// What was announced on the connection before still stands.
-	if err := r.answer(s); err != nil {
+	if err := r.responder.serve(link); err != nil {
 		return nil, explain(ctx, ctx, link, err)
 	}
-	return s, nil
+	return link, nil
 }
 
-// ask runs f, which publishes and subscribes, and returns when the server has
-// taken it, or why it refused what the caller is concerned with.
-func (s *session) ask(ctx context.Context, concerns func(natslink.Operation, string) bool, f func(context.Context) error) error {
-	guarded, release := s.link.GuardOperation(ctx, concerns)
+// confirmed runs f, which publishes and subscribes, and returns when the server has
+// done that, or why it refused what the caller is concerned with.
+func confirmed(ctx context.Context, link *natslink.Link, concerns func(natslink.Operation, string) bool, f func(context.Context) error) error {
+	guarded, release := link.Guard(ctx, concerns)
 	defer release()
 	err := f(guarded)
 	if err == nil {
-		err = confirm(guarded, s.link)
+		err = link.Confirm(guarded)
 	}
 	if err == nil && guarded.Err() != nil {
 		err = context.Cause(guarded)
 	}
 	if err != nil {
-		return explain(ctx, guarded, s.link, err)
+		return explain(ctx, guarded, link, err)
 	}
 	return nil
 }
 
-// confirm makes a round trip. A connection on which nothing comes back is
-// dropped, so that the next call dials instead of waiting as well.
-func confirm(ctx context.Context, link *natslink.Link) error {
-	first, cancel := context.WithTimeout(ctx, roundTrip)
-	defer cancel()
-	err := link.Confirm(first)
-	if !errors.Is(err, context.DeadlineExceeded) || ctx.Err() != nil {
-		return err
-	}
-	second, cancel := context.WithTimeout(ctx, lastRoundTrip)
-	defer cancel()
-	if err := link.Probe(second); err != nil {
-		return err
-	}
-	return link.Confirm(ctx)
-}
-
-// take waits for the turn.
-func (r *Registry) take(ctx context.Context) (release func(), err error) {
-	select {
-	case r.turn <- struct{}{}:
-		return func() { <-r.turn }, nil
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
+// publishes is what concerns whoever publishes one message.
+func publishes(subject string) func(natslink.Operation, string) bool {
+	return func(operation natslink.Operation, refused string) bool {
+		return operation == natslink.Publish && refused == subject
 	}
 }
 
-func (r *Registry) hasJoined(s *session, id string) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return s.joined[id]
-}
-
-// remember puts a record and returns the one before it, nil if there was none.
-func (r *Registry) remember(id string, announced *record) (before *record) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	before = r.records[id]
-	r.records[id] = announced
-	return before
-}
-
-// settle notes how announcing went. What was refused does not stand; what stood
-// before it does.
-func (r *Registry) settle(s *session, id string, announced, before *record, err error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	switch {
-	case r.records[id] != announced: // withdrawn, or announced again, meanwhile
-	case err == nil:
-		s.joined[id] = true
-	case before != nil:
-		r.records[id] = before
-	default:
-		delete(r.records, id)
+// explain turns the error of an operation into one that wraps an error of
+// package discovery where one fits, and says what would help. ctx is the guarded
+// context of the operation, parent that of the caller.
+func explain(parent, ctx context.Context, link *natslink.Link, err error) error {
+	if known := link.Explain(parent, ctx, err); known != nil {
+		return known
 	}
-}
-
-// takenHere reports whether we announce the id for another instance.
-func (r *Registry) takenHere(id, instance string) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.taken(id, instance)
-}
-
-// taken is takenHere for those who hold mu.
-func (r *Registry) taken(id, instance string) bool {
-	own := r.records[id]
-	return own != nil && own.instance != instance && time.Now().Before(own.until)
-}
-
-// forget drops our record of the id, and reports false if it is another
-// instance's.
-func (r *Registry) forget(id, instance string) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.taken(id, instance) {
-		return false
+	if errors.Is(err, nats.ErrMaxPayload) {
+		return fmt.Errorf("%w record: it is larger than the server takes: %w", discovery.ErrInvalid, err)
 	}
-	delete(r.records, id)
-	if r.session != nil {
-		delete(r.session.joined, id)
-	}
-	return true
-}
-
-// answer sees to it that queries on the session's connection are answered, until
-// it is lost. It is called before anything else is published there.
-func (r *Registry) answer(s *session) error {
-	r.mu.Lock()
-	if r.closed || s.answers {
-		r.mu.Unlock()
-		return nil
-	}
-	s.answers = true
-	r.answers.Add(1) // under the lock, so that Close waits for it
-	r.mu.Unlock()
-
-	queries, err := s.link.SubscribeSync(r.config.query())
-	if err == nil {
-		err = queries.SetPendingLimits(maxQueries, maxQueryBytes)
-	}
-	if err != nil {
-		r.answers.Done()
-		return err
-	}
-	go func() {
-		defer r.answers.Done()
-		for {
-			// It ends with the connection.
-			m, err := queries.NextMsgWithContext(context.Background())
-			switch {
-			case err == nil:
-				r.reply(s, m.Reply)
-			case !errors.Is(err, nats.ErrSlowConsumer): // which is told once for all that were dropped
-				return
-			}
-		}
-	}()
-	return nil
-}
-
-// reply answers one query with every record of ours that stands, a message each.
-// Who has none, any more, answers with nothing, so that nobody waits for him.
-func (r *Registry) reply(s *session, to string) {
-	// Whoever may ask could otherwise make us publish, with our own rights, to
-	// whatever he likes.
-	if !s.link.IsInbox(to) {
-		return
-	}
-	sent := 0
-	for ids := range slices.Chunk(r.standing(), answerChunk) {
-		select {
-		case r.turn <- struct{}{}:
-		case <-s.link.Lost():
-			return
-		}
-		for _, id := range ids {
-			// It may have been withdrawn since.
-			if data := r.data(id); data != nil && s.link.Publish(to, data) == nil {
-				sent++
-			}
-		}
-		<-r.turn
-		if s.link.FlushTimeout(roundTrip) != nil {
-			return
-		}
-	}
-	if sent == 0 {
-		_ = s.link.Publish(to, nil) // a lost connection ends the loop above
-	}
-}
-
-// standing returns the ids of our records that stand, sorted, and drops those
-// whose lease ran out.
-func (r *Registry) standing() []string {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	now := time.Now()
-	maps.DeleteFunc(r.records, func(_ string, own *record) bool { return !now.Before(own.until) })
-	return slices.Sorted(maps.Keys(r.records))
-}
-
-func (r *Registry) data(id string) []byte {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if own := r.records[id]; own != nil {
-		return own.data
-	}
-	return nil
+	return err
 }
 
 var (

@@ -2,7 +2,6 @@ package natspubsub
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -17,10 +16,8 @@ const (
 	// stall is how long no further answer may come before the answers to a query
 	// count as complete: 200 nodes take 5 to 17 ms.
 	stall = 100 * time.Millisecond
-	// maxAside is how many nodes may be heard of whose endpoint nobody has told.
-	maxAside = 10_000
-	// settle is how long what has arrived may take to be emitted.
-	settle = time.Second
+	// lagLimit is how long what has arrived may take to be emitted.
+	lagLimit = time.Second
 )
 
 // statusNoResponders is what the server itself answers to a request that nobody
@@ -48,15 +45,14 @@ const statusNoResponders = "503"
 //
 // A heartbeat without a record is a Beat, whether or not the node is known here:
 // a Directory may know it from before the connection broke, or the node lapsed, or
-// from before it started. Its load is also kept
-// aside until a join or a record names the endpoint, and then follows as a Beat,
-// if it is not older than the record's lease.
+// from before it started. Its load is also kept until a join or a record names the
+// endpoint, and then follows as a Beat, if it is not older than the record's lease.
 //
-// A node that says goodbye is Left, unless the goodbye names another instance
+// A node that says that it leaves is Left, unless the message names another instance
 // than the record that was seen last: somebody else has taken the id, as when a
 // container is replaced. For the same reason a heartbeat or an answer that says that
-// the node drains counts only for the instance that was seen last. Messages that were dropped because emit
-// blocked for too long break the watch.
+// the node drains counts only for the instance that was seen last. Messages that were
+// dropped because emit blocked for too long break the watch.
 func (r *Registry) Watch(ctx context.Context, emit func(discovery.Event)) error {
 	w, err := r.begin(ctx)
 	if err != nil {
@@ -65,21 +61,21 @@ func (r *Registry) Watch(ctx context.Context, emit func(discovery.Event)) error 
 		}
 		return err
 	}
-	err = r.run(ctx, w, emit)
-	if ctx.Err() != nil {
-		return ctx.Err()
-	}
-	if !errors.Is(err, discovery.ErrBroken) {
-		err = fmt.Errorf("%w: %w", discovery.ErrBroken, err)
-	}
-	return fmt.Errorf("watching %q: %w", r.config.SubjectPrefix, err)
+	defer w.close()
+	defer r.watch.CompareAndSwap(w, nil)
+	// Whoever hears that it is synced may verify it.
+	return natslink.Broken(ctx, r.watching(), w.run(ctx, emit, func() { r.watch.Store(w) }))
 }
+
+// watching names what is watched, for errors.
+func (r *Registry) watching() string { return fmt.Sprintf("watching %q", r.config.SubjectPrefix) }
 
 // A watch is one call of Watch that has begun.
 type watch struct {
-	session *session
+	config *Config
+	link   *natslink.Link
 	// arrivals are what all subscriptions bring, in the order in which the server
-	// sent it: a goodbye must not overtake the answer before it.
+	// sent it: a leave message must not overtake the answer before it.
 	arrivals *queue
 	// Three subscriptions and not one to <prefix>.*, which takes fewer rights,
 	// and leaves query to those who answer: the server can then tell that there
@@ -95,13 +91,12 @@ type watch struct {
 
 // begin subscribes and asks.
 func (r *Registry) begin(ctx context.Context) (*watch, error) {
-	w := &watch{arrivals: newQueue(), ended: make(chan struct{}), marks: make(map[*nats.Msg]chan struct{})}
+	w := &watch{config: &r.config, arrivals: newQueue(), ended: make(chan struct{}), marks: make(map[*nats.Msg]chan struct{})}
 	go w.arrivals.run() // until w.close
-	what := fmt.Sprintf("watching %q", r.config.SubjectPrefix)
-	err := r.do(ctx, what, func(ctx context.Context, s *session) error {
-		w.session = s
-		inbox := s.link.NewInbox()
-		return s.ask(ctx, r.watching(inbox), func(context.Context) error {
+	err := r.do(ctx, r.watching(), func(ctx context.Context, link *natslink.Link) error {
+		w.link = link
+		inbox := link.NewInbox()
+		return confirmed(ctx, link, r.config.watches(inbox), func(context.Context) error {
 			for _, subscribe := range []struct {
 				subject string
 				to      **nats.Subscription
@@ -111,14 +106,14 @@ func (r *Registry) begin(ctx context.Context) (*watch, error) {
 				{r.config.leave(), &w.leaves},
 				{inbox, &w.answers},
 			} {
-				subscription, err := s.link.ChanSubscribe(subscribe.subject, w.arrivals.in)
+				subscription, err := link.ChanSubscribe(subscribe.subject, w.arrivals.in)
 				if err != nil {
 					return err
 				}
 				*subscribe.to = subscription
 			}
 			w.asked = time.Now()
-			return s.link.PublishRequest(r.config.query(), inbox, nil)
+			return link.PublishRequest(r.config.query(), inbox, nil)
 		})
 	})
 	if err != nil {
@@ -128,13 +123,13 @@ func (r *Registry) begin(ctx context.Context) (*watch, error) {
 	return w, nil
 }
 
-// watching is what the guard of a watch is concerned with.
-func (r *Registry) watching(inbox string) func(natslink.Operation, string) bool {
+// watches is what concerns whoever watches, and is answered in an inbox.
+func (c *Config) watches(inbox string) func(natslink.Operation, string) bool {
 	return func(operation natslink.Operation, subject string) bool {
 		switch subject {
-		case r.config.join(), r.config.heartbeat(), r.config.leave(), inbox:
+		case c.join(), c.heartbeat(), c.leave(), inbox:
 			return operation == natslink.Subscribe
-		case r.config.query():
+		case c.query():
 			return operation == natslink.Publish
 		default:
 			return false
@@ -156,78 +151,87 @@ func (w *watch) close() {
 	w.arrivals.close()
 }
 
-// run emits what comes until the watch breaks.
-func (r *Registry) run(parent context.Context, w *watch, emit func(discovery.Event)) error {
-	ctx, release := w.session.link.GuardOperation(parent, r.watching(w.answers.Subject))
+// run emits what comes until the watch breaks. It calls synced before it emits that the
+// listing is over.
+func (w *watch) run(ctx context.Context, emit func(discovery.Event), synced func()) error {
+	ctx, release := w.link.Guard(ctx, w.config.watches(w.answers.Subject))
 	defer release()
-	defer func() {
-		r.mu.Lock()
-		if r.watch == w {
-			r.watch = nil
-		}
-		r.mu.Unlock()
-		w.close()
-	}()
-
-	var (
-		t        = newTranslator(emit)
-		records  discovery.Parser
-		synced   bool
-		patience time.Duration // how long the next answer may take; 0 until the first
-		deadline = w.asked.Add(r.config.Listen)
-		pause    = time.NewTimer(r.config.Listen)
-	)
-	defer pause.Stop()
+	t, l := newTranslator(emit), newListing(w.asked, w.config.Listen)
+	defer l.timer.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
-		case <-pause.C:
-			if !w.arrivals.idle() && time.Now().Before(deadline) {
-				// It is we who are slow.
-				pause.Reset(min(stall, time.Until(deadline)))
+		case <-l.timer.C:
+			if !w.arrivals.idle() && time.Now().Before(l.deadline) {
+				l.wait(stall) // it is we who are slow
 				continue
 			}
 			if err := w.dropped(); err != nil {
 				return err
 			}
-			synced = true
-			// Before Synced is emitted: whoever hears that may verify.
-			r.mu.Lock()
-			r.watch = w
-			r.mu.Unlock()
+			l.over = true
+			synced()
 			emit(discovery.Event{Type: discovery.Synced, Listing: discovery.Listing{Partial: true}})
 		case <-w.arrivals.overflow:
 			return w.dropped()
 		case a := <-w.arrivals.out:
-			switch {
-			case a.mark != nil:
-				w.reach(a.mark)
-			case a.tooLarge > 0:
-				t.tooLarge(a.tooLarge)
-			case a.subscription == w.leaves:
-				t.leave(a.data)
-			case a.subscription == w.heartbeats:
-				t.beat(parseHeartbeat(a.data, &records))
-			case a.subscription == w.joins:
-				t.take(parseRecord(a.data, &records))
-			case a.noResponders:
-				if !synced {
-					pause.Reset(0)
-				}
-			default:
-				if len(a.data) > 0 {
-					t.beat(parseRecord(a.data, &records))
-				}
-				if !synced {
-					if patience == 0 {
-						// Who is far away answers late.
-						patience = max(stall, 2*time.Since(w.asked))
-					}
-					pause.Reset(min(patience, time.Until(deadline)))
-				}
-			}
+			w.take(a, t, l)
 		}
+	}
+}
+
+// take emits what has arrived.
+func (w *watch) take(a arrival, t *translator, l *listing) {
+	switch {
+	case a.mark != nil:
+		w.reach(a.mark)
+	case a.tooLarge > 0:
+		t.tooLarge(a.tooLarge)
+	case a.subscription == w.leaves:
+		t.leave(a.data)
+	case a.subscription == w.heartbeats:
+		t.heartbeat(a.data)
+	case a.subscription == w.joins:
+		t.join(a.data)
+	case a.noResponders:
+		l.wait(0)
+	default:
+		if len(a.data) > 0 {
+			t.answer(a.data)
+		}
+		l.answered()
+	}
+}
+
+// A listing decides when the listing of a watch is over: its timer says when.
+type listing struct {
+	timer    *time.Timer
+	asked    time.Time
+	deadline time.Time
+	patience time.Duration // how long the next answer may take; 0 until the first
+	over     bool
+}
+
+// newListing returns the listing of a watch that asked at a time, and is over when
+// listen has passed since.
+func newListing(asked time.Time, listen time.Duration) *listing {
+	return &listing{timer: time.NewTimer(listen), asked: asked, deadline: asked.Add(listen)}
+}
+
+// answered waits for the next answer.
+func (l *listing) answered() {
+	if l.patience == 0 {
+		// Who is far away answers late.
+		l.patience = max(stall, 2*time.Since(l.asked))
+	}
+	l.wait(l.patience)
+}
+
+// wait ends the listing after a time, unless it is over.
+func (l *listing) wait(d time.Duration) {
+	if !l.over {
+		l.timer.Reset(min(d, time.Until(l.deadline)))
 	}
 }
 
@@ -247,89 +251,6 @@ func (w *watch) dropped() error {
 	return nil
 }
 
-// A translator emits what messages mean. It is used by one goroutine.
-type translator struct {
-	emit func(discovery.Event)
-	// instances are those of the records that were seen last, by id.
-	instances *memory[string]
-	// aside are heartbeats of nodes that no record has named yet, by id.
-	aside *memory[heartbeat]
-}
-
-type heartbeat struct {
-	load  float64
-	heard time.Time
-}
-
-func newTranslator(emit func(discovery.Event)) *translator {
-	return &translator{
-		emit:      emit,
-		instances: newMemory[string](discovery.MaxNodes),
-		aside:     newMemory[heartbeat](maxAside),
-	}
-}
-
-// beat emits what a heartbeat or an answer says. What leaves must not cover the
-// record of the one that has come in its place.
-func (t *translator) beat(e discovery.Event) {
-	if e.Type == discovery.Put && e.Node.State() == discovery.StateDraining && t.replaced(e.ID, e.Node.Instance()) {
-		return
-	}
-	t.take(e)
-}
-
-// replaced reports whether an instance of a node, if it says which it is, is another
-// one than that whose record was seen last.
-func (t *translator) replaced(id, instance string) bool {
-	last, known := t.instances.recall(id)
-	return known && instance != "" && instance != last
-}
-
-// take emits what a record or a heartbeat says.
-func (t *translator) take(e discovery.Event) {
-	t.emit(e)
-	switch e.Type {
-	case discovery.Put:
-		t.instances.note(e.ID, e.Node.Instance())
-		if h, found := t.aside.recall(e.ID); found {
-			t.aside.forget(e.ID)
-			if time.Since(h.heard) < e.Node.LeaseOr(discovery.DefaultTTL) {
-				t.emit(discovery.Event{Type: discovery.Beat, ID: e.ID, Load: h.load})
-			}
-		}
-	case discovery.Beat:
-		if _, known := t.instances.recall(e.ID); !known {
-			t.aside.note(e.ID, heartbeat{e.Load, time.Now()})
-		}
-	case discovery.Rejected:
-		// Whoever says goodbye next: it is not the one whose record stood there.
-		t.instances.forget(e.ID)
-	}
-}
-
-// tooLarge emits that there was a message which nobody reads.
-func (t *translator) tooLarge(size int) {
-	t.take(discovery.Event{Type: discovery.Rejected, Err: discovery.Invalidf(discovery.FaultRecord, "record: %d bytes, want at most %d",
-		size, discovery.MaxRecord)})
-}
-
-// leave emits what a goodbye says.
-func (t *translator) leave(data []byte) {
-	f, err := parseFarewell(data)
-	if err != nil {
-		// Without an id: a goodbye that cannot be read is nobody's.
-		t.emit(discovery.Event{Type: discovery.Rejected, Err: err})
-		return
-	}
-	if t.replaced(f.NodeID, f.Instance) {
-		return
-	}
-	t.instances.forget(f.NodeID)
-	t.aside.forget(f.NodeID)
-	// A directory may know the node from an earlier watch.
-	t.emit(discovery.Event{Type: discovery.Left, ID: f.NodeID, Instance: f.Instance})
-}
-
 // Verify makes a round trip to the server, which sends what it has for us before
 // it answers, and waits up to a second until the watch has emitted that. It fails
 // with [discovery.ErrBroken] if there is no watch, its listing is not over, or it
@@ -337,20 +258,19 @@ func (t *translator) leave(data []byte) {
 //
 // In a cluster of servers it proves the connection to one of them.
 func (r *Registry) Verify(ctx context.Context) error {
-	r.mu.Lock()
-	w := r.watch
-	r.mu.Unlock()
 	what := fmt.Sprintf("verifying the watch of %q", r.config.SubjectPrefix)
+	w := r.watch.Load()
 	if w == nil {
 		return fmt.Errorf("%s: %w: there is none", what, discovery.ErrBroken)
 	}
 	bounded, cancel := context.WithTimeout(ctx, operationTimeout)
 	defer cancel()
 	nothing := func(natslink.Operation, string) bool { return false }
-	if err := w.session.ask(bounded, nothing, func(context.Context) error { return nil }); err != nil {
-		return fmt.Errorf("%s: %w", what, err)
+	err := confirmed(bounded, w.link, nothing, func(context.Context) error { return nil })
+	if err == nil {
+		err = w.emitted(bounded)
 	}
-	if err := w.emitted(bounded); err != nil {
+	if err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}
 	return nil
@@ -359,7 +279,7 @@ func (r *Registry) Verify(ctx context.Context) error {
 // emitted waits until everything that has arrived is emitted: it puts a mark
 // behind that.
 func (w *watch) emitted(ctx context.Context) error {
-	patience, cancel := context.WithTimeout(ctx, settle)
+	patience, cancel := context.WithTimeout(ctx, lagLimit)
 	defer cancel()
 	mark, reached := new(nats.Msg), make(chan struct{})
 	w.mu.Lock()

@@ -35,6 +35,10 @@ const (
 	maxPingsOut  = 2
 	// flushTimeout bounds a write into a connection that takes nothing more.
 	flushTimeout = 5 * time.Second
+	// roundTrip is how long a server may take to answer a ping, and lastRoundTrip
+	// how long a second one, before the connection counts as dead.
+	roundTrip     = 2 * time.Second
+	lastRoundTrip = time.Second
 	// syncQueue is how many messages may wait in a subscription that is read by
 	// calls. The client's own default takes half a megabyte for each.
 	syncQueue = 1024
@@ -49,17 +53,15 @@ type Conn struct {
 	config    Config
 	addresses []address // as configured
 
-	// turn is held by the one caller that dials. It is a channel and not a
+	// dialing is held by the one caller that dials. It is a channel and not a
 	// mutex, so that the others wait no longer than their contexts.
-	turn chan struct{}
-	// closed is closed by Close.
-	closed chan struct{}
+	dialing chan struct{}
+	closed  chan struct{} // closed by Close, under mu
 
-	mu         sync.Mutex // guards what follows; no I/O happens under it
-	link       *Link      // the last one, which may be lost; nil at first
-	discovered []address  // what the cluster told of itself
-	abort      context.CancelFunc
-	done       bool
+	mu         sync.Mutex         // guards what follows; no I/O happens under it
+	link       *Link              // the last one, which may be lost; nil at first
+	discovered []address          // what the cluster told of itself
+	abort      context.CancelFunc // ends the dialling that is under way
 }
 
 // New returns a connection that is not dialled yet. The error is that of
@@ -72,7 +74,7 @@ func New(config Config) (*Conn, error) {
 	return &Conn{
 		config:    config,
 		addresses: addresses,
-		turn:      make(chan struct{}, 1),
+		dialing:   make(chan struct{}, 1),
 		closed:    make(chan struct{}),
 	}, nil
 }
@@ -87,44 +89,46 @@ func (c *Conn) String() string { return c.config.String() }
 // [discovery.ErrInvalid] if a file cannot be used, and with the context's error
 // once that has ended.
 func (c *Conn) Get(ctx context.Context) (*Link, error) {
-	if link, err := c.standing(); link != nil || err != nil {
+	if link, err := c.current(); link != nil || err != nil {
 		return link, err
 	}
 	select {
-	case c.turn <- struct{}{}:
-		defer func() { <-c.turn }()
+	case c.dialing <- struct{}{}:
+		defer func() { <-c.dialing }()
 	case <-ctx.Done():
 		return nil, fmt.Errorf("connecting to NATS at %s: %w", c, ctx.Err())
 	case <-c.closed:
 		return nil, errClosed
 	}
-	// Somebody else may have dialled while we waited for our turn.
-	if link, err := c.standing(); link != nil || err != nil {
+	// Somebody else may have dialled while we waited.
+	if link, err := c.current(); link != nil || err != nil {
 		return link, err
 	}
 
-	dialing, cancel := context.WithCancel(ctx)
-	defer cancel()
+	abortable, abort := context.WithCancel(ctx)
+	defer abort()
 	c.mu.Lock()
-	if c.done {
-		c.mu.Unlock()
-		return nil, errClosed
-	}
-	c.abort = cancel
+	c.abort = abort
 	candidates := append(slices.Clone(c.addresses), c.discovered...)
 	c.mu.Unlock()
+	if c.isClosed() {
+		return nil, errClosed // it may have come before there was anything to abort
+	}
+	link, err := c.dialAny(abortable, candidates)
+	return c.dialled(ctx, link, err)
+}
 
-	link, err := c.dialAny(dialing, candidates)
-
+// dialled takes up the outcome of dialling.
+func (c *Conn) dialled(ctx context.Context, link *Link, err error) (*Link, error) {
 	c.mu.Lock()
 	c.abort = nil
-	done := c.done
-	if link != nil && !done {
+	closed := c.isClosed()
+	if link != nil && !closed {
 		c.link = link
 	}
 	c.mu.Unlock()
 	switch {
-	case done:
+	case closed:
 		if link != nil {
 			link.Conn.Close()
 		}
@@ -139,7 +143,7 @@ func (c *Conn) Get(ctx context.Context) (*Link, error) {
 	case err != nil:
 		return nil, err
 	}
-	c.remember(link, link.Conn)
+	c.noteServers(link, link.Conn)
 	return link, nil
 }
 
@@ -148,11 +152,10 @@ func (c *Conn) Get(ctx context.Context) (*Link, error) {
 // nothing.
 func (c *Conn) Close() error {
 	c.mu.Lock()
-	if c.done {
+	if c.isClosed() {
 		c.mu.Unlock()
 		return nil
 	}
-	c.done = true
 	close(c.closed)
 	link, abort := c.link, c.abort
 	c.mu.Unlock()
@@ -168,11 +171,20 @@ func (c *Conn) Close() error {
 
 var errClosed = fmt.Errorf("%w: the connection was closed", discovery.ErrUnreachable)
 
-// standing returns the link if it stands, an error if there will be no more.
-func (c *Conn) standing() (*Link, error) {
+func (c *Conn) isClosed() bool {
+	select {
+	case <-c.closed:
+		return true
+	default:
+		return false
+	}
+}
+
+// current returns the link if it stands, an error if there will be no more.
+func (c *Conn) current() (*Link, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.done {
+	if c.isClosed() {
 		return nil, errClosed
 	}
 	// IsClosed turns true a moment before Lost is told.
@@ -182,9 +194,9 @@ func (c *Conn) standing() (*Link, error) {
 	return c.link, nil
 }
 
-// remember keeps the servers that the cluster has told of, so that we still
+// noteServers keeps the servers that the cluster has told of, so that we still
 // find it when those that were configured are gone.
-func (c *Conn) remember(link *Link, nc *nats.Conn) {
+func (c *Conn) noteServers(link *Link, nc *nats.Conn) {
 	known := make(map[string]bool)
 	for _, a := range c.addresses {
 		known[a.url.Host] = true
@@ -293,7 +305,7 @@ func (c *Conn) dial(ctx context.Context, a address) (*Link, error) {
 	if err != nil {
 		return nil, err
 	}
-	link := newLink(c, a)
+	link := newLink(a, c.config.inboxes())
 	dialer := &dialer{ctx: ctx}
 	defer dialer.release()
 	options := []nats.Option{
@@ -309,7 +321,7 @@ func (c *Conn) dial(ctx context.Context, a address) (*Link, error) {
 		nats.SkipHostLookup(),
 		nats.ErrorHandler(link.onError),
 		nats.ClosedHandler(link.onClosed),
-		nats.DiscoveredServersHandler(func(nc *nats.Conn) { c.remember(link, nc) }),
+		nats.DiscoveredServersHandler(func(nc *nats.Conn) { c.noteServers(link, nc) }),
 	}
 	if c.config.InboxPrefix != "" {
 		options = append(options, nats.CustomInboxPrefix(c.config.InboxPrefix))
@@ -331,20 +343,20 @@ func (c *Conn) dial(ctx context.Context, a address) (*Link, error) {
 			// servers.
 			return nil, dialer.err
 		}
-		return nil, whoBegins(err, c.config.TLSHandshakeFirst, tlsConfig != nil)
+		return nil, explainHandshake(err, c.config.TLSHandshakeFirst, tlsConfig != nil)
 	}
 	link.attach(nc)
 	return link, nil
 }
 
-// The two sides do not agree on who speaks first.
 var (
 	errServerWaits  = errors.New("the server waits")
 	errServerSpeaks = errors.New("the server speaks")
 )
 
-// whoBegins adds to the error of a handshake what it may mean.
-func whoBegins(err error, handshakeFirst, secured bool) error {
+// explainHandshake adds to an error that the two sides may not agree on who speaks
+// first.
+func explainHandshake(err error, handshakeFirst, secured bool) error {
 	var record tls.RecordHeaderError
 	switch {
 	case handshakeFirst && errors.As(err, &record):

@@ -296,7 +296,7 @@ func TestLostAndDialledAnew(t *testing.T) {
 	s := natstest.Start(t)
 	conn := open(t, natslink.Config{URLs: []string{s.URL()}})
 	link := mustGet(t, conn)
-	guarded, cancel := link.Guard(t.Context(), func(string) bool { return false })
+	guarded, cancel := link.Guard(t.Context(), func(natslink.Operation, string) bool { return false })
 	defer cancel()
 	if err := link.Err(); err != nil {
 		t.Errorf("Err of a connection that stands = %v", err)
@@ -307,7 +307,7 @@ func TestLostAndDialledAnew(t *testing.T) {
 	wantError(t, link.Err(), discovery.ErrUnreachable, s.Addr())
 	await(t, "the end of the guarded context", guarded.Done())
 	wantError(t, context.Cause(guarded), discovery.ErrUnreachable, s.Addr())
-	late, cancel := link.Guard(t.Context(), func(string) bool { return false })
+	late, cancel := link.Guard(t.Context(), func(natslink.Operation, string) bool { return false })
 	defer cancel()
 	wantError(t, context.Cause(late), discovery.ErrUnreachable)
 	_, err := conn.Get(t.Context())
@@ -440,9 +440,9 @@ func TestGuardEndsWhatIsDenied(t *testing.T) {
 	s := natstest.Start(t, natstest.Users(natstest.User{Name: "u", Password: secret, Publish: natstest.Deny("orders.>")}))
 	conn := open(t, natslink.Config{URLs: []string{s.URL()}, Options: natsconn.Options{User: "u", Password: secret}})
 	link := mustGet(t, conn)
-	orders, cancel := link.Guard(t.Context(), func(subject string) bool { return strings.HasPrefix(subject, "orders.") })
+	orders, cancel := link.Guard(t.Context(), func(_ natslink.Operation, subject string) bool { return strings.HasPrefix(subject, "orders.") })
 	defer cancel()
-	others, cancel := link.Guard(t.Context(), func(subject string) bool { return strings.HasPrefix(subject, "others.") })
+	others, cancel := link.Guard(t.Context(), func(_ natslink.Operation, subject string) bool { return strings.HasPrefix(subject, "others.") })
 	defer cancel()
 	if err := link.Publish("orders.new", nil); err != nil {
 		t.Fatal(err)
@@ -484,8 +484,8 @@ func TestOneInboxDenied(t *testing.T) {
 		concerned := func(want natslink.Operation) func(natslink.Operation, string) bool {
 			return func(o natslink.Operation, subject string) bool { return o == want && subject == inbox }
 		}
-		guarded, release := link.GuardOperation(t.Context(), concerned(operation))
-		other, releaseOther := link.GuardOperation(t.Context(), concerned("neither"))
+		guarded, release := link.Guard(t.Context(), concerned(operation))
+		other, releaseOther := link.Guard(t.Context(), concerned("neither"))
 		if operation == natslink.Publish {
 			if err := link.Publish(inbox, nil); err != nil {
 				t.Fatal(err)
@@ -523,7 +523,7 @@ func TestConfirmWaitsForRefusals(t *testing.T) {
 		group.Go(func() {
 			subject := fmt.Sprintf("orders.%d", i)
 			for range 100 {
-				guarded, release := link.Guard(ctx, func(s string) bool { return s == subject })
+				guarded, release := link.Guard(ctx, func(_ natslink.Operation, s string) bool { return s == subject })
 				if err := link.Publish(subject, nil); err != nil {
 					t.Error(err)
 				}

@@ -121,23 +121,35 @@ func isClosed(err error) bool {
 func trim(err error) string { return strings.TrimPrefix(err.Error(), "nats: ") }
 
 // Explain turns an error of an operation over the link into one that wraps an
-// error of package discovery, where it is about the link or about time. It
-// reports false if it is about something else. ctx is the guarded context of the
-// operation, parent that of the caller.
-func (l *Link) Explain(parent, ctx context.Context, err error) (bool, error) {
+// error of package discovery, if it is about the link or about time; it returns nil
+// if it is about something else. ctx is the guarded context of the operation, parent
+// that of the caller.
+func (l *Link) Explain(parent, ctx context.Context, err error) error {
 	switch {
 	case discovery.Explained(err):
-		return true, err
+		return err
 	case errors.Is(err, nats.ErrConnectionClosed):
 		// The client says so before it tells why.
 		<-l.Lost()
-		return true, l.Err()
+		return l.Err()
 	case ctx.Err() == nil:
-		return false, err
+		return nil
 	case discovery.Explained(context.Cause(ctx)):
-		return true, context.Cause(ctx)
+		return context.Cause(ctx)
 	case errors.Is(parent.Err(), context.Canceled):
-		return true, parent.Err()
+		return parent.Err()
 	}
-	return true, fmt.Errorf("%w: no answer in time from %s: %w", discovery.ErrUnreachable, l.Address(), ctx.Err())
+	return fmt.Errorf("%w: no answer in time from %s: %w", discovery.ErrUnreachable, l.Address(), ctx.Err())
+}
+
+// Broken returns the error of a watch that broke with err: that of ctx once it has
+// ended, or else one that wraps [discovery.ErrBroken] and names what was watched.
+func Broken(ctx context.Context, what string, err error) error {
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case !errors.Is(err, discovery.ErrBroken):
+		err = fmt.Errorf("%w: %w", discovery.ErrBroken, err)
+	}
+	return fmt.Errorf("%s: %w", what, err)
 }

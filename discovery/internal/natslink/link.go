@@ -17,8 +17,8 @@ import (
 type Link struct {
 	*nats.Conn
 
-	owner   *Conn
 	address address
+	inboxes string // what the subjects of our own answers begin with
 	lost    chan struct{}
 
 	mu      sync.Mutex // guards what follows; no callback runs under it
@@ -26,7 +26,7 @@ type Link struct {
 	denied  error      // the last permission that was refused
 	guards  map[*guard]struct{}
 	handled error         // the last error that onError has done with
-	news    chan struct{} // closed when it is done with the next one
+	more    chan struct{} // closed when it is done with the next one
 }
 
 // An Operation is what a server may refuse.
@@ -44,10 +44,10 @@ type guard struct {
 	cancel   context.CancelCauseFunc
 }
 
-func newLink(owner *Conn, a address) *Link {
+func newLink(a address, inboxes string) *Link {
 	return &Link{
-		owner: owner, address: a, lost: make(chan struct{}),
-		guards: make(map[*guard]struct{}), news: make(chan struct{}),
+		address: a, inboxes: inboxes, lost: make(chan struct{}),
+		guards: make(map[*guard]struct{}), more: make(chan struct{}),
 	}
 }
 
@@ -66,7 +66,7 @@ func (l *Link) Address() string { return l.address.String() }
 // (_INBOX_<user>), and those that servers make for another account.
 func (l *Link) IsInbox(subject string) bool {
 	return strings.HasPrefix(subject, nats.InboxPrefix) || strings.HasPrefix(subject, "_INBOX_") || strings.HasPrefix(subject, "_R_.") ||
-		strings.HasPrefix(subject, l.owner.config.inboxes())
+		strings.HasPrefix(subject, l.inboxes)
 }
 
 // Lost is closed when the connection is lost, or was closed.
@@ -94,17 +94,11 @@ func (l *Link) Denied() error {
 }
 
 // Guard returns a context that also ends, with the reason as its cause, when
-// the link is lost, or when the server refuses a subject that concerns the
-// caller. A server that denies a permission answers nothing to the request
-// itself: without a guard every such request waits for its deadline, and then
+// the link is lost, or when the server refuses an operation on a subject that
+// concerns the caller. A server that denies a permission answers nothing to the
+// request itself: without a guard every such request waits for its deadline, and then
 // cannot say why. cancel releases the guard.
-func (l *Link) Guard(ctx context.Context, concerns func(subject string) bool) (guarded context.Context, cancel context.CancelFunc) {
-	return l.GuardOperation(ctx, func(_ Operation, subject string) bool { return concerns(subject) })
-}
-
-// GuardOperation is [Link.Guard] for callers that use one subject in both ways,
-// and whom only one of them concerns.
-func (l *Link) GuardOperation(ctx context.Context, concerns func(operation Operation, subject string) bool) (guarded context.Context, cancel context.CancelFunc) {
+func (l *Link) Guard(ctx context.Context, concerns func(operation Operation, subject string) bool) (guarded context.Context, cancel context.CancelFunc) {
 	guarded, cancelCause := context.WithCancelCause(ctx)
 	g := &guard{concerns: concerns, cancel: cancelCause}
 	l.mu.Lock()
@@ -142,28 +136,45 @@ func (l *Link) Probe(ctx context.Context) error {
 }
 
 // Confirm makes a round trip and returns when the server has done what was asked
-// of it before, and when every guard that it refused something has ended: the
-// client hands refusals on in the background, so that a flush alone may return
-// before them. It fails when ctx ends, which needs a deadline, or when the link
-// is lost. It says nothing of what was refused; see [Link.Guard].
+// of it before, and when every guard that it refused something has ended. It fails
+// when ctx ends, or when the link is lost. A link on which nothing comes back within
+// three seconds is dropped, so that the next call dials instead of waiting as well.
+// It says nothing of what was refused; see [Link.Guard].
 func (l *Link) Confirm(ctx context.Context) error {
+	first, cancel := context.WithTimeout(ctx, roundTrip)
+	defer cancel()
+	err := l.confirm(first)
+	if !errors.Is(err, context.DeadlineExceeded) || ctx.Err() != nil {
+		return err
+	}
+	second, cancel := context.WithTimeout(ctx, lastRoundTrip)
+	defer cancel()
+	if err := l.Probe(second); err != nil {
+		return err
+	}
+	return l.confirm(ctx)
+}
+
+// confirm is one try of Confirm. The client hands refusals on in the background, so
+// that a flush alone may return before they have ended their guards.
+func (l *Link) confirm(ctx context.Context) error {
 	if err := l.Conn.FlushWithContext(ctx); err != nil {
 		return err
 	}
 	for {
 		l.mu.Lock()
-		handled, news := l.handled, l.news
+		handled, more := l.handled, l.more
 		l.mu.Unlock()
 		// What the server refused came before its answer, and stands here.
 		// Refusals are handled in order, so the last one is enough. It is read
 		// second: what differs from the one that was handled is then newer than
-		// that, and there will be news.
+		// that, and will be handled yet.
 		last := l.Conn.LastError()
 		if !errors.Is(last, nats.ErrPermissionViolation) || last == handled {
 			return nil
 		}
 		select {
-		case <-news:
+		case <-more:
 		case <-l.lost:
 			return l.Err()
 		case <-ctx.Done():
@@ -211,8 +222,8 @@ func (l *Link) onError(nc *nats.Conn, _ *nats.Subscription, err error) {
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		l.handled = err
-		close(l.news)
-		l.news = make(chan struct{})
+		close(l.more)
+		l.more = make(chan struct{})
 	}()
 	if isAuth(err) {
 		// The server closes the connection next, without repeating the reason.
@@ -233,7 +244,7 @@ func (l *Link) onError(nc *nats.Conn, _ *nats.Subscription, err error) {
 		}
 	}
 	l.mu.Unlock()
-	if operation == Subscribe && strings.HasPrefix(subject, l.owner.config.inboxes()) && strings.HasSuffix(subject, ".*") {
+	if operation == Subscribe && strings.HasPrefix(subject, l.inboxes) && strings.HasSuffix(subject, ".*") {
 		// All answers to requests come through one subscription that is made
 		// once, so that no request works on this connection, nor ever will: the
 		// next one may have been given the right meanwhile. (An inbox of its own

@@ -12,9 +12,9 @@ import (
 )
 
 // Whose record it is, is decided in one step with what is said of it: a successor
-// that announces while its predecessor waits for the turn is answered for, and neither
+// that announces while its predecessor waits to publish is answered for, and neither
 // drained nor withdrawn.
-func TestOwnerIsDecidedInTurn(t *testing.T) {
+func TestOwnerIsDecidedWhilePublishing(t *testing.T) {
 	t.Parallel()
 	s := natstest.Start(t, natstest.NoJetStream())
 	node := func(instance, state string) discovery.Node {
@@ -50,27 +50,27 @@ func TestOwnerIsDecidedInTurn(t *testing.T) {
 			if err := errors.Join(err, nc.Flush()); err != nil {
 				t.Fatal(err)
 			}
-			release, err := r.take(t.Context())
+			unlock, err := r.own.lock(t.Context())
 			if err != nil {
 				t.Fatal(err)
 			}
 			done := make(chan error, 1)
 			go func() { done <- f(r) }()
-			for deadline := time.Now().Add(30 * time.Second); !waitsIn("(*Registry)."+call+"(", "(*Registry).take("); {
+			for deadline := time.Now().Add(30 * time.Second); !waitsIn("(*Registry)."+call+"(", "(*ownRecords).lock("); {
 				if time.Now().After(deadline) {
-					release()
-					t.Fatalf("%s does not wait for the turn", call)
+					unlock()
+					t.Fatalf("%s does not wait until nobody else publishes", call)
 				}
 				time.Sleep(time.Millisecond)
 			}
-			// What Announce does when it has the turn.
+			// What Announce does when it publishes.
 			successor := &record{instance: "2", data: []byte("its record"), until: time.Now().Add(time.Hour)}
-			r.remember("a", successor)
-			release()
+			r.own.put("a", successor)
+			unlock()
 			if err := <-done; err != nil {
 				t.Error(err)
 			}
-			if got := string(r.data("a")); got != "its record" {
+			if got := string(r.own.data("a")); got != "its record" {
 				t.Errorf("queries are answered with %q", got)
 			}
 			if err := nc.Flush(); err != nil {
