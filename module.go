@@ -4,8 +4,10 @@ package caddydiscovery
 
 import (
 	"github.com/caddyserver/caddy/v2"
+	caddycmd "github.com/caddyserver/caddy/v2/cmd"
 
 	"github.com/caddy-discovery/caddy-discovery/backend"
+	"github.com/caddy-discovery/caddy-discovery/internal/cli"
 )
 
 func init() {
@@ -17,4 +19,5 @@ func init() {
 	caddy.RegisterModule(backend.Redis{})
 	caddy.RegisterModule(Admin{})
 	caddy.RegisterModule(new(StatusPage))
+	caddycmd.RegisterCommand(cli.Command(slogOf(processLogger("registrar"))))
 }

@@ -6,12 +6,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"math"
 	"math/rand/v2"
 	"net"
-	"net/http"
 	"os"
 	"slices"
 	"strconv"
@@ -27,6 +25,7 @@ import (
 	"github.com/caddy-discovery/caddy-discovery/backend"
 	"github.com/caddy-discovery/caddy-discovery/discovery"
 	"github.com/caddy-discovery/caddy-discovery/internal/caddyblock"
+	"github.com/caddy-discovery/caddy-discovery/internal/health"
 )
 
 // Registrar is an app that keeps this proxy's own endpoints listed in
@@ -195,7 +194,7 @@ func (n *ProxyNode) complete() error {
 		return fmt.Errorf("load: invalid value %q, want system or a placeholder that gives a number", n.Load)
 	}
 	if n.HealthURL != "" {
-		return checkHealthURL("health_url", n.HealthURL)
+		return caddyblock.CheckURL("health_url", n.HealthURL)
 	}
 	return nil
 }
@@ -309,7 +308,7 @@ func (n *ProxyNode) options() discovery.RegistrarOptions {
 		Load:      n.load,
 	}
 	if n.HealthURL != "" {
-		o.Ready = healthCheck(n.HealthURL)
+		o.Ready = health.URL(n.HealthURL)
 	}
 	return o
 }
@@ -323,32 +322,6 @@ func (n *ProxyNode) load() float64 {
 		return math.NaN()
 	}
 	return v
-}
-
-// healthCheck returns a check that passes while the URL answers with 2xx.
-func healthCheck(target string) func(context.Context) error {
-	// A client of its own, so that connections to a service that is being
-	// watched are not shared with anything.
-	client := &http.Client{
-		Transport:     &http.Transport{DisableKeepAlives: true},
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}
-	return func(ctx context.Context) error {
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, target, nil)
-		if err != nil {
-			return err
-		}
-		resp, err := client.Do(req)
-		if err != nil {
-			return err
-		}
-		defer resp.Body.Close()
-		_, _ = io.Copy(io.Discard, io.LimitReader(resp.Body, 64<<10))
-		if resp.StatusCode < 200 || resp.StatusCode > 299 {
-			return fmt.Errorf("health_url answered %s, want 2xx", resp.Status)
-		}
-		return nil
-	}
 }
 
 // follows reports whether the endpoint is the machine's address, which may change

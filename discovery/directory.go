@@ -76,17 +76,21 @@ type Directory struct {
 	propagation propagation
 }
 
-// condition is what Status shows and the snapshot does not.
+// condition is what Status shows and the snapshot does not. It never changes.
 type condition struct {
 	Status
-	known time.Time // of a restored list: when it was known to be current
+	known      time.Time     // of a restored list: when it was known to be current
+	superseded chan struct{} // closed when there is a newer condition
 }
 
 // setCondition makes a changed condition the current one. Only Run calls it.
 func (d *Directory) setCondition(change func(*condition)) {
-	next := *d.condition.Load()
+	last := d.condition.Load()
+	next := *last
+	next.superseded = make(chan struct{})
 	change(&next)
 	d.condition.Store(&next)
+	close(last.superseded)
 }
 
 // NewDirectory returns a Directory of the registry that the watcher follows. It
@@ -109,7 +113,7 @@ func NewDirectory(w Watcher, o Options) *Directory {
 		failures: make(chan failure, 256),
 	}
 	d.snapshot.Store(&Snapshot{superseded: make(chan struct{})})
-	d.condition.Store(&condition{Status: Status{Since: time.Now()}})
+	d.condition.Store(&condition{Status: Status{Since: time.Now()}, superseded: make(chan struct{})})
 	return d
 }
 
@@ -120,6 +124,30 @@ func (d *Directory) Snapshot() *Snapshot { return d.snapshot.Load() }
 // Synced returns a channel that is closed once the registry has been listed
 // whole for the first time.
 func (d *Directory) Synced() <-chan struct{} { return d.synced }
+
+// AwaitListing returns nil once the registry has been listed whole for the first time,
+// and before that the error of an attempt to do so, if one has failed: Run tries
+// again. When ctx ends it returns the error of that. It may be called from any
+// goroutine.
+func (d *Directory) AwaitListing(ctx context.Context) error {
+	for {
+		c := d.condition.Load()
+		select {
+		case <-d.synced:
+			return nil
+		default:
+		}
+		if c.LastError != nil {
+			return c.LastError
+		}
+		select {
+		case <-d.synced:
+		case <-c.superseded:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
 
 // Journal returns what became of the nodes. Whoever learns something about a node
 // that the registry does not know, such as that it does not answer, may add to it.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -104,6 +105,15 @@ func OptionalDuration(to **caddy.Duration) Option {
 func CheckDuration(name string, d caddy.Duration) error {
 	if d < 0 {
 		return fmt.Errorf("%s: invalid duration %v, want one above 0", name, time.Duration(d))
+	}
+	return nil
+}
+
+// CheckURL refuses the value of an option that names a URL to ask by GET, and is none.
+func CheckURL(name, value string) error {
+	u, err := url.Parse(value)
+	if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" {
+		return fmt.Errorf("%s: invalid URL %q, want http://host[:port][/path] or https://…", name, RedactURL(value))
 	}
 	return nil
 }

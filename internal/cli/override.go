@@ -1,10 +1,11 @@
-package caddydiscovery
+package cli
 
 import (
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"slices"
 	"strconv"
@@ -31,13 +32,14 @@ func (f *overrideFlags) addDuration(cmd *cobra.Command) {
 	cmd.Flags().DurationVar(&f.duration, "for", 0, "how long it is to hold, by the registry's clock (default until it is taken back)")
 }
 
-// overridesOf returns the overrides that a registry keeps.
-func overridesOf(ctx context.Context, registry discovery.Registry) (map[string]discovery.Override, error) {
+// overriderOf returns what writes the overrides of a registry, which does not keep any
+// otherwise.
+func overriderOf(registry discovery.Registry) (discovery.Overrider, error) {
 	overrider, ok := registry.(discovery.Overrider)
 	if !ok {
 		return nil, fmt.Errorf("%s keeps no overrides: %w", registry, discovery.ErrUnsupported)
 	}
-	return overrider.Overrides(ctx)
+	return overrider, nil
 }
 
 // decide changes the override of a node, and returns when that shows in the
@@ -46,10 +48,14 @@ func (f *overrideFlags) decide(ctx context.Context, cmd *cobra.Command, id strin
 	if f.duration < 0 {
 		return fmt.Errorf("--for: invalid duration %v, want one above 0", f.duration)
 	}
-	return f.follow(ctx, func(ctx context.Context, registry discovery.Registry, d *discovery.Directory) error {
+	return f.follow(ctx, func(ctx context.Context, nodes *fleet) error {
 		ctx, cancel := context.WithTimeout(ctx, f.timeout)
 		defer cancel()
-		all, err := overridesOf(ctx, registry)
+		overrider, err := overriderOf(nodes.registry)
+		if err != nil {
+			return err
+		}
+		all, err := overrider.Overrides(ctx)
 		if err != nil {
 			return err
 		}
@@ -57,7 +63,7 @@ func (f *overrideFlags) decide(ctx context.Context, cmd *cobra.Command, id strin
 		if o.Ended(time.Now()) {
 			o = discovery.Override{}
 		}
-		if _, err := findNode(registry, d, id); err != nil && !stands && !f.force {
+		if _, err := nodes.node(id); err != nil && !stands && !f.force {
 			return err
 		}
 		change(&o)
@@ -65,43 +71,57 @@ func (f *overrideFlags) decide(ctx context.Context, cmd *cobra.Command, id strin
 			o.Until = time.Now().Add(f.duration)
 		}
 		began := time.Now()
-		// What follows is known to exist, and only what is written first may be
-		// created: where overrides are kept.
-		_, writer, closeWriter, err := f.open(ctx, true)
-		if err != nil {
-			return err
-		}
-		defer closeWriter()
-		switch overrider := writer.(discovery.Overrider); {
-		case !o.IsZero():
-			err = overrider.SetOverride(ctx, id, o)
-		case stands:
-			err = overrider.ClearOverride(ctx, id)
-		}
-		if err != nil {
-			return err
-		}
-		for s := d.Snapshot(); ; s = d.Snapshot() {
-			e := s.Node(id)
-			if e == nil {
-				fmt.Fprintf(cmd.OutOrStdout(), "%s is not listed now; when it is: %s\n", discovery.PrintableLine(id), o)
-				return nil
-			}
-			if is := e.Override(); is.State == o.State && equalWeights(is.Weight, o.Weight) {
-				fmt.Fprintf(cmd.OutOrStdout(), "%s is %s with weight %v, seen after %v; operator: %s\n", discovery.PrintableLine(id), e.State(), e.Weight(),
-					time.Since(began).Round(100*time.Microsecond), o)
-				return nil
-			}
-			select {
-			case <-s.Superseded():
-			case <-ctx.Done():
-				return errors.New("the override is written, and the watch of the registry does not show it: does another one stand there?")
+		if !o.IsZero() || stands {
+			if err := f.write(ctx, id, o); err != nil {
+				return err
 			}
 		}
+		return nodes.tellOverride(ctx, cmd.OutOrStdout(), id, o, began)
 	})
 }
 
-func equalWeights(a, b *float64) bool { return a == b || a != nil && b != nil && *a == *b }
+// write sets the override of a node, or clears one that decides nothing. What it is
+// of is known to exist, and only what is written first may be created: where overrides
+// are kept.
+func (f *overrideFlags) write(ctx context.Context, id string, o discovery.Override) error {
+	c, err := f.open(ctx, true)
+	if err != nil {
+		return err
+	}
+	defer c.close()
+	overrider, err := overriderOf(c.registry)
+	switch {
+	case err != nil:
+		return err
+	case o.IsZero():
+		return overrider.ClearOverride(ctx, id)
+	default:
+		return overrider.SetOverride(ctx, id, o)
+	}
+}
+
+// tellOverride says what has become of a node once the override shows.
+func (f *fleet) tellOverride(ctx context.Context, w io.Writer, id string, o discovery.Override, began time.Time) error {
+	var e *discovery.Entry
+	err := f.await(ctx, func(s *discovery.Snapshot) bool {
+		if e = s.Node(id); e == nil {
+			return true
+		}
+		is := e.Override()
+		is.Until = o.Until // to the precision of the registry
+		return is.Equal(o)
+	})
+	switch {
+	case err != nil:
+		return errors.New("the override is written, and the watch of the registry does not show it: does another one stand there?")
+	case e == nil:
+		fmt.Fprintf(w, "%s is not listed now; when it is: %s\n", discovery.PrintableLine(id), o)
+	default:
+		fmt.Fprintf(w, "%s is %s with weight %v, seen after %v; operator: %s\n", discovery.PrintableLine(id), e.State(), e.Weight(),
+			time.Since(began).Round(100*time.Microsecond), o)
+	}
+	return nil
+}
 
 func drainCommand() *cobra.Command {
 	var flags overrideFlags
@@ -191,10 +211,14 @@ func overridesCommand() *cobra.Command {
 	flags.add(cmd)
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return command(cmd, func(ctx context.Context, cmd *cobra.Command, _ []string) error {
-		return flags.follow(ctx, func(ctx context.Context, registry discovery.Registry, d *discovery.Directory) error {
+		return flags.follow(ctx, func(ctx context.Context, f *fleet) error {
 			ctx, cancel := context.WithTimeout(ctx, flags.timeout)
 			defer cancel()
-			all, err := overridesOf(ctx, registry)
+			overrider, err := overriderOf(f.registry)
+			if err != nil {
+				return err
+			}
+			all, err := overrider.Overrides(ctx)
 			if err != nil {
 				return err
 			}
@@ -204,7 +228,7 @@ func overridesCommand() *cobra.Command {
 				if o.Ended(time.Now()) {
 					continue
 				}
-				v := overrideView{ID: id, State: string(o.State), Weight: o.Weight, Listed: d.Snapshot().Node(id) != nil}
+				v := overrideView{ID: id, State: string(o.State), Weight: o.Weight, Listed: f.Snapshot().Node(id) != nil}
 				if !o.Until.IsZero() {
 					v.Until = &o.Until
 				}
@@ -213,22 +237,26 @@ func overridesCommand() *cobra.Command {
 			if asJSON {
 				return json.NewEncoder(cmd.OutOrStdout()).Encode(views)
 			}
-			t := newTable(cmd.OutOrStdout(), "ID", "STATE", "WEIGHT", "UNTIL", "LISTED")
-			defer t.flush()
-			for _, v := range views {
-				weight, until, listed := "", "", "no"
-				if v.Weight != nil {
-					weight = "× " + strconv.FormatFloat(*v.Weight, 'g', -1, 64)
-				}
-				if v.Until != nil {
-					until = "for " + age(time.Until(*v.Until))
-				}
-				if v.Listed {
-					listed = "yes"
-				}
-				t.row(v.ID, v.State, weight, until, listed)
-			}
+			printOverrides(cmd.OutOrStdout(), views)
 			return nil
 		})
 	})
+}
+
+func printOverrides(w io.Writer, overrides []overrideView) {
+	t := newTable(w, "ID", "STATE", "WEIGHT", "UNTIL", "LISTED")
+	defer t.flush()
+	for _, v := range overrides {
+		weight, until, listed := "", "", "no"
+		if v.Weight != nil {
+			weight = "× " + strconv.FormatFloat(*v.Weight, 'g', -1, 64)
+		}
+		if v.Until != nil {
+			until = "for " + age(time.Until(*v.Until))
+		}
+		if v.Listed {
+			listed = "yes"
+		}
+		t.row(v.ID, v.State, weight, until, listed)
+	}
 }

@@ -1,4 +1,4 @@
-package caddydiscovery
+package cli
 
 import "testing"
 

@@ -1,114 +1,25 @@
-package caddydiscovery
+package cli
 
 import (
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
-	"os/signal"
 	"slices"
 	"strings"
-	"syscall"
-	"text/tabwriter"
+	"sync"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
-	caddycmd "github.com/caddyserver/caddy/v2/cmd"
 	"github.com/spf13/cobra"
 
 	"github.com/caddy-discovery/caddy-discovery/backend"
 	"github.com/caddy-discovery/caddy-discovery/discovery"
-	backends "github.com/caddy-discovery/caddy-discovery/discovery/registries"
+	"github.com/caddy-discovery/caddy-discovery/discovery/registries"
 )
-
-func init() {
-	caddycmd.RegisterCommand(caddycmd.Command{
-		Name:  "discovery",
-		Usage: "<command>",
-		Short: "Looks at a registry of nodes, and steers it",
-		Long: `
-Looks at a registry, straight and without a running Caddy: which nodes it lists,
-what becomes of them, what became of one. Takes a node out of service on every
-proxy and puts it back, and lists any program from a shell.
-
-The registry is a URL. Its scheme picks the backend, its path names the bucket,
-the prefix or the database:
-
-  --registry nats://10.0.0.5:4222/catga_nodes
-
-Without --registry the variable CADDY_DISCOVERY_REGISTRY counts, and without that
-nats://127.0.0.1:4222. Secrets are read from files or from variables of the
-environment and never shown.
-
-Exit codes: 0 success; 1 failure; 2 the registry's backend cannot do that, such as
-to drain a node on pub/sub, which keeps nothing; 3 there is no such node.
-`,
-		CobraFunc: func(cmd *cobra.Command) {
-			cmd.Use = "discovery <command>"
-			cmd.Args = cobra.NoArgs
-			// Without this an unknown command would show the help and succeed.
-			cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
-			cmd.Example = `  $ caddy discovery nodes --service orders
-  $ caddy discovery drain orders-3 --registry nats://10.0.0.5:4222/catga_nodes
-  $ caddy discovery register pay-1 http://10.0.0.9:8080 --metadata service=pay`
-			cmd.AddCommand(
-				nodesCommand(), watchCommand(), historyCommand(),
-				drainCommand(), undrainCommand(), weightCommand(), overridesCommand(),
-				registerCommand(), deregisterCommand(), statusCommand(),
-			)
-		},
-	})
-}
-
-// The exit codes, for scripts.
-const (
-	exitFailure     = 1
-	exitUnsupported = 2
-	exitNoNode      = 3
-)
-
-// errNoSuchNode: the registry does not list the node.
-var errNoSuchNode = errors.New("no such node")
-
-// exitCode returns the exit code for how a command ended.
-func exitCode(err error) int {
-	switch {
-	case err == nil:
-		return 0
-	case errors.Is(err, discovery.ErrUnsupported):
-		return exitUnsupported
-	case errors.Is(err, errNoSuchNode):
-		return exitNoNode
-	default:
-		return exitFailure
-	}
-}
-
-// command completes a subcommand that run executes. The context ends when the user
-// interrupts it.
-func command(cmd *cobra.Command, run func(ctx context.Context, cmd *cobra.Command, args []string) error) *cobra.Command {
-	cmd.SilenceUsage = true
-	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-		defer stop()
-		err := run(ctx, cmd, args)
-		if err == nil {
-			return nil
-		}
-		cmd.SilenceErrors = true
-		fmt.Fprintln(cmd.ErrOrStderr(), "Error:", discovery.PrintableLine(err.Error()))
-		if code := exitCode(err); code != exitFailure {
-			// Only Caddy itself can make an error with an exit code.
-			return caddycmd.WrapCommandFuncForCobra(func(caddycmd.Flags) (int, error) { return code, nil })(cmd, args)
-		}
-		return err
-	}
-	return cmd
-}
 
 // registryFlags are the flags that say which registry, and how to enter it.
 type registryFlags struct {
@@ -158,7 +69,7 @@ func (f *registryFlags) add(cmd *cobra.Command) {
 	}
 	_ = cmd.RegisterFlagCompletionFunc("registry", func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
 		var completions []string
-		for _, scheme := range backends.Schemes() {
+		for _, scheme := range registries.Schemes() {
 			completions = append(completions, scheme+"://")
 		}
 		return completions, cobra.ShellCompDirectiveNoSpace
@@ -226,7 +137,7 @@ func (f *registryFlags) exposed() string {
 		}
 		// What has no password is a user, and for NATS a token.
 		_, secret, found := strings.Cut(authority[:at], ":")
-		if name, _ := backends.Backend(u); !found && strings.HasPrefix(name, "nats") {
+		if name, _ := registries.Backend(u); !found && strings.HasPrefix(name, "nats") {
 			secret = authority[:at]
 		}
 		if secret != "" && !strings.HasPrefix(secret, "{") {
@@ -267,7 +178,7 @@ func (f *registryFlags) backend(ctx caddy.Context, create bool) (backend.Backend
 	if err != nil {
 		return nil, err
 	}
-	if name == backends.NATSKV && !create && !slices.ContainsFunc(lines, func(l []string) bool { return len(l) > 0 && l[0] == "create" }) {
+	if name == registries.NATSKV && !create && !slices.ContainsFunc(lines, func(l []string) bool { return len(l) > 0 && l[0] == "create" }) {
 		lines = append(lines, []string{"create", "off"})
 	}
 	tokens := []caddyfile.Token{}
@@ -295,102 +206,107 @@ func (f *registryFlags) backend(ctx caddy.Context, create bool) (backend.Backend
 	return backend.Load(ctx, &holder, "RegistryRaw", holder.RegistryRaw)
 }
 
-// open returns the registry, and what closes it.
-func (f *registryFlags) open(ctx context.Context, create bool) (backend.Backend, discovery.Registry, func(), error) {
+// connection is a registry that a command has opened.
+type connection struct {
+	registry discovery.Registry
+	ttl      time.Duration // see [backend.Options]
+	cancel   context.CancelFunc
+}
+
+func (c *connection) close() {
+	_ = c.registry.Close()
+	c.cancel()
+}
+
+// open opens the registry that the flags name.
+func (f *registryFlags) open(ctx context.Context, create bool) (*connection, error) {
 	provision, cancel := caddy.NewContext(caddy.Context{Context: ctx})
 	b, err := f.backend(provision, create)
 	if err != nil {
 		cancel()
-		return nil, nil, nil, err
+		return nil, err
 	}
 	registry, err := b.Open(slog.New(slog.DiscardHandler))
 	if err != nil {
 		cancel()
-		return nil, nil, nil, err
+		return nil, err
 	}
-	return b, registry, func() { _ = registry.Close(); cancel() }, nil
-}
-
-// follow runs a directory of the registry for as long as f takes, which is called
-// when the first listing is complete.
-func (f *registryFlags) follow(ctx context.Context, do func(context.Context, discovery.Registry, *discovery.Directory) error) error {
-	b, registry, closeAll, err := f.open(ctx, false)
-	if err != nil {
-		return err
-	}
-	defer closeAll()
-	d := discovery.NewDirectory(registry, discovery.Options{
-		TTL: time.Duration(b.Common().TTL),
-		// Records are strangers', and the machine of an operator reaches more than a
-		// proxy may.
-		RecordsOnly: true,
-	})
-	ctx, cancel := context.WithCancel(ctx)
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		_ = d.Run(ctx)
-	}()
-	defer func() { cancel(); <-ended }()
-	if err := awaitListing(ctx, registry, d, f.timeout); err != nil {
-		return err
-	}
-	return do(ctx, registry, d)
-}
-
-// awaitListing waits for the first listing. The first failure is final: whoever
-// sits before a terminal is told at once, and a script can try again.
-func awaitListing(ctx context.Context, registry discovery.Registry, d *discovery.Directory, timeout time.Duration) error {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	ticker := time.NewTicker(20 * time.Millisecond)
-	defer ticker.Stop()
-	for {
-		select {
-		case <-d.Synced():
-			return nil
-		case <-ctx.Done():
-			if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-				return fmt.Errorf("%s: not listed within %v", registry, timeout)
-			}
-			return ctx.Err()
-		case <-ticker.C:
-			if err := d.Status().LastError; err != nil {
-				return fmt.Errorf("%s: %w", registry, err)
-			}
-		}
-	}
+	return &connection{registry, time.Duration(b.Common().TTL), cancel}, nil
 }
 
 // once calls do with a registry that is not followed.
-func (f *registryFlags) once(ctx context.Context, create bool, do func(context.Context, discovery.Registry) error) error {
-	_, registry, closeAll, err := f.open(ctx, create)
+func (f *registryFlags) once(ctx context.Context, do func(context.Context, discovery.Registry) error) error {
+	c, err := f.open(ctx, false)
 	if err != nil {
 		return err
 	}
-	defer closeAll()
+	defer c.close()
 	ctx, cancel := context.WithTimeout(ctx, f.timeout)
 	defer cancel()
-	return do(ctx, registry)
+	return do(ctx, c.registry)
 }
 
-// table writes aligned columns.
-type table struct{ w *tabwriter.Writer }
-
-func newTable(w io.Writer, heads ...string) *table {
-	t := &table{tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)}
-	t.row(heads...)
-	return t
+// fleet is a registry and what it lists right now.
+type fleet struct {
+	*discovery.Directory
+	registry discovery.Registry
 }
 
-func (t *table) row(cells ...string) {
-	for i, c := range cells {
-		cells[i] = discovery.PrintableLine(c)
-		if cells[i] == "" && i < len(cells)-1 {
-			cells[i] = "-"
+// follow calls do once the registry is listed, and keeps the list up to date until do
+// returns. That the registry cannot be listed at the first attempt is final: whoever
+// sits before a terminal is told at once, and a script can try again.
+func (f *registryFlags) follow(ctx context.Context, do func(context.Context, *fleet) error) error {
+	c, err := f.open(ctx, false)
+	if err != nil {
+		return err
+	}
+	defer c.close()
+	// Records are strangers', and the machine of an operator reaches more than a
+	// proxy may.
+	d := discovery.NewDirectory(c.registry, discovery.Options{TTL: c.ttl, RecordsOnly: true})
+	ctx, cancel := context.WithCancel(ctx)
+	var running sync.WaitGroup
+	running.Go(func() { _ = d.Run(ctx) }) // it returns only when ctx ends
+	defer running.Wait()
+	defer cancel()
+	within, giveUp := context.WithTimeout(ctx, f.timeout)
+	defer giveUp()
+	switch err := d.AwaitListing(within); {
+	case err == nil:
+		return do(ctx, &fleet{d, c.registry})
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case within.Err() != nil:
+		return fmt.Errorf("%s: not listed within %v", c.registry, f.timeout)
+	default:
+		return fmt.Errorf("%s: %w", c.registry, err)
+	}
+}
+
+// node returns a node that is listed.
+func (f *fleet) node(id string) (*discovery.Entry, error) {
+	if e := f.Snapshot().Node(id); e != nil {
+		return e, nil
+	}
+	for _, r := range f.Status().Rejections {
+		if r.ID == id {
+			return nil, fmt.Errorf("%w: the record of %q in %s is rejected: %w", errNoSuchNode, id, f.registry, r.Err)
 		}
 	}
-	fmt.Fprintln(t.w, strings.Join(cells, "\t"))
+	return nil, fmt.Errorf("%w: %s does not list %q", errNoSuchNode, f.registry, id)
 }
 
-func (t *table) flush() { _ = t.w.Flush() }
+// await returns when a snapshot is as done says, or the error of the context.
+func (f *fleet) await(ctx context.Context, done func(*discovery.Snapshot) bool) error {
+	for {
+		s := f.Snapshot()
+		if done(s) {
+			return nil
+		}
+		select {
+		case <-s.Superseded():
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
