@@ -1,6 +1,7 @@
 package caddydiscovery
 
 import (
+	"iter"
 	"net/http"
 	"slices"
 	"time"
@@ -134,18 +135,26 @@ func (a *attempts) returned(nodes []*discovery.Entry, upstreams []*reverseproxy.
 	}
 }
 
-// each calls f with each upstream that is a node.
-func (a *attempts) each(pool reverseproxy.UpstreamPool, f func(*discovery.Entry, *reverseproxy.Upstream)) {
-	if a == nil {
-		return
-	}
-	for _, c := range a.current {
-		start := slices.Index(pool, c.first)
-		if start < 0 || len(pool) < start+len(c.nodes) {
-			continue // another source of a multi has failed, or the handler fell back
-		}
-		for i, e := range c.nodes {
-			f(e, pool[start+i])
+// each yields the upstreams, each with the node that it is; nil if it is none: that of
+// another source, or a static one.
+func (a *attempts) each(pool reverseproxy.UpstreamPool) iter.Seq2[*discovery.Entry, *reverseproxy.Upstream] {
+	return func(yield func(*discovery.Entry, *reverseproxy.Upstream) bool) {
+		var nodes []*discovery.Entry // of the upstreams that come next
+		for i, up := range pool {
+			if a != nil && len(nodes) == 0 {
+				for _, c := range a.current {
+					if c.first == up && len(c.nodes) <= len(pool)-i {
+						nodes = c.nodes
+					}
+				}
+			}
+			var e *discovery.Entry
+			if len(nodes) > 0 {
+				e, nodes = nodes[0], nodes[1:]
+			}
+			if !yield(e, up) {
+				return
+			}
 		}
 	}
 }
@@ -160,7 +169,11 @@ func (w *policyWrapper) Select(pool reverseproxy.UpstreamPool, r *http.Request, 
 		a = w.attempts(r)
 	}
 	if w.hosts {
-		a.each(pool, noteHost)
+		for e, up := range a.each(pool) {
+			if e != nil {
+				noteHost(e, up)
+			}
+		}
 	}
 	selected, pool := w.choose(pool, a, r, rw)
 	if a == nil {
@@ -170,12 +183,12 @@ func (w *policyWrapper) Select(pool reverseproxy.UpstreamPool, r *http.Request, 
 		// If the request comes back, it failed there.
 		a.tried.Add(selected.Dial)
 		if a.chosen != nil {
-			a.chosen.node = nil // it may be none of the nodes
-			a.each(pool, func(e *discovery.Entry, up *reverseproxy.Upstream) {
+			a.chosen.node = nil // it may be none of the pool
+			for e, up := range a.each(pool) {
 				if up == selected {
 					a.chosen.node, a.chosen.address = e, selected.Dial
 				}
-			})
+			}
 		}
 	}
 	a.current = a.current[:0]

@@ -23,10 +23,11 @@ import (
 // A request that waits is served although its config is replaced meanwhile: what it
 // needs is released when the last of them is through.
 type coldStart struct {
-	directory *sharedDirectory
-	checks    *health.Checker // nil without health checks
-	timeout   time.Duration
+	directory *discovery.Directory
+	timeout   time.Duration // sync_timeout
+	checks    checks        // nil without health checks
 
+	opened  time.Time // the directory was
 	restore *time.Timer
 
 	mu      sync.Mutex // guards what follows; nothing else happens under it
@@ -34,8 +35,15 @@ type coldStart struct {
 	release func()     // left for the last of them to call
 }
 
-// begin has the saved list used when its time comes.
-func (c *coldStart) begin() {
+// checks are what a cold start asks a [health.Checker].
+type checks interface {
+	Of(e *discovery.Entry) (state health.State, since time.Time)
+	Superseded() <-chan struct{}
+}
+
+// begin has the saved list used when its time comes. Nothing is awaited before.
+func (c *coldStart) begin(opened time.Time) {
+	c.opened = opened
 	c.restore = time.AfterFunc(time.Until(c.restoresAt()), c.directory.Restore)
 }
 
@@ -46,8 +54,7 @@ func (c *coldStart) end() {
 	}
 }
 
-func (c *coldStart) opened() time.Time     { return time.Unix(0, c.directory.opened.Load()) }
-func (c *coldStart) restoresAt() time.Time { return c.opened().Add(c.timeout / 2) }
+func (c *coldStart) restoresAt() time.Time { return c.opened.Add(c.timeout / 2) }
 
 // enter says that a request begins to wait. It is matched by one of exit.
 func (c *coldStart) enter() {
@@ -82,7 +89,7 @@ func (c *coldStart) leaveRelease(release func()) bool {
 // the saved list can serve, or the time is over.
 func (c *coldStart) awaitListing(ctx context.Context, pick func(*discovery.Snapshot) *picker.Picker) *discovery.Snapshot {
 	snapshot := c.directory.Snapshot()
-	left := time.Until(c.opened().Add(c.timeout))
+	left := time.Until(c.opened.Add(c.timeout))
 	if snapshot.Synced || left <= 0 {
 		return snapshot
 	}

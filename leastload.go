@@ -83,64 +83,53 @@ func (l *LeastLoad) Provision(ctx caddy.Context) error {
 	return nil
 }
 
-// recentPerRequest is how many requests of the last seconds weigh as much as one
-// that is in flight.
-const recentPerRequest = 64
-
 // Select selects the upstream of the least score. Which nodes the upstreams are it
-// learns from the attempts of the request, which the source has noted.
+// learns from the attempts of the request, where the source has noted them.
 func (l *LeastLoad) Select(pool reverseproxy.UpstreamPool, r *http.Request, _ http.ResponseWriter) *reverseproxy.Upstream {
 	a := attemptsOf(r)
 	sum, known := 0.0, 0
-	a.each(pool, func(e *discovery.Entry, up *reverseproxy.Upstream) {
-		if up.Available() {
+	for e, up := range a.each(pool) {
+		if e != nil && up.Available() {
 			sum += e.Load()
 			known++
 		}
-	})
+	}
 	mean := sum / float64(max(known, 1))
 	now := time.Since(windowsBegan)
 	var best *reverseproxy.Upstream
 	var bestNode *discovery.Entry
 	var least float64
 	ties := uint64(0)
-	consider := func(e *discovery.Entry, up *reverseproxy.Upstream) {
+	for e, up := range a.each(pool) {
 		if !up.Available() {
-			return
+			continue
 		}
 		load, recent := mean, 0.0
 		if e != nil {
 			load, recent = e.Load(), peerOf(e).recent.count(now)
 		}
-		value := score(load, mean, up.Host.NumRequests(), recent)
+		s := score(load, mean, up.Host.NumRequests(), recent)
 		switch {
-		case best == nil || value < least:
+		case best == nil || s < least:
 			ties = 1
-		case value > least:
-			return
+		case s > least:
+			continue
 		default:
 			if ties++; l.random()%ties != 0 {
-				return
+				continue
 			}
 		}
-		best, bestNode, least = up, e, value
-	}
-	next := 0
-	a.each(pool, func(e *discovery.Entry, up *reverseproxy.Upstream) {
-		for ; next < len(pool) && pool[next] != up; next++ {
-			consider(nil, pool[next]) // of another source
-		}
-		consider(e, up)
-		next++
-	})
-	for ; next < len(pool); next++ {
-		consider(nil, pool[next])
+		best, bestNode, least = up, e, s
 	}
 	if bestNode != nil {
 		peerOf(bestNode).recent.add(now)
 	}
 	return best
 }
+
+// recentPerRequest is how many requests of the last seconds weigh as much as one
+// that is in flight.
+const recentPerRequest = 64
 
 // score is by what candidates are compared: the load that a node reports,
 // corrected by what this proxy knows better. The average is added to each load:
@@ -169,8 +158,8 @@ const (
 
 var windowsBegan = time.Now()
 
-// at returns the counts of a state as of a later step.
-func (*window) at(state, step uint64) (before, current uint64) {
+// countsAt returns the counts of a state as of a later step.
+func countsAt(state, step uint64) (before, current uint64) {
 	switch then := state >> 40; {
 	case then == step:
 		return state >> 20 & windowMost, state & windowMost
@@ -182,7 +171,7 @@ func (*window) at(state, step uint64) (before, current uint64) {
 }
 
 func (w *window) count(now time.Duration) float64 {
-	before, current := w.at(w.state.Load(), uint64(now/windowStep))
+	before, current := countsAt(w.state.Load(), uint64(now/windowStep))
 	return float64(current) + float64(before)*(1-float64(now%windowStep)/float64(windowStep))
 }
 
@@ -190,7 +179,7 @@ func (w *window) add(now time.Duration) {
 	step := uint64(now / windowStep)
 	for {
 		old := w.state.Load()
-		before, current := w.at(old, step)
+		before, current := countsAt(old, step)
 		if w.state.CompareAndSwap(old, step<<40|before<<20|min(current+1, windowMost)) {
 			return
 		}

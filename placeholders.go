@@ -20,7 +20,10 @@ import (
 // nodePlaceholder begins the placeholders of the node that a request goes to; the
 // documentation of Upstreams lists them. They cost something for each request, so
 // that they are there only if the HTTP configuration mentions one of them.
-const nodePlaceholder = "http.reverse_proxy.upstream.node."
+const (
+	nodePlaceholder     = upstreamPlaceholder + "node."
+	upstreamPlaceholder = "http.reverse_proxy.upstream." // Caddy's own
+)
 
 // chosen is the node that a request went to last.
 type chosen struct {
@@ -56,16 +59,13 @@ func (c *chosen) replace(name string) (any, bool) {
 		return nil, false
 	}
 	node := c.node
-	if last, _ := c.repl.GetString("http.reverse_proxy.upstream.hostport"); last != c.address {
+	if last, _ := c.repl.GetString(upstreamPlaceholder + "hostport"); last != c.address {
 		node = nil
 	}
-	if node == nil {
-		switch short {
-		case "host", "port", "hostport":
-			// A static upstream is dialled at what was configured.
-			value, _ := c.repl.GetString(strings.TrimSuffix(nodePlaceholder, "node.") + short)
-			return value, true
-		}
+	if node == nil && (short == "host" || short == "port" || short == "hostport") {
+		// A static upstream is dialled at what was configured.
+		value, _ := c.repl.GetString(upstreamPlaceholder + short)
+		return value, true
 	}
 	return nodeValue(node, name)
 }
@@ -99,9 +99,9 @@ func nodeValue(node *discovery.Entry, name string) (any, bool) {
 	return nil, false
 }
 
-// asked remembers whether the newest HTTP app mentions the placeholders: one look
-// at it is enough for all its handlers.
-var asked struct {
+// newestApp remembers whether the newest HTTP app mentions the placeholders: one look
+// at it is enough for all its handlers, which share nothing else of ours.
+var newestApp struct {
 	sync.Mutex
 	app      weak.Pointer[caddyhttp.App]
 	mentions bool
@@ -118,12 +118,12 @@ func mentionsNodes(ctx caddy.Context, handler *reverseproxy.Handler) bool {
 		if !ok {
 			continue
 		}
-		asked.Lock()
-		defer asked.Unlock()
-		if asked.app.Value() != app {
-			asked.app, asked.mentions = weak.Make(app), appMentionsNodes(app)
+		newestApp.Lock()
+		defer newestApp.Unlock()
+		if newestApp.app.Value() != app {
+			newestApp.app, newestApp.mentions = weak.Make(app), appMentionsNodes(app)
 		}
-		return asked.mentions
+		return newestApp.mentions
 	}
 	return false
 }

@@ -126,6 +126,10 @@ type Upstreams struct {
 	// that there are none until it is back. Default: for ever
 	MaxStale caddy.Duration `json:"max_stale,omitempty"`
 
+	// From here on in the order of use: Provision looks at the handler, opens the
+	// directory and says which nodes requests get; start begins to follow the registry;
+	// GetUpstreams asks pickers; Cleanup releases what others may share.
+
 	handler   *reverseproxy.Handler
 	https     bool           // the transport speaks TLS
 	insecure  bool           // and takes any certificate
@@ -195,7 +199,7 @@ func (u *Upstreams) Provision(ctx caddy.Context) error {
 	if u.directory, err = acquireDirectory(b); err != nil {
 		return fmt.Errorf("opening the registry: %w", err)
 	}
-	u.cold.directory, u.cold.timeout = u.directory, time.Duration(u.SyncTimeout)
+	u.cold.directory, u.cold.timeout = u.directory.Directory, time.Duration(u.SyncTimeout)
 	u.provisionPickers()
 	if u.Health != nil {
 		if err := u.provisionChecks(b); err != nil {
@@ -209,18 +213,6 @@ func (u *Upstreams) Provision(ctx caddy.Context) error {
 		u.start()
 		if u.emitter, err = emitEvents(ctx, u.directory, u.logger); err != nil {
 			u.logger.Error("no events will be emitted", zap.Error(err))
-		}
-	})
-}
-
-// start begins to follow the registry and to check the nodes. Requests call it, too:
-// servers accept them before Caddy says "started".
-func (u *Upstreams) start() {
-	u.starting.Do(func() {
-		u.directory.start()
-		u.cold.begin()
-		if u.health != nil {
-			u.health.start(newHealthClient(u.handler))
 		}
 	})
 }
@@ -332,7 +324,8 @@ func (u *Upstreams) wrapPolicy(ctx caddy.Context, policy reverseproxy.Selector) 
 	}
 }
 
-// provisionPickers says which nodes requests get, and when it was said.
+// provisionPickers tells the pickers which nodes the source uses and how it picks among
+// them.
 func (u *Upstreams) provisionPickers() {
 	u.pickers.Query = u.query(func(s string) string { return s })
 	u.static = picker.Query{Service: u.Service, ByService: u.Service != "" && !varies(u.Service)}
@@ -363,28 +356,10 @@ func (u *Upstreams) provisionChecks(b backend.Backend) (err error) {
 	if u.health, err = acquireChecks(u, b, u.handler.Transport); err != nil {
 		return fmt.Errorf("opening the health checks: %w", err)
 	}
-	u.cold.checks = u.health.Checker
+	u.cold.checks = u.health
 	u.pickers.Version = u.health.Version
 	u.builder.Check, u.builder.Unchecked = u.checked, u.cold.unchecked
 	return nil
-}
-
-// varies reports whether a value depends on the request.
-func varies(s string) bool { return strings.Contains(s, "{") }
-
-// query returns what the source asks for, with its placeholders expanded.
-func (u *Upstreams) query(expand func(string) string) picker.Query {
-	criteria := func(configured []Criterion) []picker.Criterion {
-		expanded := make([]picker.Criterion, len(configured))
-		for i, c := range configured {
-			expanded[i] = picker.Criterion{Key: c.Key, Values: make([]string, len(c.Values))}
-			for j, v := range c.Values {
-				expanded[i].Values[j] = expand(v)
-			}
-		}
-		return expanded
-	}
-	return picker.Query{ByService: u.Service != "", Service: expand(u.Service), Where: criteria(u.Where), Prefer: criteria(u.Prefer)}
 }
 
 // scheme returns which scheme a node must serve.
@@ -408,6 +383,157 @@ func (u *Upstreams) checked(e *discovery.Entry) picker.Reason {
 		return picker.Unhealthy
 	}
 	return ""
+}
+
+// varies reports whether a value depends on the request.
+func varies(s string) bool { return strings.Contains(s, "{") }
+
+// start begins to follow the registry and to check the nodes. Requests call it, too:
+// servers accept them before Caddy says "started".
+func (u *Upstreams) start() {
+	u.starting.Do(func() {
+		u.directory.start()
+		u.cold.begin(time.Unix(0, u.directory.opened.Load()))
+		if u.health != nil {
+			u.health.start(newHealthClient(u.handler))
+		}
+	})
+}
+
+// GetUpstreams returns the nodes for a request: sorted by id, or in the order in
+// which they were picked. They are freshly allocated, because Caddy writes to them
+// (https://github.com/caddyserver/caddy/issues/5736).
+func (u *Upstreams) GetUpstreams(r *http.Request) ([]*reverseproxy.Upstream, error) {
+	p := u.pickerFor(r)
+	if u.givenUp() {
+		return u.upstreams(nil, nil), nil
+	}
+	var a *attempts
+	if u.wrapper != nil {
+		a = u.wrapper.attempts(r)
+	}
+	if a == nil {
+		var few [4]*discovery.Entry // on the stack
+		return u.upstreams(p.Pick(nil, u.Pick.key(r), few[:0]), nil), nil
+	}
+	if !a.tried.Empty() {
+		for _, e := range p.At(&a.tried) {
+			if e.Named() {
+				u.directory.Failed(e, u.dial(e)) // its name may stand for other addresses
+			}
+		}
+	}
+	nodes := p.Pick(&a.tried, u.Pick.key(r), a.room())
+	upstreams := u.upstreams(nodes, &a.tried)
+	a.returned(nodes, upstreams)
+	return upstreams, nil
+}
+
+// pickerFor returns the picker for a request, which may have to wait for it: see
+// coldStart.
+func (u *Upstreams) pickerFor(r *http.Request) *picker.Picker {
+	u.start()
+	if snapshot := u.directory.Snapshot(); snapshot.Synced {
+		if p := u.picker(snapshot, r); !p.Empty() || u.health == nil {
+			return p
+		}
+	}
+	u.cold.enter()
+	defer u.cold.exit()
+	pick := func(s *discovery.Snapshot) *picker.Picker { return u.picker(s, r) }
+	p := pick(u.cold.awaitListing(r.Context(), pick))
+	if p.Empty() && u.health != nil && !u.givenUp() {
+		p = u.cold.awaitChecks(r.Context(), pick)
+	}
+	return p
+}
+
+// picker returns the picker of a snapshot for a request.
+func (u *Upstreams) picker(s *discovery.Snapshot, r *http.Request) *picker.Picker {
+	if !u.pickers.Varies {
+		return u.pickers.Picker(s, nil)
+	}
+	repl, ok := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
+	if !ok {
+		repl = caddy.NewReplacer()
+	}
+	q := u.query(func(s string) string { return repl.ReplaceAll(s, "") })
+	return u.pickers.Picker(s, &q)
+}
+
+// query returns what the source asks for, with its placeholders expanded.
+func (u *Upstreams) query(expand func(string) string) picker.Query {
+	criteria := func(configured []Criterion) []picker.Criterion {
+		expanded := make([]picker.Criterion, len(configured))
+		for i, c := range configured {
+			expanded[i] = picker.Criterion{Key: c.Key, Values: make([]string, len(c.Values))}
+			for j, v := range c.Values {
+				expanded[i].Values[j] = expand(v)
+			}
+		}
+		return expanded
+	}
+	return picker.Query{ByService: u.Service != "", Service: expand(u.Service), Where: criteria(u.Where), Prefer: criteria(u.Prefer)}
+}
+
+// upstreams makes what Caddy wants of nodes. One that is tried again is dialled at
+// another address, if its host name has one. Where there is none, policyWrapper.choose
+// falls back to static upstreams.
+func (u *Upstreams) upstreams(nodes []*discovery.Entry, tried *picker.AddressSet) []*reverseproxy.Upstream {
+	u.directory.stats.lookup(len(nodes) > 0)
+	if len(nodes) == 0 {
+		return nil
+	}
+	block := make([]reverseproxy.Upstream, len(nodes))
+	upstreams := make([]*reverseproxy.Upstream, len(nodes))
+	for i, e := range nodes {
+		block[i].Dial = u.dial(e)
+		if !tried.Empty() && !u.https && tried.Has(block[i].Dial) {
+			block[i].Dial = e.AddressBeside(tried.Has)
+		}
+		upstreams[i] = &block[i]
+	}
+	return upstreams
+}
+
+// givenUp reports whether the registry has been away for longer than max_stale, and
+// logs when that begins and ends.
+func (u *Upstreams) givenUp() bool {
+	if u.MaxStale == 0 {
+		return false
+	}
+	age := u.directory.Stale()
+	given := age > time.Duration(u.MaxStale)
+	if u.outdated.Load() == given || u.outdated.Swap(given) == given {
+		return given
+	}
+	if given {
+		u.logger.Warn("giving up the last known nodes: the registry has been away for longer than max_stale",
+			zap.String("service", u.Service), zap.Duration("away", age.Round(time.Millisecond)), zap.Bool("static_upstreams", len(u.handler.Upstreams) > 0))
+	} else {
+		u.logger.Info("the registry is back; its nodes are in use again", zap.String("service", u.Service))
+	}
+	return given
+}
+
+// tellBuilt logs that the source begins or ends to have no node: once each, not for
+// each request.
+func (u *Upstreams) tellBuilt(snapshot *discovery.Snapshot, p *picker.Picker, turned bool) {
+	u.tellUnguarded(snapshot)
+	switch {
+	case !turned:
+		return
+	case !p.Empty():
+		u.logger.Info("nodes can serve again", zap.String("service", u.Service), zap.Int("nodes", len(p.First())))
+		return
+	}
+	reasons, candidates := u.builder.Reasons(snapshot, &u.pickers.Query)
+	u.logger.Warn("no node can serve",
+		zap.String("service", u.Service),
+		zap.Int("listed", len(snapshot.Nodes())),
+		zap.Int("of_this_service", candidates),
+		zap.Any("because", reasons),
+		zap.Bool("static_upstreams", len(u.handler.Upstreams) > 0))
 }
 
 // wants reports whether some requests may go to the node, as its state and its checks
@@ -473,127 +599,6 @@ func (u *Upstreams) closeIdle() {
 		// or to try again, leaves another one.
 		time.AfterFunc(time.Duration(u.SyncTimeout)+lateRequests, t.Transport.CloseIdleConnections)
 	}
-}
-
-// GetUpstreams returns the nodes for a request: sorted by id, or in the order in
-// which they were picked. They are freshly allocated, because Caddy writes to them
-// (https://github.com/caddyserver/caddy/issues/5736).
-func (u *Upstreams) GetUpstreams(r *http.Request) ([]*reverseproxy.Upstream, error) {
-	p := u.pickerFor(r)
-	if u.givenUp() {
-		return u.upstreams(nil, nil), nil
-	}
-	var a *attempts
-	if u.wrapper != nil {
-		a = u.wrapper.attempts(r)
-	}
-	if a == nil {
-		var few [4]*discovery.Entry // on the stack
-		return u.upstreams(p.Pick(nil, u.Pick.key(r), few[:0]), nil), nil
-	}
-	if !a.tried.Empty() {
-		for _, e := range p.At(&a.tried) {
-			if e.Named() {
-				u.directory.Failed(e, u.dial(e))
-			}
-		}
-	}
-	nodes := p.Pick(&a.tried, u.Pick.key(r), a.room())
-	upstreams := u.upstreams(nodes, &a.tried)
-	a.returned(nodes, upstreams)
-	return upstreams, nil
-}
-
-// pickerFor returns the picker for a request, which may have to wait for it soon after
-// a cold start or the beginning of the health checks.
-func (u *Upstreams) pickerFor(r *http.Request) *picker.Picker {
-	u.start()
-	if snapshot := u.directory.Snapshot(); snapshot.Synced {
-		if p := u.picker(snapshot, r); !p.Empty() || u.health == nil {
-			return p
-		}
-	}
-	u.cold.enter()
-	defer u.cold.exit()
-	pick := func(s *discovery.Snapshot) *picker.Picker { return u.picker(s, r) }
-	p := pick(u.cold.awaitListing(r.Context(), pick))
-	if p.Empty() && u.health != nil && !u.givenUp() {
-		p = u.cold.awaitChecks(r.Context(), pick)
-	}
-	return p
-}
-
-// picker returns the picker of a snapshot for a request.
-func (u *Upstreams) picker(s *discovery.Snapshot, r *http.Request) *picker.Picker {
-	if !u.pickers.Varies {
-		return u.pickers.Picker(s, nil)
-	}
-	repl, ok := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
-	if !ok {
-		repl = caddy.NewReplacer()
-	}
-	q := u.query(func(s string) string { return repl.ReplaceAll(s, "") })
-	return u.pickers.Picker(s, &q)
-}
-
-// upstreams makes what Caddy wants of nodes. One that is tried again is dialled at
-// another address, if its host name has one. Where there is none, policyWrapper.choose
-// falls back to static upstreams.
-func (u *Upstreams) upstreams(nodes []*discovery.Entry, tried *picker.AddressSet) []*reverseproxy.Upstream {
-	u.directory.stats.lookup(len(nodes) > 0)
-	if len(nodes) == 0 {
-		return nil
-	}
-	block := make([]reverseproxy.Upstream, len(nodes))
-	upstreams := make([]*reverseproxy.Upstream, len(nodes))
-	for i, e := range nodes {
-		block[i].Dial = u.dial(e)
-		if !tried.Empty() && !u.https && tried.Has(block[i].Dial) {
-			block[i].Dial = e.AddressBeside(tried.Has)
-		}
-		upstreams[i] = &block[i]
-	}
-	return upstreams
-}
-
-// givenUp reports whether the registry has been away for longer than max_stale, and
-// logs when that begins and ends.
-func (u *Upstreams) givenUp() bool {
-	if u.MaxStale == 0 {
-		return false
-	}
-	age := u.directory.Stale()
-	given := age > time.Duration(u.MaxStale)
-	if u.outdated.Load() == given || u.outdated.Swap(given) == given {
-		return given
-	}
-	if given {
-		u.logger.Warn("giving up the last known nodes: the registry has been away for longer than max_stale",
-			zap.String("service", u.Service), zap.Duration("away", age.Round(time.Millisecond)), zap.Bool("static_upstreams", len(u.handler.Upstreams) > 0))
-	} else {
-		u.logger.Info("the registry is back; its nodes are in use again", zap.String("service", u.Service))
-	}
-	return given
-}
-
-// tellBuilt logs that the source begins or ends to have no node: once each, not for
-// each request.
-func (u *Upstreams) tellBuilt(snapshot *discovery.Snapshot, p *picker.Picker, turned bool) {
-	u.tellUnguarded(snapshot)
-	switch {
-	case !turned:
-		return
-	case !p.Empty():
-		u.logger.Info("nodes can serve again", zap.String("service", u.Service), zap.Int("nodes", len(p.First())))
-		return
-	}
-	reasons, candidates := u.builder.Reasons(snapshot, &u.pickers.Query)
-	u.logger.Warn("no node can serve",
-		zap.String("service", u.Service),
-		zap.Int("listed", len(snapshot.Nodes())),
-		zap.Int("of_this_service", candidates),
-		zap.Any("because", reasons),
-		zap.Bool("static_upstreams", len(u.handler.Upstreams) > 0))
 }
 
 // Interface guards
