@@ -112,6 +112,7 @@ func NewDirectory(w Watcher, o Options) *Directory {
 		restore:  make(chan struct{}, 1),
 		failures: make(chan failure, 256),
 	}
+	d.registry.Store(new([]netip.AddrPort))
 	d.snapshot.Store(&Snapshot{superseded: make(chan struct{})})
 	d.condition.Store(&condition{Status: Status{Since: time.Now()}, superseded: make(chan struct{})})
 	return d
@@ -157,10 +158,7 @@ func (d *Directory) Journal() *Journal { return &d.journal }
 // points there is none. What is returned is shared: read it only. When it changes
 // there is a new snapshot.
 func (d *Directory) RegistryAddresses() []netip.AddrPort {
-	if sockets := d.registry.Load(); sockets != nil {
-		return *sockets
-	}
-	return nil
+	return *d.registry.Load()
 }
 
 // A Rejection is a record that was not accepted.

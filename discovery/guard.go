@@ -158,7 +158,6 @@ func (l *loop) settle() {
 	}
 	l.expired = nil
 	l.lapse(lapsing, "its record ran out in the registry")
-	l.armExpiry()
 }
 
 // lapse ends nodes whose lease ran out, or has them dialled first if there are too
@@ -321,8 +320,7 @@ func (l *loop) hold(t *tracked) {
 
 // mark makes the doubt about a node, or its end, visible.
 func (l *loop) mark(t *tracked) {
-	t.entry = t.entry.in(t.doubt)
-	l.publisher.change(t.entry.Node.ID, t.entry)
+	l.show(t, t.entry.in(t.doubt))
 }
 
 // readmit brings a node back that lapsed and accepts connections after all.
@@ -341,7 +339,6 @@ func (l *loop) readmit(g *grave) {
 		l.insert(t)
 		l.hold(t)
 	}
-	l.armExpiry()
 }
 
 // revive brings a node back that lapsed and is heard again, by the record that it
@@ -359,10 +356,7 @@ func (l *loop) revive(id string) *tracked {
 	}
 	l.graves.drop(g)
 	t.entry.liveness.renewed.Store(int64(now()))
-	l.join(t.entry)
-	l.insert(t)
-	l.reporter.node(ChangeSeen, t.entry, "it is heard again")
-	l.armExpiry()
+	l.enter(t, "it is heard again")
 	return t
 }
 
@@ -390,8 +384,8 @@ func (l *loop) calm(t *tracked) {
 
 // forget makes sure that a record does not come back of which the registry said
 // something since it lapsed.
-func (l *loop) forget(e Event) {
-	if g := l.graves.byRecord[rejectionKey(e)]; g != nil {
+func (l *loop) forget(record string) {
+	if g := l.graves.byRecord[record]; g != nil {
 		l.graves.drop(g)
 	}
 }

@@ -137,6 +137,7 @@ func (l *loop) run(ctx context.Context) error {
 		l.prober.dialWaiting(ctx, len(l.table.nodes))
 		l.resolver.lookUpWaiting(ctx)
 		l.reacher.tryWaiting(ctx)
+		l.armExpiry()
 		l.publish()
 	}
 }
@@ -171,7 +172,7 @@ func (l *loop) receive(ctx context.Context, m message) {
 		l.watch.startLater()
 	case !l.watch.broken:
 		l.lastEvent.Store(int64(now()))
-		l.apply(m.event)
+		l.apply(&m.event)
 	}
 }
 
@@ -203,7 +204,6 @@ func (l *loop) lose(err error) {
 				"nodes", len(l.table.nodes), "error", err)
 		}
 	}
-	l.expiry.Stop()
 }
 
 // publish publishes what changed, and has the list saved then.

@@ -43,9 +43,8 @@ func (l *loop) setAddresses(name string, addresses []netip.Addr) {
 func (l *loop) moveTo(name string) {
 	for id := range l.resolver.usersOf(name) {
 		if t := l.table.nodes[id]; t != nil {
-			t.entry = t.entry.at(l.resolver.of(name))
+			l.show(t, t.entry.at(l.resolver.of(name)))
 			l.count(t)
-			l.publisher.change(id, t.entry)
 		}
 	}
 	if l.location.ports[name] != nil {
@@ -63,8 +62,7 @@ func (l *loop) onReach(ctx context.Context, f reached) {
 	}
 	t.entry.liveness.answers.Store(&f.address)
 	was := t.entry.address
-	t.entry = t.entry.at(t.entry.addresses)
-	l.publisher.change(t.id(), t.entry)
+	l.show(t, t.entry.at(t.entry.addresses))
 	l.reporter.line(slog.LevelInfo, "node is reached at another address of its host name",
 		"node", t.id(), "address", t.entry.address, "before", was)
 }
@@ -107,7 +105,7 @@ func (l *loop) askLocation() {
 func (l *loop) locateRegistry() {
 	l.resolver.pin(l.location.names())
 	sockets := l.location.sockets(l.resolver.of)
-	if was := l.registry.Swap(&sockets); was != nil && !slices.Equal(*was, sockets) {
+	if was := l.registry.Swap(&sockets); !slices.Equal(*was, sockets) {
 		l.publisher.other = true
 	}
 }

@@ -1,6 +1,7 @@
 package discovery
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -15,7 +16,7 @@ import (
 const verifyTimeout = time.Second
 
 // apply takes in what the registry reported.
-func (l *loop) apply(e Event) {
+func (l *loop) apply(e *Event) {
 	l.watch.observe(e.Revision)
 	switch e.Type {
 	case Put:
@@ -26,26 +27,28 @@ func (l *loop) apply(e Event) {
 	case Beat:
 		l.beat(e)
 	case Left:
-		t := l.table.of(&e)
+		record := e.record()
+		t := l.table.byRecord[record]
 		if t != nil && e.Instance != "" && e.Instance != t.entry.Node.Instance() {
 			return // another process has taken the id, and is there
 		}
-		l.accept(e)
-		l.forget(e)
-		l.restorer.dropRecord(rejectionKey(e))
+		l.accept(record)
+		l.forget(record)
+		l.restorer.dropRecord(record)
 		if t != nil {
 			l.remove(t, ChangeLeft, "its record was removed")
 		}
 	case Expired:
-		l.accept(e)
+		record := e.record()
+		l.accept(record)
 		// In a listing the record may have run out because the registry was
 		// away and nobody could renew it: the end of the listing decides.
-		if t := l.table.of(&e); t != nil && l.watch.listed {
+		if t := l.table.byRecord[record]; t != nil && l.watch.listed {
 			t.expired = true
 			l.expired = append(l.expired, t)
 		}
 	case Rejected:
-		l.reject(e)
+		l.reject(e, e.Err)
 	case Synced:
 		l.askLocation() // before the nodes are shown
 		l.sync(e.Listing)
@@ -55,7 +58,7 @@ func (l *loop) apply(e Event) {
 }
 
 // beat renews a node whose record is unchanged but for its load.
-func (l *loop) beat(e Event) {
+func (l *loop) beat(e *Event) {
 	t := l.table.nodes[e.ID]
 	if t == nil && l.watch.listedOnce() {
 		t = l.revive(e.ID)
@@ -69,108 +72,95 @@ func (l *loop) beat(e Event) {
 	if math.IsNaN(load) || math.IsInf(load, 0) || load < 0 {
 		load = t.entry.Load() // the node lives, whatever it says of its load
 	}
-	l.renew(t, load, now())
+	t.entry.liveness.renew(load, now())
 }
 
 // put takes in a record that can be read.
-func (l *loop) put(e Event) {
-	l.forget(e)
-	t := l.table.nodes[e.Node.ID]
-	if other := l.table.of(&e); other != nil && other != t {
+func (l *loop) put(e *Event) {
+	e.ID = e.Node.ID
+	record := e.record()
+	l.forget(record)
+	t := l.table.nodes[e.ID]
+	if other := l.table.byRecord[record]; other != nil && other != t {
 		l.remove(other, ChangeLeft, "its record was replaced by that of another node")
 	}
 	// A writer's clock that runs ahead must not lengthen its lease.
 	heard := now() - max(e.Age, 0)
 	lease := e.Node.LeaseOr(l.options.TTL)
-	address := "" // that it is known to have
+	address, same := "", false // of what is known
+	if t != nil {
+		address, same = t.entry.Node.Endpoint.Address(), sameRecord(&t.entry.Node, &e.Node)
+	}
 	switch {
+	case t == nil && e.Age >= lease:
+		// Overdue by the registry's own clock. It comes back the moment it
+		// is heard. Of a first listing all such records are looked at together.
+		l.accept(record)
+		if !l.watch.listedOnce() && e.Age <= MaxLease {
+			l.keepOverdue(l.track(e, lease, heard))
+		}
+		return
 	case t == nil:
-		if t = l.putNew(&e, lease, heard); t == nil {
+		if err := l.table.full(&e.Node); err != nil {
+			l.reject(e, err)
 			return
 		}
+		l.accept(record)
+		t = l.track(e, lease, heard)
+		reason := ""
+		if keys := leftOut(&e.Node); keys != "" {
+			reason = "metadata left out, no texts: " + keys
+		}
+		l.enter(t, reason)
 	case t.watch == l.watch.number && !l.watch.listed && e.Revision < t.revision:
 		// The node stands under two keys and the newer one was listed first.
-		l.accept(e)
+		l.accept(record)
 		return
-	case e.Age >= lease && heard < time.Duration(t.entry.liveness.heard.Load()) && !sameRecord(&t.entry.Node, &e.Node):
+	case same && t.entry.refused == nil:
+		l.accept(record)
+		l.hear(t, e, heard)
+	case !same && e.Age >= lease && heard < time.Duration(t.entry.liveness.heard.Load()):
 		// The registry went back to an older state, in which the node was
 		// something else, or somewhere. It was heard since, so what it said then
-		// stands for as long as it has to be heard again; see sync.
-		l.accept(e)
-		address = t.entry.Node.Endpoint.Address()
+		// stands for as long as it has to be heard again; see compare.
+		l.accept(record)
 	default:
-		address = t.entry.Node.Endpoint.Address()
-		if !l.putAgain(t, &e, lease, heard) {
+		if err := l.table.room.refusesGrowth(t, &e.Node); err != nil {
+			l.reject(e, err)
 			return
 		}
+		l.accept(record)
+		l.hear(t, e, heard)
+		l.update(t, newEntry(e.Node, lease, t.entry.liveness))
 	}
 	l.table.setKey(t, e.Key)
 	t.revision, t.watch = e.Revision, l.watch.number
 	if t.entry.Node.Endpoint.Address() != address {
 		l.claimAddress(t)
 	}
-	l.armExpiry()
 }
 
-// putNew puts a node into use that is not. It returns nil if its record ran out
-// before, or if there is no room for it.
-func (l *loop) putNew(e *Event, lease, heard time.Duration) *tracked {
-	if e.Age >= lease {
-		// Overdue by the registry's own clock. It comes back the moment it
-		// is heard. Of a first listing all such records are looked at together.
-		l.accept(*e)
-		if !l.watch.listedOnce() && e.Age <= MaxLease {
-			l.keepOverdue(l.track(e, lease, heard))
-		}
-		return nil
-	}
-	if err := l.table.full(&e.Node); err != nil {
-		l.turnDown(*e, err)
-		return nil
-	}
-	l.accept(*e)
-	if g := l.graves.byID[e.Node.ID]; g != nil {
+// enter puts a node into use that came just now.
+func (l *loop) enter(t *tracked, reason string) {
+	if g := l.graves.byID[t.id()]; g != nil {
 		l.graves.drop(g)
 	}
-	t := l.track(e, lease, heard)
 	l.join(t.entry)
 	l.insert(t)
-	reason := ""
-	if keys := leftOut(&e.Node); keys != "" {
-		reason = "metadata left out, no texts: " + keys
-	}
 	l.reporter.node(ChangeSeen, t.entry, reason)
-	return t
 }
 
-// putAgain renews a node, and gives it what its record says if that is something
-// else. It reports false if there is no room for that.
-func (l *loop) putAgain(t *tracked, e *Event, lease, heard time.Duration) bool {
-	changed := !sameRecord(&t.entry.Node, &e.Node) || t.entry.refused != nil
-	if changed {
-		if err := l.table.room.refusesGrowth(t, &e.Node); err != nil {
-			l.turnDown(*e, err)
-			return false
-		}
-	}
-	l.accept(*e)
-	l.renew(t, e.Node.Load, heard)
-	if now()-heard < lease {
+// hear renews a node that was heard by its record.
+func (l *loop) hear(t *tracked, e *Event, heard time.Duration) {
+	t.entry.liveness.renew(e.Node.Load, heard)
+	if now()-heard < e.Node.LeaseOr(l.options.TTL) {
 		l.trust(t) // not so if a listing repeats what had run out
 	}
-	if changed {
-		l.update(t, newEntry(e.Node, lease, t.entry.liveness))
-	}
-	return true
 }
 
 // update gives a node in use the entry of another record.
 func (l *loop) update(t *tracked, next *Entry) {
 	was := t.entry
-	reason := difference(&was.Node, &next.Node)
-	if reason == "" {
-		reason = "its record is accepted again"
-	}
 	if t.conflict.observe(&was.Node, &next.Node, was.lease, now()) {
 		l.log.Warn("two processes announce the same node and overwrite each other's record; give each an id of its own",
 			"node", next.Node.ID,
@@ -181,7 +171,7 @@ func (l *loop) update(t *tracked, next *Entry) {
 	l.table.replace(t, next.under(l.overrides.of(next.Node.ID)).in(t.doubt))
 	l.joinAnew(was, t.entry)
 	l.attach(t)
-	l.reporter.node(ChangeUpdated, t.entry, reason)
+	l.reporter.node(ChangeUpdated, t.entry, cmp.Or(difference(&was.Node, &t.entry.Node), "its record is accepted again"))
 }
 
 // insert puts a node into use, and is the only one who does: a node in use
@@ -219,34 +209,14 @@ func (l *loop) detach(t *tracked) {
 	l.reacher.drop(t.id())
 }
 
-// turnDown rejects a record that can be read.
-func (l *loop) turnDown(e Event, err error) {
-	e.ID, e.Err = e.Node.ID, err
-	l.reject(e)
-}
-
 // track returns the node of a record, not in use.
 func (l *loop) track(e *Event, lease, heard time.Duration) *tracked {
-	v := new(liveness)
-	v.load.Store(math.Float64bits(e.Node.Load))
-	v.heard.Store(int64(heard))
-	v.renewed.Store(int64(heard))
-	return &tracked{entry: newEntry(e.Node, lease, v), key: e.Key, revision: e.Revision, watch: l.watch.number}
+	return &tracked{entry: newEntry(e.Node, lease, newLiveness(e.Node.Load, heard, heard)), key: e.Key, revision: e.Revision, watch: l.watch.number}
 }
 
 // sameRecord reports whether two records say the same of the node, but for its load.
 func sameRecord(a, b *Node) bool {
 	return a.Endpoint == b.Endpoint && maps.Equal(a.Metadata, b.Metadata) && slices.Equal(a.LeftOut, b.LeftOut)
-}
-
-// renew notes that the node was heard, maybe some time ago: a listing repeats
-// old records. The queue is not touched: a lease only ever moves later here, and
-// checkLeases finds out.
-func (l *loop) renew(t *tracked, load float64, heard time.Duration) {
-	v := t.entry.liveness
-	v.heard.Store(max(v.heard.Load(), int64(heard)))
-	v.renewed.Store(max(v.renewed.Load(), int64(heard)))
-	v.load.Store(math.Float64bits(load))
 }
 
 // remove takes a node out of use, and tells why.
@@ -263,27 +233,28 @@ func (l *loop) takeOut(t *tracked) {
 }
 
 // reject takes in a record that cannot be accepted.
-func (l *loop) reject(e Event) {
-	if e.Err == nil {
-		e.Err = fmt.Errorf("%w record: the backend gave no reason", ErrInvalid)
+func (l *loop) reject(e *Event, err error) {
+	if err == nil {
+		err = Invalidf(FaultRecord, "record: the backend gave no reason")
 	}
-	t, final := l.table.of(&e), errors.Is(e.Err, ErrForbidden)
+	record := e.record()
+	t, final := l.table.byRecord[record], errors.Is(err, ErrForbidden)
 	if final {
-		l.forget(e)
-		l.restorer.dropRecord(rejectionKey(e))
+		l.forget(record)
+		l.restorer.dropRecord(record)
 	} else {
-		l.restorer.reject(rejectionKey(e), e.Err, l.watch.number) // not every rejection is kept
+		l.restorer.reject(record, err, l.watch.number) // not every rejection is kept
 	}
-	gone := t != nil && final
+	id, gone := e.ID, t != nil && final
 	switch {
 	case gone:
 		l.takeOut(t)
-		l.reporter.nodeRejected(t.entry, e.Err)
+		l.reporter.nodeRejected(t.entry, err)
 	case t != nil:
-		l.refuse(t, e.Err)
-		e.ID = t.id()
+		l.refuse(t, err)
+		id = t.id()
 	}
-	if rejected, news := l.rejections.add(&e, l.watch.number); news && !gone {
+	if rejected, news := l.rejections.add(record, Rejection{ID: id, Key: e.Key, Err: err}, l.watch.number); news && !gone {
 		l.reporter.recordRejected(&rejected, l.watch.listed)
 	}
 }
@@ -297,13 +268,17 @@ func (l *loop) refuse(t *tracked, err error) {
 	}
 	next := *t.entry
 	next.refused = err
-	t.entry = &next
-	l.publisher.change(t.id(), t.entry)
+	l.show(t, &next)
+}
+
+// show gives a node in use an entry that the next snapshot shows. Its record is the same.
+func (l *loop) show(t *tracked, next *Entry) {
+	t.entry = next
+	l.publisher.change(t.id(), next)
 }
 
 // accept forgets that the record was rejected: it is good, or it is gone.
-func (l *loop) accept(e Event) {
-	record := rejectionKey(e)
+func (l *loop) accept(record string) {
 	l.restorer.reject(record, nil, l.watch.number)
 	l.rejections.remove(record)
 }
@@ -348,7 +323,6 @@ func (l *loop) sync(listed Listing) {
 			l.log.Info("the registry is back", "nodes", nodes, "awaited", awaited, "left", left, "away", away)
 		}
 	}
-	l.armExpiry()
 }
 
 // compare decides at the end of a listing about the nodes that it lacks, and returns how
@@ -400,11 +374,7 @@ func (l *loop) armExpiry() {
 // checkLeases looks for leases that ran out. Before it believes that their nodes
 // are gone it asks the registry to prove that it would have told.
 func (l *loop) checkLeases(ctx context.Context) {
-	if !l.watch.listed || l.verifies.running > 0 {
-		return
-	}
-	if l.table.overdue(now()) == nil {
-		l.armExpiry()
+	if !l.watch.listed || l.verifies.running > 0 || l.table.overdue(now()) == nil {
 		return
 	}
 	v := verdict{watch: l.watch.number, began: now()}
@@ -442,7 +412,6 @@ func (l *loop) onVerify(ctx context.Context, v verdict) {
 		}
 		l.lapse(lapsing, "its lease ran out")
 	}
-	l.armExpiry()
 }
 
 // joinAnew is join for a node that takes traffic again, or that is another process now.

@@ -45,34 +45,24 @@ func (o *overrides) armEnd() {
 	}
 }
 
-// usable returns the overrides that can be of nodes, in the order of their ids no more
+// usable leaves the overrides that can be of nodes, in the order of their ids no more
 // than there may be nodes.
 func usable(all map[string]Override) map[string]Override {
 	bad := func(id string, o Override) bool { return ValidateID(id) != nil || o.Validate() != nil }
-	good := len(all) <= MaxNodes
-	for id, o := range all {
-		good = good && !bad(id, o)
-	}
-	if good {
-		return all
-	}
-	kept := maps.Clone(all) // the watch may still use it
-	maps.DeleteFunc(kept, bad)
-	if len(kept) > MaxNodes {
-		for _, id := range slices.Sorted(maps.Keys(kept))[MaxNodes:] {
-			delete(kept, id)
+	maps.DeleteFunc(all, bad)
+	if len(all) > MaxNodes {
+		for _, id := range slices.Sorted(maps.Keys(all))[MaxNodes:] {
+			delete(all, id)
 		}
 	}
-	return kept
+	return all
 }
 
 // setOverrides takes up all the overrides there are.
 func (l *loop) setOverrides(all map[string]Override) {
 	old := l.overrides.set(all, time.Now(), l.watch.number)
 	for id := range old {
-		if _, stands := l.overrides.all[id]; !stands {
-			l.applyOverride(id)
-		}
+		l.applyOverride(id)
 	}
 	l.applyOverrides()
 	if l.watch.listedOnce() && !maps.EqualFunc(old, l.overrides.all, Override.Equal) {
@@ -97,9 +87,8 @@ func (l *loop) applyOverride(id string) {
 	}
 	if next := t.entry.under(l.overrides.of(id)); next != t.entry {
 		was := t.entry
-		t.entry = next.in(t.doubt)
+		l.show(t, next.in(t.doubt))
 		l.joinAnew(was, t.entry)
-		l.publisher.change(id, t.entry)
 		l.reporter.node(ChangeUpdated, t.entry, "operator: "+next.override.String())
 	}
 }

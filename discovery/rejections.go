@@ -32,17 +32,16 @@ func newRejections() rejections { return rejections{byRecord: make(map[string]re
 // add notes that a record was rejected, and reports whether that is news. The same bad
 // record again, as with every heartbeat, is none. Beyond those that are remembered nobody
 // could tell what is.
-func (r *rejections) add(e *Event, watch uint64) (Rejection, bool) {
-	record := rejectionKey(*e)
+func (r *rejections) add(record string, is Rejection, watch uint64) (Rejection, bool) {
 	was, stands := r.byRecord[record]
 	switch {
-	case stands && was.Err.Error() == e.Err.Error():
+	case stands && was.Err.Error() == is.Err.Error():
 		r.byRecord[record] = rejection{was.Rejection, watch}
 		return was.Rejection, false
 	case !stands && len(r.byRecord) >= maxRejections:
-		return Rejection{}, false
+		return is, false
 	}
-	is := Rejection{ID: visible(e.ID), Key: visible(e.Key), Err: e.Err, Time: time.Now()}
+	is.ID, is.Key, is.Time = visible(is.ID), visible(is.Key), time.Now()
 	r.byRecord[record] = rejection{is, watch}
 	r.changed = true
 	return is, true
@@ -80,11 +79,12 @@ func (r *rejections) all() []Rejection {
 	return all
 }
 
-// rejectionKey names a record, by its id only where it has no key.
-func rejectionKey(e Event) string { return recordName(e.Key, e.ID) }
+// record names the record that the event is about. Where records have keys, the key
+// decides: a record that cannot be read may have no id, or a wrong one.
+func (e *Event) record() string { return recordName(e.Key, e.ID) }
 
-// recordName names a record of bounded length: it is kept for as long as the record is
-// rejected, whoever made it up.
+// recordName names a record by its key, or by its node's id where it has none, in a
+// bounded length: it is kept for as long as the record is rejected, whoever made it up.
 func recordName(key, id string) string {
 	switch {
 	case key == "":

@@ -25,11 +25,11 @@ func TestRecordNameIsBounded(t *testing.T) {
 // show it ends it.
 func TestRejections(t *testing.T) {
 	r := newRejections()
-	bad := func(key, reason string) *Event {
-		return &Event{ID: "x", Key: key, Err: fmt.Errorf("%w %s", ErrInvalid, reason)}
+	bad := func(key, reason string) Rejection {
+		return Rejection{ID: "x", Key: key, Err: fmt.Errorf("%w %s", ErrInvalid, reason)}
 	}
 	for _, step := range []struct {
-		event *Event
+		is    Rejection
 		watch uint64
 		news  bool
 	}{
@@ -39,7 +39,7 @@ func TestRejections(t *testing.T) {
 		{bad("b", "load"), 1, true},
 		{bad("b", "load"), 2, false},
 	} {
-		if rejected, news := r.add(step.event, step.watch); news != step.news || rejected.Key != step.event.Key || rejected.Err.Error() != step.event.Err.Error() {
+		if rejected, news := r.add(step.is.Key, step.is, step.watch); news != step.news || rejected.Key != step.is.Key || rejected.Err.Error() != step.is.Err.Error() {
 			t.Errorf("%+v: news %v, %+v", step, news, rejected)
 		}
 	}

@@ -1,9 +1,6 @@
 package discovery
 
-import (
-	"math"
-	"time"
-)
+import "time"
 
 // leastRestoreInterval is how often a node of the saved list is dialled, at most.
 const leastRestoreInterval = 5 * time.Second
@@ -58,11 +55,7 @@ func newRestorer(p *prober, ttl time.Duration, override func(id string) Override
 
 // entry returns the node as it was when the list was saved, with a lease from now.
 func (n *savedNode) entry(ttl time.Duration) *Entry {
-	v := new(liveness)
-	v.load.Store(math.Float64bits(n.node.Load))
-	v.heard.Store(int64(n.heard.Sub(processStart)))
-	v.renewed.Store(int64(now()))
-	return newEntry(n.node, n.node.LeaseOr(ttl), v)
+	return newEntry(n.node, n.node.LeaseOr(ttl), newLiveness(n.node.Load, n.heard.Sub(processStart), now()))
 }
 
 // inUse reports whether the list is in use.

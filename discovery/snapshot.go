@@ -57,6 +57,22 @@ type liveness struct {
 	tried time.Duration
 }
 
+func newLiveness(load float64, heard, renewed time.Duration) *liveness {
+	v := new(liveness)
+	v.load.Store(math.Float64bits(load))
+	v.heard.Store(int64(heard))
+	v.renewed.Store(int64(renewed))
+	return v
+}
+
+// renew notes that the node was heard, maybe some time ago: a listing repeats old
+// records. A lease only ever moves later here.
+func (v *liveness) renew(load float64, heard time.Duration) {
+	v.heard.Store(max(v.heard.Load(), int64(heard)))
+	v.renewed.Store(max(v.renewed.Load(), int64(heard)))
+	v.load.Store(math.Float64bits(load))
+}
+
 // processStart is the epoch of all local times: differences to it are monotonic
 // and fit an atomic.
 var processStart = time.Now()

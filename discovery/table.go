@@ -7,12 +7,12 @@ import (
 	"time"
 )
 
-// table holds the nodes in use and finds them: by id, by the key of their record, by
+// table holds the nodes in use and finds them: by id, by their record, by
 // their address, and in the order in which their leases run out. add, replace, setKey
 // and remove are its only writers, so that none of these is forgotten.
 type table struct {
 	nodes     map[string]*tracked // by id
-	keys      map[string]*tracked // by the key of their record, where it has one
+	byRecord  map[string]*tracked // see recordName
 	addresses addrIndex
 	leases    timeQueue[tracked]
 	room      room
@@ -50,7 +50,7 @@ func (t *tracked) record() string { return recordName(t.key, t.id()) }
 func newTable() table {
 	return table{
 		nodes:     make(map[string]*tracked),
-		keys:      make(map[string]*tracked),
+		byRecord:  make(map[string]*tracked),
 		addresses: make(addrIndex),
 		leases:    newLeases(),
 	}
@@ -67,15 +67,12 @@ func (t *table) full(n *Node) error {
 // admits reports whether a node that was in use before may be so again: there is room,
 // and no other node stands under its record.
 func (t *table) admits(n *Node, key string) bool {
-	return t.nodes[n.ID] == nil && (key == "" || t.keys[key] == nil) && t.full(n) == nil
+	return t.nodes[n.ID] == nil && t.byRecord[recordName(key, n.ID)] == nil && t.full(n) == nil
 }
 
 // add puts a node into use. None with its id is.
 func (t *table) add(n *tracked) {
-	t.nodes[n.id()] = n
-	if n.key != "" {
-		t.keys[n.key] = n
-	}
+	t.nodes[n.id()], t.byRecord[n.record()] = n, n
 	t.room.admit(n)
 	t.addresses.add(n)
 	t.requeue(n)
@@ -93,12 +90,10 @@ func (t *table) replace(n *tracked, next *Entry) {
 
 // setKey notes under which key the node's record stands.
 func (t *table) setKey(n *tracked, key string) {
-	if n.key == key {
-		return
-	}
-	delete(t.keys, n.key)
-	if n.key = key; key != "" {
-		t.keys[key] = n
+	if n.key != key {
+		delete(t.byRecord, n.record())
+		n.key = key
+		t.byRecord[n.record()] = n
 	}
 }
 
@@ -111,7 +106,7 @@ func (t *table) requeue(n *tracked) {
 // remove takes a node out of use.
 func (t *table) remove(n *tracked) {
 	delete(t.nodes, n.id())
-	t.setKey(n, "")
+	delete(t.byRecord, n.record())
 	n.excess = t.room.take(n.excess, nil)
 	t.addresses.remove(n)
 	t.leases.remove(n)
@@ -120,19 +115,6 @@ func (t *table) remove(n *tracked) {
 // sorted returns the nodes in use, sorted by id.
 func (t *table) sorted() []*tracked {
 	return slices.SortedFunc(maps.Values(t.nodes), func(a, b *tracked) int { return strings.Compare(a.id(), b.id()) })
-}
-
-// of returns the node that was last put by the record that the event speaks of, nil
-// if there is none. Where records have keys, the key decides: a record that cannot be
-// read may have no id, or a wrong one.
-func (t *table) of(e *Event) *tracked {
-	if e.Key != "" {
-		return t.keys[e.Key]
-	}
-	if n := t.nodes[e.ID]; n != nil && n.key == "" {
-		return n
-	}
-	return nil
 }
 
 // overdue returns the node whose lease ran out first by a time, nil if none did. A

@@ -39,13 +39,10 @@ func TestTableFindsWhatIsInUse(t *testing.T) {
 		default:
 			table.replace(n, next.entry)
 		}
-		keys, addresses := 0, make(map[string]int)
+		addresses := make(map[string]int)
 		for id, n := range table.nodes {
 			addresses[n.entry.Node.Endpoint.Address()]++
-			if n.key != "" {
-				keys++
-			}
-			found := table.of(&Event{ID: id, Key: n.key})
+			found := table.byRecord[(&Event{ID: id, Key: n.key}).record()]
 			if n.id() != id || found != n || table.leases.items[n.place-1] != n || n.due != n.entry.due() {
 				t.Fatalf("%q is lost: %+v", id, n)
 			}
@@ -55,7 +52,7 @@ func TestTableFindsWhatIsInUse(t *testing.T) {
 				t.Fatalf("%d nodes at %s, want %d", len(at), address, nodes)
 			}
 		}
-		if len(table.keys) != keys || len(table.leases.items) != len(table.nodes) || len(table.addresses) != len(addresses) {
+		if len(table.byRecord) != len(table.nodes) || len(table.leases.items) != len(table.nodes) || len(table.addresses) != len(addresses) {
 			t.Fatal("something is left of a node that is gone")
 		}
 	}
@@ -66,7 +63,7 @@ func TestTableFindsWhatIsInUse(t *testing.T) {
 		}
 		table.remove(first)
 	}
-	if len(table.keys)+len(table.addresses)+len(table.leases.items)+table.room.used != 0 {
+	if len(table.byRecord)+len(table.addresses)+len(table.leases.items)+table.room.used != 0 {
 		t.Error("an empty table is not empty")
 	}
 }
