@@ -29,17 +29,21 @@ help: ## list the targets
 
 build: bin/caddy ## bin/caddy: Caddy with the plugin and the NATS server in the box
 
+bin/caddy: WITH := --with $(MODULE)/embedded
+bin/caddy-file: WITH := --with example.com/filebackend@v0.0.0 --replace example.com/filebackend=./examples/backend
+bin/caddy-file: $(wildcard examples/backend/*.go examples/backend/go.*)
+
 # v0.0.0 is no release. Asked for an exact version, Go takes the replacement
 # whatever the module proxy answers; asked for none, it looks the module up
 # first, and a proxy that refuses what it does not know ends the build.
-bin/caddy: $(SOURCES)
+bin/caddy bin/caddy-file: $(SOURCES)
 	@mkdir -p bin
 	@echo "building $@ (the first time takes some minutes)"
 	@version=$$(go list -m -f '{{.Version}}' github.com/caddyserver/caddy/v2) && \
 	go tool xcaddy build "$$version" --output $@ \
-		--with $(MODULE)@v0.0.0 --with $(MODULE)/embedded --replace $(MODULE)=. \
-		>bin/build.log 2>&1 || { cat bin/build.log; exit 1; }
-	@echo "built $@, Caddy $$(bin/caddy version | cut -d ' ' -f 1)"
+		--with $(MODULE)@v0.0.0 $(WITH) --replace $(MODULE)=. \
+		>$@.log 2>&1 || { cat $@.log; exit 1; }
+	@echo "built $@, Caddy $$($@ version | cut -d ' ' -f 1)"
 
 demo: bin/caddy ## a fleet that joins, drains and crashes behind Caddy; DEMO_FOR=10s ends it
 	@go build -o bin/demo ./internal/demo
@@ -50,10 +54,12 @@ test: ## all tests, with the race detector
 	@scripts/need-chromium
 	@scripts/need-promtool
 	go test -race -parallel 6 -timeout $(TEST_TIMEOUT) $(PKG)
+	cd examples/backend && go test -race -timeout $(TEST_TIMEOUT) ./...
 
 lint: ## formatting, vet, and the rules of .golangci.yml
 	@unformatted=$$(gofmt -l .); [ -z "$$unformatted" ] || { echo "gofmt would change:"; echo "$$unformatted"; exit 1; }
 	go vet ./...
+	cd examples/backend && go vet ./...
 	$(GOLANGCI_LINT) run
 
 bench: ## all benchmarks but that of bench-proxy; BENCH=<regexp> and PKG=<package> choose some
