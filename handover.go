@@ -161,7 +161,7 @@ func (r ownRecord) replaced() bool {
 
 // Record implements discovery.Reader.
 func (r ownRecord) Record(ctx context.Context, id string) (discovery.Node, error) {
-	reader, ok := r.Registry.(discovery.Reader)
+	reader, ok := discovery.As[discovery.Reader](r.Registry)
 	if !ok {
 		return discovery.Node{}, errors.ErrUnsupported
 	}

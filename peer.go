@@ -23,7 +23,7 @@ type knownHost struct {
 }
 
 func peerOf(e *discovery.Entry) *peer {
-	return e.Attached(func() any { return new(peer) }).(*peer)
+	return discovery.Attached[peer](e)
 }
 
 // hostOf returns Caddy's state of the node's address, nil as long as no handler

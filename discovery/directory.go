@@ -201,14 +201,9 @@ type Status struct {
 // Status returns how things are. It may be called from any goroutine.
 func (d *Directory) Status() Status {
 	status, s := d.condition.Load().Status, d.Snapshot()
-	status.Synced, status.Nodes, status.Revision = s.Synced, len(s.nodes), d.revision.Load()
+	status.Synced, status.Nodes, status.Restored, status.Revision = s.Synced, len(s.nodes), s.restored, d.revision.Load()
 	if at := d.lastEvent.Load(); at != 0 {
 		status.LastEvent = processStart.Add(time.Duration(at))
-	}
-	for _, e := range s.nodes {
-		if e.doubt == restored {
-			status.Restored++
-		}
 	}
 	return status
 }

@@ -45,8 +45,8 @@ type verdict struct {
 }
 
 func newLoop(d *Directory) *loop {
-	locator, _ := d.watcher.(Locator)
-	verifier, _ := d.watcher.(Verifier)
+	locator, _ := As[Locator](d.watcher)
+	verifier, _ := As[Verifier](d.watcher)
 	l := &loop{
 		Directory:  d,
 		log:        d.options.Logger,

@@ -309,7 +309,7 @@ func (l *loop) sync(listed Listing) {
 		// It comes last: of a large listing the journal keeps only the end.
 		l.journal.Add(Change{Type: ChangeConnected, Reason: fmt.Sprintf("listed, %d nodes", nodes)})
 		log := l.log
-		if p, ok := l.watcher.(ChangeSource); ok {
+		if p, ok := As[ChangeSource](l.watcher); ok {
 			log = log.With("changes_by", p.Changes())
 		}
 		log.Info("listed the registry", "nodes", nodes, "rejected", len(rejected), "awaited", awaited, "took", away)

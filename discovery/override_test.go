@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -116,14 +118,28 @@ func TestAttached(t *testing.T) {
 		m := discoverytest.NewMemory()
 		write(m, newNode("a"))
 		d := follow(t, m.Open(), discovery.Options{})
-		made := 0
-		attached := func() any {
-			return d.Snapshot().Node("a").Attached(func() any { made++; return new(int) })
+		type mine struct{ n atomic.Int64 }
+		type theirs struct{ n atomic.Int64 }
+		attached := func() (*mine, *theirs) {
+			e := d.Snapshot().Node("a")
+			return discovery.Attached[mine](e), discovery.Attached[theirs](e)
 		}
-		first := attached()
+		a, b := attached()
+		var group sync.WaitGroup
+		for range 8 {
+			group.Go(func() {
+				a, b := attached()
+				a.n.Add(1)
+				b.n.Add(2)
+			})
+		}
+		group.Wait()
+		if a.n.Load() != 8 || b.n.Load() != 16 {
+			t.Errorf("two users meet, or lose what they attached: %d, %d", a.n.Load(), b.n.Load())
+		}
 		write(m, newNode("a", discovery.KeyZone, "eu"))
 		expect(t, d, "a", "updated")
-		if attached() != first || made != 1 {
+		if c, d := attached(); c != a || d != b {
 			t.Error("an update of the record lost what was attached")
 		}
 	})

@@ -144,7 +144,7 @@ func NewRegistrar(a Announcer, n Node, o RegistrarOptions) (*Registrar, error) {
 		return nil, fmt.Errorf("%w announcer: want one that is not nil", ErrInvalid)
 	}
 	r := &Registrar{announcer: a, instance: uuid.NewString(), updated: make(chan struct{}, 1)}
-	r.reader, _ = a.(Reader)
+	r.reader, _ = As[Reader](a)
 	if err := r.Update(n, o); err != nil {
 		return nil, err
 	}

@@ -46,8 +46,8 @@ type liveness struct {
 	heard   atomic.Int64  // when the node was last heard, since the epoch of the process
 	renewed atomic.Int64  // from when its lease counts; later than heard after an outage
 
-	joined   atomic.Int64        // from when the node counts as new; 0 if it does not
-	attached atomic.Pointer[any] // what Attached keeps
+	joined   atomic.Int64               // from when the node counts as new; 0 if it does not
+	attached atomic.Pointer[attachment] // what Attached keeps
 
 	// At which address it can be reached, where its host name stands for several and
 	// the first one has failed; nil: not known.
@@ -201,19 +201,38 @@ func (e *Entry) Joined() time.Time {
 	return time.Time{}
 }
 
-// Attached returns what the user of the directory keeps about the node beside its
-// record. The first call makes it; later ones return it, also through the entries
-// that succeed this one, until the node is gone. It must be safe for use by many
-// goroutines, and users that share a directory share it.
-func (e *Entry) Attached(create func() any) any {
-	if v := e.liveness.attached.Load(); v != nil {
-		return *v
+// restored is 1 for a node in StateRestored, 0 for others.
+func (e *Entry) restored() int {
+	if e.doubt == restored {
+		return 1
 	}
-	v := create()
-	if e.liveness.attached.CompareAndSwap(nil, &v) {
-		return v
+	return 0
+}
+
+// Attached returns what a user of the directory keeps about the node beside its record:
+// a T, which is zero when it is first asked for, and the same one later, also through
+// the entries that succeed this one, until the node is gone. A T must be safe for use by
+// many goroutines. Users that share a directory share what they attach by its type; by
+// a type that is not exported nobody else's is met.
+func Attached[T any](e *Entry) *T {
+	for {
+		first := e.liveness.attached.Load()
+		for a := first; a != nil; a = a.next {
+			if v, ok := a.value.(*T); ok {
+				return v
+			}
+		}
+		v := new(T)
+		if e.liveness.attached.CompareAndSwap(first, &attachment{v, first}) {
+			return v
+		}
 	}
-	return *e.liveness.attached.Load()
+}
+
+// attachment is one of the values attached to a node, of which no two have one type.
+type attachment struct {
+	value any
+	next  *attachment
 }
 
 // LastHeard returns when the node was last heard, on the local clock.
@@ -238,6 +257,7 @@ type Snapshot struct {
 
 	nodes      []*Entry
 	services   map[string][]*Entry
+	restored   int // nodes in StateRestored
 	superseded chan struct{}
 }
 
@@ -268,6 +288,7 @@ func (s *Snapshot) succeed(changed map[string]*Entry, synced bool) *Snapshot {
 		Number:     s.Number + 1,
 		Synced:     synced,
 		services:   s.services,
+		restored:   s.restored,
 		nodes:      s.nodes,
 		superseded: make(chan struct{}),
 	}
@@ -281,9 +302,11 @@ func (s *Snapshot) succeed(changed map[string]*Entry, synced bool) *Snapshot {
 	touched := make(map[string][]string)
 	for _, id := range ids {
 		if e := changed[id]; e != nil {
+			next.restored += e.restored()
 			touched[e.Node.Service()] = append(touched[e.Node.Service()], id)
 		}
 		if old := s.Node(id); old != nil {
+			next.restored -= old.restored()
 			if e := changed[id]; e == nil || e.Node.Service() != old.Node.Service() {
 				touched[old.Node.Service()] = append(touched[old.Node.Service()], id)
 			}

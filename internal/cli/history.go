@@ -46,7 +46,7 @@ func historyCommand() *cobra.Command {
 			return fmt.Errorf("--limit: invalid number %d, want 0 or more", limit)
 		}
 		return flags.once(ctx, func(ctx context.Context, registry discovery.Registry) error {
-			historian, ok := registry.(discovery.Historian)
+			historian, ok := discovery.As[discovery.Historian](registry)
 			if !ok {
 				return fmt.Errorf("%s keeps no history: %w", registry, discovery.ErrUnsupported)
 			}

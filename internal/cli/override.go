@@ -35,7 +35,7 @@ func (f *overrideFlags) addDuration(cmd *cobra.Command) {
 // overriderOf returns what writes the overrides of a registry, which does not keep any
 // otherwise.
 func overriderOf(registry discovery.Registry) (discovery.Overrider, error) {
-	overrider, ok := registry.(discovery.Overrider)
+	overrider, ok := discovery.As[discovery.Overrider](registry)
 	if !ok {
 		return nil, fmt.Errorf("%s keeps no overrides: %w", registry, discovery.ErrUnsupported)
 	}
