@@ -11,7 +11,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
-	views "github.com/caddy-discovery/caddy-discovery/internal/view"
+	"github.com/caddy-discovery/caddy-discovery/internal/view"
 )
 
 // Admin is the module of Caddy's admin API that shows what this proxy knows of its
@@ -61,8 +61,8 @@ func runningDirectories() []*sharedDirectory {
 func (d *sharedDirectory) name() string { return d.registry.conn.String() }
 
 // view returns the directory as the admin API shows it.
-func (d *sharedDirectory) view() views.Registry {
-	return views.OfRegistry(d.name(), d.backend, d.Status())
+func (d *sharedDirectory) view() view.Registry {
+	return view.OfRegistry(d.name(), d.backend, d.Status())
 }
 
 func serveRegistries(w http.ResponseWriter, r *http.Request) error {
@@ -83,8 +83,8 @@ func serveNodes(w http.ResponseWriter, r *http.Request) error {
 	}
 	query := r.URL.Query()
 	registry, service, state := query.Get("registry"), query.Get("service"), query.Get("state")
-	if state != "" && !slices.Contains(views.States, state) {
-		return badRequest("state: unknown state %q, want one of %s", state, strings.Join(views.States, ", "))
+	if state != "" && !slices.Contains(view.States, state) {
+		return badRequest("state: unknown state %q, want one of %s", state, strings.Join(view.States, ", "))
 	}
 	a := newJSONArray(w)
 	sources := sourcesOf()
@@ -98,13 +98,13 @@ func serveNodes(w http.ResponseWriter, r *http.Request) error {
 			nodes = d.Snapshot().Service(service)
 		}
 		for _, e := range nodes {
-			if v := views.OfNode(name, e, sources[d]); state == "" || v.State == state {
+			if v := view.OfNode(name, e, sources[d]); state == "" || v.State == state {
 				a.Add(v)
 			}
 		}
-		if service == "" && (state == "" || state == views.StateRejected) {
+		if service == "" && (state == "" || state == view.StateRejected) {
 			for _, r := range d.Status().Rejections {
-				a.Add(views.OfRejection(name, r))
+				a.Add(view.OfRejection(name, r))
 			}
 		}
 	}
@@ -131,7 +131,7 @@ func serveJournal(w http.ResponseWriter, r *http.Request) error {
 	id, anybody := query.Get("id"), !query.Has("id")
 	a := newJSONArray(w)
 	for _, c := range newestChanges(runningDirectories(), limit, func(_ *sharedDirectory, c *discovery.Change) bool {
-		return views.AboutNode(c.Type) && (anybody || c.ID == id)
+		return view.AboutNode(c.Type) && (anybody || c.ID == id)
 	}) {
 		a.Add(c)
 	}
@@ -141,20 +141,20 @@ func serveJournal(w http.ResponseWriter, r *http.Request) error {
 
 // newestChanges returns the newest of what became of the nodes of the directories,
 // newest first, as far as it matches.
-func newestChanges(directories []*sharedDirectory, limit int, match func(*sharedDirectory, *discovery.Change) bool) []views.Change {
-	changes := []views.Change{}
+func newestChanges(directories []*sharedDirectory, limit int, match func(*sharedDirectory, *discovery.Change) bool) []view.Change {
+	changes := []view.Change{}
 	for _, d := range directories {
 		for _, c := range d.Journal().Newest(limit, func(c *discovery.Change) bool { return match(d, c) }) {
-			changes = append(changes, views.OfChange(d.name(), c))
+			changes = append(changes, view.OfChange(d.name(), c))
 		}
 	}
-	slices.SortStableFunc(changes, func(a, b views.Change) int { return b.Time.Compare(a.Time) })
+	slices.SortStableFunc(changes, func(a, b view.Change) int { return b.Time.Compare(a.Time) })
 	return changes[:min(limit, len(changes))]
 }
 
-func newJSONArray(w http.ResponseWriter) *views.Array {
+func newJSONArray(w http.ResponseWriter) *view.Array {
 	w.Header().Set("Content-Type", "application/json")
-	return views.NewArray(w)
+	return view.NewArray(w)
 }
 
 func onlyGet(r *http.Request) error {

@@ -13,7 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
-	views "github.com/caddy-discovery/caddy-discovery/internal/view"
+	"github.com/caddy-discovery/caddy-discovery/internal/view"
 )
 
 // exposeMetrics makes the metrics part of those of a config. Each config has a
@@ -208,15 +208,15 @@ func (collector) Collect(ch chan<- prometheus.Metric) {
 				stale = max(stale, time.Since(status.Since))
 			}
 			for _, e := range d.Snapshot().Nodes() {
-				state, _ := views.StateOf(e, sources[d])
+				state, _ := view.StateOf(e, sources[d])
 				nodes[state]++
 			}
-			nodes[views.StateRejected] += len(status.Rejections)
+			nodes[view.StateRejected] += len(status.Rejections)
 		}
 		gauge(descConnected, truth(connected))
 		gauge(descSynced, truth(synced))
 		gauge(descStale, stale.Seconds())
-		for _, state := range views.States {
+		for _, state := range view.States {
 			gauge(descNodes, float64(nodes[state]), state)
 		}
 

@@ -6,7 +6,7 @@ import (
 	"strings"
 	"sync"
 
-	views "github.com/caddy-discovery/caddy-discovery/internal/view"
+	"github.com/caddy-discovery/caddy-discovery/internal/view"
 )
 
 // sources are those of all running configs, in the order in which they started.
@@ -33,18 +33,18 @@ func (u *Upstreams) delist() {
 
 // sourcesOf returns the running sources of each directory. Those that ask for the
 // same are told apart by a number.
-func sourcesOf() map[*sharedDirectory][]views.Source {
+func sourcesOf() map[*sharedDirectory][]view.Source {
 	sources.Lock()
 	running := slices.Clone(sources.running)
 	sources.Unlock()
-	byDirectory := make(map[*sharedDirectory][]views.Source)
+	byDirectory := make(map[*sharedDirectory][]view.Source)
 	times := make(map[string]int)
 	for _, u := range running {
 		name := u.describe()
 		if times[name]++; times[name] > 1 {
 			name = fmt.Sprintf("%s #%d", name, times[name])
 		}
-		byDirectory[u.directory] = append(byDirectory[u.directory], views.Source{Name: name, Standing: u.standing})
+		byDirectory[u.directory] = append(byDirectory[u.directory], view.Source{Name: name, Standing: u.standing})
 	}
 	return byDirectory
 }

@@ -14,7 +14,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
-	views "github.com/caddy-discovery/caddy-discovery/internal/view"
+	"github.com/caddy-discovery/caddy-discovery/internal/view"
 )
 
 const (
@@ -114,8 +114,8 @@ type vitalSigns struct {
 	state, reason string
 }
 
-func vitalSignsOf(e *discovery.Entry, sources []views.Source) vitalSigns {
-	state, reason := views.StateOf(e, sources)
+func vitalSignsOf(e *discovery.Entry, sources []view.Source) vitalSigns {
+	state, reason := view.StateOf(e, sources)
 	return vitalSigns{e.LastHeard(), e.Load(), state, reason}
 }
 
@@ -123,17 +123,17 @@ type statusNode struct {
 	Directory int     `json:"r"`
 	Lease     float64 `json:"lease"`
 	Weight    float64 `json:"weight"`
-	views.Node
+	view.Node
 }
 
 type statusVitals struct {
-	Directory int              `json:"r"`
-	ID        string           `json:"id"`
-	Load      float64          `json:"load"`
-	LeaseLeft float64          `json:"lease_left"`
-	State     string           `json:"state"`
-	Reason    string           `json:"reason"`
-	Sources   []views.Standing `json:"sources"`
+	Directory int             `json:"r"`
+	ID        string          `json:"id"`
+	Load      float64         `json:"load"`
+	LeaseLeft float64         `json:"lease_left"`
+	State     string          `json:"state"`
+	Reason    string          `json:"reason"`
+	Sources   []view.Standing `json:"sources"`
 }
 
 type statusGone struct {
@@ -218,7 +218,7 @@ func (s *statusStream) follow(directories []*sharedDirectory) {
 }
 
 func (s *statusStream) sendRegistries() {
-	registries := make([]views.Registry, len(s.followed))
+	registries := make([]view.Registry, len(s.followed))
 	for i, d := range s.followed {
 		registries[i] = d.view()
 	}
@@ -241,7 +241,7 @@ func (s *statusStream) sendChanges() bool {
 			d.rejections = rejections
 			m := statusRejected{Directory: i, Nodes: make([]statusNode, len(rejections))}
 			for j, r := range rejections {
-				m.Nodes[j] = statusNode{Directory: i, Node: views.OfRejection(d.name(), r)}
+				m.Nodes[j] = statusNode{Directory: i, Node: view.OfRejection(d.name(), r)}
 			}
 			s.send("rejected", m)
 		}
@@ -256,9 +256,9 @@ func (s *statusStream) sendJournal(d *followedDirectory) {
 		if changes == nil {
 			return
 		}
-		shown := make([]views.Change, len(changes))
+		shown := make([]view.Change, len(changes))
 		for i, c := range changes {
-			d.number, shown[i] = c.Number, views.OfChange(d.name(), c)
+			d.number, shown[i] = c.Number, view.OfChange(d.name(), c)
 		}
 		s.send("journal", shown)
 	}
@@ -266,7 +266,7 @@ func (s *statusStream) sendJournal(d *followedDirectory) {
 
 // sendDifference sends how the next snapshot of a directory differs from the one
 // before, and reports whether the reader is still there.
-func (s *statusStream) sendDifference(i int, d *followedDirectory, next *discovery.Snapshot, sources []views.Source) bool {
+func (s *statusStream) sendDifference(i int, d *followedDirectory, next *discovery.Snapshot, sources []view.Source) bool {
 	var gone []statusGone
 	var nodes []statusNode
 	name := d.name()
@@ -278,7 +278,7 @@ func (s *statusStream) sendDifference(i int, d *followedDirectory, next *discove
 			gone = append(gone, statusGone{i, was.Node.ID})
 			continue
 		}
-		nodes = append(nodes, statusNode{i, views.Seconds(is.LeaseEnd().Sub(is.LastHeard())), is.Weight(), views.OfNode(name, is, sources)})
+		nodes = append(nodes, statusNode{i, view.Seconds(is.LeaseEnd().Sub(is.LastHeard())), is.Weight(), view.OfNode(name, is, sources)})
 		d.vitals[is] = vitalSignsOf(is, sources)
 		if len(nodes) == nodesAtOnce {
 			s.send("nodes", nodes)
@@ -334,7 +334,7 @@ func (s *statusStream) sendVitals() {
 				continue
 			}
 			d.vitals[e] = signs
-			v := views.OfNode("", e, of)
+			v := view.OfNode("", e, of)
 			vitals = append(vitals, statusVitals{i, v.ID, v.Load, v.LeaseLeft, v.State, v.Reason, v.Sources})
 		}
 	}
