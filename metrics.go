@@ -3,10 +3,6 @@ package caddydiscovery
 import (
 	"errors"
 	"fmt"
-	"maps"
-	"slices"
-	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -17,8 +13,7 @@ import (
 )
 
 // exposeMetrics makes the metrics part of those of a config. Each config has a
-// registry of its own, and all of them show the same process: what is counted
-// belongs to no config, and so neither ends nor starts anew with one.
+// registry of its own, and all of them show the same process.
 func exposeMetrics(ctx caddy.Context) error {
 	registry := ctx.GetMetricsRegistry()
 	if registry == nil {
@@ -34,227 +29,141 @@ func exposeMetrics(ctx caddy.Context) error {
 	return nil
 }
 
-// stats are the counters of all that a process does with registries of one name.
-// Two of one name (with other options, as after a reload that changes them) are
-// counted together, or they would be the same series twice.
-type stats struct {
-	name string
-
-	heartbeats, checks, lookups tally
-
-	// Guarded by allStats.
-	users       int
-	directories []*sharedDirectory
-	retired     totals // of directories that ended
+// reading is what the metrics show of one registry at the moment of a scrape.
+type reading struct {
+	*stats
+	totals
+	connected, synced float64 // 1: yes
+	stale             time.Duration
+	nodes             map[string]float64 // by state
 }
 
-// tally counts how something went.
-type tally struct{ good, bad atomic.Uint64 }
-
-func (r *tally) count(good bool) {
-	if good {
-		r.good.Add(1)
-	} else {
-		r.bad.Add(1)
-	}
+// metric is what one series shows, or one for each value of a label.
+type metric struct {
+	name, help string
+	kind       prometheus.ValueType
+	label      string
+	values     []string
+	read       func(r *reading, value string) float64
 }
 
-func (s *stats) lookup(found bool)   { s.lookups.count(found) }
-func (s *stats) heartbeat(err error) { s.heartbeats.count(err == nil) }
+const gauge, total = prometheus.GaugeValue, prometheus.CounterValue
 
-// allStats are the stats of the registries in use. Their number is bounded by what
-// the running configs name.
-var allStats = struct {
-	sync.Mutex
-	byName map[string]*stats
-}{byName: make(map[string]*stats)}
+// heartbeatMetric is shown also where only a registrar uses the registry.
+var heartbeatMetric = metric{"heartbeats_total", "Heartbeats of the nodes that this proxy lists, by result.", total, "result", []string{"ok", "failed"},
+	func(r *reading, v string) float64 { return r.heartbeats.of(v == "ok") }}
 
-// acquireStats returns the stats of a registry, to which those of the directory
-// belong from then on; it may be nil. It is matched by one of release.
-func acquireStats(name string, d *sharedDirectory) *stats {
-	allStats.Lock()
-	defer allStats.Unlock()
-	s := allStats.byName[name]
-	if s == nil {
-		s = &stats{name: name}
-		allStats.byName[name] = s
-	}
-	s.users++
-	if d != nil {
-		s.directories = append(s.directories, d)
-	}
-	return s
+// metrics are those of a registry that is watched.
+var metrics = []metric{
+	heartbeatMetric,
+	{"registry_connected", "Whether the registry is being watched right now.", gauge, "", nil,
+		func(r *reading, _ string) float64 { return r.connected }},
+	{"registry_synced", "Whether the registry has been listed whole at least once.", gauge, "", nil,
+		func(r *reading, _ string) float64 { return r.synced }},
+	{"registry_stale_seconds", "For how long the registry has not been watched; 0 while it is.", gauge, "", nil,
+		func(r *reading, _ string) float64 { return r.stale.Seconds() }},
+	{"nodes", "Nodes of the registry, and records that are rejected, by state.", gauge, "state", view.States,
+		func(r *reading, v string) float64 { return r.nodes[v] }},
+	{"changes_total", "Changes of the standing of nodes, by type.", total, "type", texts(
+		discovery.ChangeSeen, discovery.ChangeUpdated, discovery.ChangeLeft, discovery.ChangeLapsed,
+		discovery.ChangeHeld, discovery.ChangeEjected, discovery.ChangeRestored, discovery.ChangeRejected),
+		func(r *reading, v string) float64 { return float64(r.changes[discovery.ChangeType(v)]) }},
+	{"rejected_records_total", "Records that could not be accepted, by what is wrong with them.", total, "reason", texts(discovery.Faults()...),
+		func(r *reading, v string) float64 { return float64(r.rejected[discovery.Fault(v)]) }},
+	{"snapshots_total", "Snapshots of the registry that were published.", total, "", nil,
+		func(r *reading, _ string) float64 { return float64(r.snapshots) }},
+	{"watch_restarts_total", "Watches of the registry that broke and were started again.", total, "", nil,
+		func(r *reading, _ string) float64 { return float64(r.restarts) }},
+	{"health_checks_total", "Active health checks of discovered nodes, by result.", total, "result", []string{"passed", "failed"},
+		func(r *reading, v string) float64 { return r.checks.of(v == "passed") }},
+	{"lookups_total", "Requests for upstreams, by whether there were any.", total, "result", []string{"found", "none"},
+		func(r *reading, v string) float64 { return r.lookups.of(v == "found") }},
 }
 
-func (s *stats) release(d *sharedDirectory) {
-	allStats.Lock()
-	defer allStats.Unlock()
-	if i := slices.Index(s.directories, d); i >= 0 {
-		s.retired.add(totalsOf(d))
-		s.directories = slices.Delete(s.directories, i, i+1)
+var propagationMetric = metric{name: "propagation_seconds", help: "How long records took from the registry's storage to the directory, where the registry's clock shows it."}
+
+func texts[T ~string](values ...T) (texts []string) {
+	for _, v := range values {
+		texts = append(texts, string(v))
 	}
-	if s.users--; s.users == 0 {
-		delete(allStats.byName, s.name)
-	}
+	return texts
 }
 
-// totals is what a directory counted.
-type totals struct {
-	changes     map[discovery.ChangeType]uint64
-	rejected    map[discovery.Fault]uint64
-	snapshots   uint64
-	restarts    uint64
-	propagation discovery.Propagation
+func (m *metric) desc() *prometheus.Desc {
+	labels := []string{"registry"}
+	if m.label != "" {
+		labels = append(labels, m.label)
+	}
+	return prometheus.NewDesc("caddy_discovery_"+m.name, m.help, labels, nil)
 }
 
-func totalsOf(d *sharedDirectory) totals {
-	t := totals{snapshots: d.Snapshot().Number, restarts: d.Status().Restarts, propagation: d.Propagation()}
-	t.changes, t.rejected = d.Journal().Counts()
-	return t
-}
-
-func (t *totals) add(other totals) {
-	if t.changes == nil {
-		t.changes, t.rejected = make(map[discovery.ChangeType]uint64), make(map[discovery.Fault]uint64)
+func (m *metric) collect(ch chan<- prometheus.Metric, r *reading) {
+	if m.label == "" {
+		ch <- prometheus.MustNewConstMetric(m.desc(), m.kind, m.read(r, ""), r.name)
 	}
-	for k, n := range other.changes {
-		t.changes[k] += n
+	for _, v := range m.values {
+		ch <- prometheus.MustNewConstMetric(m.desc(), m.kind, m.read(r, v), r.name, v)
 	}
-	for k, n := range other.rejected {
-		t.rejected[k] += n
-	}
-	t.snapshots += other.snapshots
-	t.restarts += other.restarts
-	for i, n := range other.propagation.Counts {
-		t.propagation.Counts[i] += n
-	}
-	t.propagation.Sum += other.propagation.Sum
 }
 
 // collector reads everything at the moment of a scrape. It has no state, so that
 // all configs register the same one.
 type collector struct{}
 
-func describeMetric(name, help string, labels ...string) *prometheus.Desc {
-	return prometheus.NewDesc("caddy_discovery_"+name, help, append([]string{"registry"}, labels...), nil)
-}
-
-var (
-	descConnected   = describeMetric("registry_connected", "Whether the registry is being watched right now.")
-	descSynced      = describeMetric("registry_synced", "Whether the registry has been listed whole at least once.")
-	descStale       = describeMetric("registry_stale_seconds", "For how long the registry has not been watched; 0 while it is.")
-	descNodes       = describeMetric("nodes", "Nodes of the registry, and records that are rejected, by state.", "state")
-	descChanges     = describeMetric("changes_total", "Changes of the standing of nodes, by type.", "type")
-	descRejected    = describeMetric("rejected_records_total", "Records that could not be accepted, by what is wrong with them.", "reason")
-	descSnapshots   = describeMetric("snapshots_total", "Snapshots of the registry that were published.")
-	descRestarts    = describeMetric("watch_restarts_total", "Watches of the registry that broke and were started again.")
-	descPropagation = describeMetric("propagation_seconds", "How long records took from the registry's storage to the directory, where the registry's clock shows it.")
-	descChecks      = describeMetric("health_checks_total", "Active health checks of discovered nodes, by result.", "result")
-	descHeartbeats  = describeMetric("heartbeats_total", "Heartbeats of the nodes that this proxy lists, by result.", "result")
-	descLookups     = describeMetric("lookups_total", "Requests for upstreams, by whether there were any.", "result")
-)
-
 // Describe implements prometheus.Collector.
 func (collector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{
-		descConnected, descSynced, descStale, descNodes, descChanges, descRejected,
-		descSnapshots, descRestarts, descPropagation, descChecks, descHeartbeats, descLookups,
-	} {
-		ch <- d
+	ch <- propagationMetric.desc()
+	for _, m := range metrics {
+		ch <- m.desc()
 	}
 }
 
 // Collect implements prometheus.Collector.
 func (collector) Collect(ch chan<- prometheus.Metric) {
+	watched := make(map[string][]*sharedDirectory)
+	for _, d := range runningDirectories() {
+		watched[d.name()] = append(watched[d.name()], d)
+	}
 	sources := sourcesOf()
-	allStats.Lock()
-	all := make([]*stats, 0, len(allStats.byName))
-	running := make(map[*stats][]*sharedDirectory)
-	sums := make(map[*stats]totals)
-	for _, name := range slices.Sorted(maps.Keys(allStats.byName)) {
-		s := allStats.byName[name]
-		var sum totals
-		sum.add(s.retired)
-		for _, d := range s.directories {
-			if d.opened.Load() != 0 {
-				running[s] = append(running[s], d)
-			}
-			sum.add(totalsOf(d))
+	for _, s := range statsInUse() {
+		r := &reading{stats: s}
+		if len(watched[r.name]) == 0 {
+			heartbeatMetric.collect(ch, r)
+			continue
 		}
-		all, sums[s] = append(all, s), sum
-	}
-	allStats.Unlock()
-
-	for _, s := range all {
-		count := func(desc *prometheus.Desc, n uint64, labels ...string) {
-			ch <- prometheus.MustNewConstMetric(desc, prometheus.CounterValue, float64(n), append([]string{s.name}, labels...)...)
+		r.totals = s.sum()
+		r.look(watched[r.name], sources)
+		for _, m := range metrics {
+			m.collect(ch, r)
 		}
-		count(descHeartbeats, s.heartbeats.good.Load(), "ok")
-		count(descHeartbeats, s.heartbeats.bad.Load(), "failed")
-		if len(running[s]) == 0 {
-			continue // a registrar uses it, nothing more
-		}
-		gauge := func(desc *prometheus.Desc, v float64, labels ...string) {
-			ch <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, v, append([]string{s.name}, labels...)...)
-		}
-		connected, synced := true, true
-		var stale time.Duration
-		nodes := make(map[string]int)
-		for _, d := range running[s] {
-			status := d.Status()
-			connected = connected && status.Connected
-			synced = synced && status.Synced
-			if !status.Connected {
-				stale = max(stale, time.Since(status.Since))
-			}
-			for _, e := range d.Snapshot().Nodes() {
-				state, _ := view.StateOf(e, sources[d])
-				nodes[state]++
-			}
-			nodes[view.StateRejected] += len(status.Rejections)
-		}
-		gauge(descConnected, truth(connected))
-		gauge(descSynced, truth(synced))
-		gauge(descStale, stale.Seconds())
-		for _, state := range view.States {
-			gauge(descNodes, float64(nodes[state]), state)
-		}
-
-		sum := sums[s]
-		for _, t := range nodeChanges {
-			count(descChanges, sum.changes[t], string(t))
-		}
-		for _, fault := range discovery.Faults() {
-			count(descRejected, sum.rejected[fault], string(fault))
-		}
-		count(descSnapshots, sum.snapshots)
-		count(descRestarts, sum.restarts)
-		count(descChecks, s.checks.good.Load(), "passed")
-		count(descChecks, s.checks.bad.Load(), "failed")
-		count(descLookups, s.lookups.good.Load(), "found")
-		count(descLookups, s.lookups.bad.Load(), "none")
-
-		buckets, total := make(map[float64]uint64), uint64(0)
+		buckets, count := make(map[float64]uint64), uint64(0)
 		for i, bound := range discovery.PropagationBounds() {
-			total += sum.propagation.Counts[i]
-			buckets[bound] = total
+			count += r.propagation.Counts[i]
+			buckets[bound] = count
 		}
-		total += sum.propagation.Counts[discovery.PropagationBuckets-1]
-		ch <- prometheus.MustNewConstHistogram(descPropagation, total, sum.propagation.Sum.Seconds(), buckets, s.name)
+		count += r.propagation.Counts[discovery.PropagationBuckets-1]
+		ch <- prometheus.MustNewConstHistogram(propagationMetric.desc(), count, r.propagation.Sum.Seconds(), buckets, r.name)
 	}
 }
 
-// nodeChanges are the types of changes that are about nodes.
-var nodeChanges = []discovery.ChangeType{
-	discovery.ChangeSeen, discovery.ChangeUpdated, discovery.ChangeLeft, discovery.ChangeLapsed,
-	discovery.ChangeHeld, discovery.ChangeEjected, discovery.ChangeRestored, discovery.ChangeRejected,
-}
-
-func truth(b bool) float64 {
-	if b {
-		return 1
+// look reads how the directories of the registry are. Where there are several, the
+// worst of each counts.
+func (r *reading) look(directories []*sharedDirectory, sources map[*sharedDirectory][]view.Source) {
+	r.connected, r.synced, r.nodes = 1, 1, make(map[string]float64)
+	for _, d := range directories {
+		status := d.Status()
+		if !status.Connected {
+			r.connected, r.stale = 0, max(r.stale, time.Since(status.Since))
+		}
+		if !status.Synced {
+			r.synced = 0
+		}
+		for _, e := range d.Snapshot().Nodes() {
+			state, _ := view.StateOf(e, sources[d])
+			r.nodes[state]++
+		}
+		r.nodes[view.StateRejected] += float64(len(status.Rejections))
 	}
-	return 0
 }
 
 // Interface guards

@@ -152,7 +152,7 @@ func TestMetrics(t *testing.T) {
 
 	load(t, `http://127.0.0.1:`+port)
 	announcements.leaving.Wait()
-	if n := len(allStats.byName); n != 0 {
+	if n := len(statsInUse()); n != 0 {
 		t.Errorf("%d registries are counted that nobody uses", n)
 	}
 }

@@ -91,7 +91,7 @@ func acquireDirectory(b backend.Backend) (*sharedDirectory, error) {
 		d := &sharedDirectory{registry: r, backend: b.CaddyModule().ID.Name(), done: make(chan struct{})}
 		options.Permit = d.permits
 		d.Directory = discovery.NewDirectory(r.conn, options)
-		d.stats = acquireStats(d.name(), d)
+		d.stats = acquireStats(d.name(), d.Directory)
 		return d, nil
 	})
 	if err != nil {
@@ -126,6 +126,6 @@ func (d *sharedDirectory) Destruct() error {
 		d.cancel()
 		<-d.done
 	}
-	d.stats.release(d)
+	d.stats.release(d.Directory)
 	return d.registry.release()
 }

@@ -640,7 +640,7 @@ func (a *announcement) run(ctx context.Context) {
 		}
 		node, options, settings = n.node(endpoint), n.options(), n.settings
 		options.Logger = slogOf(log)
-		options.OnHeartbeat = stats.heartbeat
+		options.OnHeartbeat = func(err error) { stats.heartbeats.count(err == nil) }
 		if registrar != nil {
 			err = registrar.Update(node, options)
 		} else if registrar, err = discovery.NewRegistrar(ownRecord{a.registry.conn, a}, node, options); err == nil {

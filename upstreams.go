@@ -480,7 +480,7 @@ func (u *Upstreams) query(expand func(string) string) picker.Query {
 // another address, if its host name has one. Where there is none, policyWrapper.choose
 // falls back to static upstreams.
 func (u *Upstreams) upstreams(nodes []*discovery.Entry, tried *picker.AddressSet) []*reverseproxy.Upstream {
-	u.directory.stats.lookup(len(nodes) > 0)
+	u.directory.stats.lookups.count(len(nodes) > 0)
 	if len(nodes) == 0 {
 		return nil
 	}
