@@ -1,6 +1,8 @@
 package redis
 
 import (
+	"cmp"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -13,6 +15,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
+	"github.com/caddy-discovery/caddy-discovery/discovery/internal/tlsfiles"
 )
 
 // Modes of a Config.
@@ -108,9 +111,21 @@ type Config struct {
 // filled in: two configurations of the same registry resolve to equal ones,
 // however they are spelled. The error wraps [discovery.ErrInvalid].
 func (c Config) Resolve() (Config, error) {
-	refuse := func(format string, args ...any) (Config, error) {
-		return Config{}, fmt.Errorf("%w redis registry: %w", discovery.ErrInvalid, fmt.Errorf(format, args...))
+	for _, step := range []func(*Config) error{
+		(*Config).checkChoices, (*Config).resolveURLs, (*Config).resolveMode, (*Config).resolveKey, (*Config).resolveRest,
+	} {
+		switch err := step(&c); {
+		case errors.Is(err, discovery.ErrInvalid):
+			return Config{}, fmt.Errorf("redis registry: %w", err)
+		case err != nil:
+			return Config{}, fmt.Errorf("%w redis registry: %w", discovery.ErrInvalid, err)
+		}
 	}
+	return c, nil
+}
+
+// checkChoices checks the options that are one of a few words.
+func (c *Config) checkChoices() error {
 	for _, o := range []struct {
 		name, value string
 		accepted    []string
@@ -120,20 +135,23 @@ func (c Config) Resolve() (Config, error) {
 		{"sentinel_tls", c.SentinelTLS, []string{"", TLSOn, TLSOff}},
 	} {
 		if !slices.Contains(o.accepted, o.value) {
-			return refuse("%s %q: want %s", o.name, o.value, strings.Join(o.accepted[1:], ", "))
+			return fmt.Errorf("%s %q: want %s", o.name, o.value, strings.Join(o.accepted[1:], ", "))
 		}
 	}
+	return nil
+}
 
-	// Files ask for TLS, unless it is said apart who speaks it.
-	secure := c.files().Given() && c.SentinelTLS == ""
+// resolveURLs takes the URLs apart, whose parts must agree with each other and with the
+// options.
+func (c *Config) resolveURLs() error {
 	if err := c.files().Validate(); err != nil {
-		return Config{}, fmt.Errorf("redis registry: %w", err)
+		return err
 	}
 	var parts []urlParts
 	for _, raw := range c.URLs {
 		p, err := parseURL(raw)
 		if err != nil {
-			return refuse("%w", err)
+			return err
 		}
 		parts = append(parts, p)
 	}
@@ -144,15 +162,14 @@ func (c Config) Resolve() (Config, error) {
 	if c.DB != 0 {
 		db = strconv.Itoa(c.DB)
 	}
-	for i, p := range parts {
-		if i > 0 && (p.mode != parts[0].mode || p.secure != parts[0].secure) {
-			return refuse("URLs: all must have the same scheme")
+	for _, p := range parts {
+		if p.mode != parts[0].mode || p.secure != parts[0].secure {
+			return errors.New("URLs: all must have the same scheme")
 		}
 		if c.Mode != "" && p.mode != "" && c.Mode != p.mode {
-			return refuse("mode %s contradicts the scheme of %s", c.Mode, p.host)
+			return fmt.Errorf("mode %s contradicts the scheme of %s", c.Mode, p.host)
 		}
-		c.Mode = or(c.Mode, p.mode)
-		secure = secure || p.secure
+		c.Mode = cmp.Or(c.Mode, p.mode)
 		for _, o := range []struct {
 			name   string
 			option *string
@@ -163,95 +180,92 @@ func (c Config) Resolve() (Config, error) {
 			{"db", &db, p.db},
 		} {
 			if *o.option != "" && o.url != "" && *o.option != o.url {
-				return refuse("%s: the URL of %s has another one than the options or the URLs before it", o.name, p.host)
+				return fmt.Errorf("%s: the URL of %s has another one than the options or the URLs before it", o.name, p.host)
 			}
-			*o.option = or(*o.option, o.url)
+			*o.option = cmp.Or(*o.option, o.url)
 		}
 	}
-	c.Mode = or(c.Mode, ModeSingle)
 	if db != "" {
 		n, err := strconv.Atoi(db)
 		if err != nil || n < 0 {
-			return refuse("db %q: want a number from 0", db)
+			return fmt.Errorf("db %q: want a number from 0", db)
 		}
 		c.DB = n
 	}
-
-	if c.SentinelTLS == TLSOff && !secure && c.files().Given() {
-		return refuse("sentinel_tls off: neither the Sentinels nor the servers speak TLS, and tls_ca, tls_client_auth or tls_server_name is given; servers with TLS are rediss+sentinel://")
-	}
-	c.URLs = nil
+	c.Mode = cmp.Or(c.Mode, ModeSingle)
 	scheme, port := "redis", defaultPort
-	if secure {
+	// Files ask for TLS, unless it is said apart who speaks it.
+	if parts[0].secure || c.files().Given() && c.SentinelTLS == "" {
 		scheme = "rediss"
 	}
 	if c.Mode == ModeSentinel {
 		port = defaultSentinelPort
 	}
+	c.URLs = nil
 	for _, p := range parts {
-		c.URLs = append(c.URLs, scheme+"://"+net.JoinHostPort(p.host, or(p.port, port)))
+		c.URLs = append(c.URLs, scheme+"://"+net.JoinHostPort(p.host, cmp.Or(p.port, port)))
 	}
 	slices.Sort(c.URLs)
 	c.URLs = slices.Compact(c.URLs)
+	return nil
+}
 
-	switch c.Mode {
-	case ModeSingle:
-		if len(c.URLs) > 1 {
-			return refuse("URLs: a single server has one; several need mode sentinel or cluster")
-		}
-	case ModeCluster:
-		if c.DB != 0 {
-			return refuse("db %d: a cluster has only database 0", c.DB)
-		}
+// resolveMode checks what depends on the mode.
+func (c *Config) resolveMode() error {
+	if c.SentinelTLS == TLSOff && !c.secure() && c.files().Given() {
+		return errors.New("sentinel_tls off: neither the Sentinels nor the servers speak TLS, and tls_ca, tls_client_auth or tls_server_name is given; servers with TLS are rediss+sentinel://")
 	}
-	if c.Mode == ModeSentinel {
-		c.SentinelMaster = or(c.SentinelMaster, DefaultSentinelMaster)
-		if c.SentinelTLS == map[bool]string{true: TLSOn, false: TLSOff}[secure] {
+	switch {
+	case c.Mode == ModeSingle && len(c.URLs) > 1:
+		return errors.New("URLs: a single server has one; several need mode sentinel or cluster")
+	case c.Mode == ModeCluster && c.DB != 0:
+		return fmt.Errorf("db %d: a cluster has only database 0", c.DB)
+	case c.Mode == ModeSentinel:
+		c.SentinelMaster = cmp.Or(c.SentinelMaster, DefaultSentinelMaster)
+		if c.sentinelsSecure() == c.secure() {
 			c.SentinelTLS = "" // as the servers
 		}
-	} else if c.SentinelMaster != "" || c.SentinelUsername != "" || c.SentinelPassword != "" || c.SentinelTLS != "" {
-		return refuse("sentinel_master, sentinel_username, sentinel_password and sentinel_tls need mode sentinel")
+	case c.SentinelMaster != "" || c.SentinelUsername != "" || c.SentinelPassword != "" || c.SentinelTLS != "":
+		return errors.New("sentinel_master, sentinel_username, sentinel_password and sentinel_tls need mode sentinel")
 	}
 	if c.Username != "" && c.Password == "" || c.SentinelUsername != "" && c.SentinelPassword == "" {
-		return refuse("username: it needs a password")
+		return errors.New("username: it needs a password")
 	}
+	return nil
+}
 
-	c.Layout = or(c.Layout, LayoutSortedSet)
-	c.Key = or(c.Key, DefaultKey)
+// resolveKey checks the layout's key.
+func (c *Config) resolveKey() error {
+	c.Layout, c.Key = cmp.Or(c.Layout, LayoutSortedSet), cmp.Or(c.Key, DefaultKey)
 	if c.Layout == LayoutKeys {
 		c.Key = strings.TrimSuffix(c.Key, ":")
 	}
 	switch {
 	case c.Key == "" || len(c.Key) > maxKey:
-		return refuse("key: want 1 to %d bytes", maxKey)
+		return fmt.Errorf("key: want 1 to %d bytes", maxKey)
 	case !utf8.ValidString(c.Key) || strings.ContainsFunc(c.Key, unicode.IsControl):
-		return refuse("key: want UTF-8 without control characters")
+		return errors.New("key: want UTF-8 without control characters")
 	case !hasTag(c.Key) && strings.Contains(c.Key, "}"):
 		// Its side keys could not be made to share its slot.
-		return refuse("key %q: a brace is for a hash tag, {…}", c.Key)
+		return fmt.Errorf("key %q: a brace is for a hash tag, {…}", c.Key)
 	}
-	if c.Poll == 0 {
-		c.Poll = DefaultPoll
+	return nil
+}
+
+// resolveRest checks the remaining options, each by itself.
+func (c *Config) resolveRest() error {
+	c.Poll, c.History, c.Protocol = cmp.Or(c.Poll, DefaultPoll), cmp.Or(c.History, DefaultHistory), cmp.Or(c.Protocol, 3)
+	switch {
+	case c.Poll < minPoll:
+		return fmt.Errorf("poll %v: want at least %v", c.Poll, minPoll)
+	case c.History < 0:
+		return fmt.Errorf("history %d: want a number from 1", c.History)
+	case c.Protocol != 2 && c.Protocol != 3:
+		return fmt.Errorf("protocol %d: want 2 or 3", c.Protocol)
+	case strings.ContainsFunc(c.Name, func(r rune) bool { return r <= ' ' || r > '~' }):
+		return errors.New("name: want printable ASCII without spaces")
 	}
-	if c.Poll < minPoll {
-		return refuse("poll %v: want at least %v", c.Poll, minPoll)
-	}
-	if c.History == 0 {
-		c.History = DefaultHistory
-	}
-	if c.History < 0 {
-		return refuse("history %d: want a number from 1", c.History)
-	}
-	if c.Protocol == 0 {
-		c.Protocol = 3
-	}
-	if c.Protocol != 2 && c.Protocol != 3 {
-		return refuse("protocol %d: want 2 or 3", c.Protocol)
-	}
-	if strings.ContainsFunc(c.Name, func(r rune) bool { return r <= ' ' || r > '~' }) {
-		return refuse("name: want printable ASCII without spaces")
-	}
-	return c, nil
+	return nil
 }
 
 // Validate reports why Open would refuse the configuration. The error wraps
@@ -304,6 +318,22 @@ func (c Config) String() string {
 
 // GoString is String, so that no way of printing shows a secret.
 func (c Config) GoString() string { return c.String() }
+
+// files are those that secure the connections.
+func (c Config) files() tlsfiles.Files {
+	return tlsfiles.Files{CA: c.TLSCA, Cert: c.TLSCert, Key: c.TLSKey, ServerName: c.TLSServerName}
+}
+
+// checkFiles reports what is wrong with the files that a connection would need.
+func (c Config) checkFiles() error {
+	if !c.secure() && !c.sentinelsSecure() {
+		return nil
+	}
+	if _, err := c.files().Config(""); err != nil {
+		return fmt.Errorf("redis registry: %w", err)
+	}
+	return nil
+}
 
 // secure reports whether the servers speak TLS.
 func (c Config) secure() bool { return strings.HasPrefix(c.URLs[0], "rediss:") }
@@ -401,11 +431,4 @@ func parseURL(raw string) (urlParts, error) {
 		p.db = strconv.FormatUint(n, 10)
 	}
 	return p, nil
-}
-
-func or(a, b string) string {
-	if a != "" {
-		return a
-	}
-	return b
 }

@@ -10,8 +10,6 @@ import (
 
 	goredis "github.com/redis/go-redis/v9"
 	"github.com/redis/go-redis/v9/maintnotifications"
-
-	"github.com/caddy-discovery/caddy-discovery/discovery/internal/tlsfiles"
 )
 
 const (
@@ -19,22 +17,6 @@ const (
 	// A list of 100,000 nodes is 30 MB; within this it arrives over a slow line.
 	readTimeout = 3 * time.Second
 )
-
-// files are those that secure the connections.
-func (c Config) files() tlsfiles.Files {
-	return tlsfiles.Files{CA: c.TLSCA, Cert: c.TLSCert, Key: c.TLSKey, ServerName: c.TLSServerName}
-}
-
-// checkFiles reports what is wrong with the files that a connection would need.
-func (c Config) checkFiles() error {
-	if !c.secure() && !c.sentinelsSecure() {
-		return nil
-	}
-	if _, err := c.files().Config(""); err != nil {
-		return fmt.Errorf("redis registry: %w", err)
-	}
-	return nil
-}
 
 // A connector makes connections. Its dial functions never fail: they return a
 // connection that does. A pool of the client library that failed to dial as
