@@ -13,12 +13,7 @@ local keep = ARGV[4] * 10
 local old = redis.call('HGET', KEYS[2], ARGV[1])
 if ARGV[7] then
   local member = old and string.sub(old, 18) or ''
-  local ok, record = pcall(cjson.decode, member)
-  local instance
-  if ok and type(record) == 'table' and type(record['metadata']) == 'table' then
-    instance = record['metadata']['instance'] or ''
-  end
-  if instance ~= ARGV[7] or not redis.call('ZSCORE', KEYS[1], member) then
+  if instance(member) ~= ARGV[7] or not redis.call('ZSCORE', KEYS[1], member) then
     return -1
   end
 end

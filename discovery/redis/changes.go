@@ -2,7 +2,6 @@ package redis
 
 import (
 	"context"
-	_ "embed" // for the script
 	"fmt"
 	"strconv"
 	"strings"
@@ -13,11 +12,7 @@ import (
 	"github.com/caddy-discovery/caddy-discovery/discovery"
 )
 
-var (
-	//go:embed history.lua
-	historyLua    string
-	historyScript = newScript(historyLua)
-)
+var historyScript = newScript("history.lua")
 
 // Kinds of entries of the stream.
 const (
@@ -81,7 +76,7 @@ func (l *sortedSet) history(ctx context.Context, id string, limit int) ([]discov
 		if len(revisions) >= limit || !more {
 			return revisions, nil
 		}
-		end = before(last)
+		end = last // of which the script looks past
 	}
 }
 
@@ -123,15 +118,4 @@ func (e entry) revision() discovery.Revision {
 		}
 	}
 	return r
-}
-
-// before returns the id before one of the stream. Redis understands "(" only
-// from 6.2 on.
-func before(id string) string {
-	ms, seq, _ := strings.Cut(id, "-")
-	if n, _ := strconv.ParseUint(seq, 10, 64); n > 0 {
-		return ms + "-" + strconv.FormatUint(n-1, 10)
-	}
-	n, _ := strconv.ParseUint(ms, 10, 64)
-	return strconv.FormatUint(n-1, 10) + "-18446744073709551615"
 }

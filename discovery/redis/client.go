@@ -137,6 +137,16 @@ func (e *epoch) follow(found epoch) error {
 	return nil
 }
 
+// pause waits, and reports false if the context ends first.
+func pause(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-time.After(d):
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
 // offered tells a server that does not offer something from one that is ill: a
 // watch must not do without for ever because of a moment.
 func offered(err error) (bool, error) {
@@ -162,13 +172,12 @@ func (c *client) ownerOptions(ctx context.Context, key string) (*goredis.Options
 // masters returns the addresses of a cluster's masters, sorted, and nil where
 // there is no cluster.
 func (c *client) masters(ctx context.Context) ([]string, error) {
-	cluster, ok := c.commands.(*goredis.ClusterClient)
-	if !ok {
+	if c.config.Mode != ModeCluster {
 		return nil, nil
 	}
 	return ask(ctx, c, func(ctx context.Context) (addresses []string, err error) {
 		var mu sync.Mutex
-		err = cluster.ForEachMaster(ctx, func(_ context.Context, master *goredis.Client) error {
+		err = c.eachMaster(ctx, func(_ context.Context, master *goredis.Client) error {
 			mu.Lock()
 			defer mu.Unlock()
 			addresses = append(addresses, master.Options().Addr)

@@ -187,11 +187,3 @@ func TestGlob(t *testing.T) {
 		t.Errorf("escaped %s, want %s", got, want)
 	}
 }
-
-func TestBefore(t *testing.T) {
-	for id, want := range map[string]string{"5-3": "5-2", "5-0": "4-18446744073709551615"} {
-		if got := before(id); got != want {
-			t.Errorf("before %s is %s, want %s", id, got, want)
-		}
-	}
-}

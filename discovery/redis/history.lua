@@ -1,8 +1,8 @@
 -- Reads the entries of the stream that are about a node, newest first. Of an entry
 -- whose record is too long that is left out.
 -- KEYS: changes
--- ARGV: id, the newest id of the stream to look at, how many entries to look at,
---   how many to return, the longest record
+-- ARGV: id, the id of the stream to look at what is older than, how many entries to
+--   look at, how many to return, the longest record
 local page = redis.call('XREVRANGE', KEYS[1], ARGV[2], '-', 'COUNT', ARGV[3])
 local found, at = {}, ''
 local more = #page == tonumber(ARGV[3]) and 1 or 0
@@ -17,7 +17,7 @@ for _, entry in ipairs(page) do
     end
   end
   at = entry[1]
-  if about then
+  if about and at ~= ARGV[2] then
     found[#found + 1] = { at, fields }
     if #found == tonumber(ARGV[4]) then
       more = 1

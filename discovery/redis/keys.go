@@ -3,7 +3,6 @@ package redis
 import (
 	"context"
 	"crypto/rand"
-	_ "embed" // for the script
 	"fmt"
 	"slices"
 	"sync"
@@ -14,11 +13,7 @@ import (
 	"github.com/caddy-discovery/caddy-discovery/discovery"
 )
 
-var (
-	//go:embed own_key.lua
-	ownKeyLua    string
-	ownKeyScript = newScript(ownKeyLua)
-)
+var ownKeyScript = newScript("instance.lua", "own_key.lua")
 
 // keysLayout is the layout of one string key for each node.
 type keysLayout struct {

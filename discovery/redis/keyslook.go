@@ -115,13 +115,16 @@ func (l *keysLook) ask(ctx context.Context) error {
 	}
 	if l.scan {
 		pass := l.layout.newScan(listScanCount)
-		err := pass.all(ctx, func(key string) {
-			if _, known := l.wanted[key]; !known && len(l.wanted) < maxMembers {
-				l.wanted[key] = keyWanted{size: -1}
+		for !pass.done {
+			keys, err := pass.step(ctx)
+			if err != nil {
+				return err
 			}
-		})
-		if err != nil {
-			return err
+			for _, key := range keys {
+				if _, known := l.wanted[key]; !known && len(l.wanted) < maxMembers {
+					l.wanted[key] = keyWanted{size: -1}
+				}
+			}
 		}
 		l.slowest = max(l.slowest, pass.slowest)
 		l.layout.scanned(pass.took)

@@ -2,7 +2,6 @@ package redis
 
 import (
 	"context"
-	_ "embed" // for the scripts
 	"fmt"
 	"maps"
 	"strconv"
@@ -15,12 +14,8 @@ import (
 const maxOverride = 4 << 10
 
 var (
-	//go:embed overrides.lua
-	overridesLua    string
-	overridesScript = newScript(overridesLua)
-	//go:embed clock.lua
-	clockLua    string
-	clockScript = newScript(clockLua)
+	overridesScript = newScript("overrides.lua")
+	clockScript     = newScript("clock.lua")
 )
 
 // overrides reads the operators' overrides, a hash by the node's id, whole: operators

@@ -1,9 +1,12 @@
 package redis
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -200,6 +203,29 @@ func TestHistoryIsTrimmed(t *testing.T) {
 	}
 	_, err = open(t, Config{URLs: []string{s.URL()}, Layout: LayoutKeys}).History(ctx, "a", 0)
 	wantError(t, err, discovery.ErrUnsupported)
+}
+
+// TestHistoryOfLongAgo reads past many changes of others.
+func TestHistoryOfLongAgo(t *testing.T) {
+	t.Parallel()
+	s := redistest.Start(t)
+	r := open(t, Config{URLs: []string{s.URL()}, History: 5})
+	err := s.Client().Eval(t.Context(), `for i = 1, 2500 do
+		redis.call('XADD', KEYS[1], '*', 'seq', i, 'type', 'left', 'id', i % 1000 == 1 and 'a' or 'b')
+	end`, []string{r.client.config.side("changes")}).Err()
+	if err != nil && !errors.Is(err, goredis.Nil) {
+		t.Fatal(err)
+	}
+	for _, limit := range []int{0, 2} {
+		revisions, err := r.History(t.Context(), "a", limit)
+		var numbers []uint64
+		for _, h := range revisions {
+			numbers = append(numbers, h.Number)
+		}
+		if want := []uint64{2001, 1001, 1}; err != nil || !slices.Equal(numbers, want[:cmp.Or(limit, len(want))]) {
+			t.Errorf("of up to %d changes %v were read, %v, want %v", limit, numbers, err, want)
+		}
+	}
 }
 
 // TestSweep: a record of ours that nobody renews goes after ten leases, without

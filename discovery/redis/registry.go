@@ -93,10 +93,7 @@ func (r *Registry) Announce(ctx context.Context, n discovery.Node) error {
 	if err == nil {
 		err = r.client.do(ctx, func(ctx context.Context) error { return r.layout.put(ctx, n, record) })
 	}
-	if err != nil {
-		return fmt.Errorf("announcing node %q: %w", n.ID, err)
-	}
-	return nil
+	return during(err, "announcing node %q", n.ID)
 }
 
 // Drain puts the node's record in place of the one that stands, if that is of the
@@ -107,19 +104,14 @@ func (r *Registry) Drain(ctx context.Context, n discovery.Node) (own bool, err e
 	if err == nil {
 		own, err = ask(ctx, r.client, func(ctx context.Context) (bool, error) { return r.layout.replace(ctx, n, record) })
 	}
-	if err != nil {
-		return false, fmt.Errorf("announcing that node %q drains: %w", n.ID, err)
-	}
-	return own, nil
+	return own, during(err, "announcing that node %q drains", n.ID)
 }
 
 // Withdraw removes the node's record if it is still of the same instance. It returns
 // the errors of [Registry.Announce].
 func (r *Registry) Withdraw(ctx context.Context, n discovery.Node) error {
-	if err := r.client.do(ctx, func(ctx context.Context) error { return r.layout.remove(ctx, n) }); err != nil {
-		return fmt.Errorf("withdrawing node %q: %w", n.ID, err)
-	}
-	return nil
+	err := r.client.do(ctx, func(ctx context.Context) error { return r.layout.remove(ctx, n) })
+	return during(err, "withdrawing node %q", n.ID)
 }
 
 // Record returns the node's record as our writers put it, the zero Node if there is
@@ -133,14 +125,11 @@ func (r *Registry) Record(ctx context.Context, id string) (discovery.Node, error
 		}
 		return record, err
 	})
-	if err != nil {
-		return discovery.Node{}, fmt.Errorf("reading the record of node %q: %w", id, err)
+	n, unread := discovery.ParseNode([]byte(record))
+	if err != nil || unread != nil {
+		n = discovery.Node{}
 	}
-	n, err := discovery.ParseNode([]byte(record))
-	if err != nil {
-		return discovery.Node{}, nil //nolint:nilerr // nothing that could be read stands there
-	}
-	return n, nil
+	return n, during(err, "reading the record of node %q", id)
 }
 
 // History returns up to limit changes that our writers recorded of a node, newest
@@ -149,10 +138,7 @@ func (r *Registry) Record(ctx context.Context, id string) (discovery.Node, error
 // [discovery.ErrUnsupported].
 func (r *Registry) History(ctx context.Context, id string, limit int) ([]discovery.Revision, error) {
 	revisions, err := r.layout.history(ctx, id, limit)
-	if err != nil {
-		return nil, fmt.Errorf("reading the history of node %q: %w", id, err)
-	}
-	return revisions, nil
+	return revisions, during(err, "reading the history of node %q", id)
 }
 
 // Overrides returns all overrides by the node's id. It returns the errors of
@@ -182,19 +168,14 @@ func (r *Registry) SetOverride(ctx context.Context, id string, o discovery.Overr
 	if err == nil {
 		err = r.client.do(ctx, func(ctx context.Context) error { return r.layout.override(ctx, id, string(record)) })
 	}
-	if err != nil {
-		return fmt.Errorf("overriding node %q: %w", id, err)
-	}
-	return nil
+	return during(err, "overriding node %q", id)
 }
 
 // ClearOverride removes the node's override. One that is not there is no error. It
 // returns the errors of [Registry.Announce].
 func (r *Registry) ClearOverride(ctx context.Context, id string) error {
-	if err := r.client.do(ctx, func(ctx context.Context) error { return r.layout.override(ctx, id, "") }); err != nil {
-		return fmt.Errorf("clearing the override of node %q: %w", id, err)
-	}
-	return nil
+	err := r.client.do(ctx, func(ctx context.Context) error { return r.layout.override(ctx, id, "") })
+	return during(err, "clearing the override of node %q", id)
 }
 
 // Watch emits the overrides, every listed node, then Synced, then changes, as
@@ -263,6 +244,14 @@ func (r *Registry) Located() []string { return r.client.connector.servers.locate
 // Close ends the calls that are under way and closes the connections. It may be called
 // more than once.
 func (r *Registry) Close() error { return r.client.close() }
+
+// during says of an error what was being done to a node.
+func during(err error, what, id string) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf(what+": %w", id, err)
+}
 
 // digest returns what tells records apart that differ in more than the time: 16
 // characters.

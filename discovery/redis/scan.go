@@ -38,6 +38,7 @@ type scan struct {
 	count   int64 // of keys that one step goes past
 
 	cursors map[string]uint64 // by the master's address; of those that are done 0
+	done    bool              // with all of them
 	took    time.Duration     // what the server was asked, altogether
 	slowest time.Duration     // what one step took
 }
@@ -46,9 +47,8 @@ func (l *keysLayout) newScan(count int64) *scan {
 	return &scan{client: l.client, match: escapeGlob(l.prefix) + "*", longest: len(l.prefix) + maxSuffix, count: count}
 }
 
-// step goes on, at all masters at once. It returns what it found, and whether there
-// is more.
-func (s *scan) step(ctx context.Context) (keys []string, more bool, err error) {
+// step goes on, at all masters at once, and returns what it found.
+func (s *scan) step(ctx context.Context) ([]string, error) {
 	began := time.Now()
 	type page struct {
 		keys    []string
@@ -80,73 +80,45 @@ func (s *scan) step(ctx context.Context) (keys []string, more bool, err error) {
 		return found, err
 	})
 	if err != nil {
-		return nil, false, fmt.Errorf("looking for keys: %w", err)
+		return nil, fmt.Errorf("looking for keys: %w", err)
 	}
-	s.cursors = found.cursors
+	s.cursors, s.done = found.cursors, true
 	for _, cursor := range s.cursors {
-		more = more || cursor != 0
+		s.done = s.done && cursor == 0
 	}
 	took := time.Since(began)
 	s.took += took
 	s.slowest = max(s.slowest, took)
-	return found.keys, more, nil
-}
-
-// all makes a whole pass without a rest.
-func (s *scan) all(ctx context.Context, f func(key string)) error {
-	for {
-		keys, more, err := s.step(ctx)
-		if err != nil {
-			return err
-		}
-		for _, key := range keys {
-			f(key)
-		}
-		if !more {
-			return nil
-		}
-	}
+	return found.keys, nil
 }
 
 // scanOn makes one pass after another until the watch ends, and has looked at what
 // nobody told of. It leaves the server in peace for most of the time. A failure is
 // left to the looks: they break the watch if the server is ill.
 func (v *keysView) scanOn(ctx context.Context, wait time.Duration) {
-	for {
-		select {
-		case <-time.After(wait):
-		case <-ctx.Done():
+	var pass *scan
+	var began time.Time
+	for pause(ctx, wait) {
+		step := time.Now()
+		if pass == nil {
+			pass, began = v.newScan(scanCount), step
+		}
+		keys, err := pass.step(ctx)
+		if len(keys) > 0 && !v.feed.send(ctx, func() (request, error) { return requestFor(v.unknown(keys)...), nil }) {
 			return
 		}
-		pass, began := v.newScan(scanCount), time.Now()
-		for more := true; more; {
-			var keys []string
-			var err error
-			step := time.Now()
-			keys, more, err = pass.step(ctx)
-			if len(keys) > 0 && !v.feed.send(ctx, func() (request, error) { return requestFor(v.unknown(keys)...), nil }) {
-				return
-			}
-			switch {
-			case ctx.Err() != nil:
-				return
-			case errors.Is(err, discovery.ErrUnreachable):
-				more = false
-			case err != nil:
-				return // it will not be allowed the next time either
-			}
-			wait = scanRest * time.Since(step)
-			if more {
-				select {
-				case <-time.After(wait):
-				case <-ctx.Done():
-					return
-				}
-			} else if err == nil {
-				v.scanned(pass.took)
-			}
+		if err != nil && !errors.Is(err, discovery.ErrUnreachable) {
+			return // it will not be allowed the next time either
+		}
+		wait = scanRest * time.Since(step)
+		if err == nil && !pass.done {
+			continue
+		}
+		if err == nil {
+			v.scanned(pass.took)
 		}
 		wait = max(wait, v.scanInterval()-time.Since(began))
+		pass = nil
 	}
 }
 

@@ -2,18 +2,33 @@ package redis
 
 import (
 	"context"
+	"embed"
+	"strings"
 
 	goredis "github.com/redis/go-redis/v9"
 )
 
-// A script runs on the server, in one step. Each stands in a file beside the Go code
-// that runs it.
+//go:embed *.lua
+var luaFiles embed.FS
+
+// A script runs on the server, in one step.
 type script struct {
 	source string
 	*goredis.Script
 }
 
-func newScript(source string) script { return script{source, goredis.NewScript(source)} }
+// newScript returns the script of a file, after those of which it uses the functions.
+func newScript(files ...string) script {
+	var source strings.Builder
+	for _, name := range files {
+		text, err := luaFiles.ReadFile(name)
+		if err != nil {
+			panic(err) // it is not in this package
+		}
+		source.Write(text)
+	}
+	return script{source.String(), goredis.NewScript(source.String())}
+}
 
 // run runs the script by its digest, or in full if the server does not have it
 // yet. It is for use within do.

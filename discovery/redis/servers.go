@@ -63,7 +63,7 @@ func (s *servers) located() []string {
 // not every user may ask, and what is dialled is known anyway.
 func (c *client) locate(ctx context.Context) {
 	servers := &c.connector.servers
-	for {
+	for again := true; again; again = pause(ctx, locateInterval) {
 		_ = c.do(ctx, func(ctx context.Context) error {
 			if cluster, ok := c.commands.(*goredis.ClusterClient); ok {
 				return cluster.ForEachShard(ctx, func(_ context.Context, shard *goredis.Client) error {
@@ -74,10 +74,5 @@ func (c *client) locate(ctx context.Context) {
 			servers.add(c.connector.sentinels.askServers(ctx)...)
 			return nil
 		})
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(locateInterval):
-		}
 	}
 }

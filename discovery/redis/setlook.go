@@ -3,7 +3,6 @@ package redis
 import (
 	"cmp"
 	"context"
-	_ "embed" // for the script
 	"fmt"
 	"maps"
 	"slices"
@@ -21,11 +20,7 @@ const (
 	maxLong = 64
 )
 
-var (
-	//go:embed look.lua
-	lookLua    string
-	lookScript = newScript(lookLua)
-)
+var lookScript = newScript("look.lua")
 
 // A setLook is one look at the set: what it is for, and what it has read.
 type setLook struct {

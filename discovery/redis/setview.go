@@ -152,9 +152,7 @@ func (v *setView) list(ctx context.Context) (listing discovery.Listing, took tim
 	}
 	if v.lacksPrevious() {
 		// A record that is being replaced just now must not count as removed.
-		select {
-		case <-time.After(absence):
-		case <-ctx.Done():
+		if !pause(ctx, absence) {
 			return listing, 0, ctx.Err()
 		}
 		second := v.prepare(request{whole: true})

@@ -3,25 +3,16 @@ package redis
 import (
 	"context"
 	"crypto/rand"
-	_ "embed" // for the scripts
 	"sync"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
 )
 
 var (
-	//go:embed announce.lua
-	announceLua    string
-	announceScript = newScript(announceLua)
-	//go:embed withdraw.lua
-	withdrawLua    string
-	withdrawScript = newScript(withdrawLua)
-	//go:embed record.lua
-	recordLua    string
-	recordScript = newScript(recordLua)
-	//go:embed override.lua
-	overrideLua    string
-	overrideScript = newScript(overrideLua)
+	announceScript = newScript("instance.lua", "announce.lua")
+	withdrawScript = newScript("instance.lua", "withdraw.lua")
+	recordScript   = newScript("record.lua")
+	overrideScript = newScript("override.lua")
 )
 
 // sortedSet is the layout of one sorted set, with what our writers keep beside it.

@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"time"
 
-	goredis "github.com/redis/go-redis/v9"
-
 	"github.com/caddy-discovery/caddy-discovery/discovery"
 )
 
@@ -20,34 +18,6 @@ const (
 	slowLook    = 500 * time.Millisecond
 	slowestLook = 2 * time.Second
 )
-
-// A view is what a watch knows of the registry: enough to tell what changed. Only
-// the loop of the watch calls it, and the functions that it hands out to be called
-// there; it emits through the feed that it was made with.
-type view interface {
-	// follow subscribes to what the server offers to tell of changes.
-	follow(ctx context.Context) error
-	// list reads everything and emits it, and returns what Synced will say, and what
-	// the slowest question took. From there on changes are told.
-	list(ctx context.Context) (discovery.Listing, time.Duration, error)
-	// changes names what tells of changes, once everything is listed.
-	changes() string
-	// look prepares to read what the request asks for. What it returns reads, and runs
-	// beside the loop.
-	look(q request) func(ctx context.Context) (sight, error)
-	// notified returns what a notification makes worth looking at.
-	notified(m *goredis.Message) request
-}
-
-// A sight is what a look has read.
-type sight struct {
-	slowest time.Duration // what the slowest question to the server took
-	// apply emits what has changed, and returns what is to be looked at again.
-	apply func() (request, error)
-	// told reports whether the stream of changes has told all that the look has found;
-	// nil: there is none. It is for the loop, after apply.
-	told func() bool
-}
 
 // A watch is one call of Watch. Its loop runs on the goroutine of the caller.
 type watch struct {
