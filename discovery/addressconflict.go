@@ -55,7 +55,7 @@ func (x addrIndex) conflict(t *tracked, live func(*tracked) bool) *tracked {
 }
 
 // live reports whether the node is in use because it was heard.
-func (l *loop) live(t *tracked) bool { return t.doubt == trusted && t.watch == l.watch.number }
+func (l *loop) live(t *tracked) bool { return t.presence == alive && t.watch == l.watch.number }
 
 // addressConflict returns the live node to which t has lost its address, nil if there
 // is none.

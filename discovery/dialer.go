@@ -66,6 +66,9 @@ func newDialer(o Options) dialer {
 	return d
 }
 
+// allows reports whether some request may reach a node, so that it may be dialled.
+func (d *dialer) allows(e *Entry) bool { return d.recordsOnly || e.Address() != "" && d.permit(e) }
+
 // dial returns nil if a node accepts connections. If nobody has looked up its host name
 // yet, it does that before, and returns the addresses that it found.
 func (d *dialer) dial(ctx context.Context, e *Entry) (addresses []netip.Addr, err error) {

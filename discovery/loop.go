@@ -27,10 +27,11 @@ type loop struct {
 	prober     *prober
 	saver      *saver
 	restorer   *restorer
-	guard
+	suspicion  *suspicion
 
 	expiry   *time.Timer    // when the first lease may run out
 	verifies tasks[verdict] // at most one
+	expired  []*tracked     // whose records ran out in the registry, in this batch of events
 
 	// Nodes that are heard again are not new: see join.
 	relearns  bool
@@ -59,7 +60,6 @@ func newLoop(d *Directory) *loop {
 		publisher:  newPublisher(&d.snapshot, d.synced),
 		reporter:   newReporter(&d.journal, d.options.Logger),
 		location:   newLocation(d.options.Addresses, locator),
-		guard:      newGuard(),
 		saver:      newSaver(d.options.WarmStart, d.options.Logger),
 		expiry:     stoppedTimer(),
 		verifies:   newTasks[verdict](1),
@@ -67,6 +67,7 @@ func newLoop(d *Directory) *loop {
 	l.resolver = newResolver(l.dialer.lookup)
 	l.reacher = newReacher(l.dialer)
 	l.prober = newProber(l.dialer)
+	l.suspicion = newSuspicion(*d.options.LossGuard, l.dialer.allows)
 	l.restorer = newRestorer(l.prober, d.options.TTL, l.overrides.of, l.publisher.restore, &d.journal)
 	l.locateRegistry()
 	return l
@@ -133,7 +134,7 @@ func (l *loop) run(ctx context.Context) error {
 				l.onVerify(ctx, v)
 			}
 		}
-		l.settle()
+		l.lapseExpired()
 		l.prober.dialWaiting(ctx, len(l.table.nodes))
 		l.resolver.lookUpWaiting(ctx)
 		l.reacher.tryWaiting(ctx)
@@ -153,9 +154,8 @@ func (l *loop) startWatch(ctx context.Context) {
 	l.table = newTable()
 	l.rejections = newRejections()
 	clear(l.publisher.changed)
-	l.forgetOverdue()
 	l.resolver.leaveAll()
-	l.census = newCensus()
+	l.suspicion.reset()
 }
 
 // receive takes in what the watch says.

@@ -44,7 +44,7 @@ func (l *loop) moveTo(name string) {
 	for id := range l.resolver.usersOf(name) {
 		if t := l.table.nodes[id]; t != nil {
 			l.show(t, t.entry.at(l.resolver.of(name)))
-			l.count(t)
+			l.suspicion.count(t)
 		}
 	}
 	if l.location.ports[name] != nil {

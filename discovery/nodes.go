@@ -33,8 +33,7 @@ func (l *loop) apply(e *Event) {
 			return // another process has taken the id, and is there
 		}
 		l.accept(record)
-		l.forget(record)
-		l.restorer.dropRecord(record)
+		l.dropRecord(record)
 		if t != nil {
 			l.remove(t, ChangeLeft, "its record was removed")
 		}
@@ -67,7 +66,7 @@ func (l *loop) beat(e *Event) {
 		return
 	}
 	t.watch = l.watch.number
-	l.trust(t)
+	l.endSuspicion(t)
 	load := e.Load
 	if math.IsNaN(load) || math.IsInf(load, 0) || load < 0 {
 		load = t.entry.Load() // the node lives, whatever it says of its load
@@ -79,7 +78,7 @@ func (l *loop) beat(e *Event) {
 func (l *loop) put(e *Event) {
 	e.ID = e.Node.ID
 	record := e.record()
-	l.forget(record)
+	l.suspicion.lapsed.dropRecord(record)
 	t := l.table.nodes[e.ID]
 	if other := l.table.byRecord[record]; other != nil && other != t {
 		l.remove(other, ChangeLeft, "its record was replaced by that of another node")
@@ -97,7 +96,7 @@ func (l *loop) put(e *Event) {
 		// is heard. Of a first listing all such records are looked at together.
 		l.accept(record)
 		if !l.watch.listedOnce() && e.Age <= MaxLease {
-			l.keepOverdue(l.track(e, lease, heard))
+			l.suspicion.addOverdue(l.track(e, lease, heard).lapsed())
 		}
 		return
 	case t == nil:
@@ -142,9 +141,7 @@ func (l *loop) put(e *Event) {
 
 // enter puts a node into use that came just now.
 func (l *loop) enter(t *tracked, reason string) {
-	if g := l.graves.byID[t.id()]; g != nil {
-		l.graves.drop(g)
-	}
+	l.suspicion.lapsed.drop(l.suspicion.lapsed.byID[t.id()])
 	l.join(t.entry)
 	l.insert(t)
 	l.reporter.node(ChangeSeen, t.entry, reason)
@@ -154,7 +151,7 @@ func (l *loop) enter(t *tracked, reason string) {
 func (l *loop) hear(t *tracked, e *Event, heard time.Duration) {
 	t.entry.liveness.renew(e.Node.Load, heard)
 	if now()-heard < e.Node.LeaseOr(l.options.TTL) {
-		l.trust(t) // not so if a listing repeats what had run out
+		l.endSuspicion(t) // not so if a listing repeats what had run out
 	}
 }
 
@@ -168,7 +165,7 @@ func (l *loop) update(t *tracked, next *Entry) {
 			"writers", []string{writer(&was.Node), writer(&next.Node)})
 	}
 	l.detach(t)
-	l.table.replace(t, next.under(l.overrides.of(next.Node.ID)).in(t.doubt))
+	l.table.replace(t, next.under(l.overrides.of(next.Node.ID)).in(t.presence))
 	l.joinAnew(was, t.entry)
 	l.attach(t)
 	l.reporter.node(ChangeUpdated, t.entry, cmp.Or(difference(&was.Node, &t.entry.Node), "its record is accepted again"))
@@ -183,7 +180,7 @@ func (l *loop) update(t *tracked, next *Entry) {
 //   - has a lease that runs;
 //   - is in the next snapshot.
 func (l *loop) insert(t *tracked) {
-	t.entry = t.entry.under(l.overrides.of(t.id())).in(t.doubt)
+	t.entry = t.entry.under(l.overrides.of(t.id())).in(t.presence)
 	l.table.add(t)
 	l.attach(t)
 }
@@ -198,15 +195,22 @@ func (l *loop) attach(t *tracked) {
 		l.resolver.ask(t.id())
 		l.reacher.want(t.entry)
 	}
-	l.count(t)
+	l.suspicion.count(t)
 	l.publisher.change(t.id(), t.entry)
 }
 
 // detach is the end of attach.
 func (l *loop) detach(t *tracked) {
-	l.census.count(&t.counted, counted{})
+	l.suspicion.uncount(t)
 	l.resolver.leave(t.id())
 	l.reacher.drop(t.id())
+}
+
+// dropRecord makes sure that the node of a record that is gone, or is bad, does not come
+// back from where it is known from before.
+func (l *loop) dropRecord(record string) {
+	l.suspicion.lapsed.dropRecord(record)
+	l.restorer.dropRecord(record)
 }
 
 // track returns the node of a record, not in use.
@@ -228,7 +232,7 @@ func (l *loop) remove(t *tracked, why ChangeType, reason string) {
 func (l *loop) takeOut(t *tracked) {
 	l.table.remove(t)
 	l.detach(t)
-	l.calm(t)
+	t.endSuspicion()
 	l.publisher.change(t.id(), nil)
 }
 
@@ -240,8 +244,7 @@ func (l *loop) reject(e *Event, err error) {
 	record := e.record()
 	t, final := l.table.byRecord[record], errors.Is(err, ErrForbidden)
 	if final {
-		l.forget(record)
-		l.restorer.dropRecord(record)
+		l.dropRecord(record)
 	} else {
 		l.restorer.reject(record, err, l.watch.number) // not every rejection is kept
 	}
@@ -296,7 +299,7 @@ func (l *loop) sync(listed Listing) {
 	if first {
 		l.reporter.begun = true
 		awaited = l.endRestore(listed, at)
-		l.judgeOverdue()
+		l.lapseOverdue()
 		l.publisher.startGrace()
 	}
 	l.setCondition(func(c *condition) { c.Connected, c.Since = true, time.Now() })

@@ -140,15 +140,15 @@ func AppendOverride(b []byte, o Override) ([]byte, error) {
 	return append(b, data...), nil
 }
 
-// under returns the entry of the same node under an override, out of doubt if that
-// is another one.
+// under returns the entry of the same node under an override, shown as alive if that is
+// another one.
 func (e *Entry) under(o Override) *Entry {
 	if o.Equal(e.override) {
 		return e
 	}
 	next := *e
 	next.override = o
-	next.state, next.doubt, next.weight = next.ownState(), trusted, e.Node.Weight()
+	next.state, next.presence, next.weight = next.ownState(), alive, e.Node.Weight()
 	if o.Weight != nil {
 		next.weight = min(next.weight*max(*o.Weight, 0), MaxWeight)
 	}

@@ -87,7 +87,7 @@ func (l *loop) applyOverride(id string) {
 	}
 	if next := t.entry.under(l.overrides.of(id)); next != t.entry {
 		was := t.entry
-		l.show(t, next.in(t.doubt))
+		l.show(t, next.in(t.presence))
 		l.joinAnew(was, t.entry)
 		l.reporter.node(ChangeUpdated, t.entry, "operator: "+next.override.String())
 	}

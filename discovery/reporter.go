@@ -22,7 +22,7 @@ var logLines = map[ChangeType]string{
 	ChangeRejected: "node rejected",
 }
 
-// reporter tells of every change of a node's standing: the journal, which counts it,
+// reporter tells of every change of a node's presence: the journal, which counts it,
 // and the log, which gets a bounded number of lines about single nodes. It tells nothing
 // of them before the first listing is over, but then what that showed.
 type reporter struct {
@@ -61,7 +61,7 @@ func (r *reporter) tell(what ChangeType, e *Entry, reason string, fault Fault) {
 	if s := e.Node.Service(); s != "" {
 		fields = append(fields, "service", s)
 	}
-	if e.state != StateUp && e.doubt == trusted {
+	if e.state != StateUp && e.presence == alive {
 		fields = append(fields, "state", string(e.state))
 	}
 	r.write(slog.LevelInfo, logLines[what], fields)

@@ -50,12 +50,12 @@ func (l *loop) beginRestore() {
 func (l *loop) awaitSaved(list *savedList) {
 	for i := range list.nodes {
 		saved := &list.nodes[i]
-		if l.table.nodes[saved.node.ID] != nil || l.graves.byID[saved.node.ID] != nil {
+		if l.table.nodes[saved.node.ID] != nil || l.suspicion.lapsed.byID[saved.node.ID] != nil {
 			continue
 		}
-		g := &grave{entry: saved.entry(l.options.TTL), key: saved.key, saved: true}
-		if l.graves.buryAsked(g, now()) {
-			l.probeLapsed(g)
+		n := &lapsedNode{entry: saved.entry(l.options.TTL), key: saved.key, saved: true}
+		if l.suspicion.lapsed.addAsked(n, now()) {
+			l.probeLapsed(n)
 		}
 	}
 }
@@ -78,8 +78,8 @@ func (l *loop) endRestore(listed Listing, at time.Duration) (awaited int) {
 		case l.table.nodes[id] != nil:
 		case !n.inUse:
 			l.publisher.change(id, nil)
-			if listed.Partial && l.graves.byID[id] == nil {
-				l.graves.bury(&grave{entry: n.entry.in(trusted), key: n.key}, at, true) // it may be heard
+			if listed.Partial && l.suspicion.lapsed.byID[id] == nil {
+				l.suspicion.lapsed.add(&lapsedNode{entry: n.entry.in(alive), key: n.key}, at, true) // it may be heard
 			}
 		case l.keepRestored(n, nodes, listed, lost, at):
 			awaited++
@@ -102,7 +102,7 @@ func (l *loop) keepRestored(n *restorable, nodes map[string]*restorable, listed 
 	if !rejected && !lost && listed.provesGone(at-time.Duration(n.entry.liveness.heard.Load()), n.entry.lease) {
 		return false
 	}
-	t := &tracked{entry: n.entry, key: n.key, doubt: restored, forbidden: n.forbidden}
+	t := &tracked{entry: n.entry, key: n.key, presence: restored, forbidden: n.forbidden}
 	if o := l.addressConflict(t); o != nil {
 		// A node that was in the list at the same address has shared it before.
 		saved := nodes[o.id()]

@@ -32,7 +32,7 @@ type Entry struct {
 	instance string
 	proxy    bool
 
-	doubt    doubt // where it makes the state another than that of the record
+	presence presence // where it makes the state another than that of the record
 	override Override
 	refused  error // why its newest record is not accepted; nil: this is it
 	lease    time.Duration
@@ -153,13 +153,13 @@ func (e *Entry) DialledAt(address string) bool {
 // Named reports whether the endpoint has a host name.
 func (e *Entry) Named() bool { return e.named }
 
-// in returns the entry of the same node in doubt, or out of it. Only a node that
-// is up otherwise is shown as held or restored: one that drains goes on draining.
-func (e *Entry) in(d doubt) *Entry {
+// in returns the entry of the same node with a presence. Only a node that is up
+// otherwise is shown as held or restored: one that drains goes on draining.
+func (e *Entry) in(p presence) *Entry {
 	next := *e
-	next.state, next.doubt = e.ownState(), trusted
-	if s := d.state(); s != "" && next.state == StateUp {
-		next.state, next.doubt = s, d
+	next.state, next.presence = e.ownState(), alive
+	if s := p.state(); s != "" && next.state == StateUp {
+		next.state, next.presence = s, p
 	}
 	return &next
 }
@@ -203,7 +203,7 @@ func (e *Entry) Joined() time.Time {
 
 // restored is 1 for a node in StateRestored, 0 for others.
 func (e *Entry) restored() int {
-	if e.doubt == restored {
+	if e.presence == restored {
 		return 1
 	}
 	return 0

@@ -28,13 +28,13 @@ type tracked struct {
 	due   time.Duration // the queue's order; the real end may be later, never earlier
 	place int           // in the queue
 
-	doubt     doubt
+	presence  presence
 	probe     *probe        // the question to it that waits for an answer, nil if none does
 	forbidden int           // how often in a row this machine did not let its probe out
 	excess    int           // what it takes of the room
 	admitted  int           // what it took when there was room for that
 	counted   counted       // as what it is counted
-	alone     time.Duration // since when it is in doubt though most others are heard, 0 if it is not
+	alone     time.Duration // since when it is suspect though most others are heard, 0 if it is not
 	expired   bool          // its record ran out in the batch of events under way
 
 	neighbour int           // its place among the nodes at its address

@@ -6,25 +6,25 @@ import (
 )
 
 // Whatever is counted in which order, the sums are those of what stands.
-func TestCensus(t *testing.T) {
-	c := newCensus()
+func TestCounts(t *testing.T) {
+	c := newCounts()
 	nodes := make([]counted, 50)
 	services := []string{"", "orders", "billing"}
 	random := rand.New(rand.NewPCG(1, 2))
 	for range 10_000 {
 		is := counted{}
 		if random.IntN(3) > 0 {
-			is = counted{service: services[random.IntN(3)], nodes: 1, doubted: random.IntN(2)}
+			is = counted{service: services[random.IntN(3)], nodes: 1, suspects: random.IntN(2)}
 		}
-		c.count(&nodes[random.IntN(len(nodes))], is)
-		var all tally
-		by := make(map[string]tally)
+		c.update(&nodes[random.IntN(len(nodes))], is)
+		var all count
+		by := make(map[string]count)
 		for _, n := range nodes {
 			all.nodes += n.nodes
-			all.doubted += n.doubted
+			all.suspects += n.suspects
 			if n.nodes > 0 {
 				s := by[n.service]
-				by[n.service] = tally{s.nodes + 1, s.doubted + n.doubted}
+				by[n.service] = count{s.nodes + 1, s.suspects + n.suspects}
 			}
 		}
 		if c.all != all || len(c.services) != len(by) {
