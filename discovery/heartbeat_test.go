@@ -10,7 +10,7 @@ import (
 
 // A heartbeat that names no endpoint brings a node back that has lapsed, by the
 // record that it was known by last, unless the registry said something else since.
-func TestBeatBringsBack(t *testing.T) {
+func TestHeartbeatBringsBack(t *testing.T) {
 	for _, test := range []struct {
 		name string
 		say  func(s *stream)
@@ -65,7 +65,7 @@ func TestBeatBringsBack(t *testing.T) {
 // were listed before are used while they accept connections and until a lease has
 // passed in which they were not heard; a heartbeat is enough to stay, or to come
 // back.
-func TestRestartOnARegistryThatKeepsNothing(t *testing.T) {
+func TestRestartOnRegistryThatKeepsNothing(t *testing.T) {
 	for _, asked := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
 			file := warmFile(t)

@@ -9,14 +9,12 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
-	"unicode"
-	"unicode/utf8"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
 	"github.com/caddy-discovery/caddy-discovery/discovery/discoverytest"
 )
 
-func TestFight(t *testing.T) {
+func TestTwoProcessesWithOneID(t *testing.T) {
 	a, b := newNode("x", "instance", "a"), newNode("x", "instance", "b")
 	c, d := atEndpoint(newNode("x"), "http://10.0.0.1:80"), atEndpoint(newNode("x"), "http://10.0.0.2:80")
 	for _, test := range []struct {
@@ -50,7 +48,7 @@ func TestFight(t *testing.T) {
 
 // Each of two registrars that announce one id says so once, though the fight goes on
 // with every heartbeat, and once that it is over. Neither gives up.
-func TestRegistrarsFight(t *testing.T) {
+func TestTwoRegistrarsWithOneID(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := discoverytest.NewMemory()
 		start := func(endpoint string, heartbeat time.Duration) (*registration, *logged) {
@@ -155,112 +153,6 @@ func TestRegistrarMayNotRead(t *testing.T) {
 		synctest.Wait()
 		if got := w.reads.Load(); got < 100 {
 			t.Errorf("read %d times since it is allowed", got)
-		}
-	})
-}
-
-// A hundred thousand keys of junk cost a bounded list, a bounded number of lines,
-// and no node.
-func TestFloodOfJunk(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		log, logs := newLog(slog.LevelInfo)
-		w := newScripted()
-		d := follow(t, w, discovery.Options{Logger: log})
-		s := <-w.streams
-		s.put("node.a", 1, newNode("a"))
-		s.sync(discovery.Listing{Revision: 1})
-		synctest.Wait()
-		snapshot := d.Snapshot()
-		for round := range 2 {
-			for i := range 100_000 {
-				s.emit(discovery.Event{
-					Type: discovery.Rejected, ID: fmt.Sprint("junk", i), Key: fmt.Sprint("junk", i), Revision: uint64(2 + i),
-					Err: fmt.Errorf("%w record: junk %d", discovery.ErrInvalid, round),
-				})
-			}
-		}
-		time.Sleep(5 * time.Second)
-		synctest.Wait()
-		if d.Snapshot() != snapshot {
-			t.Error("junk published a snapshot")
-		}
-		if got := len(d.Status().Rejections); got > 1000 {
-			t.Errorf("%d rejections are remembered", got)
-		}
-		if len(logs.all()) > 200 {
-			t.Errorf("%d lines", len(logs.all()))
-		}
-		s.put("node.a", 200_000, newNode("a", "zone", "z"))
-		time.Sleep(coalesced)
-		synctest.Wait()
-		if d.Snapshot().Node("a").Node.Metadata["zone"] != "z" {
-			t.Error("a good record did not get through")
-		}
-	})
-}
-
-// A flood of nodes, of which each is another, fills the directory and no more,
-// whatever becomes of them.
-func TestFloodOfNodes(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		n := newNetwork()
-		w := newScripted()
-		d := follow(t, w, discovery.Options{Probe: n.probe})
-		s := <-w.streams
-		s.sync(discovery.Listing{})
-		node := newNode("")
-		for i := range discovery.MaxNodes + 1000 {
-			node.ID = fmt.Sprintf("n%06d", i)
-			s.put("", 0, node)
-		}
-		time.Sleep(coalesced)
-		synctest.Wait()
-		if got := d.Status(); got.Nodes != discovery.MaxNodes || len(got.Rejections) != 1000 {
-			t.Errorf("%d nodes, %d rejections", got.Nodes, len(got.Rejections))
-		}
-		time.Sleep(time.Minute)
-		synctest.Wait()
-		if got := d.Status(); got.Nodes != 0 {
-			t.Errorf("%d nodes a lease later", got.Nodes)
-		}
-		if n.most > 1024 {
-			t.Errorf("%d probes at once", n.most)
-		}
-	})
-}
-
-// What is rejected reaches logs, the journal and the status with nothing in it that a
-// terminal would obey or a reader not see, and no longer than an id may be.
-func TestRejectedIsVisible(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		log, logs := newLog(slog.LevelInfo)
-		w := newScripted()
-		d := follow(t, w, discovery.Options{Logger: log})
-		s := <-w.streams
-		s.sync(discovery.Listing{})
-		for _, odd := range []string{"a\x7fb", "a\u0085b", "a\u009b31mb", "a\u202eb", "a\u2028b", "a\nb", "a\xffb", strings.Repeat("x", 1<<20)} {
-			s.emit(discovery.Event{Type: discovery.Rejected, ID: odd, Key: "key." + odd, Err: discovery.ValidateID(odd)})
-		}
-		time.Sleep(coalesced)
-		synctest.Wait()
-		var shown []string
-		for _, e := range logs.containing("record rejected") {
-			fields := e.fields
-			shown = append(shown, fields["id"].(string), fields["key"].(string), fields["error"].(string))
-		}
-		for _, r := range d.Status().Rejections {
-			shown = append(shown, r.ID, r.Key, r.Err.Error())
-		}
-		for _, c := range d.Journal().Newest(0, nil) {
-			shown = append(shown, c.ID, c.Reason)
-		}
-		if len(shown) < 8*8 {
-			t.Fatalf("only %d texts: %q", len(shown), shown)
-		}
-		for _, text := range shown {
-			if len(text) > 1000 || !utf8.ValidString(text) || strings.ContainsFunc(text, func(r rune) bool { return !unicode.IsPrint(r) }) {
-				t.Errorf("shown: %.100q", text)
-			}
 		}
 	})
 }

@@ -148,7 +148,7 @@ func TestOverridesThatCannotBeRead(t *testing.T) {
 
 // A file of before there were overrides in it is good, and one with a bad override
 // is not.
-func TestWarmFileOverrides(t *testing.T) {
+func TestOverridesAreInTheSavedList(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		file := warmFile(t)
 		m := discoverytest.NewMemory()
