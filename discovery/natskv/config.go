@@ -1,6 +1,7 @@
 package natskv
 
 import (
+	"cmp"
 	"fmt"
 	"regexp"
 	"strings"
@@ -87,8 +88,12 @@ func (c Config) Resolve() (Config, error) {
 	if err != nil {
 		return Config{}, err
 	}
-	c.URLs, c.Bucket = conn.URLs, bucket
-	c = c.withDefaults()
+	c.URLs, c.Bucket = conn.URLs, cmp.Or(bucket, DefaultBucket)
+	c.KeyPrefix = cmp.Or(c.KeyPrefix, DefaultKeyPrefix)
+	c.BucketTTL = cmp.Or(c.BucketTTL, DefaultBucketTTL)
+	c.History = cmp.Or(c.History, DefaultHistory)
+	c.MaxBytes = cmp.Or(c.MaxBytes, DefaultMaxBytes)
+	c.Storage = cmp.Or(c.Storage, StorageFile)
 	refuse := func(option string, value any, accepted string) (Config, error) {
 		return Config{}, fmt.Errorf("%w NATS %s %q: want %s", discovery.ErrInvalid, option, fmt.Sprint(value), accepted)
 	}
@@ -130,7 +135,7 @@ func (c Config) String() string {
 }
 
 // Addresses returns the "host:port" of every URL, without user info, in the order
-// given. URLs that cannot be read are left out.
+// given; nil if one cannot be read.
 func (c Config) Addresses() []string { return c.conn().Addresses() }
 
 func (c Config) conn() natslink.Config { return natslink.Config{URLs: c.URLs, Options: c.Conn} }
@@ -146,25 +151,3 @@ func (c *Config) overridesBucket() string { return c.Bucket + "_overrides" }
 
 // overridesStream is the name of its stream.
 func (c *Config) overridesStream() string { return streamPrefix + c.overridesBucket() }
-
-func (c Config) withDefaults() Config {
-	if c.Bucket == "" {
-		c.Bucket = DefaultBucket
-	}
-	if c.KeyPrefix == "" {
-		c.KeyPrefix = DefaultKeyPrefix
-	}
-	if c.BucketTTL == 0 {
-		c.BucketTTL = DefaultBucketTTL
-	}
-	if c.History == 0 {
-		c.History = DefaultHistory
-	}
-	if c.MaxBytes == 0 {
-		c.MaxBytes = DefaultMaxBytes
-	}
-	if c.Storage == "" {
-		c.Storage = StorageFile
-	}
-	return c
-}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -73,10 +74,10 @@ func (s *session) createReplicated(ctx context.Context, config jetstream.KeyValu
 			return infoErr
 		}
 		if s.config.Replicas != 0 || len(allowed) == 0 {
-			return fmt.Errorf("%w: the account allows no bucket with %s, only with these: R%s; set replicas to one of them: %w",
-				discovery.ErrUnsupported, replicas(config.Replicas), joinInts(allowed, ", R"), err)
+			return fmt.Errorf("%w: the account allows no bucket with %s, only with these: %s; set replicas to one of them: %w",
+				discovery.ErrUnsupported, replicas(config.Replicas), strings.Join(allowed, ", "), err)
 		}
-		config.Replicas = allowed[0]
+		config.Replicas, _ = strconv.Atoi(allowed[0][1:])
 		_, err = s.js.CreateKeyValue(ctx, config)
 	}
 	switch {
@@ -103,20 +104,14 @@ func replicas(n int) string {
 	return fmt.Sprintf("%d replicas", n)
 }
 
-// tiers returns the numbers of replicas that the account allows, the least first.
-func (s *session) tiers(ctx context.Context) ([]int, error) {
+// tiers returns the numbers of replicas that the account allows, the least first: R1.
+func (s *session) tiers(ctx context.Context) ([]string, error) {
 	account, err := s.js.AccountInfo(ctx)
 	if err != nil {
 		return nil, err
 	}
-	var allowed []int
-	for name := range account.Tiers {
-		if n, err := strconv.Atoi(strings.TrimPrefix(name, "R")); err == nil && n > 0 {
-			allowed = append(allowed, n)
-		}
-	}
-	slices.Sort(allowed)
-	return allowed, nil
+	names := slices.Sorted(maps.Keys(account.Tiers)) // there are no more than five replicas
+	return slices.DeleteFunc(names, func(name string) bool { return len(name) != 2 || name < "R1" || name > "R9" }), nil
 }
 
 // mostBytes says how large a bucket may be, where the server tells.
@@ -137,14 +132,6 @@ func (s *session) mostBytes(ctx context.Context, config jetstream.KeyValueConfig
 		return ""
 	}
 	return fmt.Sprintf(", at most %d", most)
-}
-
-func joinInts(numbers []int, separator string) string {
-	words := make([]string, len(numbers))
-	for i, n := range numbers {
-		words[i] = strconv.Itoa(n)
-	}
-	return strings.Join(words, separator)
 }
 
 // isAPIError reports whether the server gave an error of this code.

@@ -68,8 +68,5 @@ func (s *session) revisions(ctx context.Context, info *jetstream.StreamInfo, key
 			})
 		}
 	})
-	if err != nil {
-		return nil, err
-	}
-	return revisions, nil
+	return revisions, err
 }

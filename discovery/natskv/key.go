@@ -1,7 +1,10 @@
 package natskv
 
 import (
+	"fmt"
+	"net/url"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
@@ -19,8 +22,6 @@ func validKey(key string) bool {
 		key[0] != '.' && key[len(key)-1] != '.' && !strings.Contains(key, "..")
 }
 
-const hexDigits = "0123456789ABCDEF"
-
 // plain reports whether an id's byte stands for itself in a key. What is kept
 // is less than what a key may hold: "." makes levels of a subject, "=" starts
 // an escape, and "/" is left to those who write paths.
@@ -35,9 +36,7 @@ func encode(id string) string {
 		if c := id[i]; plain(c) {
 			b.WriteByte(c)
 		} else {
-			b.WriteByte('=')
-			b.WriteByte(hexDigits[c>>4])
-			b.WriteByte(hexDigits[c&15])
+			fmt.Fprintf(&b, "=%02X", c)
 		}
 	}
 	return b.String()
@@ -46,37 +45,9 @@ func encode(id string) string {
 // decode returns the id that encode spells so. It reports false for whatever
 // encode would not have written.
 func decode(name string) (id string, ok bool) {
-	if !strings.Contains(name, "=") {
-		for i := range len(name) {
-			if !plain(name[i]) {
-				return "", false
-			}
-		}
-		return name, name != ""
-	}
-	var b strings.Builder
-	for i := 0; i < len(name); i++ {
-		c := name[i]
-		if plain(c) {
-			b.WriteByte(c)
-			continue
-		}
-		if c != '=' || i+2 >= len(name) {
-			return "", false
-		}
-		high, low := strings.IndexByte(hexDigits, name[i+1]), strings.IndexByte(hexDigits, name[i+2])
-		if high < 0 || low < 0 {
-			return "", false
-		}
-		decoded := byte(high<<4 | low)
-		if plain(decoded) {
-			return "", false // it would have been kept
-		}
-		b.WriteByte(decoded)
-		i += 2
-	}
-	id = b.String()
-	return id, discovery.ValidateID(id) == nil
+	// "%HH" means the same in a URL, and "%" stands in no key.
+	id, err := url.PathUnescape(strings.ReplaceAll(name, "=", "%"))
+	return id, err == nil && encode(id) == name && discovery.ValidateID(id) == nil
 }
 
 // key returns the key under which we write a node.
@@ -110,11 +81,7 @@ func (c *Config) nameOf(key string) string {
 func (c *Config) keysOf(id string) []string {
 	var keys []string
 	for _, key := range []string{c.KeyPrefix + encode(id), c.KeyPrefix + id, encode(id), id} {
-		known := false
-		for _, k := range keys {
-			known = known || k == key
-		}
-		if !known && validKey(key) && c.names(key, id) {
+		if !slices.Contains(keys, key) && validKey(key) && c.names(key, id) {
 			keys = append(keys, key)
 		}
 	}

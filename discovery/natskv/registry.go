@@ -113,7 +113,7 @@ func (s *session) put(ctx context.Context, key string, record []byte) (uint64, e
 	if !errors.Is(err, jetstream.ErrNoStreamResponse) {
 		return revision, err
 	}
-	s.note(nil) // nobody stores it: the bucket was removed since it was found
+	s.kv.Store(nil) // nobody stores it: the bucket was removed since it was found
 	if kv, err = s.bucket(ctx); err != nil {
 		return 0, err
 	}

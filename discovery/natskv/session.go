@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -26,9 +26,8 @@ type session struct {
 	link   *natslink.Link
 	js     jetstream.JetStream
 	api    string // prefix of the subjects of the JetStream API
-
-	mu sync.Mutex // guards what follows
-	kv jetstream.KeyValue
+	// kv is the bucket once it was found here, nil if it has gone.
+	kv atomic.Pointer[jetstream.KeyValue]
 }
 
 func newSession(config *Config, clock *discovery.RegistryClock, link *natslink.Link) (s *session, err error) {
@@ -94,55 +93,36 @@ func (s *session) importHint(needs []string, err error) string {
 	return ""
 }
 
-// found returns the bucket if this session has found it.
-func (s *session) found() jetstream.KeyValue {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.kv
-}
-
-// note keeps the bucket that was found, nil if it has gone.
-func (s *session) note(kv jetstream.KeyValue) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.kv = kv
-}
-
 // bucket returns the bucket for reading and writing keys, found or created once
 // a connection.
 func (s *session) bucket(ctx context.Context) (jetstream.KeyValue, error) {
-	if kv := s.found(); kv != nil {
-		return kv, nil
-	}
-	if _, err := s.ensure(ctx); err != nil {
-		return nil, err
-	}
-	return s.bind(ctx)
-}
-
-func (s *session) bind(ctx context.Context) (jetstream.KeyValue, error) {
-	kv, err := s.js.KeyValue(ctx, s.config.Bucket)
-	if err != nil {
-		return nil, err
-	}
-	s.note(kv)
-	return kv, nil
+	return s.find(ctx, s.ensure)
 }
 
 // existing returns the bucket, nil if there is none: to leave is no reason to
 // create it.
 func (s *session) existing(ctx context.Context) (jetstream.KeyValue, error) {
-	if kv := s.found(); kv != nil {
-		return kv, nil
-	}
-	_, err := s.stream(ctx)
+	kv, err := s.find(ctx, s.stream)
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
 		return nil, nil
 	}
+	return kv, err
+}
+
+// find returns the bucket, whose stream is found by one of the functions below.
+func (s *session) find(ctx context.Context, stream func(context.Context) (*jetstream.StreamInfo, error)) (jetstream.KeyValue, error) {
+	if kv := s.kv.Load(); kv != nil {
+		return *kv, nil
+	}
+	if _, err := stream(ctx); err != nil {
+		return nil, err
+	}
+	kv, err := s.js.KeyValue(ctx, s.config.Bucket)
 	if err != nil {
 		return nil, err
 	}
-	return s.bind(ctx)
+	s.kv.Store(&kv)
+	return kv, nil
 }
 
 // stream returns the stream of the bucket. It fails with

@@ -1,6 +1,7 @@
 package natskv
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -48,10 +49,7 @@ const (
 func (r *Registry) Watch(ctx context.Context, emit func(discovery.Event)) error {
 	w, err := r.begin(ctx)
 	if err != nil {
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		return err
+		return cmp.Or(ctx.Err(), err)
 	}
 	failing, fail := context.WithCancelCause(ctx)
 	defer fail(nil)

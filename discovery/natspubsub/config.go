@@ -1,6 +1,7 @@
 package natspubsub
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -54,8 +55,8 @@ func (c Config) Resolve() (Config, error) {
 	if err != nil {
 		return Config{}, err
 	}
-	c.URLs, c.SubjectPrefix = conn.URLs, prefix
-	c = c.withDefaults()
+	c.URLs, c.SubjectPrefix = conn.URLs, cmp.Or(prefix, DefaultSubjectPrefix)
+	c.Listen = cmp.Or(c.Listen, DefaultListen)
 	switch {
 	case !validPrefix(c.SubjectPrefix):
 		return Config{}, fmt.Errorf(`%w NATS subject prefix %q: want at most %d bytes, words with "." between them, without spaces, * and >, and not those of the server ($…, _INBOX)`,
@@ -82,7 +83,7 @@ func (c Config) String() string {
 }
 
 // Addresses returns the "host:port" of every URL, without user info, in the order
-// given. URLs that cannot be read are left out.
+// given; nil if one cannot be read.
 func (c Config) Addresses() []string { return c.conn().Addresses() }
 
 // conn returns what to dial, with the schemes that package natslink has.
@@ -99,30 +100,12 @@ func (c Config) conn() natslink.Config {
 // GoString is String, so that no way of printing shows a secret.
 func (c Config) GoString() string { return c.String() }
 
-func (c Config) withDefaults() Config {
-	if c.SubjectPrefix == "" {
-		c.SubjectPrefix = DefaultSubjectPrefix
-	}
-	if c.Listen == 0 {
-		c.Listen = DefaultListen
-	}
-	return c
-}
-
 // validPrefix reports whether messages can be published under the prefix.
 func validPrefix(prefix string) bool {
-	if len(prefix) > maxSubjectPrefix || !utf8.ValidString(prefix) || prefix[0] == '$' {
-		return false
-	}
-	for i, token := range strings.Split(prefix, ".") {
-		if token == "" || i == 0 && (token == "_INBOX" || token == "_R_" || token == "_GR_") ||
-			strings.ContainsFunc(token, func(c rune) bool {
-				return c == '*' || c == '>' || unicode.IsSpace(c) || unicode.IsControl(c)
-			}) {
-			return false
-		}
-	}
-	return true
+	first, _, _ := strings.Cut(prefix, ".")
+	return natslink.ValidPrefix(prefix, maxSubjectPrefix) && utf8.ValidString(prefix) &&
+		!slices.Contains([]string{"_INBOX", "_R_", "_GR_"}, first) &&
+		!strings.ContainsFunc(prefix, func(c rune) bool { return unicode.IsSpace(c) || unicode.IsControl(c) })
 }
 
 // The subjects of a fleet.

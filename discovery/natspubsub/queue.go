@@ -25,16 +25,17 @@ const (
 type arrival struct {
 	subscription *nats.Subscription
 	data         []byte
-	noResponders bool      // the server says that nobody is there to answer
-	tooLarge     int       // the size of data that were too large to keep
-	mark         *nats.Msg // somebody waits until everything before it is emitted
+	noResponders bool          // the server says that nobody is there to answer
+	tooLarge     int           // the size of data that were too large to keep
+	mark         chan struct{} // closed when everything before it is emitted
 }
 
 // A queue takes what arrives, in order and without ever blocking the connection,
 // and holds it within bounds until it is emitted. What exceeds them is dropped.
 type queue struct {
-	in  chan *nats.Msg // all subscriptions put here; a message without one is a mark
-	out chan arrival
+	in    chan *nats.Msg     // all subscriptions put here
+	marks chan chan struct{} // who waits puts here what is closed when all that is in has come out
+	out   chan arrival
 	// empty can be received from while nothing waits.
 	empty chan struct{}
 	// overflow is closed when something was dropped and all that was not has been
@@ -53,8 +54,9 @@ type queue struct {
 }
 
 func newQueue() *queue {
-	q := &queue{
+	return &queue{
 		in:       make(chan *nats.Msg, maxPending),
+		marks:    make(chan chan struct{}),
 		out:      make(chan arrival),
 		empty:    make(chan struct{}),
 		overflow: make(chan struct{}),
@@ -63,7 +65,6 @@ func newQueue() *queue {
 		maxBytes: maxPendingBytes,
 		maxCount: maxPending,
 	}
-	return q
 }
 
 // close ends run and waits for it.
@@ -105,6 +106,12 @@ func (q *queue) run() {
 		select {
 		case m := <-q.in:
 			q.put(m)
+		case mark := <-q.marks:
+			for range len(q.in) {
+				q.put(<-q.in)
+			}
+			// They are no more than callers who wait.
+			q.waiting = append(q.waiting, arrival{mark: mark})
 		case out <- first:
 			q.pop()
 		case empty <- struct{}{}:
@@ -118,10 +125,6 @@ func (q *queue) run() {
 func (q *queue) put(m *nats.Msg) {
 	a := arrival{subscription: m.Sub, data: m.Data}
 	switch {
-	case m.Sub == nil:
-		// As many as there are callers who wait.
-		q.waiting = append(q.waiting, arrival{mark: m})
-		return
 	case len(m.Data) > discovery.MaxRecord:
 		a.data, a.tooLarge = nil, len(m.Data) // it would be refused in any case
 	case len(m.Data) == 0:

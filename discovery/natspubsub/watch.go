@@ -1,9 +1,9 @@
 package natspubsub
 
 import (
+	"cmp"
 	"context"
 	"fmt"
-	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -56,10 +56,7 @@ const statusNoResponders = "503"
 func (r *Registry) Watch(ctx context.Context, emit func(discovery.Event)) error {
 	w, err := r.begin(ctx)
 	if err != nil {
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		return err
+		return cmp.Or(ctx.Err(), err)
 	}
 	defer w.close()
 	defer r.watch.CompareAndSwap(w, nil)
@@ -84,14 +81,11 @@ type watch struct {
 
 	asked time.Time
 	ended chan struct{} // closed when Watch is about to return
-
-	mu    sync.Mutex // guards marks
-	marks map[*nats.Msg]chan struct{}
 }
 
 // begin subscribes and asks.
 func (r *Registry) begin(ctx context.Context) (*watch, error) {
-	w := &watch{config: &r.config, arrivals: newQueue(), ended: make(chan struct{}), marks: make(map[*nats.Msg]chan struct{})}
+	w := &watch{config: &r.config, arrivals: newQueue(), ended: make(chan struct{})}
 	go w.arrivals.run() // until w.close
 	err := r.do(ctx, r.watching(), func(ctx context.Context, link *natslink.Link) error {
 		w.link = link
@@ -185,7 +179,7 @@ func (w *watch) run(ctx context.Context, emit func(discovery.Event), synced func
 func (w *watch) take(a arrival, t *translator, l *listing) {
 	switch {
 	case a.mark != nil:
-		w.reach(a.mark)
+		close(a.mark)
 	case a.tooLarge > 0:
 		t.tooLarge(a.tooLarge)
 	case a.subscription == w.leaves:
@@ -281,21 +275,12 @@ func (r *Registry) Verify(ctx context.Context) error {
 func (w *watch) emitted(ctx context.Context) error {
 	patience, cancel := context.WithTimeout(ctx, lagLimit)
 	defer cancel()
-	mark, reached := new(nats.Msg), make(chan struct{})
-	w.mu.Lock()
-	w.marks[mark] = reached
-	w.mu.Unlock()
-	defer func() {
-		w.mu.Lock()
-		defer w.mu.Unlock()
-		delete(w.marks, mark)
-	}()
-	waiting := w.arrivals.in
+	mark, marks := make(chan struct{}), w.arrivals.marks
 	for {
 		select {
-		case waiting <- mark:
-			waiting = nil
-		case <-reached:
+		case marks <- mark:
+			marks = nil
+		case <-mark:
 			return w.dropped()
 		case <-w.ended:
 			return fmt.Errorf("%w: the watch has ended", discovery.ErrBroken)
@@ -305,15 +290,5 @@ func (w *watch) emitted(ctx context.Context) error {
 			}
 			return fmt.Errorf("%w: the watch has not got to what was written", discovery.ErrBroken)
 		}
-	}
-}
-
-// reach tells who put the mark that everything before it is emitted.
-func (w *watch) reach(mark *nats.Msg) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if reached := w.marks[mark]; reached != nil {
-		close(reached)
-		delete(w.marks, mark)
 	}
 }

@@ -1,12 +1,15 @@
 package natslink
 
 import (
+	"cmp"
 	"crypto/tls"
 	"fmt"
 	"net"
 	"net/netip"
 	"net/url"
 	"os"
+	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -34,12 +37,12 @@ type Config struct {
 // the URLs, fills in the default URL, and validates the rest. name is what is named
 // beside the URLs. The error wraps [discovery.ErrInvalid].
 func (c Config) Resolve(what, name string) (resolved Config, named string, err error) {
-	urls := make([]string, len(c.urls()))
-	for i, raw := range c.urls() {
-		u, err := ParseURL(raw)
-		if err != nil {
-			return Config{}, "", err
-		}
+	urls, err := c.parsed()
+	if err != nil {
+		return Config{}, "", err
+	}
+	c.URLs = nil
+	for _, u := range urls {
 		if path := strings.TrimPrefix(u.Path, "/"); path != "" {
 			if name != "" && name != path {
 				return Config{}, "", fmt.Errorf("%w NATS %s: both %q and, in the path of %s://%s, %q are named; name one",
@@ -48,10 +51,25 @@ func (c Config) Resolve(what, name string) (resolved Config, named string, err e
 			name = path
 		}
 		u.Path, u.RawPath = "", ""
-		urls[i] = u.String()
+		c.URLs = append(c.URLs, u.String())
 	}
-	c.URLs = urls
 	return c, name, c.Validate()
+}
+
+// parsed returns the URLs, or the default one.
+func (c Config) parsed() ([]*url.URL, error) {
+	raw := c.URLs
+	if len(raw) == 0 {
+		raw = []string{defaultURL}
+	}
+	urls := make([]*url.URL, len(raw))
+	for i := range raw {
+		var err error
+		if urls[i], err = ParseURL(raw[i]); err != nil {
+			return nil, err
+		}
+	}
+	return urls, nil
 }
 
 // Validate reports, as an error that wraps [discovery.ErrInvalid], whether the
@@ -63,13 +81,15 @@ func (c Config) Validate() error {
 }
 
 // Addresses returns the "host:port" of every URL, without user info, in the
-// order given. URLs that cannot be read are left out.
+// order given; nil if one cannot be read.
 func (c Config) Addresses() []string {
-	var hosts []string
-	for _, raw := range c.urls() {
-		if u, err := ParseURL(raw); err == nil {
-			hosts = append(hosts, u.Host)
-		}
+	urls, err := c.parsed()
+	if err != nil {
+		return nil
+	}
+	hosts := make([]string, len(urls))
+	for i, u := range urls {
+		hosts[i] = u.Host
 	}
 	return hosts
 }
@@ -80,12 +100,8 @@ func (c Config) String() string { return strings.Join(c.Addresses(), ",") }
 // GoString is String, so that no way of printing shows a secret.
 func (c Config) GoString() string { return c.String() }
 
-func (c Config) urls() []string {
-	if len(c.URLs) == 0 {
-		return []string{defaultURL}
-	}
-	return c.URLs
-}
+// defaultPorts are those of the schemes that URLs may have.
+var defaultPorts = map[string]string{"nats": strconv.Itoa(nats.DefaultPort), "tls": strconv.Itoa(nats.DefaultPort), "ws": "80", "wss": "443"}
 
 // ParseURL reads the URL of a server and adds the default port. Its path,
 // which means something else to each backend, is returned as it stands. The
@@ -101,15 +117,9 @@ func ParseURL(raw string) (*url.URL, error) {
 	if !found {
 		return refuse("want nats://host:port, or tls://, ws:// or wss://")
 	}
-	defaultPort := ""
-	switch strings.ToLower(scheme) {
-	case "nats", "tls":
-		defaultPort = strconv.Itoa(nats.DefaultPort)
-	case "ws":
-		defaultPort = "80"
-	case "wss":
-		defaultPort = "443"
-	default:
+	scheme = strings.ToLower(scheme)
+	defaultPort, known := defaultPorts[scheme]
+	if !known {
 		return refuse("the scheme must be nats, tls, ws or wss")
 	}
 	if strings.Contains(rest, ",") {
@@ -133,42 +143,29 @@ func ParseURL(raw string) (*url.URL, error) {
 			return refuse("the host is no IPv6 address")
 		}
 	}
-	port := u.Port()
-	if port == "" {
-		port = defaultPort
-	}
+	port := cmp.Or(u.Port(), defaultPort)
 	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
 		return refuse("the port must be a number from 1 to 65535")
 	}
-	u.Host = net.JoinHostPort(u.Hostname(), port)
-	u.Scheme = strings.ToLower(scheme)
+	u.Scheme, u.Host = scheme, net.JoinHostPort(u.Hostname(), port)
 	return u, nil
 }
+
+var leadingScheme = regexp.MustCompile(`^[A-Za-z+]*://`)
 
 // redact returns what may be shown of a URL that could not be read: whatever
 // might be user info or a query is cut off.
 func redact(raw string) string {
-	scheme, rest, found := strings.Cut(raw, "://")
-	if !found || strings.Trim(strings.ToLower(scheme), "abcdefghijklmnopqrstuvwxyz+") != "" {
-		// What stands before is no scheme, and may be user info as well.
-		scheme, rest = "", raw
-		if at := strings.LastIndex(raw, "://"); at >= 0 {
-			rest = raw[at+len("://"):]
-		}
-	} else {
-		scheme += "://"
+	scheme := leadingScheme.FindString(raw)
+	rest := raw[len(scheme):]
+	if at := strings.LastIndex(rest, "://"); scheme == "" && at >= 0 {
+		rest = rest[at+len("://"):] // what stands before is no scheme, and may be user info as well
 	}
-	if at := strings.LastIndexByte(rest, '@'); at >= 0 {
-		rest = rest[at+1:]
-	}
+	rest = rest[strings.LastIndexByte(rest, '@')+1:]
 	if end := strings.IndexAny(rest, "?#"); end >= 0 {
 		rest = rest[:end]
 	}
-	const most = 100
-	if len(rest) > most {
-		rest = rest[:most] + "…"
-	}
-	return scheme + rest
+	return scheme + discovery.Clip(rest)
 }
 
 // An address is one server to dial.
@@ -207,24 +204,22 @@ func (c Config) addresses() ([]address, error) {
 			discovery.ErrInvalid, discovery.Clip(c.InboxPrefix), maxInboxPrefix)
 	}
 
+	urls, err := c.parsed()
+	if err != nil {
+		return nil, err
+	}
 	var addresses []address
-	inURL := false
-	for _, raw := range c.urls() {
-		u, err := ParseURL(raw)
-		if err != nil {
-			return nil, err
-		}
-		if u.Path != "" && u.Path != "/" {
-			return nil, fmt.Errorf("%w NATS URL %q: a path is not accepted here", discovery.ErrInvalid, redact(raw))
+	for _, u := range urls {
+		switch {
+		case u.Path != "" && u.Path != "/":
+			return nil, fmt.Errorf("%w NATS URL %q: a path is not accepted here", discovery.ErrInvalid, redact(u.String()))
+		case c.TLSHandshakeFirst && strings.HasPrefix(u.Scheme, "ws"):
+			return nil, fmt.Errorf("%w NATS URL %q: a handshake first is only for nats:// and tls://; wss:// always begins with it", discovery.ErrInvalid, redact(u.String()))
 		}
 		u.Path, u.RawPath = "", ""
-		if c.TLSHandshakeFirst && strings.HasPrefix(u.Scheme, "ws") {
-			return nil, fmt.Errorf("%w NATS URL %q: a handshake first is only for nats:// and tls://; wss:// always begins with it", discovery.ErrInvalid, redact(raw))
-		}
-		inURL = inURL || u.User != nil
 		addresses = append(addresses, address{url: *u})
 	}
-	if inURL {
+	if slices.ContainsFunc(urls, func(u *url.URL) bool { return u.User != nil }) {
 		logins = append(logins, "user info in a URL")
 	}
 	if len(logins) > 1 {
@@ -279,11 +274,7 @@ func (c Config) tls(a address) (*tls.Config, error) {
 	if !c.files().Given() && !c.TLSHandshakeFirst && a.tlsName == "" && a.url.Scheme != "tls" && a.url.Scheme != "wss" {
 		return nil, nil
 	}
-	host := a.tlsName
-	if host == "" {
-		host = a.url.Hostname()
-	}
-	return c.files().Config(host)
+	return c.files().Config(cmp.Or(a.tlsName, a.url.Hostname()))
 }
 
 func (c Config) files() tlsfiles.Files {
@@ -302,13 +293,12 @@ func (c Config) inboxes() string {
 
 // validInboxPrefix reports whether answers can come on subjects under it.
 func validInboxPrefix(prefix string) bool {
-	if len(prefix) > maxInboxPrefix || prefix[0] == '$' {
-		return false
-	}
-	for token := range strings.SplitSeq(prefix, ".") {
-		if token == "" || strings.ContainsFunc(token, func(r rune) bool { return r <= ' ' || r > '~' || r == '*' || r == '>' }) {
-			return false
-		}
-	}
-	return true
+	return ValidPrefix(prefix, maxInboxPrefix) && !strings.ContainsFunc(prefix, func(r rune) bool { return r <= ' ' || r > '~' })
+}
+
+// ValidPrefix reports whether subjects may begin with a prefix, of so many bytes at
+// most: words with "." between them, without wildcards, that are not the server's own.
+func ValidPrefix(prefix string, most int) bool {
+	return len(prefix) <= most && !strings.HasPrefix(prefix, "$") && !strings.ContainsAny(prefix, "*>") &&
+		!slices.Contains(strings.Split(prefix, "."), "")
 }
