@@ -62,79 +62,79 @@ func eventOf(c *discovery.Change) string {
 	return ""
 }
 
+// eventCursor is how far the changes of a directory have become events. It belongs to
+// the directory, so that a reload neither repeats nor loses any.
+type eventCursor struct {
+	mu      sync.Mutex
+	owners  []any         // one of each running config; the newest, the last, emits
+	changed chan struct{} // closed when an owner leaves; nil while nobody waits
+	number  uint64        // of the last change that became an event, or need not
+}
+
+// join makes the owner the newest, unless it is one already.
+func (c *eventCursor) join(owner any) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if slices.Contains(c.owners, owner) {
+		return false
+	}
+	c.owners = append(c.owners, owner)
+	return true
+}
+
+func (c *eventCursor) leave(owner any) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.owners = slices.DeleteFunc(c.owners, func(other any) bool { return other == owner })
+	if c.changed != nil {
+		close(c.changed)
+		c.changed = nil
+	}
+}
+
+// newest reports whether the owner is the one that emits. The caller has the lock.
+func (c *eventCursor) newest(owner any) bool {
+	return len(c.owners) > 0 && c.owners[len(c.owners)-1] == owner
+}
+
+// position returns from where the owner goes on, if it is the one that emits; if not,
+// the channel is closed when that may have changed.
+func (c *eventCursor) position(owner any) (number uint64, emits bool, changed <-chan struct{}) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.newest(owner) {
+		return c.number, true, nil
+	}
+	if c.changed == nil {
+		c.changed = make(chan struct{})
+	}
+	return 0, false, c.changed
+}
+
+// advance makes the change with the number the owner's to emit, unless another one
+// emits, or the change was emitted before. It returns how many changes were passed over.
+func (c *eventCursor) advance(owner any, number uint64) (missed uint64, ok bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.newest(owner) || number <= c.number {
+		return 0, false
+	}
+	missed = number - c.number - 1
+	c.number = number
+	return missed, true
+}
+
 // An emitter turns what becomes of the nodes of one directory into events of one
 // config, for as long as the config runs. The handlers of events are called in its
 // goroutine: they may take their time, and neither requests nor the directory
 // notice, nor does a reload or the exit wait for them longer than handlerGrace.
 type emitter struct {
 	directory *sharedDirectory
-	app       *caddyevents.App
+	app       *caddyevents.App // also what owns the directory's cursor
+	log       *zap.Logger
 	end       context.CancelFunc // no further event is emitted
 	interrupt context.CancelFunc // cancels the handler that is under way
 	done      chan struct{}
-}
-
-// emission is how far the events of a directory have been emitted. It belongs to
-// the directory, so that a reload neither repeats nor loses any.
-type emission struct {
-	mu       sync.Mutex
-	emitters []*emitter    // of the running configs; the newest one, the last, emits
-	changed  chan struct{} // closed when they change; nil while nobody waits
-	emitted  uint64        // the number of the last change that became an event, or need not
-}
-
-// newest reports whether the emitter is the one that emits. The caller has the lock.
-func (e *emission) newest(m *emitter) bool {
-	return len(e.emitters) > 0 && e.emitters[len(e.emitters)-1] == m
-}
-
-// claim makes the change with the number the emitter's to emit, unless it is not
-// the newest one's, or the change was emitted before. It returns how many changes
-// before it were never claimed.
-func (e *emission) claim(by *emitter, number uint64) (missed uint64, ok bool) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if !e.newest(by) || number <= e.emitted {
-		return 0, false
-	}
-	missed = number - e.emitted - 1
-	e.emitted = number
-	return missed, true
-}
-
-// turn returns from where the emitter goes on, and whether it is its turn; if not,
-// the channel is closed when that may have changed.
-func (e *emission) turn(of *emitter) (from uint64, ok bool, changed <-chan struct{}) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.newest(of) {
-		return e.emitted, true, nil
-	}
-	if e.changed == nil {
-		e.changed = make(chan struct{})
-	}
-	return 0, false, e.changed
-}
-
-// join makes the emitter the newest, unless its config has one.
-func (e *emission) join(m *emitter) bool {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if slices.ContainsFunc(e.emitters, func(other *emitter) bool { return other.app == m.app }) {
-		return false
-	}
-	e.emitters = append(e.emitters, m)
-	return true
-}
-
-func (e *emission) leave(m *emitter) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.emitters = slices.DeleteFunc(e.emitters, func(other *emitter) bool { return other == m })
-	if e.changed != nil {
-		close(e.changed)
-		e.changed = nil
-	}
 }
 
 // emitEvents starts to emit the events of a directory for a config; it returns nil
@@ -145,8 +145,8 @@ func emitEvents(ctx caddy.Context, d *sharedDirectory, log *zap.Logger) (*emitte
 	if err != nil {
 		return nil, fmt.Errorf("getting the events app: %w", err)
 	}
-	m := &emitter{directory: d, app: app.(*caddyevents.App), done: make(chan struct{})}
-	if !d.emission.join(m) {
+	m := &emitter{directory: d, app: app.(*caddyevents.App), log: log, done: make(chan struct{})}
+	if !d.events.join(m.app) {
 		return nil, nil
 	}
 	// The context of the config ends before anything of it is cleaned up. A handler
@@ -154,7 +154,7 @@ func emitEvents(ctx caddy.Context, d *sharedDirectory, log *zap.Logger) (*emitte
 	ctx.Context, m.interrupt = context.WithCancel(context.WithoutCancel(ctx.Context))
 	ending, end := context.WithCancel(context.Background())
 	m.end = end
-	go m.run(ending, ctx, log)
+	go m.run(ending, ctx)
 	return m, nil
 }
 
@@ -162,39 +162,22 @@ func emitEvents(ctx caddy.Context, d *sharedDirectory, log *zap.Logger) (*emitte
 // one may wait for the very reload that stops it.
 func (m *emitter) stop() {
 	m.end()
-	m.directory.emission.leave(m)
+	m.directory.events.leave(m.app)
 	lateHandlers.add(m)
 }
 
 // run emits until ending is over; ctx is for the handlers.
-func (m *emitter) run(ending context.Context, ctx caddy.Context, log *zap.Logger) {
+func (m *emitter) run(ending context.Context, ctx caddy.Context) {
 	defer close(m.done)
 	defer m.interrupt()
-	e := &m.directory.emission
 	for {
-		from, ours, wake := e.turn(m)
-		if ours {
+		from, emits, wake := m.directory.events.position(m.app)
+		if emits {
 			var changes []discovery.Change
 			changes, wake = m.directory.Journal().Since(from)
 			for i := range changes {
-				if ending.Err() != nil {
-					return
-				}
-				name := eventOf(&changes[i])
-				emit := name != "" && m.app.ShouldEmit(name)
-				if emit && !lateHandlers.wait(ending, log) {
-					return
-				}
-				missed, ok := e.claim(m, changes[i].Number)
-				if !ok {
-					break // a newer config goes on
-				}
-				// What a listing showed is no event, so that none is missing before one.
-				if missed > 0 && !changes[i].Listed && m.observed() {
-					log.Warn("the handlers of events are too slow; some events were not emitted", zap.Uint64("changes", missed))
-				}
-				if emit {
-					m.app.Emit(ctx, name, m.data(&changes[i]))
+				if !m.emit(ending, ctx, &changes[i]) {
+					break
 				}
 			}
 		}
@@ -204,6 +187,31 @@ func (m *emitter) run(ending context.Context, ctx caddy.Context, log *zap.Logger
 		case <-wake:
 		}
 	}
+}
+
+// emit makes an event of a change that is one, and reports whether the next change is
+// this emitter's, too.
+func (m *emitter) emit(ending context.Context, ctx caddy.Context, c *discovery.Change) bool {
+	if ending.Err() != nil {
+		return false
+	}
+	name := eventOf(c)
+	heard := name != "" && m.app.ShouldEmit(name)
+	if heard && !lateHandlers.wait(ending, m.log) {
+		return false
+	}
+	missed, ok := m.directory.events.advance(m.app, c.Number)
+	if !ok {
+		return false // a newer config goes on
+	}
+	// What a listing showed is no event, so that none is missing before one.
+	if missed > 0 && !c.Listed && m.observed() {
+		m.log.Warn("the handlers of events are too slow; some events were not emitted", zap.Uint64("changes", missed))
+	}
+	if heard {
+		m.app.Emit(ctx, name, m.data(c))
+	}
+	return true
 }
 
 // observed reports whether anybody may notice that an event is missing.
@@ -289,32 +297,23 @@ func (l *lateEmitters) wait(ctx context.Context, log *zap.Logger) bool {
 	}
 }
 
-// exit gives the handlers their time, interrupts those that take longer, and leaves
-// them behind.
+// exit gives the handlers their time, in which those that take longer are
+// interrupted, and leaves behind those that do not end then.
 func (l *lateEmitters) exit() {
 	l.mu.Lock()
 	late := slices.Collect(maps.Keys(l.late))
 	l.mu.Unlock()
-	ended := func(within time.Duration) bool {
-		over := time.After(within)
-		for _, m := range late {
-			select {
-			case <-m.done:
-			case <-over:
-				return false
-			}
-		}
-		return true
-	}
-	if ended(handlerGrace) {
-		return
-	}
+	over := time.After(handlerGrace + interruptGrace)
 	for _, m := range late {
-		m.interrupt()
+		select {
+		case <-m.done:
+		case <-over:
+			return
+		}
 	}
-	ended(interruptGrace)
 }
 
+// data returns what the event of a change carries.
 func (m *emitter) data(c *discovery.Change) map[string]any {
 	data := map[string]any{
 		"registry": m.directory.name(),

@@ -163,6 +163,31 @@ func TestEvents(t *testing.T) {
 	expect("the registry is back", "registry_connected")
 }
 
+// The newest owner emits, each change once; when it leaves the one before goes on.
+func TestEventCursor(t *testing.T) {
+	var c eventCursor
+	if !c.join("old") || c.join("old") || !c.join("new") {
+		t.Fatal("an owner joins once")
+	}
+	if missed, ok := c.advance("new", 3); missed != 2 || !ok {
+		t.Errorf("the first change with number 3: %d missed, %v", missed, ok)
+	}
+	for owner, number := range map[string]uint64{"new": 3, "old": 4, "nobody": 4} {
+		if _, ok := c.advance(owner, number); ok {
+			t.Errorf("change %d became an event of %s", number, owner)
+		}
+	}
+	_, emits, changed := c.position("old")
+	if emits {
+		t.Error("the old one emits beside the new one")
+	}
+	c.leave("new")
+	<-changed
+	if number, emits, _ := c.position("old"); number != 3 || !emits {
+		t.Errorf("the old one goes on from %d, %v", number, emits)
+	}
+}
+
 // A handler that takes its time delays nothing but other events.
 func TestEventsAreOffTheHotPath(t *testing.T) {
 	block := make(chan struct{})
@@ -436,9 +461,9 @@ func TestEventsMissed(t *testing.T) {
 				t.Fatal(err)
 			}
 			eventually(t, "it is through", func() bool {
-				d.emission.mu.Lock()
-				defer d.emission.mu.Unlock()
-				return d.emission.emitted == changes
+				d.events.mu.Lock()
+				defer d.events.mu.Unlock()
+				return d.events.number == changes
 			})
 			m.stop()
 			<-m.done

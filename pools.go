@@ -62,7 +62,7 @@ type sharedDirectory struct {
 	registry *sharedRegistry
 	backend  string // the kind of registry
 	stats    *stats
-	emission emission
+	events   eventCursor
 	told     atomic.Bool // see tellUnguarded
 
 	once   sync.Once
