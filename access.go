@@ -88,16 +88,6 @@ func (u *Upstreams) denied(e *discovery.Entry) picker.Reason {
 // address that was checked; over TLS the name is kept, for its certificate.
 func (u *Upstreams) dial(e *discovery.Entry) string { return e.DialAddress(u.https) }
 
-// permits reports whether a request through any of the sources of the directory
-// could reach the node: what none of them asks for or may reach is not probed, and
-// that it is gone says nothing about those that are used.
-func (d *sharedDirectory) permits(e *discovery.Entry) bool {
-	sources.Lock()
-	running := slices.Clone(sources.running)
-	sources.Unlock()
-	return slices.ContainsFunc(running, func(u *Upstreams) bool { return u.directory == d && u.wants(e) })
-}
-
 // onlyOnLoopback reports whether nobody but this machine's own processes can write
 // to the registry, as far as the configuration shows: all its addresses are
 // loopback, and so is that of the server in the box, if there is one.

@@ -1,7 +1,6 @@
 package caddydiscovery
 
 import (
-	"cmp"
 	"fmt"
 	"net/http"
 	"slices"
@@ -41,25 +40,6 @@ func (Admin) Routes() []caddy.AdminRoute {
 	}
 }
 
-// runningDirectories returns the directories that follow a registry, sorted by its
-// name.
-func runningDirectories() []*sharedDirectory {
-	var running []*sharedDirectory
-	directories.Range(func(_, v any) bool {
-		if d := v.(*sharedDirectory); d.opened.Load() != 0 {
-			running = append(running, d)
-		}
-		return true
-	})
-	slices.SortFunc(running, func(a, b *sharedDirectory) int {
-		return cmp.Or(strings.Compare(a.name(), b.name()), slices.Compare(a.registry.key[:], b.registry.key[:]))
-	})
-	return running
-}
-
-// name returns the registry's name. It contains no secret.
-func (d *sharedDirectory) name() string { return d.registry.conn.String() }
-
 // view returns the directory as the admin API shows it.
 func (d *sharedDirectory) view() view.Registry {
 	return view.OfRegistry(d.name(), d.backend, d.Status())
@@ -87,7 +67,6 @@ func serveNodes(w http.ResponseWriter, r *http.Request) error {
 		return badRequest("state: unknown state %q, want one of %s", state, strings.Join(view.States, ", "))
 	}
 	a := newJSONArray(w)
-	sources := sourcesOf()
 	for _, d := range runningDirectories() {
 		name := d.name()
 		if registry != "" && registry != name {
@@ -97,8 +76,9 @@ func serveNodes(w http.ResponseWriter, r *http.Request) error {
 		if service != "" {
 			nodes = d.Snapshot().Service(service)
 		}
+		sources := d.namedSources()
 		for _, e := range nodes {
-			if v := view.OfNode(name, e, sources[d]); state == "" || v.State == state {
+			if v := view.OfNode(name, e, sources); state == "" || v.State == state {
 				a.Add(v)
 			}
 		}

@@ -239,14 +239,7 @@ func TestAdminShowsRunningConfigsOnly(t *testing.T) {
 	}
 	load(t, site)
 	load(t, site+"\n# reloaded")
-	if n := len(sourcesOf()); n != 1 {
-		t.Errorf("the sources of %d directories run, want 1", n)
-	}
-	for _, s := range sourcesOf() {
-		if len(s) != 1 {
-			t.Errorf("%d sources run after a reload, want 1", len(s))
-		}
-	}
+	runningSource(t) // one, after a reload
 	load(t, `:`+freeport.String(t))
 	for _, path := range []string{"/discovery/registries", "/discovery/nodes", "/discovery/journal"} {
 		if _, body := askAdmin(t, http.MethodGet, path); string(body) != "[]\n" {
@@ -263,7 +256,8 @@ func fleet(tb testing.TB, n int) {
 		list(tb, m, fmt.Sprintf("orders-%05d", i), fmt.Sprintf("http://10.%d.%d.%d:5001", i>>16, i>>8&0xff, i&0xff),
 			discovery.KeyService, fmt.Sprintf("service-%d", i%20), discovery.KeyZone, "eu-1", discovery.KeyVersion, "1.2.3")
 	}
-	source(tb, "registry memory "+name+"\nservice service-1").enlist()
+	u := source(tb, "registry memory "+name+"\nservice service-1")
+	u.directory.join(u)
 }
 
 func BenchmarkAdmin(b *testing.B) {

@@ -182,6 +182,19 @@ func source(tb testing.TB, options string, pairs ...any) *Upstreams {
 	return u
 }
 
+// runningSource returns the source of the config that runs, which has one.
+func runningSource(tb testing.TB) *Upstreams {
+	tb.Helper()
+	var running []member
+	for _, d := range runningDirectories() {
+		running = append(running, d.joined()...)
+	}
+	if len(running) != 1 {
+		tb.Fatalf("%d sources run, want 1", len(running))
+	}
+	return running[0].(*Upstreams)
+}
+
 // host does to upstreams what Caddy's handler does with those that a source
 // returns, as far as it can be done from here.
 func host(pool []*reverseproxy.Upstream) {

@@ -54,10 +54,7 @@ func TestReloadWhileRequestsWait(t *testing.T) {
 		m.Break()
 		port, other := freeport.String(t), freeport.String(t)
 		load(t, "http://127.0.0.1:"+port+" {\nreverse_proxy {\ndynamic discovery {\nregistry memory "+name+"\nsync_timeout 20s\n"+checks+"\n}\n}\n}")
-		var source *Upstreams
-		sources.Lock()
-		source = sources.running[0]
-		sources.Unlock()
+		source := runningSource(t)
 		answer := make(chan string, 1)
 		go func() {
 			_, body := get(t, "http://127.0.0.1:"+port)

@@ -39,9 +39,10 @@ func TestRefusedLoops(t *testing.T) {
 			}`)
 			s := service(t, "a")
 			list(t, m, "a", s.URL)
-			eventually(t, "the node is there", func() bool { return sources.running[0].directory.Snapshot().Node("a") != nil })
+			u := runningSource(t)
+			eventually(t, "the node is there", func() bool { return u.directory.Snapshot().Node("a") != nil })
 			core, logs := logtest.New(zap.WarnLevel)
-			policy := sources.running[0].handler.LoadBalancing.SelectionPolicy.(*policyWrapper)
+			policy := u.handler.LoadBalancing.SelectionPolicy.(*policyWrapper)
 			policy.logger = zap.New(core)
 			const requests = 200
 			url, via := "http://127.0.0.1:"+port+"/x", strings.Repeat("1.1 Caddy, ", maxHops)+"1.1 Caddy"

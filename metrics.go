@@ -124,7 +124,6 @@ func (collector) Collect(ch chan<- prometheus.Metric) {
 	for _, d := range runningDirectories() {
 		watched[d.name()] = append(watched[d.name()], d)
 	}
-	sources := sourcesOf()
 	for _, s := range statsInUse() {
 		r := &reading{stats: s}
 		if len(watched[r.name]) == 0 {
@@ -132,7 +131,7 @@ func (collector) Collect(ch chan<- prometheus.Metric) {
 			continue
 		}
 		r.totals = s.sum()
-		r.look(watched[r.name], sources)
+		r.look(watched[r.name])
 		for _, m := range metrics {
 			m.collect(ch, r)
 		}
@@ -148,7 +147,7 @@ func (collector) Collect(ch chan<- prometheus.Metric) {
 
 // look reads how the directories of the registry are. Where there are several, the
 // worst of each counts.
-func (r *reading) look(directories []*sharedDirectory, sources map[*sharedDirectory][]view.Source) {
+func (r *reading) look(directories []*sharedDirectory) {
 	r.connected, r.synced, r.nodes = 1, 1, make(map[string]float64)
 	for _, d := range directories {
 		status := d.Status()
@@ -158,8 +157,9 @@ func (r *reading) look(directories []*sharedDirectory, sources map[*sharedDirect
 		if !status.Synced {
 			r.synced = 0
 		}
+		sources := d.namedSources()
 		for _, e := range d.Snapshot().Nodes() {
-			state, _ := view.StateOf(e, sources[d])
+			state, _ := view.StateOf(e, sources)
 			r.nodes[state]++
 		}
 		r.nodes[view.StateRejected] += float64(len(status.Rejections))

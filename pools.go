@@ -1,7 +1,11 @@
 package caddydiscovery
 
 import (
+	"cmp"
 	"context"
+	"fmt"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -10,6 +14,7 @@ import (
 
 	"github.com/caddy-discovery/caddy-discovery/backend"
 	"github.com/caddy-discovery/caddy-discovery/discovery"
+	"github.com/caddy-discovery/caddy-discovery/internal/view"
 )
 
 // The pools outlive every config: a reload with the same registry takes over its
@@ -65,10 +70,22 @@ type sharedDirectory struct {
 	events   eventCursor
 	told     atomic.Bool // see tellUnguarded
 
-	once   sync.Once
-	opened atomic.Int64 // when it was started, in Unix nanoseconds
-	cancel context.CancelFunc
-	done   chan struct{}
+	opened  atomic.Int64 // when it was started, in Unix nanoseconds
+	running background
+
+	mu      sync.Mutex
+	members []member // replaced, not changed
+}
+
+// A member of a directory is a source that uses its nodes while its config runs.
+type member interface {
+	// describe says in a few words which nodes it asks for.
+	describe() string
+	// wants reports whether some request through it could reach the node.
+	wants(e *discovery.Entry) bool
+	// standing returns why the source sends no request to a node, "" if it sends
+	// some, and whether that is because of its health checks.
+	standing(e *discovery.Entry) (reason string, unhealthy bool)
 }
 
 // acquireDirectory returns the directory of a registry, not started unless
@@ -87,9 +104,9 @@ func acquireDirectory(b backend.Backend) (*sharedDirectory, error) {
 		if err != nil {
 			return nil, err
 		}
-		options.Logger = slogOf(processLogger("discovery")).With("registry", r.conn.String())
-		d := &sharedDirectory{registry: r, backend: b.CaddyModule().ID.Name(), done: make(chan struct{})}
-		options.Permit = d.permits
+		d := &sharedDirectory{registry: r, backend: b.CaddyModule().ID.Name()}
+		options.Logger = slogOf(processLogger("discovery")).With("registry", d.name())
+		options.Permit = d.wanted
 		d.Directory = discovery.NewDirectory(r.conn, options)
 		d.stats = acquireStats(d.name(), d.Directory)
 		return d, nil
@@ -103,15 +120,8 @@ func acquireDirectory(b backend.Backend) (*sharedDirectory, error) {
 // start makes the directory follow its registry. A config that is only validated
 // never starts one.
 func (d *sharedDirectory) start() {
-	d.once.Do(func() {
-		var ctx context.Context
-		ctx, d.cancel = context.WithCancel(context.Background())
-		d.opened.Store(time.Now().UnixNano())
-		go func() {
-			defer close(d.done)
-			_ = d.Run(ctx) // it returns only when ctx ends
-		}()
-	})
+	d.opened.CompareAndSwap(0, time.Now().UnixNano())
+	d.running.start(func(ctx context.Context) { _ = d.Run(ctx) }) // it returns only when ctx ends
 }
 
 func (d *sharedDirectory) release() error {
@@ -121,11 +131,69 @@ func (d *sharedDirectory) release() error {
 
 // Destruct ends the directory when nobody uses it any more.
 func (d *sharedDirectory) Destruct() error {
-	d.once.Do(func() {}) // from here on it cannot be started
-	if d.cancel != nil {
-		d.cancel()
-		<-d.done
-	}
+	d.running.end()
 	d.stats.release(d.Directory)
 	return d.registry.release()
+}
+
+// name returns the registry's name. It contains no secret.
+func (d *sharedDirectory) name() string { return d.registry.conn.String() }
+
+// join adds a source whose config runs. During a reload those of both configs are
+// there.
+func (d *sharedDirectory) join(m member) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.members = append(slices.Clip(d.members), m)
+}
+
+// leave removes a source, if it joined.
+func (d *sharedDirectory) leave(m member) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.members = slices.DeleteFunc(slices.Clone(d.members), func(joined member) bool { return joined == m })
+}
+
+func (d *sharedDirectory) joined() []member {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.members
+}
+
+// wanted reports whether a request through any of the sources could reach the node:
+// what none of them asks for or may reach is not probed, and that it is gone says
+// nothing about those that are used.
+func (d *sharedDirectory) wanted(e *discovery.Entry) bool {
+	return slices.ContainsFunc(d.joined(), func(m member) bool { return m.wants(e) })
+}
+
+// namedSources returns the sources as they are shown, in the order in which they
+// joined. Those that ask for the same are told apart by a number.
+func (d *sharedDirectory) namedSources() []view.Source {
+	var named []view.Source
+	times := make(map[string]int)
+	for _, m := range d.joined() {
+		name := m.describe()
+		if times[name]++; times[name] > 1 {
+			name = fmt.Sprintf("%s #%d", name, times[name])
+		}
+		named = append(named, view.Source{Name: name, Standing: m.standing})
+	}
+	return named
+}
+
+// runningDirectories returns the directories that follow a registry, sorted by its
+// name.
+func runningDirectories() []*sharedDirectory {
+	var running []*sharedDirectory
+	directories.Range(func(_, v any) bool {
+		if d := v.(*sharedDirectory); d.opened.Load() != 0 {
+			running = append(running, d)
+		}
+		return true
+	})
+	slices.SortFunc(running, func(a, b *sharedDirectory) int {
+		return cmp.Or(strings.Compare(a.name(), b.name()), slices.Compare(a.registry.key[:], b.registry.key[:]))
+	})
+	return running
 }

@@ -234,9 +234,7 @@ func TestDefaultNodeID(t *testing.T) {
 		name, _ := newMemory(t)
 		port := freeport.String(t)
 		load(t, "http://127.0.0.1:"+port+" {\nreverse_proxy {\ndynamic discovery {\nregistry memory "+name+"\nsubset 2\n}\n}\n}")
-		sources.Lock()
-		id := sources.running[len(sources.running)-1].ProxyID
-		sources.Unlock()
+		id := runningSource(t).ProxyID
 		if !strings.HasSuffix(id, "-"+port) {
 			t.Errorf("the proxy that listens on port %s is %s", port, id)
 		}

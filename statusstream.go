@@ -228,11 +228,10 @@ func (s *statusStream) sendRegistries() {
 // sendChanges sends how the directories differ from what was sent before, and reports
 // whether the reader is still there.
 func (s *statusStream) sendChanges() bool {
-	sources := sourcesOf()
 	for i, d := range s.followed {
 		s.sendJournal(d)
 		if next := d.Snapshot(); next != d.snapshot {
-			if !s.sendDifference(i, d, next, sources[d.sharedDirectory]) {
+			if !s.sendDifference(i, d, next, d.namedSources()) {
 				return false
 			}
 			d.snapshot = next
@@ -324,10 +323,9 @@ func differences(was, is []*discovery.Entry) iter.Seq2[*discovery.Entry, *discov
 
 // sendVitals sends which nodes were heard since, or are in another state.
 func (s *statusStream) sendVitals() {
-	sources := sourcesOf()
 	var vitals []statusVitals
 	for i, d := range s.followed {
-		of := sources[d.sharedDirectory]
+		of := d.namedSources()
 		for _, e := range d.snapshot.Nodes() {
 			signs := vitalSignsOf(e, of)
 			if signs == d.vitals[e] {

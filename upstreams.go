@@ -209,7 +209,7 @@ func (u *Upstreams) Provision(ctx caddy.Context) error {
 	// A config that is only validated gets no further than here.
 	return onEvent(ctx, "started", func() {
 		keepInstanceID()
-		u.enlist()
+		u.directory.join(u)
 		u.start()
 		if u.emitter, err = emitEvents(ctx, u.directory, u.logger); err != nil {
 			u.logger.Error("no events will be emitted", zap.Error(err))
@@ -550,10 +550,30 @@ func (u *Upstreams) standing(e *discovery.Entry) (reason string, unhealthy bool)
 	return string(r), r.Unhealthy()
 }
 
+// describe says in a few words which nodes the source asks for.
+func (u *Upstreams) describe() string {
+	var parts []string
+	if u.Service != "" {
+		parts = append(parts, "service "+u.Service)
+	}
+	for _, c := range u.Where {
+		parts = append(parts, "where "+c.Key+" "+strings.Join(c.Values, " "))
+	}
+	if u.Scheme != schemeAuto {
+		parts = append(parts, "scheme "+u.Scheme)
+	}
+	if len(parts) == 0 {
+		return "every service"
+	}
+	return strings.Join(parts, ", ")
+}
+
 // Cleanup releases the directory, which ends if nobody else uses it. Caddy does
 // not wait for the requests of a config that another one replaces.
 func (u *Upstreams) Cleanup() error {
-	u.delist()
+	if u.directory != nil {
+		u.directory.leave(u)
+	}
 	if u.emitter != nil {
 		u.emitter.stop()
 	}
