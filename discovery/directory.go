@@ -57,8 +57,48 @@ type Options struct {
 	Logger *slog.Logger
 }
 
-// A Directory is this process's live view of one registry. One goroutine, Run,
-// owns its state; everything else reads the snapshot that Run published last.
+// A Directory is this process's live view of one registry. One goroutine, Run's loop,
+// owns all that changes; everybody else reads the snapshot that it published last.
+//
+//	beside the loop                  the loop                          readers
+//	               messages  +-----------------------------+
+//	Watcher.Watch ----(1)--->| supervisor  (re)starts it   |
+//	                         |    |                        |
+//	                         |   (2) put, reject, sync     |
+//	                         |    |                        |
+//	                         |    +--> rejections          |
+//	                         |    |    overrides           |
+//	Verifier.Verify <------->|   (3)                       |
+//	                         |    v                        |
+//	lookups         <------->| table <--> resolver         |
+//	connections     <--(4)-->|  ^  ^----> reacher          |
+//	                         |  |                          |
+//	connections     <------->|  +--> suspicion, prober     |
+//	file            <------->|  +--> restorer, saver       |
+//	                         |    |                        |
+//	                         |   (5)                       |    Snapshot
+//	                         |    +--> publisher ----(6)---+--> Superseded, Synced
+//	                         |    +--> reporter -----------+--> Journal, log
+//	                         +-----------------------------+
+//
+// The loop knows the parts, and none of them knows the loop or another. What takes time
+// runs beside it and comes back through a channel. This is the way of a record:
+//
+//  1. The watch emits it. The channel is short: a busy loop holds up the watch.
+//  2. The loop looks what the record is to what is known of its node: new, the same,
+//     another, an older one, overdue, too large. One that is rejected is remembered.
+//  3. The node enters the table, or has another entry there, with what operators have
+//     set. The table finds it by its id, its record, its address, and the end of its
+//     lease.
+//  4. What its host name stands for, and which of those addresses answers, is asked
+//     beside the loop and completes the entry when it is known.
+//  5. The change is noted for the next snapshot, the journal and the log.
+//  6. After each batch of events the publisher makes a snapshot, as often as the rate
+//     allows. It shares with the last one what did not change.
+//
+// A node goes when its record says so, when a whole listing proves that it was removed, or
+// when its lease runs out. Before that the registry has to prove that the watch is alive;
+// and where too many run out at once, the suspicion has the nodes dialled before.
 type Directory struct {
 	watcher Watcher
 	options Options // with the defaults
@@ -154,12 +194,10 @@ func (d *Directory) AwaitListing(ctx context.Context) error {
 // that the registry does not know, such as that it does not answer, may add to it.
 func (d *Directory) Journal() *Journal { return &d.journal }
 
-// RegistryAddresses returns where the registry itself is, as far as it is known: a node that
-// points there is none. What is returned is shared: read it only. When it changes
+// RegistryAddresses returns where the registry itself is, as far as it is known: a node
+// that points there is none. What is returned is shared: read it only. When it changes
 // there is a new snapshot.
-func (d *Directory) RegistryAddresses() []netip.AddrPort {
-	return *d.registry.Load()
-}
+func (d *Directory) RegistryAddresses() []netip.AddrPort { return *d.registry.Load() }
 
 // A Rejection is a record that was not accepted.
 type Rejection struct {

@@ -10,7 +10,7 @@ import (
 // loop is the state of a directory that only Run's goroutine touches: the parts, which
 // do not know it, and what an event means to several of them at once.
 type loop struct {
-	*Directory
+	dir      *Directory // what others read
 	log      *slog.Logger
 	dialer   dialer
 	verifier Verifier // nil if the watcher is none
@@ -49,7 +49,7 @@ func newLoop(d *Directory) *loop {
 	locator, _ := As[Locator](d.watcher)
 	verifier, _ := As[Verifier](d.watcher)
 	l := &loop{
-		Directory:  d,
+		dir:        d,
 		log:        d.options.Logger,
 		dialer:     newDialer(d.options),
 		verifier:   verifier,
@@ -100,13 +100,13 @@ func (l *loop) run(ctx context.Context) error {
 			for f := range l.reacher.take(f) {
 				l.onReach(ctx, f)
 			}
-		case f := <-l.failures:
+		case f := <-l.dir.failures:
 			l.onFailure(f)
 		case list := <-l.saver.loads.done:
 			for list := range l.saver.loads.take(list) {
 				l.onLoad(list)
 			}
-		case <-l.restore:
+		case <-l.dir.restore:
 			l.restorer.wanted = true
 			l.beginRestore()
 		case <-l.restorer.timer.C:
@@ -171,7 +171,7 @@ func (l *loop) receive(ctx context.Context, m message) {
 		}
 		l.watch.startLater()
 	case !l.watch.broken:
-		l.lastEvent.Store(int64(now()))
+		l.dir.lastEvent.Store(int64(now()))
 		l.apply(&m.event)
 	}
 }
@@ -187,22 +187,21 @@ func (l *loop) giveUp(err error) {
 // the next listing no lease runs out (guarantee 1 of the design): what cannot be
 // seen is no evidence of death.
 func (l *loop) lose(err error) {
-	was := l.condition.Load().LastError
-	if l.watch.lose() {
-		l.setCondition(func(c *condition) {
-			c.LastError, c.Connected, c.Since = err, false, time.Now()
+	lost, was := l.watch.lose(), l.dir.condition.Load().LastError
+	l.dir.setCondition(func(c *condition) {
+		c.LastError = err
+		if lost {
+			c.Connected, c.Since = false, time.Now()
 			c.Restarts++
-		})
-		l.journal.Add(Change{Type: ChangeDisconnected, Reason: err.Error()})
+		}
+	})
+	switch {
+	case lost:
+		l.dir.journal.Add(Change{Type: ChangeDisconnected, Reason: err.Error()})
 		l.log.Warn("lost the registry; the last known nodes stay in use",
 			"nodes", len(l.table.nodes), "error", err)
-	} else {
-		l.setCondition(func(c *condition) { c.LastError = err })
-		if was == nil || was.Error() != err.Error() {
-			// The same failure again is no news.
-			l.log.Warn("cannot list the registry; retrying",
-				"nodes", len(l.table.nodes), "error", err)
-		}
+	case was == nil || was.Error() != err.Error(): // the same failure again is no news
+		l.log.Warn("cannot list the registry; retrying", "nodes", len(l.table.nodes), "error", err)
 	}
 }
 
@@ -210,7 +209,7 @@ func (l *loop) lose(err error) {
 func (l *loop) publish() {
 	if l.watch.listed && l.rejections.changed { // a listing that is under way shows them at its end
 		l.rejections.changed = false
-		l.setCondition(func(c *condition) { c.Rejections = l.rejections.all() })
+		l.dir.setCondition(func(c *condition) { c.Rejections = l.rejections.all() })
 	}
 	if !l.watch.listedOnce() {
 		l.publisher.publishRestored()
@@ -233,7 +232,6 @@ func (l *loop) stop() {
 	l.prober.wait()
 	l.resolver.stop()
 	l.reacher.wait()
-	l.restorer.timer.Stop()
 	l.saver.stop(l.watch.listed, l.savedList)
 }
 

@@ -105,7 +105,7 @@ func (l *loop) askLocation() {
 func (l *loop) locateRegistry() {
 	l.resolver.pin(l.location.names())
 	sockets := l.location.sockets(l.resolver.of)
-	if was := l.registry.Swap(&sockets); !slices.Equal(*was, sockets) {
+	if was := l.dir.registry.Swap(&sockets); !slices.Equal(*was, sockets) {
 		l.publisher.other = true
 	}
 }

@@ -21,7 +21,7 @@ func (l *loop) apply(e *Event) {
 	switch e.Type {
 	case Put:
 		if e.Delay > 0 {
-			l.propagation.observe(e.Delay)
+			l.dir.propagation.observe(e.Delay)
 		}
 		l.put(e)
 	case Beat:
@@ -85,7 +85,7 @@ func (l *loop) put(e *Event) {
 	}
 	// A writer's clock that runs ahead must not lengthen its lease.
 	heard := now() - max(e.Age, 0)
-	lease := e.Node.LeaseOr(l.options.TTL)
+	lease := e.Node.LeaseOr(l.dir.options.TTL)
 	address, same := "", false // of what is known
 	if t != nil {
 		address, same = t.entry.Node.Endpoint.Address(), sameRecord(&t.entry.Node, &e.Node)
@@ -150,7 +150,7 @@ func (l *loop) enter(t *tracked, reason string) {
 // hear renews a node that was heard by its record.
 func (l *loop) hear(t *tracked, e *Event, heard time.Duration) {
 	t.entry.liveness.renew(e.Node.Load, heard)
-	if now()-heard < e.Node.LeaseOr(l.options.TTL) {
+	if now()-heard < e.Node.LeaseOr(l.dir.options.TTL) {
 		l.endSuspicion(t) // not so if a listing repeats what had run out
 	}
 }
@@ -302,7 +302,7 @@ func (l *loop) sync(listed Listing) {
 		l.lapseOverdue()
 		l.publisher.startGrace()
 	}
-	l.setCondition(func(c *condition) { c.Connected, c.Since = true, time.Now() })
+	l.dir.setCondition(func(c *condition) { c.Connected, c.Since = true, time.Now() })
 
 	nodes, away := len(l.table.nodes), at-l.watch.lostAt
 	switch {
@@ -310,14 +310,14 @@ func (l *loop) sync(listed Listing) {
 		rejected := l.rejections.all()
 		l.reporter.firstListing(rejected, l.table.sorted())
 		// It comes last: of a large listing the journal keeps only the end.
-		l.journal.Add(Change{Type: ChangeConnected, Reason: fmt.Sprintf("listed, %d nodes", nodes)})
+		l.dir.journal.Add(Change{Type: ChangeConnected, Reason: fmt.Sprintf("listed, %d nodes", nodes)})
 		log := l.log
-		if p, ok := As[ChangeSource](l.watcher); ok {
+		if p, ok := As[ChangeSource](l.dir.watcher); ok {
 			log = log.With("changes_by", p.Changes())
 		}
 		log.Info("listed the registry", "nodes", nodes, "rejected", len(rejected), "awaited", awaited, "took", away)
 	default:
-		l.journal.Add(Change{Type: ChangeConnected, Reason: fmt.Sprintf("back after %v, %d nodes, %d awaited, %d left",
+		l.dir.journal.Add(Change{Type: ChangeConnected, Reason: fmt.Sprintf("back after %v, %d nodes, %d awaited, %d left",
 			away.Round(time.Millisecond), nodes, awaited, left)})
 		if wiped {
 			l.log.Warn("the registry is back and has lost data; nodes that it lacks have one lease to be heard again",

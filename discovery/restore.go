@@ -41,7 +41,7 @@ func (l *loop) beginRestore() {
 	list := l.restorer.list
 	l.log.Warn("the registry cannot be listed yet; nodes that were listed before are used as soon as they accept connections",
 		"nodes", len(list.nodes), "known", time.Since(list.Written).Round(time.Second))
-	l.setCondition(func(c *condition) { c.known = list.Written })
+	l.dir.setCondition(func(c *condition) { c.known = list.Written })
 }
 
 // awaitSaved is for a first listing that shows by silence nothing about anybody: nodes
@@ -53,7 +53,7 @@ func (l *loop) awaitSaved(list *savedList) {
 		if l.table.nodes[saved.node.ID] != nil || l.suspicion.lapsed.byID[saved.node.ID] != nil {
 			continue
 		}
-		n := &lapsedNode{entry: saved.entry(l.options.TTL), key: saved.key, saved: true}
+		n := &lapsedNode{entry: saved.entry(l.dir.options.TTL), key: saved.key, saved: true}
 		if l.suspicion.lapsed.addAsked(n, now()) {
 			l.probeLapsed(n)
 		}
@@ -127,7 +127,7 @@ func (l *loop) keepRestored(n *restorable, nodes map[string]*restorable, listed 
 // savedList returns what is to be saved.
 func (l *loop) savedList() *savedList {
 	list := &savedList{
-		Written: time.Now(), Epoch: l.watch.last.Epoch, Revision: l.revision.Load(),
+		Written: time.Now(), Epoch: l.watch.last.Epoch, Revision: l.dir.revision.Load(),
 		nodes:     make([]savedNode, 0, len(l.table.nodes)),
 		overrides: l.overrides.all, Overrides: l.overrides.known,
 	}
