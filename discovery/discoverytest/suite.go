@@ -10,7 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
 )
@@ -20,7 +19,7 @@ import (
 const patience = 30 * time.Second
 
 // Run runs the suite that every backend passes. Each part gets a harness, and
-// so a registry, of its own.
+// so a registry, of its own. Suites of several registries may run at once.
 func Run(t *testing.T, newHarness func(t *testing.T) Harness) {
 	parts := []struct {
 		name string
@@ -56,12 +55,14 @@ func Run(t *testing.T, newHarness func(t *testing.T) Harness) {
 	}
 	for _, p := range parts {
 		t.Run(p.name, func(t *testing.T) {
-			h := newHarness(t)
-			running := goleak.IgnoreCurrent()
-			s := &suite{T: t, h: h}
-			p.test(s)
-			s.finish()
-			goleak.VerifyNone(t, running)
+			s := &suite{T: t, h: newHarness(t)}
+			left := startedBy(t.Name(), patience, func() {
+				p.test(s)
+				s.finish()
+			})
+			if left != "" {
+				t.Errorf("goroutines are left:\n%s", left)
+			}
 		})
 	}
 }
