@@ -29,8 +29,8 @@ func layouts(b *testing.B, run func(b *testing.B, s *redistest.Server, c Config)
 // BenchmarkPropagation measures from the call of Announce to the event.
 func BenchmarkPropagation(b *testing.B) {
 	layouts(b, func(b *testing.B, _ *redistest.Server, c Config) {
-		writer := open(b, c)
-		_, events, done := watchEvents(b, open(b, c))
+		writer := openRegistry(b, c)
+		_, events, done := watchEvents(b, openRegistry(b, c))
 		n := newNode("a")
 		var took []time.Duration
 		for b.Loop() {
@@ -40,7 +40,7 @@ func BenchmarkPropagation(b *testing.B) {
 				b.Fatal(err)
 			}
 			for {
-				if e := next(b, events, done); e.Type == discovery.Put && e.Node.Load == n.Load {
+				if e := nextEvent(b, events, done); e.Type == discovery.Put && e.Node.Load == n.Load {
 					break
 				}
 			}
@@ -58,7 +58,7 @@ func BenchmarkHeartbeat(b *testing.B) {
 	layouts(b, func(b *testing.B, _ *redistest.Server, c Config) {
 		var registries []*Registry
 		for range 2 {
-			registries = append(registries, open(b, c))
+			registries = append(registries, openRegistry(b, c))
 		}
 		var (
 			mu   sync.Mutex
@@ -88,7 +88,7 @@ func BenchmarkList(b *testing.B) {
 		for _, n := range []int{100, 1000, 10_000} {
 			b.Run(fmt.Sprint(n), func(b *testing.B) {
 				fill(b, s, c, n)
-				r := open(b, c)
+				r := openRegistry(b, c)
 				for b.Loop() {
 					ctx, cancel := context.WithCancel(context.Background())
 					listed := 0
@@ -116,7 +116,7 @@ func BenchmarkVerify(b *testing.B) {
 		for _, n := range []int{100, 1000, 10_000} {
 			b.Run(fmt.Sprint(n), func(b *testing.B) {
 				fill(b, s, c, n)
-				r := open(b, c)
+				r := openRegistry(b, c)
 				ctx, cancel := context.WithCancel(context.Background())
 				done := make(chan struct{})
 				synced := make(chan struct{})

@@ -146,7 +146,7 @@ func TestNames(t *testing.T) {
 		},
 		{Config{URLs: []string{"rediss+cluster://a:7000"}, Password: "s3cret"}, "rediss+cluster://a:7000/0/catga:nodes", "[a:7000]"},
 	} {
-		r := open(t, c.config)
+		r := openRegistry(t, c.config)
 		if got := r.String(); got != c.want {
 			t.Errorf("String is %q, want %q", got, c.want)
 		}

@@ -3,7 +3,6 @@ package redis
 import (
 	"context"
 	"errors"
-	"net"
 	"strings"
 	"testing"
 	"time"
@@ -76,7 +75,7 @@ func TestErrors(t *testing.T) {
 		"right server name": {config: Config{URLs: []string{secured.URL()}, TLSCA: certs.CA, TLSCert: certs.ClientCert, TLSKey: certs.ClientKey, TLSServerName: "registry.test"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			r := open(t, c.config)
+			r := openRegistry(t, c.config)
 			ctx, cancel := context.WithTimeout(context.Background(), patience)
 			defer cancel()
 			check := func(what string, err, want error) {
@@ -110,100 +109,16 @@ func TestErrors(t *testing.T) {
 	}
 }
 
-// TestFullServerRenews: no room for another record is no reason to let those
-// lapse that are there.
-func TestFullServerRenews(t *testing.T) {
-	t.Parallel()
-	s := redistest.Start(t)
-	ctx := context.Background()
-	r := open(t, Config{URLs: []string{s.URL()}})
-	announce(t, r, newNode("a"))
-	if err := s.Client().ConfigSet(ctx, "maxmemory", "1").Err(); err != nil {
-		t.Fatal(err)
+// keyElsewhere returns a key that the first master does not have.
+func keyElsewhere(t *testing.T, c *redistest.Cluster) string {
+	t.Helper()
+	for _, key := range []string{"a", "b", "c", "d", "e", "f"} {
+		if c.Owner(key) != c.Masters[0] {
+			return key
+		}
 	}
-	announce(t, r, newNode("a"), newNode("a", discovery.KeyState, "draining"))
-	wantError(t, r.Announce(ctx, newNode("b")), discovery.ErrFull)
-	if err := r.Withdraw(ctx, newNode("a")); err != nil {
-		t.Error(err)
-	}
-}
-
-// TestLoading: a server that still reads its data is away, not empty.
-func TestLoading(t *testing.T) {
-	t.Parallel()
-	s := redistest.Start(t, redistest.Config("key-load-delay", "150"))
-	ctx := context.Background()
-	pipe := s.Client().Pipeline()
-	// While it loads it answers after each 1024 commands.
-	for range 20_000 {
-		pipe.Incr(ctx, "some-other-key")
-	}
-	if _, err := pipe.Exec(ctx); err != nil {
-		t.Fatal(err)
-	}
-	r := open(t, Config{URLs: []string{s.URL()}})
-	s.Stop()
-	s.Launch()
-	var err error
-	eventually(t, "the server listens", func() bool {
-		err = r.Announce(ctx, newNode("a"))
-		return err == nil || !strings.Contains(err.Error(), "refused")
-	})
-	wantError(t, err, discovery.ErrUnreachable)
-	if err != nil && !strings.Contains(err.Error(), "loading") {
-		t.Errorf("error %q, want it to say that the server is loading", err)
-	}
-	eventually(t, "the server has loaded", func() bool { return r.Announce(ctx, newNode("a")) == nil })
-}
-
-// TestCallsEndWithTheirContext: the server hangs, and nobody waits for it.
-func TestCallsEndWithTheirContext(t *testing.T) {
-	t.Parallel()
-	s := redistest.Start(t)
-	r := open(t, Config{URLs: []string{s.URL()}})
-	announce(t, r, newNode("a"))
-	_, _, done := watchEvents(t, r)
-	s.Pause()
-	defer s.Resume()
-
-	ctx, cancel := context.WithCancel(context.Background())
-	called := make(chan error, 1)
-	go func() { called <- r.Announce(ctx, newNode("a")) }()
-	cancel()
-	if err := <-called; !errors.Is(err, context.Canceled) {
-		t.Errorf("Announce returned %v", err)
-	}
-	deadline, stop := context.WithTimeout(context.Background(), 20*time.Millisecond)
-	defer stop()
-	wantError(t, r.Announce(deadline, newNode("a")), context.DeadlineExceeded)
-	wantError(t, r.Verify(deadline), context.DeadlineExceeded)
-	// And the watch ends by itself.
-	wantBroken(t, done)
-	wantError(t, r.Verify(context.Background()), discovery.ErrBroken)
-}
-
-// TestClose ends what is under way.
-func TestClose(t *testing.T) {
-	t.Parallel()
-	s := redistest.Start(t)
-	r := open(t, Config{URLs: []string{s.URL()}})
-	_, _, done := watchEvents(t, r)
-	s.Pause()
-	defer s.Resume()
-	called := make(chan error, 1)
-	go func() { called <- r.Announce(context.Background(), newNode("a")) }()
-	if err := r.Close(); err != nil {
-		t.Error(err)
-	}
-	if err := r.Close(); err != nil {
-		t.Errorf("closed again: %v", err)
-	}
-	wantError(t, <-called, discovery.ErrUnreachable)
-	if err := <-done; err == nil {
-		t.Error("the watch ended without an error")
-	}
-	wantError(t, r.Announce(context.Background(), newNode("a")), discovery.ErrUnreachable)
-	wantError(t, r.Watch(context.Background(), func(discovery.Event) {}), discovery.ErrUnreachable)
+	t.Fatal("no such key")
+	return ""
 }
 
 // TestReadOnlyUser watches with little more than the right to read.
@@ -219,51 +134,23 @@ func TestReadOnlyUser(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			s := redistest.Start(t, redistest.Notify("Kz"), redistest.User("reader", "on >pw "+c.rules))
-			writer := open(t, Config{URLs: []string{s.URL()}})
+			writer := openRegistry(t, Config{URLs: []string{s.URL()}})
 			announce(t, writer, newNode("a"))
-			r := open(t, Config{URLs: []string{"redis://reader:pw@" + s.Addr()}, Poll: 100 * time.Millisecond})
-			d := directory(t, r, discovery.Options{})
-			until(t, d, "a is listed", has("a"))
+			r := openRegistry(t, Config{URLs: []string{"redis://reader:pw@" + s.Addr()}, Poll: 100 * time.Millisecond})
+			d := startDirectory(t, r, discovery.Options{})
+			waitUntil(t, d, "a is listed", has("a"))
 			if got := r.Changes(); got != c.push {
 				t.Errorf("pushed by %q, want %q", got, c.push)
 			}
 			announce(t, writer, newNode("b"))
-			until(t, d, "b joins", has("b"))
+			waitUntil(t, d, "b joins", has("b"))
 			if err := writer.Withdraw(context.Background(), newNode("a")); err != nil {
 				t.Fatal(err)
 			}
-			until(t, d, "a leaves", lacks("a"))
+			waitUntil(t, d, "a leaves", lacks("a"))
 			if status := d.Status(); status.Restarts != 0 {
 				t.Errorf("the watch broke: %v", status.LastError)
 			}
 		})
 	}
-}
-
-func portOf(addr string) string {
-	_, port, _ := net.SplitHostPort(addr)
-	return port
-}
-
-// freeAddr returns a port that nobody listens on.
-func freeAddr(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = l.Close() }()
-	return portOf(l.Addr().String())
-}
-
-// keyElsewhere returns a key that the first master does not have.
-func keyElsewhere(t *testing.T, c *redistest.Cluster) string {
-	t.Helper()
-	for _, key := range []string{"a", "b", "c", "d", "e", "f"} {
-		if c.Owner(key) != c.Masters[0] {
-			return key
-		}
-	}
-	t.Fatal("no such key")
-	return ""
 }

@@ -2,8 +2,6 @@ package redis
 
 import (
 	"context"
-	"regexp"
-	"strconv"
 	"testing"
 	"time"
 
@@ -13,25 +11,8 @@ import (
 	"github.com/caddy-discovery/caddy-discovery/internal/redistest"
 )
 
-// calls returns how often the server was asked something, and for how long that
-// kept it busy.
-func calls(t testing.TB, c *goredis.Client, command string) (n int, busy time.Duration) {
-	t.Helper()
-	info, err := c.Info(context.Background(), "commandstats").Result()
-	if err != nil {
-		t.Fatal(err)
-	}
-	m := regexp.MustCompile(`cmdstat_` + command + `:calls=(\d+),usec=(\d+)`).FindStringSubmatch(info)
-	if m == nil {
-		return 0, 0
-	}
-	n, _ = strconv.Atoi(m[1])
-	us, _ := strconv.Atoi(m[2])
-	return n, time.Duration(us) * time.Microsecond
-}
-
-// populate adds so many keys of somebody else.
-func populate(t testing.TB, c *goredis.Client, n int) {
+// addForeignKeys adds so many keys of somebody else.
+func addForeignKeys(t testing.TB, c *goredis.Client, n int) {
 	t.Helper()
 	const step = 50_000
 	for i := 0; i < n; i += step {
@@ -49,46 +30,46 @@ func TestManyForeignKeys(t *testing.T) {
 	t.Parallel()
 	const foreignKeys, polls = 200_000, 20
 	s := redistest.Start(t, redistest.Config("appendonly", "no"))
-	populate(t, s.Client(), foreignKeys)
+	addForeignKeys(t, s.Client(), foreignKeys)
 	c := Config{URLs: []string{s.URL()}, Layout: LayoutKeys, Poll: 20 * time.Millisecond}
-	writer := open(t, c)
+	writer := openRegistry(t, c)
 	announce(t, writer, newNode("early"))
-	d := directory(t, open(t, c), discovery.Options{})
-	synced(t, d)
+	d := startDirectory(t, openRegistry(t, c), discovery.Options{})
+	waitSynced(t, d)
 	if d.Snapshot().Node("early") == nil {
 		t.Error("the listing lacks a node")
 	}
-	scans, _ := calls(t, s.Client(), "scan")
-	began, _ := calls(t, s.Client(), "hget") // one for each look
+	scans, _ := commandCalls(t, s.Client(), "scan")
+	began, _ := commandCalls(t, s.Client(), "hget") // one for each look
 	done := began
 	eventually(t, "so many polls", func() bool {
-		done, _ = calls(t, s.Client(), "hget")
+		done, _ = commandCalls(t, s.Client(), "hget")
 		return done-began >= polls
 	})
-	after, _ := calls(t, s.Client(), "scan")
+	after, _ := commandCalls(t, s.Client(), "scan")
 	if whole := foreignKeys / scanCount; after-scans > (done-began)*whole/10 {
 		t.Errorf("%d looks made %d steps through the keys, of which a pass has %d", done-began, after-scans, whole)
 	}
 
 	// Our own writers are seen whatever else there is, and leave.
 	announce(t, writer, newNode("late"))
-	until(t, d, "a node of ours", has("late"))
+	waitUntil(t, d, "a node of ours", has("late"))
 	if err := writer.Withdraw(t.Context(), newNode("late")); err != nil {
 		t.Fatal(err)
 	}
-	until(t, d, "it leaves", lacks("late"))
+	waitUntil(t, d, "it leaves", lacks("late"))
 	// One that ran out and comes back, too.
 	if err := s.Client().PExpire(t.Context(), DefaultKey+":early", time.Millisecond).Err(); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "the key is gone", func() bool { return s.Client().Exists(t.Context(), DefaultKey+":early").Val() == 0 })
 	announce(t, writer, newNode("early"))
-	until(t, d, "it is there", has("early"))
+	waitUntil(t, d, "it is there", has("early"))
 	// Those of others in the end.
-	if err := s.Client().Set(t.Context(), DefaultKey+":other", foreign("other", 1), time.Minute).Err(); err != nil {
+	if err := s.Client().Set(t.Context(), DefaultKey+":other", foreignRecord("other", 1), time.Minute).Err(); err != nil {
 		t.Fatal(err)
 	}
-	until(t, d, "a node of somebody else", has("other"))
+	waitUntil(t, d, "a node of somebody else", has("other"))
 	if restarts := d.Status().Restarts; restarts != 0 {
 		t.Errorf("the watch began anew %d times", restarts)
 	}
@@ -99,7 +80,7 @@ func TestManyForeignKeys(t *testing.T) {
 func TestListingAnewAmongForeignKeys(t *testing.T) {
 	t.Parallel()
 	s := redistest.Start(t)
-	r := open(t, Config{URLs: []string{s.URL()}, Layout: LayoutKeys, Poll: 20 * time.Millisecond})
+	r := openRegistry(t, Config{URLs: []string{s.URL()}, Layout: LayoutKeys, Poll: 20 * time.Millisecond})
 	announce(t, r, newNode("a"), newNode("b"))
 	listed, _, _ := watchEvents(t, r)
 	if n := len(listed); n < 3 {
@@ -110,20 +91,20 @@ func TestListingAnewAmongForeignKeys(t *testing.T) {
 	if l.knownBefore("") != nil || l.knownBefore("another") != nil {
 		t.Error("keys of other data count as known")
 	}
-	d := directory(t, r, discovery.Options{})
-	synced(t, d)
-	if err := s.Client().Set(t.Context(), DefaultKey+":c", foreign("c", 1), time.Minute).Err(); err != nil {
+	d := startDirectory(t, r, discovery.Options{})
+	waitSynced(t, d)
+	if err := s.Client().Set(t.Context(), DefaultKey+":c", foreignRecord("c", 1), time.Minute).Err(); err != nil {
 		t.Fatal(err)
 	}
-	until(t, d, "the nodes from before and a new one", count(3))
+	waitUntil(t, d, "the nodes from before and a new one", count(3))
 	if err := s.Client().Do(t.Context(), "CLIENT", "KILL", "TYPE", "pubsub").Err(); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "the watch begins anew", func() bool { return d.Status().Restarts == 1 && d.Status().Connected })
-	if err := s.Client().Set(t.Context(), DefaultKey+":d", foreign("d", 1), time.Minute).Err(); err != nil {
+	if err := s.Client().Set(t.Context(), DefaultKey+":d", foreignRecord("d", 1), time.Minute).Err(); err != nil {
 		t.Fatal(err)
 	}
-	until(t, d, "one more", count(4))
+	waitUntil(t, d, "one more", count(4))
 }
 
 // With a prefix that has a hash tag nothing of ours lies among the nodes.
@@ -135,7 +116,7 @@ func TestKeysWithHashTag(t *testing.T) {
 			s := redistest.Start(t)
 			ctx := t.Context()
 			c := Config{URLs: []string{s.URL()}, Layout: LayoutKeys, Key: key, Poll: 20 * time.Millisecond}
-			r := open(t, c)
+			r := openRegistry(t, c)
 			prefix := r.layout.(*keysLayout).prefix
 			// As a version before left it.
 			for _, err := range []error{
@@ -147,38 +128,38 @@ func TestKeysWithHashTag(t *testing.T) {
 				}
 			}
 			announce(t, r, newNode("a"), newNode("b"))
-			d := directory(t, open(t, c), discovery.Options{})
-			synced(t, d)
+			d := startDirectory(t, openRegistry(t, c), discovery.Options{})
+			waitSynced(t, d)
 			state := func(id string, want discovery.State) func(*discovery.Snapshot) bool {
 				return func(s *discovery.Snapshot) bool { return s.Node(id) != nil && s.Node(id).State() == want }
 			}
-			until(t, d, "the override from before", state("a", discovery.StateDraining))
+			waitUntil(t, d, "the override from before", state("a", discovery.StateDraining))
 			if rejected := d.Status().Rejections; len(rejected) != 0 {
 				t.Errorf("rejected: %v", rejected)
 			}
 			if err := r.ClearOverride(ctx, "a"); err != nil {
 				t.Fatal(err)
 			}
-			until(t, d, "it is cleared", state("a", discovery.StateUp))
+			waitUntil(t, d, "it is cleared", state("a", discovery.StateUp))
 			if err := r.SetOverride(ctx, "b", discovery.Override{State: discovery.StateMaintenance}); err != nil {
 				t.Fatal(err)
 			}
-			until(t, d, "the newer one", state("b", discovery.StateMaintenance))
+			waitUntil(t, d, "the newer one", state("b", discovery.StateMaintenance))
 
 			// Nodes that are called like what lies beside them.
 			names := []string{"meta", "overrides", "announced", "changes"}
 			for _, name := range names {
 				announce(t, r, newNode(name))
-				until(t, d, "the node", has(name))
+				waitUntil(t, d, "the node", has(name))
 			}
-			anew := directory(t, open(t, c), discovery.Options{})
-			synced(t, anew)
+			anew := startDirectory(t, openRegistry(t, c), discovery.Options{})
+			waitSynced(t, anew)
 			for _, name := range names {
 				if anew.Snapshot().Node(name) == nil {
 					t.Errorf("a directory that starts lacks the node %s", name)
 				}
 			}
-			until(t, anew, "the override", state("b", discovery.StateMaintenance))
+			waitUntil(t, anew, "the override", state("b", discovery.StateMaintenance))
 			for _, d := range []*discovery.Directory{d, anew} {
 				if status := d.Status(); len(status.Rejections) != 0 || status.Restarts != 0 {
 					t.Errorf("rejected %v, began anew %d times", status.Rejections, status.Restarts)

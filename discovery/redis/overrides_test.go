@@ -26,7 +26,7 @@ func TestOverrides(t *testing.T) {
 			s := redistest.Start(t, redistest.Notify(`"`+notify+`"`))
 			// No poll: what is seen was told.
 			c := Config{URLs: []string{s.URL()}, Layout: layout, Poll: time.Hour}
-			r := open(t, c)
+			r := openRegistry(t, c)
 			ctx := t.Context()
 			if all, err := r.Overrides(ctx); err != nil || len(all) != 0 {
 				t.Errorf("before there is any: %v, %v", all, err)
@@ -45,14 +45,14 @@ func TestOverrides(t *testing.T) {
 			set("a", discovery.Override{State: discovery.StateDraining})
 			set("é.1", discovery.Override{Weight: &half})
 
-			listed, events, done := watchEvents(t, open(t, c))
+			listed, events, done := watchEvents(t, openRegistry(t, c))
 			if len(listed) < 2 || fmt.Sprint(listed[0].Overrides) != "map[a:state draining é.1:weight × 0.5]" {
 				t.Errorf("listed %v, want the overrides first", listed)
 			}
 			want := func(overrides string) {
 				t.Helper()
 				for {
-					if e := next(t, events, done); e.Type == discovery.Overridden {
+					if e := nextEvent(t, events, done); e.Type == discovery.Overridden {
 						if got := fmt.Sprint(e.Overrides); got != overrides {
 							t.Errorf("overrides %s, want %s", got, overrides)
 						}
@@ -93,19 +93,19 @@ func TestOverrides(t *testing.T) {
 func TestOverridesArePolled(t *testing.T) {
 	t.Parallel()
 	s := redistest.Start(t)
-	r := open(t, Config{URLs: []string{s.URL()}, Poll: 20 * time.Millisecond})
+	r := openRegistry(t, Config{URLs: []string{s.URL()}, Poll: 20 * time.Millisecond})
 	announce(t, r, newNode("a"))
-	d := directory(t, r, discovery.Options{})
-	synced(t, d)
+	d := startDirectory(t, r, discovery.Options{})
+	waitSynced(t, d)
 	if err := s.Client().HSet(t.Context(), r.client.config.overridesKey(), "a", `{"state":"draining"}`).Err(); err != nil {
 		t.Fatal(err)
 	}
-	until(t, d, "it drains", func(s *discovery.Snapshot) bool { return s.Node("a").State() == discovery.StateDraining })
+	waitUntil(t, d, "it drains", func(s *discovery.Snapshot) bool { return s.Node("a").State() == discovery.StateDraining })
 	// A wiped registry keeps what operators decided no longer than it keeps all else.
 	if err := s.Client().FlushAll(t.Context()).Err(); err != nil {
 		t.Fatal(err)
 	}
-	until(t, d, "it is up again", func(s *discovery.Snapshot) bool {
+	waitUntil(t, d, "it is up again", func(s *discovery.Snapshot) bool {
 		e := s.Node("a")
 		return e != nil && e.State() == discovery.StateUp
 	})
@@ -122,7 +122,7 @@ func TestOverridesEndByTheServersClock(t *testing.T) {
 				s := redistest.Start(t, redistest.Clock())
 				s.SetClock(ahead)
 				c := Config{URLs: []string{s.URL()}, Layout: layout, Poll: 20 * time.Millisecond}
-				r := open(t, c)
+				r := openRegistry(t, c)
 				began := time.Now()
 				ends := began.Add(15 * time.Minute)
 				// A clock cannot be read more exactly than the question takes.
@@ -145,7 +145,7 @@ func TestOverridesEndByTheServersClock(t *testing.T) {
 				}
 				near("in the hash", written.Until, ends.Add(ahead))
 
-				reader := open(t, c)
+				reader := openRegistry(t, c)
 				all, err := reader.Overrides(t.Context())
 				if err != nil {
 					t.Fatal(err)
@@ -157,7 +157,7 @@ func TestOverridesEndByTheServersClock(t *testing.T) {
 				// The clock is put right, by which what stands there means another time.
 				s.SetClock(0)
 				for {
-					e := next(t, events, done)
+					e := nextEvent(t, events, done)
 					if e.Type == discovery.Overridden {
 						near("by another clock", e.Overrides["a"].Until, ends.Add(ahead))
 						break
@@ -168,7 +168,7 @@ func TestOverridesEndByTheServersClock(t *testing.T) {
 					t.Fatal(err)
 				}
 				for {
-					e := next(t, events, done)
+					e := nextEvent(t, events, done)
 					if e.Type == discovery.Overridden {
 						if len(e.Overrides) != 2 {
 							t.Errorf("told %v again", e.Overrides)
@@ -187,7 +187,7 @@ func TestOverridesWithoutTheServersClock(t *testing.T) {
 	t.Parallel()
 	s := redistest.Start(t, redistest.Clock(), redistest.User("u", "on >pw ~* &* +@all -time"))
 	s.SetClock(20 * time.Minute)
-	r := open(t, Config{URLs: []string{s.URL()}, Layout: LayoutKeys, Username: "u", Password: "pw"})
+	r := openRegistry(t, Config{URLs: []string{s.URL()}, Layout: LayoutKeys, Username: "u", Password: "pw"})
 	ends := time.Now().Add(15 * time.Minute)
 	if err := r.SetOverride(t.Context(), "a", discovery.Override{State: discovery.StateDraining, Until: ends}); err != nil {
 		t.Fatal(err)
