@@ -10,7 +10,6 @@ import (
 	"testing"
 	"time"
 
-
 	"github.com/caddy-discovery/caddy-discovery/discovery"
 )
 
