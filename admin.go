@@ -1,8 +1,10 @@
 package caddydiscovery
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -34,9 +36,26 @@ func (Admin) CaddyModule() caddy.ModuleInfo {
 // Routes returns the endpoints.
 func (Admin) Routes() []caddy.AdminRoute {
 	return []caddy.AdminRoute{
-		{Pattern: "/discovery/registries", Handler: caddy.AdminHandlerFunc(serveRegistries)},
-		{Pattern: "/discovery/nodes", Handler: caddy.AdminHandlerFunc(serveNodes)},
-		{Pattern: "/discovery/journal", Handler: caddy.AdminHandlerFunc(serveJournal)},
+		{Pattern: "/discovery/registries", Handler: onGet(showRegistries)},
+		{Pattern: "/discovery/nodes", Handler: onGet(showNodes)},
+		{Pattern: "/discovery/journal", Handler: onGet(showJournal)},
+	}
+}
+
+// onGet returns a handler that answers GET with a JSON array, of which show adds the
+// elements, or nothing before it returns an error.
+func onGet(show func(a *view.Array, query url.Values) error) caddy.AdminHandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) error {
+		if r.Method != http.MethodGet {
+			return caddy.APIError{HTTPStatus: http.StatusMethodNotAllowed, Err: errors.New("method not allowed")}
+		}
+		a := view.NewArray(w)
+		w.Header().Set("Content-Type", "application/json")
+		if err := show(a, r.URL.Query()); err != nil {
+			return caddy.APIError{HTTPStatus: http.StatusBadRequest, Err: err}
+		}
+		a.End()
+		return nil
 	}
 }
 
@@ -45,28 +64,18 @@ func (d *sharedDirectory) view() view.Registry {
 	return view.OfRegistry(d.name(), d.backend, d.Status())
 }
 
-func serveRegistries(w http.ResponseWriter, r *http.Request) error {
-	if err := onlyGet(r); err != nil {
-		return err
-	}
-	a := newJSONArray(w)
+func showRegistries(a *view.Array, _ url.Values) error {
 	for _, d := range runningDirectories() {
 		a.Add(d.view())
 	}
-	a.End()
 	return nil
 }
 
-func serveNodes(w http.ResponseWriter, r *http.Request) error {
-	if err := onlyGet(r); err != nil {
-		return err
-	}
-	query := r.URL.Query()
+func showNodes(a *view.Array, query url.Values) error {
 	registry, service, state := query.Get("registry"), query.Get("service"), query.Get("state")
 	if state != "" && !slices.Contains(view.States, state) {
-		return badRequest("state: unknown state %q, want one of %s", state, strings.Join(view.States, ", "))
+		return fmt.Errorf("state: unknown state %q, want one of %s", state, strings.Join(view.States, ", "))
 	}
-	a := newJSONArray(w)
 	for _, d := range runningDirectories() {
 		name := d.name()
 		if registry != "" && registry != name {
@@ -88,7 +97,6 @@ func serveNodes(w http.ResponseWriter, r *http.Request) error {
 			}
 		}
 	}
-	a.End()
 	return nil
 }
 
@@ -96,26 +104,20 @@ func serveNodes(w http.ResponseWriter, r *http.Request) error {
 // more.
 const defaultJournalLimit = 1000
 
-func serveJournal(w http.ResponseWriter, r *http.Request) error {
-	if err := onlyGet(r); err != nil {
-		return err
-	}
-	query := r.URL.Query()
+func showJournal(a *view.Array, query url.Values) error {
 	limit := defaultJournalLimit
 	if s := query.Get("limit"); s != "" {
 		var err error
 		if limit, err = strconv.Atoi(s); err != nil || limit < 1 {
-			return badRequest("limit: invalid number %q, want 1 or more", s)
+			return fmt.Errorf("limit: invalid number %q, want 1 or more", s)
 		}
 	}
 	id, anybody := query.Get("id"), !query.Has("id")
-	a := newJSONArray(w)
 	for _, c := range newestChanges(runningDirectories(), limit, func(_ *sharedDirectory, c *discovery.Change) bool {
 		return view.AboutNode(c.Type) && (anybody || c.ID == id)
 	}) {
 		a.Add(c)
 	}
-	a.End()
 	return nil
 }
 
@@ -130,25 +132,6 @@ func newestChanges(directories []*sharedDirectory, limit int, match func(*shared
 	}
 	slices.SortStableFunc(changes, func(a, b view.Change) int { return b.Time.Compare(a.Time) })
 	return changes[:min(limit, len(changes))]
-}
-
-func newJSONArray(w http.ResponseWriter) *view.Array {
-	w.Header().Set("Content-Type", "application/json")
-	return view.NewArray(w)
-}
-
-func onlyGet(r *http.Request) error {
-	if r.Method != http.MethodGet {
-		return caddy.APIError{
-			HTTPStatus: http.StatusMethodNotAllowed,
-			Err:        fmt.Errorf("method not allowed"),
-		}
-	}
-	return nil
-}
-
-func badRequest(format string, args ...any) error {
-	return caddy.APIError{HTTPStatus: http.StatusBadRequest, Err: fmt.Errorf(format, args...)}
 }
 
 // Interface guards

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/net/http/httpguts"
 
 	"github.com/caddy-discovery/caddy-discovery/backend"
+	"github.com/caddy-discovery/caddy-discovery/discovery"
 	"github.com/caddy-discovery/caddy-discovery/internal/caddyblock"
 	"github.com/caddy-discovery/caddy-discovery/internal/health"
 )
@@ -149,22 +150,39 @@ func (h *Health) options(https bool) health.Options {
 	}
 }
 
-// question returns what decides about the result of a single check. How often it
-// is asked, and how many results make a change, is left out.
-func (h *Health) question() Health {
-	q := *h
-	q.Interval, q.Timeout, q.Passes, q.Fails = 0, 0, 0, 0
-	return q
+// checkers outlive every config, as the directories do.
+var checkers = caddy.NewUsagePool() // checkerKey → *sharedChecker
+
+// A checkerKey stands for the health checks of one registry with one setting.
+type checkerKey struct {
+	question          backend.Key // what is asked, and over which transport
+	interval, timeout caddy.Duration
+	passes, fails     int
 }
 
-// checkers outlive every config, as the directories do.
-var checkers = caddy.NewUsagePool() // backend.Key → *sharedChecker
+// key returns what the checks are shared by. How often they ask, and how many results
+// make a change, is no part of the question.
+func (h *Health) key(b backend.Backend, https bool, transport http.RoundTripper) (checkerKey, error) {
+	registry, err := backend.KeyOf(b)
+	if err != nil {
+		return checkerKey{}, err
+	}
+	key := checkerKey{interval: h.Interval, timeout: h.Timeout, passes: h.Passes, fails: h.Fails}
+	question := *h
+	question.Interval, question.Timeout, question.Passes, question.Fails = 0, 0, 0, 0
+	encoded, err := json.Marshal([]any{registry, question, https, transport, trust(transport)})
+	if err != nil {
+		return checkerKey{}, fmt.Errorf("encoding the settings of the health checks: %w", err)
+	}
+	key.question = sha256.Sum256(encoded)
+	return key, nil
+}
 
 // sharedChecker are the health checks with one setting, as long as a source uses
 // their results.
 type sharedChecker struct {
 	*health.Checker
-	key       backend.Key
+	key       checkerKey
 	directory *sharedDirectory
 	https     bool
 	running   background
@@ -176,25 +194,10 @@ type sourceChecks struct {
 	unsubscribe func()
 }
 
-// acquireChecks returns the checks of a source with the given settings, not started
-// unless another config did. Each call is matched by one of release.
-func acquireChecks(u *Upstreams, b backend.Backend, transport http.RoundTripper) (*sourceChecks, error) {
-	registry, err := backend.KeyOf(b)
-	if err != nil {
-		return nil, err
-	}
-	identify := func(settings Health) (backend.Key, error) {
-		encoded, err := json.Marshal([]any{settings, u.https, transport})
-		if err != nil {
-			return backend.Key{}, fmt.Errorf("encoding the settings of the health checks: %w", err)
-		}
-		return sha256.Sum256(slices.Concat(registry[:], encoded, trust(transport))), nil
-	}
-	key, err := identify(*u.Health)
-	if err != nil {
-		return nil, err
-	}
-	question, err := identify(u.Health.question())
+// acquireChecks returns the checks of those nodes of a registry that a source wants,
+// not started unless another config did. Each call is matched by one of release.
+func acquireChecks(h *Health, b backend.Backend, https bool, transport http.RoundTripper, wants func(*discovery.Entry) bool) (*sourceChecks, error) {
+	key, err := h.key(b, https, transport)
 	if err != nil {
 		return nil, err
 	}
@@ -203,17 +206,17 @@ func acquireChecks(u *Upstreams, b backend.Backend, transport http.RoundTripper)
 		if err != nil {
 			return nil, err
 		}
-		options := u.Health.options(u.https)
-		options.Question = string(question[:])
+		options := h.options(https)
+		options.Question = string(key.question[:])
 		options.Count = directory.stats.checks.count
 		options.Logger = slogOf(processLogger("discovery.health")).With("registry", directory.name())
-		return &sharedChecker{Checker: health.New(directory.Directory, options), key: key, directory: directory, https: u.https}, nil
+		return &sharedChecker{Checker: health.New(directory.Directory, options), key: key, directory: directory, https: https}, nil
 	})
 	if err != nil {
 		return nil, err
 	}
 	c := v.(*sharedChecker)
-	return &sourceChecks{c, c.Subscribe(u.wants, c.others())}, nil
+	return &sourceChecks{c, c.Subscribe(wants, c.others())}, nil
 }
 
 // others returns the other checks of this registry that are in use.
@@ -250,7 +253,7 @@ func (c *sharedChecker) Destruct() error {
 
 // trust returns what a transport trusts and how it shows itself, which its JSON
 // does not tell once it is provisioned.
-func trust(transport http.RoundTripper) []byte {
+func trust(transport http.RoundTripper) [][]byte {
 	t, ok := transport.(*reverseproxy.HTTPTransport)
 	if !ok || t.Transport == nil || t.Transport.TLSClientConfig == nil {
 		return nil
@@ -263,10 +266,5 @@ func trust(transport http.RoundTripper) []byte {
 	for _, c := range config.Certificates {
 		parts = append(parts, c.Certificate...)
 	}
-	var all []byte
-	for _, p := range parts {
-		sum := sha256.Sum256(p)
-		all = append(all, sum[:]...)
-	}
-	return all
+	return parts
 }

@@ -353,7 +353,7 @@ func (u *Upstreams) provisionPickers() {
 
 // provisionChecks has the nodes checked that the source wants.
 func (u *Upstreams) provisionChecks(b backend.Backend) (err error) {
-	if u.health, err = acquireChecks(u, b, u.handler.Transport); err != nil {
+	if u.health, err = acquireChecks(u.Health, b, u.https, u.handler.Transport, u.wants); err != nil {
 		return fmt.Errorf("opening the health checks: %w", err)
 	}
 	u.cold.checks = u.health
