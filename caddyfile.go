@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"strings"
 
 	"github.com/caddyserver/caddy/v2/caddyconfig"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
@@ -223,9 +222,8 @@ func status(to *string) caddyblock.Option {
 // access is a list of what allow and deny take.
 func access(to *[]string) caddyblock.Option {
 	return caddyblock.Option{Usage: "<cidr|private_ranges|host-glob...>", Min: 1, Max: -1, Repeatable: true, Set: func(args []string) error {
-		if _, err := discovery.NewRules(discovery.Access{Allow: args}); err != nil {
-			// The option's name is said already.
-			return errors.New(strings.TrimPrefix(err.Error(), "allow: "))
+		if err := discovery.ValidatePatterns(args); err != nil {
+			return err
 		}
 		*to = append(*to, args...)
 		return nil

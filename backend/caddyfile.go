@@ -11,6 +11,7 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 
+	"github.com/caddy-discovery/caddy-discovery/discovery"
 	"github.com/caddy-discovery/caddy-discovery/discovery/registries"
 	"github.com/caddy-discovery/caddy-discovery/internal/caddyblock"
 )
@@ -30,7 +31,7 @@ func Unmarshal(d *caddyfile.Dispenser) (json.RawMessage, error) {
 		known = append(known, m.ID.Name())
 	}
 	if !slices.Contains(known, name) {
-		return nil, d.Errf("registry: unknown backend %q, want one of %s", caddyblock.RedactURL(name), strings.Join(known, ", "))
+		return nil, d.Errf("registry: unknown backend %q, want one of %s", discovery.RedactURL(name), strings.Join(known, ", "))
 	}
 	module, err := caddyfile.UnmarshalModule(d, namespace+"."+name)
 	if err != nil {
@@ -75,7 +76,7 @@ func NameOf(urls ...string) (string, error) {
 		name, ok := registries.Backend(u)
 		switch {
 		case !ok:
-			return "", fmt.Errorf("%s %w, want one of %s", caddyblock.RedactURL(u), errScheme, strings.Join(registries.Schemes(), "://, ")+"://")
+			return "", fmt.Errorf("%s %w, want one of %s", discovery.RedactURL(u), errScheme, strings.Join(registries.Schemes(), "://, ")+"://")
 		case backend != "" && name != backend:
 			return "", fmt.Errorf("the URLs name two backends, %s and %s; want one", backend, name)
 		}

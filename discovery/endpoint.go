@@ -27,7 +27,7 @@ type Endpoint struct {
 // error wraps [ErrInvalid], and [ErrForbidden] unless nothing is named at all.
 func ParseEndpoint(s string) (Endpoint, error) {
 	refuse := func(why string) (Endpoint, error) {
-		return Endpoint{}, Forbid(Invalidf(FaultEndpoint, "endpoint %q: %s", Clip(withoutSecrets(s)), why))
+		return Endpoint{}, Forbid(Invalidf(FaultEndpoint, "endpoint %q: %s", Clip(RedactURL(s)), why))
 	}
 	const accepted = "want http://host:port, https://host:port or host:port"
 	if s == "" {
@@ -116,19 +116,6 @@ func (e Endpoint) String() string {
 		return e.address
 	}
 	return e.Scheme + "://" + e.address
-}
-
-// withoutSecrets leaves out what a refused endpoint must not have, and what may
-// be a password or a token: the message goes to logs and to the admin API.
-func withoutSecrets(s string) string {
-	if strings.Contains(s, "@") {
-		// Where a password with any of these characters ends is anybody's guess.
-		return "…"
-	}
-	if i := strings.IndexAny(s, "?#"); i >= 0 {
-		s = s[:i+1] + "…"
-	}
-	return s
 }
 
 // splitHostPort is net.SplitHostPort with an optional port.

@@ -187,6 +187,13 @@ func NewRules(a Access) (*Rules, error) {
 	return r, nil
 }
 
+// ValidatePatterns reports, as an error that wraps [ErrInvalid], which of the words may
+// not stand in [Access].Allow and Deny.
+func ValidatePatterns(words []string) error {
+	_, err := parsePatterns(words)
+	return err
+}
+
 func parsePatterns(words []string) (p patterns, err error) {
 	for _, word := range words {
 		if word == PrivateRanges {

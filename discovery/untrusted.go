@@ -25,6 +25,36 @@ func shorten(s string, most int) string {
 	return s[:end] + "…"
 }
 
+// RedactURL returns what may be shown of a text that is a URL, or was to be one: its scheme,
+// and what follows user info, which may be a password or a token, as may a query. Where
+// a password with "?" or "#" in it cannot be told from a query with "@", nothing is
+// shown but the scheme.
+func RedactURL(s string) string {
+	const hidden = "…"
+	scheme, rest, found := strings.Cut(s, "://")
+	switch {
+	case !found:
+		scheme, rest = "", s
+	case strings.Trim(strings.ToLower(scheme), "abcdefghijklmnopqrstuvwxyz+") == "":
+		scheme += "://"
+	case strings.ContainsAny(scheme, "?#"):
+		return hidden
+	default: // what stands before may be user info as well
+		scheme, rest = hidden, s[strings.LastIndex(s, "://")+len("://"):]
+	}
+	user, query := strings.LastIndexByte(rest, '@'), strings.IndexAny(rest, "?#")
+	if query >= 0 && query < user {
+		return strings.TrimSuffix(scheme, hidden) + hidden
+	}
+	if query >= 0 {
+		rest = rest[:query+1] + hidden
+	}
+	if user >= 0 {
+		scheme, rest = strings.TrimSuffix(scheme, hidden)+hidden, rest[user:]
+	}
+	return scheme + rest
+}
+
 // PrintableLine makes of what strangers wrote one line that does nothing to a
 // terminal: no control characters, and none that turn the direction of writing.
 func PrintableLine(s string) string {

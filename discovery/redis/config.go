@@ -392,13 +392,13 @@ func parseURL(raw string) (urlParts, error) {
 	case "rediss":
 		p.secure = true
 	default:
-		return p, fmt.Errorf("URL with the scheme %q: %s", protocol, accepted)
+		return p, fmt.Errorf("URL with the scheme %q: %s", discovery.RedactURL(protocol), accepted)
 	}
 	switch mode {
 	case "", ModeSentinel, ModeCluster:
 		p.mode = mode
 	default:
-		return p, fmt.Errorf("URL with the scheme %s+%q: %s", protocol, mode, accepted)
+		return p, fmt.Errorf("URL with the scheme %s+%q: %s", protocol, discovery.RedactURL(mode), accepted)
 	}
 	u, err := url.Parse(raw)
 	if err != nil || strings.Contains(u.Host, ",") {

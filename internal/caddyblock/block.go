@@ -11,6 +11,8 @@ import (
 	"strings"
 
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+
+	"github.com/caddy-discovery/caddy-discovery/discovery"
 )
 
 // A Block is the grammar of one block of options.
@@ -100,7 +102,7 @@ func (b Block) line(d *caddyfile.Dispenser, given map[string]bool) error {
 	name := d.Val()
 	o, ok := b.Options[name]
 	if !ok {
-		return d.Errf("%s: unknown option %q, want one of %s", b.What, RedactURL(name),
+		return d.Errf("%s: unknown option %q, want one of %s", b.What, discovery.RedactURL(name),
 			strings.Join(slices.Sorted(maps.Keys(b.Options)), ", "))
 	}
 	if given[name] && !o.Repeatable {
@@ -123,21 +125,4 @@ func (b Block) line(d *caddyfile.Dispenser, given map[string]bool) error {
 	default:
 		return d.WrapErr(fmt.Errorf("%s: option %s: %w", b.What, name, err))
 	}
-}
-
-// RedactURL returns what was written where a URL may stand, for a message: without
-// user info, of which even the name may be a token, and without a query.
-func RedactURL(s string) string {
-	if end := strings.IndexAny(s, "?#"); end >= 0 && !strings.Contains(s[end:], "@") {
-		s = s[:end] + s[end:end+1] + "…"
-	}
-	at := strings.LastIndexByte(s, '@')
-	if at < 0 {
-		return s
-	}
-	scheme, _, found := strings.Cut(s[:at], "://")
-	if !found || strings.Trim(strings.ToLower(scheme), "abcdefghijklmnopqrstuvwxyz+") != "" {
-		return "…" + s[at:]
-	}
-	return scheme + "://…" + s[at:]
 }

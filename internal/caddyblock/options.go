@@ -12,6 +12,8 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/dustin/go-humanize"
+
+	"github.com/caddy-discovery/caddy-discovery/discovery"
 )
 
 // Text is an option with one argument, which must not be empty.
@@ -113,7 +115,7 @@ func CheckDuration(name string, d caddy.Duration) error {
 func CheckURL(name, value string) error {
 	u, err := url.Parse(value)
 	if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" {
-		return fmt.Errorf("%s: invalid URL %q, want http://host[:port][/path] or https://…", name, RedactURL(value))
+		return fmt.Errorf("%s: invalid URL %q, want http://host[:port][/path] or https://…", name, discovery.RedactURL(value))
 	}
 	return nil
 }

@@ -8,7 +8,6 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -108,7 +107,7 @@ var defaultPorts = map[string]string{"nats": strconv.Itoa(nats.DefaultPort), "tl
 // error wraps [discovery.ErrInvalid] and shows nothing of any user info.
 func ParseURL(raw string) (*url.URL, error) {
 	refuse := func(why string) (*url.URL, error) {
-		return nil, fmt.Errorf("%w NATS URL %q: %s", discovery.ErrInvalid, redact(raw), why)
+		return nil, fmt.Errorf("%w NATS URL %q: %s", discovery.ErrInvalid, discovery.Clip(discovery.RedactURL(raw)), why)
 	}
 	if raw == "" {
 		return refuse("it is empty; want nats://host:port")
@@ -149,23 +148,6 @@ func ParseURL(raw string) (*url.URL, error) {
 	}
 	u.Scheme, u.Host = scheme, net.JoinHostPort(u.Hostname(), port)
 	return u, nil
-}
-
-var leadingScheme = regexp.MustCompile(`^[A-Za-z+]*://`)
-
-// redact returns what may be shown of a URL that could not be read: whatever
-// might be user info or a query is cut off.
-func redact(raw string) string {
-	scheme := leadingScheme.FindString(raw)
-	rest := raw[len(scheme):]
-	if at := strings.LastIndex(rest, "://"); scheme == "" && at >= 0 {
-		rest = rest[at+len("://"):] // what stands before is no scheme, and may be user info as well
-	}
-	rest = rest[strings.LastIndexByte(rest, '@')+1:]
-	if end := strings.IndexAny(rest, "?#"); end >= 0 {
-		rest = rest[:end]
-	}
-	return scheme + discovery.Clip(rest)
 }
 
 // An address is one server to dial.
@@ -212,9 +194,9 @@ func (c Config) addresses() ([]address, error) {
 	for _, u := range urls {
 		switch {
 		case u.Path != "" && u.Path != "/":
-			return nil, fmt.Errorf("%w NATS URL %q: a path is not accepted here", discovery.ErrInvalid, redact(u.String()))
+			return nil, fmt.Errorf("%w NATS URL %q: a path is not accepted here", discovery.ErrInvalid, discovery.Clip(discovery.RedactURL(u.String())))
 		case c.TLSHandshakeFirst && strings.HasPrefix(u.Scheme, "ws"):
-			return nil, fmt.Errorf("%w NATS URL %q: a handshake first is only for nats:// and tls://; wss:// always begins with it", discovery.ErrInvalid, redact(u.String()))
+			return nil, fmt.Errorf("%w NATS URL %q: a handshake first is only for nats:// and tls://; wss:// always begins with it", discovery.ErrInvalid, discovery.Clip(discovery.RedactURL(u.String())))
 		}
 		u.Path, u.RawPath = "", ""
 		addresses = append(addresses, address{url: *u})

@@ -618,7 +618,7 @@ func TestValidate(t *testing.T) {
 		"key alone":          {natslink.Config{Options: natsconn.Options{TLSKey: "k"}}, "certificate"},
 		"empty":              {natslink.Config{URLs: []string{""}}, "nats://host:port"},
 		"bare":               {natslink.Config{URLs: []string{"a:4222"}}, "nats://host:port"},
-		"bare with password": {natslink.Config{URLs: []string{"u:" + secret + "@a:4222"}}, `"a:4222"`},
+		"bare with password": {natslink.Config{URLs: []string{"u:" + secret + "@a:4222"}}, `"…@a:4222"`},
 		"other scheme":       {natslink.Config{URLs: []string{"http://u:" + secret + "@a:4222"}}, "nats, tls, ws or wss"},
 		"no host":            {natslink.Config{URLs: []string{"nats://:4222"}}, "host is missing"},
 		"colon in the host":  {natslink.Config{URLs: []string{"nats://a:1:4222"}}, "no IPv6 address"},
