@@ -23,7 +23,13 @@ func (l *loop) apply(e *Event) {
 		if e.Delay > 0 {
 			l.dir.propagation.observe(e.Delay)
 		}
-		l.put(e)
+		e.ID = e.Node.ID
+		record := e.record()
+		if err := l.put(e, record); err != nil {
+			l.reject(e, err)
+		} else {
+			l.accept(record)
+		}
 	case Beat:
 		l.beat(e)
 	case Left:
@@ -74,10 +80,8 @@ func (l *loop) beat(e *Event) {
 	t.entry.liveness.renew(load, now())
 }
 
-// put takes in a record that can be read.
-func (l *loop) put(e *Event) {
-	e.ID = e.Node.ID
-	record := e.record()
+// put takes in a record that can be read. The error is why there is no room for it.
+func (l *loop) put(e *Event, record string) error {
 	l.suspicion.lapsed.dropRecord(record)
 	t := l.table.nodes[e.ID]
 	if other := l.table.byRecord[record]; other != nil && other != t {
@@ -94,42 +98,33 @@ func (l *loop) put(e *Event) {
 	case t == nil && e.Age >= lease:
 		// Overdue by the registry's own clock. It comes back the moment it
 		// is heard. Of a first listing all such records are looked at together.
-		l.accept(record)
 		if !l.watch.listedOnce() && e.Age <= MaxLease {
-			l.suspicion.addOverdue(l.track(e, lease, heard).lapsed())
+			l.suspicion.addOverdue(l.newNode(e, lease, heard).lapsed())
 		}
-		return
+		return nil
 	case t == nil:
 		if err := l.table.full(&e.Node); err != nil {
-			l.reject(e, err)
-			return
+			return err
 		}
-		l.accept(record)
-		t = l.track(e, lease, heard)
-		reason := ""
-		if keys := leftOut(&e.Node); keys != "" {
-			reason = "metadata left out, no texts: " + keys
+		reason := leftOut(&e.Node)
+		if reason != "" {
+			reason = "metadata left out, no texts: " + reason
 		}
+		t = l.newNode(e, lease, heard)
 		l.enter(t, reason)
 	case t.watch == l.watch.number && !l.watch.listed && e.Revision < t.revision:
-		// The node stands under two keys and the newer one was listed first.
-		l.accept(record)
-		return
+		return nil // the node stands under two keys and the newer one was listed first
 	case same && t.entry.refused == nil:
-		l.accept(record)
-		l.hear(t, e, heard)
+		l.renew(t, e, lease, heard)
 	case !same && e.Age >= lease && heard < time.Duration(t.entry.liveness.heard.Load()):
 		// The registry went back to an older state, in which the node was
 		// something else, or somewhere. It was heard since, so what it said then
 		// stands for as long as it has to be heard again; see compare.
-		l.accept(record)
 	default:
 		if err := l.table.room.refusesGrowth(t, &e.Node); err != nil {
-			l.reject(e, err)
-			return
+			return err
 		}
-		l.accept(record)
-		l.hear(t, e, heard)
+		l.renew(t, e, lease, heard)
 		l.update(t, newEntry(e.Node, lease, t.entry.liveness))
 	}
 	l.table.setKey(t, e.Key)
@@ -137,6 +132,7 @@ func (l *loop) put(e *Event) {
 	if t.entry.Node.Endpoint.Address() != address {
 		l.claimAddress(t)
 	}
+	return nil
 }
 
 // enter puts a node into use that came just now.
@@ -147,10 +143,10 @@ func (l *loop) enter(t *tracked, reason string) {
 	l.reporter.node(ChangeSeen, t.entry, reason)
 }
 
-// hear renews a node that was heard by its record.
-func (l *loop) hear(t *tracked, e *Event, heard time.Duration) {
+// renew notes that a node was heard by its record.
+func (l *loop) renew(t *tracked, e *Event, lease, heard time.Duration) {
 	t.entry.liveness.renew(e.Node.Load, heard)
-	if now()-heard < e.Node.LeaseOr(l.dir.options.TTL) {
+	if now()-heard < lease {
 		l.endSuspicion(t) // not so if a listing repeats what had run out
 	}
 }
@@ -213,8 +209,8 @@ func (l *loop) dropRecord(record string) {
 	l.restorer.dropRecord(record)
 }
 
-// track returns the node of a record, not in use.
-func (l *loop) track(e *Event, lease, heard time.Duration) *tracked {
+// newNode returns the node of a record, not in use.
+func (l *loop) newNode(e *Event, lease, heard time.Duration) *tracked {
 	return &tracked{entry: newEntry(e.Node, lease, newLiveness(e.Node.Load, heard, heard)), key: e.Key, revision: e.Revision, watch: l.watch.number}
 }
 
