@@ -161,18 +161,16 @@ func adminPorts(ctx caddy.Context) []uint16 {
 
 // ownSockets returns the sockets on which the HTTP servers of the configuration listen.
 func ownSockets(ctx caddy.Context) (sockets []netip.AddrPort) {
-	for _, m := range ctx.Modules() {
-		app, ok := m.(*caddyhttp.App)
-		if !ok {
-			continue
+	app := parentOf[*caddyhttp.App](ctx)
+	if app == nil {
+		return nil
+	}
+	for _, server := range app.Servers {
+		if server == nil {
+			continue // Caddy refuses it
 		}
-		for _, server := range app.Servers {
-			if server == nil {
-				continue // Caddy refuses it
-			}
-			for _, listen := range server.Listen {
-				sockets = append(sockets, socketsOf(listen)...)
-			}
+		for _, listen := range server.Listen {
+			sockets = append(sockets, socketsOf(listen)...)
 		}
 	}
 	return sockets

@@ -22,7 +22,7 @@ import (
 // without a race.
 //
 // It also answers requests that go round, and decides what is left where the policy has
-// nobody to choose: see choose.
+// no upstream to choose: see choose.
 type policyWrapper struct {
 	reverseproxy.Selector // the policy of the configuration
 
@@ -55,17 +55,6 @@ func wrapPolicy(handler *reverseproxy.Handler, logger *zap.Logger) *policyWrappe
 	return w
 }
 
-// policyOf returns the handler's selection policy itself, nil for the default.
-func policyOf(handler *reverseproxy.Handler) reverseproxy.Selector {
-	if handler.LoadBalancing == nil {
-		return nil
-	}
-	if w, ok := handler.LoadBalancing.SelectionPolicy.(*policyWrapper); ok {
-		return w.Selector
-	}
-	return handler.LoadBalancing.SelectionPolicy
-}
-
 // attempts are what one request has been through at one handler. They belong to the
 // goroutine of the request.
 type attempts struct {
@@ -74,7 +63,7 @@ type attempts struct {
 	request *http.Request
 	tried   picker.AddressSet // where it was sent so far, all in vain
 	current []candidates      // what the sources returned for the present attempt
-	chosen  *chosen           // nil if nobody asks for it
+	chosen  *chosen           // nil unless it is asked for
 
 	inline struct { // for the usual case, to save allocations
 		current [1]candidates
@@ -91,26 +80,24 @@ type candidates struct {
 // attemptsKey is where a request's variables keep its attempts, at whichever handler.
 const attemptsKey = "discovery.attempts"
 
-// attemptsOf returns the attempts of a request, nil if none are known.
-func attemptsOf(r *http.Request) *attempts {
+// attemptsOf returns the attempts of a request, nil if none are known, and its
+// variables, nil if it does not come from Caddy's server.
+func attemptsOf(r *http.Request) (*attempts, map[string]any) {
 	vars, _ := r.Context().Value(caddyhttp.VarsCtxKey).(map[string]any)
 	if a, ok := vars[attemptsKey].(*attempts); ok && a.request == r {
-		return a
+		return a, vars
 	}
-	return nil
+	return nil, vars
 }
 
 // attempts returns the attempts of a request, nil if it has no variables to keep them
-// in: then it does not come from Caddy's server.
+// in.
 func (w *policyWrapper) attempts(r *http.Request) *attempts {
-	if a := attemptsOf(r); a != nil {
+	a, vars := attemptsOf(r)
+	if a != nil || vars == nil {
 		return a
 	}
-	vars, ok := r.Context().Value(caddyhttp.VarsCtxKey).(map[string]any)
-	if !ok {
-		return nil
-	}
-	a := &attempts{request: r}
+	a = &attempts{request: r}
 	a.current = a.inline.current[:0]
 	vars[attemptsKey] = a
 	if w.nodes {
@@ -170,9 +157,7 @@ func (w *policyWrapper) Select(pool reverseproxy.UpstreamPool, r *http.Request, 
 	}
 	if w.hosts {
 		for e, up := range a.each(pool) {
-			if e != nil {
-				noteHost(e, up)
-			}
+			noteHost(e, up)
 		}
 	}
 	selected, pool := w.choose(pool, a, r, rw)
@@ -200,10 +185,10 @@ func (w *policyWrapper) Select(pool reverseproxy.UpstreamPool, r *http.Request, 
 //   - Where no source has a node, from the handler's static upstreams. Caddy itself
 //     falls back to them only if a source returns an error, which it logs for each
 //     request, and never behind multi, which returns none.
-//   - Where everybody has failed lately, from all of them, as if nobody had: a pool
-//     of which everything fails is more likely judged wrongly than down, and a
-//     request that is sent has a chance. Who is full stays out, and so does
-//     everybody while the handler's circuit breaker is open.
+//   - Where all of them have failed lately, from all, as if none had: a pool of
+//     which everything fails is more likely judged wrongly than down, and a request
+//     that is sent has a chance. Those that are full stay out, and so do all while
+//     the handler's circuit breaker is open.
 func (w *policyWrapper) choose(pool reverseproxy.UpstreamPool, a *attempts, r *http.Request, rw http.ResponseWriter) (*reverseproxy.Upstream, reverseproxy.UpstreamPool) {
 	if len(pool) == 0 {
 		pool = w.handler.Upstreams

@@ -1,8 +1,8 @@
 package caddydiscovery
 
 import (
+	"cmp"
 	"context"
-	"sync"
 	"time"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
@@ -20,8 +20,8 @@ import (
 //     node can serve, requests wait for it, again for sync_timeout at most; then nodes
 //     serve unchecked.
 //
-// A request that waits is served although its config is replaced meanwhile: what it
-// needs is released when the last of them is through.
+// A request that waits is served although its config is replaced meanwhile: see
+// Upstreams.leave.
 type coldStart struct {
 	directory *discovery.Directory
 	timeout   time.Duration // sync_timeout
@@ -29,10 +29,6 @@ type coldStart struct {
 
 	opened  time.Time // the directory was
 	restore *time.Timer
-
-	mu      sync.Mutex // guards what follows; nothing else happens under it
-	waiting int        // requests
-	release func()     // left for the last of them to call
 }
 
 // checks are what a cold start asks a [health.Checker].
@@ -56,45 +52,14 @@ func (c *coldStart) end() {
 
 func (c *coldStart) restoresAt() time.Time { return c.opened.Add(c.timeout / 2) }
 
-// enter says that a request begins to wait. It is matched by one of exit.
-func (c *coldStart) enter() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.waiting++
-}
-
-func (c *coldStart) exit() {
-	c.mu.Lock()
-	var release func()
-	if c.waiting--; c.waiting == 0 {
-		release, c.release = c.release, nil
-	}
-	c.mu.Unlock()
-	if release != nil {
-		release()
-	}
-}
-
-// leaveRelease reports whether requests wait, and then has the last one call release.
-func (c *coldStart) leaveRelease(release func()) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.waiting > 0 {
-		c.release = release
-	}
-	return c.waiting > 0
-}
-
 // awaitListing returns the directory's snapshot when the registry is listed, a node of
 // the saved list can serve, or the time is over.
 func (c *coldStart) awaitListing(ctx context.Context, pick func(*discovery.Snapshot) *picker.Picker) *discovery.Snapshot {
-	snapshot := c.directory.Snapshot()
-	left := time.Until(c.opened.Add(c.timeout))
-	if snapshot.Synced || left <= 0 {
-		return snapshot
+	if time.Since(c.opened) >= c.timeout {
+		return c.directory.Snapshot()
 	}
-	timer := time.NewTimer(left)
-	defer timer.Stop()
+	ctx, cancel := context.WithDeadline(ctx, c.opened.Add(c.timeout))
+	defer cancel()
 	half := time.NewTimer(time.Until(c.restoresAt()))
 	defer half.Stop()
 	var superseded <-chan struct{} // nil, which blocks, before half the time has passed
@@ -102,15 +67,13 @@ func (c *coldStart) awaitListing(ctx context.Context, pick func(*discovery.Snaps
 		select {
 		case <-c.directory.Synced():
 			return c.directory.Snapshot()
-		case <-timer.C:
-			return c.directory.Snapshot()
 		case <-ctx.Done():
 			return c.directory.Snapshot()
 		case <-half.C:
 		case <-superseded:
 		}
-		snapshot = c.directory.Snapshot()
-		if snapshot.Synced || snapshot.Number > 0 && !pick(snapshot).Empty() {
+		snapshot := c.directory.Snapshot()
+		if snapshot.Number > 0 && !pick(snapshot).Empty() {
 			return snapshot
 		}
 		superseded = snapshot.Superseded()
@@ -126,15 +89,15 @@ func (c *coldStart) awaitChecks(ctx context.Context, pick func(*discovery.Snapsh
 		if !p.Empty() || p.Retry().IsZero() {
 			return p
 		}
-		timer := time.NewTimer(time.Until(p.Retry()))
+		wait, cancel := context.WithDeadline(ctx, p.Retry())
 		select {
 		case <-changed:
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
+		case <-wait.Done():
+		}
+		cancel()
+		if ctx.Err() != nil {
 			return p
 		}
-		timer.Stop()
 	}
 }
 
@@ -145,38 +108,37 @@ func (c *coldStart) awaitChecks(ctx context.Context, pick func(*discovery.Snapsh
 func (c *coldStart) unchecked(eligible []*discovery.Entry) ([]*discovery.Entry, time.Time) {
 	now := time.Now()
 	var nodes []*discovery.Entry
-	var next, began time.Time // began: the first of those that are known
+	var next, began time.Time // began: the first check of one that is known
 	for _, e := range eligible {
 		state, since := c.checks.Of(e)
-		if state.Known() && (began.IsZero() || since.Before(began)) {
-			began = since
-		}
-		if state != health.Unchecked {
-			continue
-		}
-		if since.IsZero() {
-			since = now // the checks are about to begin
-		}
-		until := since.Add(c.timeout)
-		switch {
-		case !until.After(now):
+		switch until := cmp.Or(since, now).Add(c.timeout); { // the checks are about to begin, maybe
+		case state.Known():
+			began = earlier(began, since)
+		case state != health.Unchecked:
+		case until.After(now):
+			next = earlier(next, until)
+		default:
 			nodes = append(nodes, e)
-		case next.IsZero() || until.Before(next):
-			next = until
 		}
 	}
 	if !began.IsZero() {
 		nodes = nil
-		until := began.Add(c.timeout)
-		switch {
-		case !until.After(now):
+		if until := began.Add(c.timeout); !until.After(now) {
 			next = time.Time{}
-		case until.Before(next):
-			next = until
+		} else if !next.IsZero() {
+			next = earlier(next, until)
 		}
 	}
 	if len(nodes) > 0 {
 		next = time.Time{}
 	}
 	return nodes, next
+}
+
+// earlier returns the earlier time; the zero time is none.
+func earlier(a, b time.Time) time.Time {
+	if a.IsZero() || b.Before(a) {
+		return b
+	}
+	return a
 }

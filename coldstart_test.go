@@ -61,9 +61,7 @@ func TestReloadWhileRequestsWait(t *testing.T) {
 			answer <- body
 		}()
 		eventually(t, "the request waits", func() bool {
-			source.cold.mu.Lock()
-			defer source.cold.mu.Unlock()
-			return source.cold.waiting == 1
+			return source.waiting.Load() == 1
 		})
 		load(t, "http://127.0.0.1:"+other+" {\nrespond here\n}")
 		m.Restore()
@@ -194,27 +192,5 @@ func TestRequestsWaitForTheListing(t *testing.T) {
 				t.Errorf("%s: listed %v after %v, want at most %v", test.what, s.Synced, waited, test.most)
 			}
 		})
-	}
-}
-
-// TestTheLastRequestReleases holds that what waiting requests need is released by the
-// last of them, and at once if none waits.
-func TestTheLastRequestReleases(t *testing.T) {
-	var c coldStart
-	released := 0
-	release := func() { released++ }
-	if c.leaveRelease(release) {
-		t.Error("left for requests that do not wait")
-	}
-	c.enter()
-	c.enter()
-	if !c.leaveRelease(release) || released > 0 {
-		t.Errorf("released %d times while requests wait", released)
-	}
-	if c.exit(); released > 0 {
-		t.Error("released while a request waits")
-	}
-	if c.exit(); released != 1 {
-		t.Errorf("released %d times, want once", released)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/http"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -52,27 +53,14 @@ func (*LeastLoad) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 // Provision refuses a handler without reports.
 func (l *LeastLoad) Provision(ctx caddy.Context) error {
 	l.random = rand.Uint64
-	var handler *reverseproxy.Handler
-	for _, m := range ctx.Modules() {
-		if h, ok := m.(*reverseproxy.Handler); ok {
-			handler = h
-		}
-	}
 	type source struct {
 		Source  string   `json:"source"`
-		Sources []source `json:"sources"`
+		Sources []source `json:"sources"` // of multi
 	}
 	var reports func(s source) bool
-	reports = func(s source) bool {
-		for _, inner := range s.Sources {
-			if reports(inner) {
-				return true
-			}
-		}
-		return s.Source == "discovery"
-	}
+	reports = func(s source) bool { return s.Source == "discovery" || slices.ContainsFunc(s.Sources, reports) }
 	var configured source
-	if handler != nil && handler.DynamicUpstreamsRaw != nil {
+	if handler := parentOf[*reverseproxy.Handler](ctx); handler != nil && handler.DynamicUpstreamsRaw != nil {
 		if err := json.Unmarshal(handler.DynamicUpstreamsRaw, &configured); err != nil {
 			return fmt.Errorf("reading the upstream source: %w", err)
 		}
@@ -86,7 +74,7 @@ func (l *LeastLoad) Provision(ctx caddy.Context) error {
 // Select selects the upstream of the least score. Which nodes the upstreams are it
 // learns from the attempts of the request, where the source has noted them.
 func (l *LeastLoad) Select(pool reverseproxy.UpstreamPool, r *http.Request, _ http.ResponseWriter) *reverseproxy.Upstream {
-	a := attemptsOf(r)
+	a, _ := attemptsOf(r)
 	sum, known := 0.0, 0
 	for e, up := range a.each(pool) {
 		if e != nil && up.Available() {

@@ -40,6 +40,9 @@ func hostOf(e *discovery.Entry) *reverseproxy.Host {
 // address that no handler considered for an hour and makes another state for it
 // then, so that this is called with every upstream.
 func noteHost(e *discovery.Entry, up *reverseproxy.Upstream) {
+	if e == nil {
+		return // the upstream is no node
+	}
 	p := peerOf(e)
 	if known := p.host.Load(); known != nil && known.Host == up.Host && known.address == up.Dial {
 		return

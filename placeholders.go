@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -110,87 +111,52 @@ var newestApp struct {
 // mentionsNodes reports whether anything in the HTTP configuration around the
 // handler may ask for the chosen node.
 func mentionsNodes(ctx caddy.Context, handler *reverseproxy.Handler) bool {
-	if mentioned(handler.Headers) {
+	app := parentOf[*caddyhttp.App](ctx)
+	switch {
+	case mentioned(handler.Headers):
 		return true
+	case app == nil:
+		return false
 	}
-	for _, m := range ctx.Modules() {
-		app, ok := m.(*caddyhttp.App)
-		if !ok {
-			continue
-		}
-		newestApp.Lock()
-		defer newestApp.Unlock()
-		if newestApp.app.Value() != app {
-			newestApp.app, newestApp.mentions = weak.Make(app), appMentionsNodes(app)
-		}
-		return newestApp.mentions
+	newestApp.Lock()
+	defer newestApp.Unlock()
+	if newestApp.app.Value() != app {
+		newestApp.app, newestApp.mentions = weak.Make(app), routesMention(reflect.ValueOf(app), configDepth)
 	}
-	return false
+	return newestApp.mentions
 }
 
-func appMentionsNodes(app *caddyhttp.App) bool {
-	for _, s := range app.Servers {
-		if s == nil {
-			continue
-		}
-		if routesMentionNodes(s.Routes) || s.Errors != nil && routesMentionNodes(s.Errors.Routes) {
-			return true
-		}
-		for _, r := range s.NamedRoutes {
-			if r != nil && routesMentionNodes(caddyhttp.RouteList{*r}) {
-				return true
-			}
-		}
-	}
-	return false
-}
+// configDepth is how deep routes are in the fields of the HTTP app, or of a handler.
+const configDepth = 6
 
-// routesMentionNodes looks at routes of which some are loaded and have become
-// handlers, and the others are JSON.
-func routesMentionNodes(routes caddyhttp.RouteList) bool {
-	for i := range routes {
-		for _, raw := range routes[i].HandlersRaw {
-			if bytes.Contains(raw, []byte(nodePlaceholder)) {
-				return true
-			}
-		}
-		for _, h := range routes[i].Handlers {
-			if s, ok := h.(*caddyhttp.Subroute); ok {
-				if routesMentionNodes(s.Routes) || s.Errors != nil && routesMentionNodes(s.Errors.Routes) {
-					return true
-				}
-			} else if mentioned(h) || nestedMention(reflect.ValueOf(h), 4) {
-				return true
-			}
-		}
-	}
-	return false
-}
-
-// nestedMention looks for routes in the fields of a handler that is loaded, such as
-// those of intercept and of handle_response: its JSON does not have them any more.
-func nestedMention(v reflect.Value, depth int) bool {
+// routesMention looks for routes that mention a node, in whatever has some in its
+// fields: the HTTP app, and handlers that are loaded, such as those of intercept and of
+// handle_response. The JSON of those does not have their routes any more.
+func routesMention(v reflect.Value, depth int) bool {
 	if depth == 0 {
 		return false
 	}
 	switch v.Kind() {
 	case reflect.Pointer, reflect.Interface:
-		return !v.IsNil() && nestedMention(v.Elem(), depth)
-	case reflect.Slice:
-		if routes, ok := v.Interface().(caddyhttp.RouteList); ok {
-			return routesMentionNodes(routes)
-		}
+		return !v.IsNil() && routesMention(v.Elem(), depth)
+	case reflect.Slice, reflect.Map:
 		if k := v.Type().Elem().Kind(); k != reflect.Struct && k != reflect.Pointer {
 			return false
 		}
-		for i := range v.Len() {
-			if nestedMention(v.Index(i), depth-1) {
+		for _, e := range v.Seq2() {
+			if routesMention(e, depth-1) {
 				return true
 			}
 		}
 	case reflect.Struct:
-		for i := range v.NumField() {
-			if f := v.Type().Field(i); f.IsExported() && f.Type.Kind() != reflect.Interface && nestedMention(v.Field(i), depth-1) {
+		if route, ok := v.Interface().(caddyhttp.Route); ok {
+			return slices.ContainsFunc(route.HandlersRaw, mentionedIn) || // it is not loaded yet
+				slices.ContainsFunc(route.Handlers, func(h caddyhttp.MiddlewareHandler) bool {
+					return mentioned(h) || routesMention(reflect.ValueOf(h), configDepth)
+				})
+		}
+		for field, value := range v.Fields() {
+			if field.IsExported() && field.Type.Kind() != reflect.Interface && routesMention(value, depth-1) {
 				return true
 			}
 		}
@@ -200,5 +166,7 @@ func nestedMention(v reflect.Value, depth int) bool {
 
 func mentioned(config any) bool {
 	encoded, err := json.Marshal(config)
-	return err == nil && bytes.Contains(encoded, []byte(nodePlaceholder))
+	return err == nil && mentionedIn(encoded)
 }
+
+func mentionedIn(config json.RawMessage) bool { return bytes.Contains(config, []byte(nodePlaceholder)) }

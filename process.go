@@ -72,3 +72,14 @@ func (c processCore) Write(e zapcore.Entry, fields []zapcore.Field) error {
 }
 
 func (c processCore) Sync() error { return caddy.Log().Core().Sync() }
+
+// parentOf returns the innermost module of a type among those that are being
+// provisioned around the context's; nil if there is none.
+func parentOf[T caddy.Module](ctx caddy.Context) (parent T) {
+	for _, m := range ctx.Modules() {
+		if t, ok := m.(T); ok {
+			parent = t
+		}
+	}
+	return parent
+}

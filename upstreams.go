@@ -1,6 +1,7 @@
 package caddydiscovery
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -143,9 +144,11 @@ type Upstreams struct {
 	builder   picker.Builder
 	pickers   picker.Cache
 
-	starting sync.Once
-	cold     coldStart
-	outdated atomic.Bool // the last known nodes are given up
+	starting  sync.Once
+	cold      coldStart
+	outdated  atomic.Bool  // the last known nodes are given up
+	waiting   atomic.Int32 // requests that wait; less than 0 when the config has left, too
+	releasing sync.Once
 
 	logger  *zap.Logger
 	emitter *emitter // nil where another source of the config emits the events
@@ -176,10 +179,8 @@ func (u *Upstreams) Provision(ctx caddy.Context) error {
 	}
 	if u.ProxyID == "" && u.Subset > 0 {
 		var servers []listener
-		for _, parent := range ctx.Modules() {
-			if app, ok := parent.(*caddyhttp.App); ok {
-				servers = listenersOf(app)
-			}
+		if app := parentOf[*caddyhttp.App](ctx); app != nil {
+			servers = listenersOf(app)
 		}
 		u.ProxyID = defaultNodeID(servers)
 	}
@@ -220,13 +221,8 @@ func (u *Upstreams) Provision(ctx caddy.Context) error {
 // checkOptions checks and completes what was configured. Global placeholders are
 // expanded once, here.
 func (u *Upstreams) checkOptions() error {
-	if err := caddyblock.CheckDuration("sync_timeout", u.SyncTimeout); err != nil {
-		return err
-	}
-	if err := caddyblock.CheckDuration("max_stale", u.MaxStale); err != nil {
-		return err
-	}
-	if err := caddyblock.CheckDuration("slow_start", u.SlowStart); err != nil {
+	if err := cmp.Or(caddyblock.CheckDuration("sync_timeout", u.SyncTimeout), caddyblock.CheckDuration("max_stale", u.MaxStale),
+		caddyblock.CheckDuration("slow_start", u.SlowStart)); err != nil {
 		return err
 	}
 	if u.SlowStart > 0 && u.Pick == nil {
@@ -271,12 +267,7 @@ func (u *Upstreams) checkOptions() error {
 // inspectHandler learns from the handler that the source belongs to, and refuses what
 // cannot work there.
 func (u *Upstreams) inspectHandler(ctx caddy.Context) error {
-	for _, m := range ctx.Modules() {
-		if h, ok := m.(*reverseproxy.Handler); ok {
-			u.handler = h
-		}
-	}
-	if u.handler == nil {
+	if u.handler = parentOf[*reverseproxy.Handler](ctx); u.handler == nil {
 		return errors.New("the discovery source works in a reverse_proxy handler only")
 	}
 	u.meetTransport(u.handler.Transport)
@@ -285,17 +276,17 @@ func (u *Upstreams) inspectHandler(ctx caddy.Context) error {
 			return err
 		}
 	}
-	policy := policyOf(u.handler)
-	if _, ok := policy.(*reverseproxy.WeightedRoundRobinSelection); ok {
+	w := wrapPolicy(u.handler, u.logger)
+	if _, ok := w.Selector.(*reverseproxy.WeightedRoundRobinSelection); ok {
 		return errors.New("lb_policy weighted_round_robin gives its weights by position, and a discovered list has no fixed positions; " +
 			"want another policy, such as random, round_robin or least_conn")
 	}
 	if u.Pick != nil {
-		if err := u.Pick.check(policy); err != nil {
+		if err := u.Pick.check(w.Selector); err != nil {
 			return err
 		}
 	}
-	u.wrapPolicy(ctx, policy)
+	u.track(w, mentionsNodes(ctx, u.handler))
 	u.warnOfLoops()
 	if hc := u.handler.HealthChecks; hc != nil && hc.Active != nil {
 		u.logger.Warn("the handler's active health checks (health_uri and the like) look at static upstreams only, not at discovered nodes; passive health checks look at both; " +
@@ -304,16 +295,13 @@ func (u *Upstreams) inspectHandler(ctx caddy.Context) error {
 	return nil
 }
 
-// wrapPolicy wraps the handler's policy, and has the wrapper note what requests have
-// been through if anything needs that: retries, least_load, the passive health checks
-// of candidates that are few, or placeholders.
-func (u *Upstreams) wrapPolicy(ctx caddy.Context, policy reverseproxy.Selector) {
-	w := wrapPolicy(u.handler, u.logger)
-	lb := u.handler.LoadBalancing
-	_, byLoad := policy.(*LeastLoad)
-	hc := u.handler.HealthChecks
+// track has the wrapper note what requests have been through if anything needs that:
+// retries, least_load, the passive health checks of candidates that are few, or
+// placeholders of the chosen node.
+func (u *Upstreams) track(w *policyWrapper, nodes bool) {
+	lb, hc := u.handler.LoadBalancing, u.handler.HealthChecks
+	_, byLoad := w.Selector.(*LeastLoad)
 	passive := hc != nil && hc.Passive != nil && (u.Pick != nil || u.Subset > 0 || len(u.Prefer) > 0)
-	nodes := mentionsNodes(ctx, u.handler)
 	if passive {
 		u.builder.Unavailable = passiveChecks{hc.Passive}.unavailable
 	}
@@ -438,8 +426,12 @@ func (u *Upstreams) pickerFor(r *http.Request) *picker.Picker {
 			return p
 		}
 	}
-	u.cold.enter()
-	defer u.cold.exit()
+	u.waiting.Add(1)
+	defer func() {
+		if err := u.leave(); err != nil {
+			u.logger.Error("cleaning up after the last request", zap.Error(err))
+		}
+	}()
 	pick := func(s *discovery.Snapshot) *picker.Picker { return u.picker(s, r) }
 	p := pick(u.cold.awaitListing(r.Context(), pick))
 	if p.Empty() && u.health != nil && !u.givenUp() {
@@ -577,14 +569,16 @@ func (u *Upstreams) Cleanup() error {
 	if u.emitter != nil {
 		u.emitter.stop()
 	}
-	if u.cold.leaveRelease(func() {
-		if err := u.release(); err != nil {
-			u.logger.Error("cleaning up after the last request", zap.Error(err))
-		}
-	}) {
-		return nil
+	return u.leave()
+}
+
+// leave is called by the config when it ends, and by each request that waits: what
+// others may share is released by the last of them.
+func (u *Upstreams) leave() (err error) {
+	if u.waiting.Add(-1) < 0 {
+		u.releasing.Do(func() { err = u.release() })
 	}
-	return u.release()
+	return err
 }
 
 func (u *Upstreams) release() error {
