@@ -70,11 +70,9 @@ const (
 // errNoSuchNode: the registry does not list the node.
 var errNoSuchNode = errors.New("no such node")
 
-// exitCode returns the exit code for how a command ended.
+// exitCode returns the exit code of a command that failed.
 func exitCode(err error) int {
 	switch {
-	case err == nil:
-		return 0
 	case errors.Is(err, discovery.ErrUnsupported):
 		return exitUnsupported
 	case errors.Is(err, errNoSuchNode):

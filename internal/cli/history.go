@@ -45,34 +45,39 @@ func historyCommand() *cobra.Command {
 		if limit < 0 {
 			return fmt.Errorf("--limit: invalid number %d, want 0 or more", limit)
 		}
-		return flags.once(ctx, func(ctx context.Context, registry discovery.Registry) error {
-			historian, ok := discovery.As[discovery.Historian](registry)
-			if !ok {
-				return fmt.Errorf("%s keeps no history: %w", registry, discovery.ErrUnsupported)
+		c, err := flags.open(ctx, false)
+		if err != nil {
+			return err
+		}
+		defer c.close()
+		ctx, cancel := context.WithTimeout(ctx, flags.timeout)
+		defer cancel()
+		historian, ok := discovery.As[discovery.Historian](c.registry)
+		if !ok {
+			return fmt.Errorf("%s keeps no history: %w", c.registry, discovery.ErrUnsupported)
+		}
+		revisions, err := historian.History(ctx, args[0], limit)
+		if err != nil {
+			return err
+		}
+		if len(revisions) == 0 {
+			return fmt.Errorf("%w: %s has never heard of %q", errNoSuchNode, c.registry, args[0])
+		}
+		views := make([]revisionView, len(revisions))
+		for i, r := range revisions {
+			views[i] = revisionView{Revision: r.Number, Time: r.Time, Type: r.Type.String()}
+			switch {
+			case r.Type == discovery.Put:
+				views[i].Endpoint, views[i].Load, views[i].Metadata = r.Node.Endpoint.String(), r.Node.Load, r.Node.Metadata
+			case r.Err != nil:
+				views[i].Reason = r.Err.Error()
 			}
-			revisions, err := historian.History(ctx, args[0], limit)
-			if err != nil {
-				return err
-			}
-			if len(revisions) == 0 {
-				return fmt.Errorf("%w: %s has never heard of %q", errNoSuchNode, registry, args[0])
-			}
-			views := make([]revisionView, len(revisions))
-			for i, r := range revisions {
-				views[i] = revisionView{Revision: r.Number, Time: r.Time, Type: r.Type.String()}
-				switch {
-				case r.Type == discovery.Put:
-					views[i].Endpoint, views[i].Load, views[i].Metadata = r.Node.Endpoint.String(), r.Node.Load, r.Node.Metadata
-				case r.Err != nil:
-					views[i].Reason = r.Err.Error()
-				}
-			}
-			if asJSON {
-				return json.NewEncoder(cmd.OutOrStdout()).Encode(views)
-			}
-			printRevisions(cmd.OutOrStdout(), views)
-			return nil
-		})
+		}
+		if asJSON {
+			return json.NewEncoder(cmd.OutOrStdout()).Encode(views)
+		}
+		printRevisions(cmd.OutOrStdout(), views)
+		return nil
 	})
 }
 

@@ -18,11 +18,6 @@ import (
 	"github.com/caddy-discovery/caddy-discovery/internal/view"
 )
 
-// completeStates offers the states of nodes where a flag wants one.
-func completeStates(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
-	return view.States, cobra.ShellCompDirectiveNoFileComp
-}
-
 func nodesCommand() *cobra.Command {
 	var (
 		flags          registryFlags
@@ -46,7 +41,7 @@ prints what the admin API does.`,
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	cmd.Flags().StringVar(&service, "service", "", "only nodes of this `service`")
 	cmd.Flags().StringVar(&state, "state", "", "only nodes in this `state`")
-	_ = cmd.RegisterFlagCompletionFunc("state", completeStates)
+	_ = cmd.RegisterFlagCompletionFunc("state", cobra.FixedCompletions(view.States, cobra.ShellCompDirectiveNoFileComp))
 	return command(cmd, func(ctx context.Context, cmd *cobra.Command, _ []string) error {
 		if state != "" && !slices.Contains(view.States, state) {
 			return fmt.Errorf("--state: unknown state %q, want one of %s", state, strings.Join(view.States, ", "))

@@ -23,13 +23,23 @@ type overrideFlags struct {
 	duration time.Duration
 }
 
-func (f *overrideFlags) add(cmd *cobra.Command) {
-	f.registryFlags.add(cmd)
-	cmd.Flags().BoolVar(&f.force, "force", false, "also for a node that is not listed now")
-}
-
-func (f *overrideFlags) addDuration(cmd *cobra.Command) {
-	cmd.Flags().DurationVar(&f.duration, "for", 0, "how long it is to hold, by the registry's clock (default until it is taken back)")
+// overrideCommand completes a command that changes the override of the node that its
+// first argument names, and, where it is timed, may say for how long. The change is
+// what parse makes of the arguments.
+func overrideCommand(cmd *cobra.Command, timed bool, parse func(args []string) (change func(*discovery.Override), err error)) *cobra.Command {
+	var flags overrideFlags
+	flags.add(cmd)
+	cmd.Flags().BoolVar(&flags.force, "force", false, "also for a node that is not listed now")
+	if timed {
+		cmd.Flags().DurationVar(&flags.duration, "for", 0, "how long it is to hold, by the registry's clock (default until it is taken back)")
+	}
+	return command(cmd, func(ctx context.Context, cmd *cobra.Command, args []string) error {
+		change, err := parse(args)
+		if err != nil {
+			return err
+		}
+		return flags.decide(ctx, cmd.OutOrStdout(), args[0], change)
+	})
 }
 
 // overriderOf returns what writes the overrides of a registry, which does not keep any
@@ -44,7 +54,7 @@ func overriderOf(registry discovery.Registry) (discovery.Overrider, error) {
 
 // decide changes the override of a node, and returns when that shows in the
 // registry's own view of the node.
-func (f *overrideFlags) decide(ctx context.Context, cmd *cobra.Command, id string, change func(*discovery.Override)) error {
+func (f *overrideFlags) decide(ctx context.Context, w io.Writer, id string, change func(*discovery.Override)) error {
 	if f.duration < 0 {
 		return fmt.Errorf("--for: invalid duration %v, want one above 0", f.duration)
 	}
@@ -76,7 +86,7 @@ func (f *overrideFlags) decide(ctx context.Context, cmd *cobra.Command, id strin
 				return err
 			}
 		}
-		return nodes.tellOverride(ctx, cmd.OutOrStdout(), id, o, began)
+		return nodes.tellOverride(ctx, w, id, o, began)
 	})
 }
 
@@ -124,8 +134,7 @@ func (f *fleet) tellOverride(ctx context.Context, w io.Writer, id string, o disc
 }
 
 func drainCommand() *cobra.Command {
-	var flags overrideFlags
-	cmd := &cobra.Command{
+	return overrideCommand(&cobra.Command{
 		Use:   "drain <id> [--for <duration>]",
 		Short: "Takes a node out of service on every proxy",
 		Long: `
@@ -135,32 +144,25 @@ heartbeats nor a restart of the node undo it.`,
 		Example: `  $ caddy discovery drain orders-3
   $ caddy discovery drain orders-3 --for 10m`,
 		Args: cobra.ExactArgs(1),
-	}
-	flags.add(cmd)
-	flags.addDuration(cmd)
-	return command(cmd, func(ctx context.Context, cmd *cobra.Command, args []string) error {
-		return flags.decide(ctx, cmd, args[0], func(o *discovery.Override) { o.State, o.Until = discovery.StateDraining, time.Time{} })
+	}, true, func([]string) (func(*discovery.Override), error) {
+		return func(o *discovery.Override) { o.State, o.Until = discovery.StateDraining, time.Time{} }, nil
 	})
 }
 
 func undrainCommand() *cobra.Command {
-	var flags overrideFlags
-	cmd := &cobra.Command{
+	return overrideCommand(&cobra.Command{
 		Use:     "undrain <id>",
 		Short:   "Lets a node take requests again",
 		Long:    "\nTakes back what drain did: the node's own record says again whether it serves.",
 		Example: "  $ caddy discovery undrain orders-3",
 		Args:    cobra.ExactArgs(1),
-	}
-	flags.add(cmd)
-	return command(cmd, func(ctx context.Context, cmd *cobra.Command, args []string) error {
-		return flags.decide(ctx, cmd, args[0], func(o *discovery.Override) { o.State = "" })
+	}, false, func([]string) (func(*discovery.Override), error) {
+		return func(o *discovery.Override) { o.State = "" }, nil
 	})
 }
 
 func weightCommand() *cobra.Command {
-	var flags overrideFlags
-	cmd := &cobra.Command{
+	return overrideCommand(&cobra.Command{
 		Use:   "weight <id> <factor> [--for <duration>]",
 		Short: "Gives a node more or less of the requests",
 		Long: `
@@ -170,20 +172,17 @@ canary, 0 for no new requests, 1 to take it back. Weights count where the source
 		Example: `  $ caddy discovery weight orders-9 0.1
   $ caddy discovery weight orders-9 1`,
 		Args: cobra.ExactArgs(2),
-	}
-	flags.add(cmd)
-	flags.addDuration(cmd)
-	return command(cmd, func(ctx context.Context, cmd *cobra.Command, args []string) error {
+	}, true, func(args []string) (func(*discovery.Override), error) {
 		factor, err := strconv.ParseFloat(args[1], 64)
 		if err != nil || !(factor >= 0 && factor <= discovery.MaxWeight) {
-			return fmt.Errorf("invalid factor %q, want a number from 0 to %v", args[1], float64(discovery.MaxWeight))
+			return nil, fmt.Errorf("invalid factor %q, want a number from 0 to %v", args[1], float64(discovery.MaxWeight))
 		}
-		return flags.decide(ctx, cmd, args[0], func(o *discovery.Override) {
+		return func(o *discovery.Override) {
 			o.Weight, o.Until = &factor, time.Time{}
 			if factor == 1 {
 				o.Weight = nil
 			}
-		})
+		}, nil
 	})
 }
 

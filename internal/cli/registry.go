@@ -67,13 +67,11 @@ func (f *registryFlags) add(cmd *cobra.Command) {
 	for _, name := range []string{"password-file", "token-file", "credentials", "nkey", "tls-ca", "tls-cert", "tls-key"} {
 		_ = cmd.MarkFlagFilename(name)
 	}
-	_ = cmd.RegisterFlagCompletionFunc("registry", func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
-		var completions []string
-		for _, scheme := range registries.Schemes() {
-			completions = append(completions, scheme+"://")
-		}
-		return completions, cobra.ShellCompDirectiveNoSpace
-	})
+	var beginnings []string
+	for _, scheme := range registries.Schemes() {
+		beginnings = append(beginnings, scheme+"://")
+	}
+	_ = cmd.RegisterFlagCompletionFunc("registry", cobra.FixedCompletions(beginnings, cobra.ShellCompDirectiveNoSpace))
 }
 
 // lines returns the flags as the lines of a registry block in a Caddyfile. Secrets
@@ -181,19 +179,13 @@ func (f *registryFlags) backend(ctx caddy.Context, create bool) (backend.Backend
 	if name == registries.NATSKV && !create && !slices.ContainsFunc(lines, func(l []string) bool { return len(l) > 0 && l[0] == "create" }) {
 		lines = append(lines, []string{"create", "off"})
 	}
-	tokens := []caddyfile.Token{}
-	write := func(line int, texts ...string) {
-		for _, text := range texts {
-			tokens = append(tokens, caddyfile.Token{File: "flags", Line: line, Text: text})
+	first := slices.Concat([]string{name}, urls, []string{"{"})
+	var tokens []caddyfile.Token
+	for i, line := range slices.Concat([][]string{first}, lines, [][]string{{"}"}}) {
+		for _, text := range line {
+			tokens = append(tokens, caddyfile.Token{File: "flags", Line: i + 1, Text: text})
 		}
 	}
-	write(1, name)
-	write(1, urls...)
-	write(1, "{")
-	for i, line := range lines {
-		write(i+2, line...)
-	}
-	write(len(lines)+2, "}")
 	d := caddyfile.NewDispenser(tokens)
 	d.Next()
 	raw, err := backend.Unmarshal(d)
@@ -232,18 +224,6 @@ func (f *registryFlags) open(ctx context.Context, create bool) (*connection, err
 		return nil, err
 	}
 	return &connection{registry, time.Duration(b.Common().TTL), cancel}, nil
-}
-
-// once calls do with a registry that is not followed.
-func (f *registryFlags) once(ctx context.Context, do func(context.Context, discovery.Registry) error) error {
-	c, err := f.open(ctx, false)
-	if err != nil {
-		return err
-	}
-	defer c.close()
-	ctx, cancel := context.WithTimeout(ctx, f.timeout)
-	defer cancel()
-	return do(ctx, c.registry)
 }
 
 // fleet is a registry and what it lists right now.

@@ -67,12 +67,9 @@ func printStatus(w io.Writer, admin string, registries []view.Registry) error {
 	if err := askRunning(admin, "/discovery/nodes", &nodes); err != nil {
 		return err
 	}
-	states := make(map[string]map[string]int)
+	states := make(map[[2]string]int) // of the nodes, by registry and state
 	for _, n := range nodes {
-		if states[n.Registry] == nil {
-			states[n.Registry] = make(map[string]int)
-		}
-		states[n.Registry][n.State]++
+		states[[2]string{n.Registry, n.State}]++
 	}
 	t := newTable(w, "REGISTRY", "BACKEND", "CONNECTED", "SYNCED", "NODES", "STATES", "LAST EVENT", "LAST ERROR")
 	defer t.flush()
@@ -94,7 +91,7 @@ func printStatus(w io.Writer, admin string, registries []view.Registry) error {
 		}
 		var counts []string
 		for _, state := range view.States {
-			if n := states[r.Registry][state]; n > 0 {
+			if n := states[[2]string{r.Registry, state}]; n > 0 {
 				counts = append(counts, fmt.Sprintf("%d %s", n, state))
 			}
 		}
