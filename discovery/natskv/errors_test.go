@@ -20,7 +20,7 @@ func wantBoth(t *testing.T, config natskv.Config, sentinel error, words ...strin
 	t.Helper()
 	r := open(t, config)
 	wantError(t, r.Announce(t.Context(), node(t, "a")), sentinel, words...)
-	wantError(t, watch(t, r).broken(), sentinel, words...)
+	wantError(t, watch(t, r).Broken(), sentinel, words...)
 }
 
 func TestNobodyThere(t *testing.T) {
@@ -37,61 +37,24 @@ func TestWrongCredentials(t *testing.T) {
 		discovery.ErrCredentials, s.Addr())
 }
 
-func TestEveryLogin(t *testing.T) {
+// A login, a second URL and a domain are enough for every call.
+func TestOptionsServeEveryCall(t *testing.T) {
 	t.Parallel()
 	dead := natstest.Start(t)
 	dead.Stop()
 	for name, test := range map[string]struct {
-		options []natstest.Option
-		config  func(s *natstest.Server) natskv.Config
+		option natstest.Option
+		config natskv.Config
 	}{
-		"first URL dead": {nil, func(s *natstest.Server) natskv.Config {
-			return natskv.Config{URLs: []string{dead.URL(), s.URL()}}
-		}},
-		"token": {[]natstest.Option{natstest.Token(secret)}, func(*natstest.Server) natskv.Config {
-			return natskv.Config{Conn: natsconn.Options{Token: secret}}
-		}},
-		"user": {[]natstest.Option{natstest.Users(natstest.User{Name: "u", Password: secret})}, func(*natstest.Server) natskv.Config {
-			return natskv.Config{Conn: natsconn.Options{User: "u", Password: secret}}
-		}},
-		"nkey": {[]natstest.Option{natstest.NKey()}, func(s *natstest.Server) natskv.Config {
-			return natskv.Config{Conn: natsconn.Options{NKey: s.Seed}}
-		}},
-		"credentials": {[]natstest.Option{natstest.Operator()}, func(s *natstest.Server) natskv.Config {
-			return natskv.Config{Conn: natsconn.Options{Credentials: s.Creds}}
-		}},
-		"TLS": {[]natstest.Option{natstest.TLS()}, func(s *natstest.Server) natskv.Config {
-			return natskv.Config{Conn: natsconn.Options{TLSCA: s.TLS.CA}}
-		}},
-		"mutual TLS": {[]natstest.Option{natstest.MutualTLS()}, func(s *natstest.Server) natskv.Config {
-			return natskv.Config{Conn: natsconn.Options{TLSCA: s.TLS.CA, TLSCert: s.TLS.ClientCert, TLSKey: s.TLS.ClientKey}}
-		}},
-		"domain": {[]natstest.Option{natstest.Domain("hub")}, func(*natstest.Server) natskv.Config {
-			return natskv.Config{Domain: "hub"}
-		}},
+		"login":  {natstest.Token(secret), natskv.Config{Conn: natsconn.Options{Token: secret}}},
+		"domain": {natstest.Domain("hub"), natskv.Config{Domain: "hub"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			s := natstest.Start(t, test.options...)
-			config := test.config(s)
-			if config.URLs == nil {
-				config.URLs = []string{s.URL()}
-			}
-			r := open(t, config)
-			w := watch(t, r)
-			w.listing()
-			announce(t, r, node(t, "a"))
-			w.want(discovery.Put, "a")
-			if history, err := r.History(t.Context(), "a", 0); err != nil || len(history) != 1 {
-				t.Errorf("History = %v, %v", history, err)
-			}
-			if err := r.Verify(t.Context()); err != nil {
-				t.Error(err)
-			}
-			if err := r.Withdraw(t.Context(), node(t, "a")); err != nil {
-				t.Fatal(err)
-			}
-			w.want(discovery.Left, "a")
+			s := natstest.Start(t, test.option)
+			config := test.config
+			config.URLs = []string{dead.URL(), s.URL()}
+			wantWhole(t, open(t, config), 0)
 		})
 	}
 }
@@ -142,10 +105,10 @@ func TestPermissions(t *testing.T) {
 			check("History", test.history, err)
 			w := watch(t, r)
 			if test.watch {
-				check("Watch", true, w.broken())
+				check("Watch", true, w.Broken())
 			} else {
-				w.listing()
-				w.stop()
+				w.Listing()
+				w.Stop()
 			}
 		})
 	}
@@ -158,10 +121,10 @@ func TestPermissionOfOneOperation(t *testing.T) {
 	s := natstest.Start(t, natstest.Users(user))
 	r := open(t, natskv.Config{URLs: []string{s.URL()}, Conn: natsconn.Options{User: "u", Password: secret}})
 	w := watch(t, r)
-	w.listing()
+	w.Listing()
 	wantError(t, r.Announce(t.Context(), node(t, "other")), discovery.ErrPermission, "node.other")
 	announce(t, r, node(t, "a"))
-	w.want(discovery.Put, "a")
+	w.Want(discovery.Put, "a")
 }
 
 func TestCreateDenied(t *testing.T) {
@@ -223,7 +186,7 @@ func TestFullBucket(t *testing.T) {
 	}
 	wantError(t, err, discovery.ErrFull, "max_bytes", "catga_nodes")
 	// What is there can still be read.
-	if listed, _ := watch(t, r).listing(); len(listed) == 0 {
+	if listed, _ := watch(t, r).Listing(); len(listed) == 0 {
 		t.Error("a full bucket lists nothing")
 	}
 }

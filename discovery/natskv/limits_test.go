@@ -21,11 +21,11 @@ import (
 func wantWhole(t *testing.T, r *natskv.Registry, listed int) {
 	t.Helper()
 	w := watch(t, r)
-	if got, _ := w.listing(); len(got) != listed {
+	if got, _ := w.Listing(); len(got) != listed {
 		t.Errorf("%d nodes are listed, want %d", len(got), listed)
 	}
 	announce(t, r, node(t, "a"))
-	w.want(discovery.Put, "a")
+	w.Want(discovery.Put, "a")
 	if err := r.Verify(t.Context()); err != nil {
 		t.Error(err)
 	}
@@ -35,7 +35,7 @@ func wantWhole(t *testing.T, r *natskv.Registry, listed int) {
 	if err := r.SetOverride(t.Context(), "a", discovery.Override{State: discovery.StateDraining}); err != nil {
 		t.Error(err)
 	}
-	for w.next().Type != discovery.Overridden {
+	for w.Next().Type != discovery.Overridden {
 	}
 	if all, err := r.Overrides(t.Context()); err != nil || all["a"].State != discovery.StateDraining {
 		t.Errorf("Overrides = %v, %v", all, err)
@@ -43,8 +43,8 @@ func wantWhole(t *testing.T, r *natskv.Registry, listed int) {
 	if err := r.Withdraw(t.Context(), node(t, "a")); err != nil {
 		t.Error(err)
 	}
-	w.want(discovery.Left, "a")
-	w.stop()
+	w.Want(discovery.Left, "a")
+	w.Stop()
 }
 
 // A server may limit how many messages one request asks for.
@@ -85,8 +85,8 @@ func TestMaxConsumers(t *testing.T) {
 	t.Parallel()
 	s := natstest.Start(t, natstest.Configure(func(o *server.Options) { o.JetStreamLimits.DefaultMaxConsumers = 1 }))
 	first := watch(t, open(t, natskv.Config{URLs: []string{s.URL()}}))
-	first.listing()
-	wantError(t, watch(t, open(t, natskv.Config{URLs: []string{s.URL()}})).broken(), discovery.ErrFull, "catga_nodes", "watchers")
+	first.Listing()
+	wantError(t, watch(t, open(t, natskv.Config{URLs: []string{s.URL()}})).Broken(), discovery.ErrFull, "catga_nodes", "watchers")
 }
 
 // credentials of a server that has an operator.
@@ -199,7 +199,7 @@ func TestLargeValues(t *testing.T) {
 		t.Errorf("%d values of %d bytes were sent at once, want at most %d", info.Delivered.Consumer, largeSize, most)
 	}
 	good, rejected := 0, 0
-	listed, _ := w.listing()
+	listed, _ := w.Listing()
 	for _, e := range listed {
 		switch e.Type {
 		case discovery.Put:
@@ -213,7 +213,7 @@ func TestLargeValues(t *testing.T) {
 	}
 	// One that is written later is no gap either.
 	put(t, kv, "node.huge0", strings.Repeat("y", hugeSize))
-	w.want(discovery.Rejected, "huge0")
+	w.Want(discovery.Rejected, "huge0")
 	put(t, kv, "node.n0", record("n0"))
-	w.want(discovery.Put, "n0")
+	w.Want(discovery.Put, "n0")
 }

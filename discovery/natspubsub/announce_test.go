@@ -9,11 +9,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats-server/v2/server"
-
 	"github.com/caddy-discovery/caddy-discovery/discovery"
 	"github.com/caddy-discovery/caddy-discovery/discovery/natspubsub"
-	"github.com/caddy-discovery/caddy-discovery/internal/natstest"
 )
 
 // announceMany announces n nodes, some at a time.
@@ -95,7 +92,7 @@ func TestWithdrawAfterReload(t *testing.T) {
 	if m := next(t, said); m.Subject != "catga.nodes.heartbeat" {
 		t.Errorf("%s was said of a record of another instance", m.Subject)
 	}
-	if listed, _ := watch(t, open(t, config(s))).listing(); len(listed) != 1 || listed[0].Node.Instance() != "2" {
+	if listed, _ := watch(t, open(t, config(s))).Listing(); len(listed) != 1 || listed[0].Node.Instance() != "2" {
 		t.Errorf("listed %v", listed)
 	}
 }
@@ -108,14 +105,14 @@ func TestDrainOfAnotherInstance(t *testing.T) {
 	s := start(t)
 	shared, other := open(t, config(s)), open(t, config(s))
 	w := watch(t, open(t, config(s)))
-	w.listing()
+	w.Listing()
 	leaving := func(instance string) discovery.Node { return node(t, "a", "instance", instance, "state", "draining") }
 	announce(t, shared, node(t, "a", "instance", "1"))
-	w.want(discovery.Put, "a")
+	w.Want(discovery.Put, "a")
 	announce(t, other, node(t, "a", "instance", "2"))
-	w.want(discovery.Put, "a")
+	w.Want(discovery.Put, "a")
 	announce(t, shared, node(t, "a", "instance", "3"))
-	w.want(discovery.Put, "a")
+	w.Want(discovery.Put, "a")
 	for r, n := range map[*natspubsub.Registry]discovery.Node{shared: leaving("1"), other: leaving("2")} {
 		own, err := r.Drain(t.Context(), n)
 		if err != nil || own != (r == other) {
@@ -126,18 +123,18 @@ func TestDrainOfAnotherInstance(t *testing.T) {
 	// Nor where nobody said which process it is.
 	nc := s.Conn()
 	publish(t, nc, "catga.nodes.join", `{"nodeId":"b","endpoint":"http://10.0.0.1:80"}`)
-	w.want(discovery.Put, "b")
+	w.Want(discovery.Put, "b")
 	if _, err := other.Drain(t.Context(), node(t, "b", "instance", "1", "state", "draining")); err != nil {
 		t.Fatal(err)
 	}
 	// One that says nothing of instances is believed.
 	publish(t, nc, "catga.nodes.heartbeat", `{"nodeId":"a","endpoint":"http://10.0.0.1:80","metadata":{"state":"draining"}}`)
-	if e := w.want(discovery.Put, "a"); e.Node.State() != discovery.StateDraining || e.Node.Instance() != "" {
+	if e := w.Want(discovery.Put, "a"); e.Node.State() != discovery.StateDraining || e.Node.Instance() != "" {
 		t.Errorf("got %+v", e.Node)
 	}
 	// And a process that comes back draining.
 	announce(t, open(t, config(s)), leaving("4"))
-	if e := w.want(discovery.Put, "a"); e.Node.Instance() != "4" {
+	if e := w.Want(discovery.Put, "a"); e.Node.Instance() != "4" {
 		t.Errorf("got %+v", e.Node)
 	}
 }
@@ -153,10 +150,10 @@ func TestLongestRecord(t *testing.T) {
 	}
 	n.Metadata["x"] = strings.Repeat("x", discovery.MaxRecord-len(empty))
 	w := watch(t, r)
-	w.listing()
+	w.Listing()
 	for range 2 { // the join, and a heartbeat
 		announce(t, r, n)
-		w.want(discovery.Put, "a")
+		w.Want(discovery.Put, "a")
 	}
 	n.Metadata["x"] += "x"
 	wantError(t, r.Announce(t.Context(), n), discovery.ErrInvalid)
@@ -178,149 +175,4 @@ func TestInvalidNodes(t *testing.T) {
 	if n := s.NumClients(); n != 0 {
 		t.Errorf("%d connections for nothing", n)
 	}
-}
-
-// A record that nobody renews does not stand for its process any more.
-func TestAnswersEndWithLease(t *testing.T) {
-	t.Parallel()
-	s := start(t)
-	r := open(t, config(s))
-	announce(t, r, node(t, "long"), node(t, "short", "lease", discovery.MinLease.String()))
-	listed, _ := watch(t, open(t, config(s))).listing()
-	if len(listed) == 0 || listed[0].ID != "long" {
-		t.Fatalf("listed %v", listed)
-	}
-	deadline := time.Now().Add(patience)
-	for len(listed) != 1 {
-		if time.Now().After(deadline) {
-			t.Fatalf("still listed %v", listed)
-		}
-		w := watch(t, open(t, config(s)))
-		listed, _ = w.listing()
-		w.stop()
-	}
-}
-
-// Whoever may ask cannot make us publish to any subject he likes.
-func TestAnswersGoToInboxesOnly(t *testing.T) {
-	t.Parallel()
-	s := start(t)
-	r := open(t, config(s))
-	announce(t, r, node(t, "a"))
-	nc := s.Conn()
-	said := listen(t, nc, ">")
-	for _, reply := range []string{"catga.nodes.leave", "$JS.API.STREAM.PURGE.orders", "orders.new", "_INBOXES.x", ""} {
-		if reply == "" {
-			publish(t, nc, "catga.nodes.query", "")
-		} else if err := nc.PublishRequest("catga.nodes.query", reply, nil); err != nil {
-			t.Fatal(err)
-		}
-		if m := next(t, said); m.Subject != "catga.nodes.query" {
-			t.Errorf("%s got %s", m.Subject, m.Data)
-		}
-	}
-	if err := nc.PublishRequest("catga.nodes.query", "_INBOX.x", []byte("whatever")); err != nil {
-		t.Fatal(err)
-	}
-	next(t, said)
-	m := next(t, said)
-	if got, err := discovery.ParseNode(m.Data); m.Subject != "_INBOX.x" || err != nil || got.ID != "a" {
-		t.Errorf("%s got %s: %v", m.Subject, m.Data, err)
-	}
-}
-
-// Who asks from another account has his inbox renamed by the server.
-func TestAnswerToAnotherAccount(t *testing.T) {
-	t.Parallel()
-	fleet, edge := server.NewAccount("fleet"), server.NewAccount("edge")
-	s := start(t, natstest.Configure(func(o *server.Options) {
-		o.Accounts = []*server.Account{fleet, edge}
-		o.Users = []*server.User{
-			{Username: "fleet", Password: secret, Account: fleet},
-			{Username: "edge", Password: secret, Account: edge},
-		}
-	}))
-	// The server has accounts of its own by these names.
-	exporter, err := s.Server().LookupAccount("fleet")
-	if err != nil {
-		t.Fatal(err)
-	}
-	importer, err := s.Server().LookupAccount("edge")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := exporter.AddServiceExportWithResponse("catga.nodes.query", server.Streamed, nil); err != nil {
-		t.Fatal(err)
-	}
-	if err := importer.AddServiceImport(exporter, "catga.nodes.query", "catga.nodes.query"); err != nil {
-		t.Fatal(err)
-	}
-	c := config(s)
-	c.Conn.User, c.Conn.Password = "fleet", secret
-	r := open(t, c)
-	announce(t, r, node(t, "a"))
-	c.Conn.User = "edge"
-	watch(t, open(t, c)).want(discovery.Put, "a")
-}
-
-// No answer follows the goodbye of its node, however they are timed.
-func TestNoAnswerAfterGoodbye(t *testing.T) {
-	t.Parallel()
-	s := start(t)
-	r := open(t, config(s))
-	nc := s.Conn()
-	heard := listen(t, nc, ">")
-	if err := heard.SetPendingLimits(-1, -1); err != nil {
-		t.Fatal(err)
-	}
-	done := make(chan struct{})
-	var group sync.WaitGroup
-	group.Go(func() {
-		for {
-			select {
-			case <-done:
-				return
-			default:
-				if err := nc.PublishRequest("catga.nodes.query", "_INBOX.x", nil); err != nil {
-					t.Error(err)
-				}
-				_ = nc.Flush()
-			}
-		}
-	})
-	for i := range 200 {
-		n := node(t, fmt.Sprint("n", i))
-		announce(t, r, n)
-		withdraw(t, r, n)
-	}
-	close(done)
-	group.Wait()
-	if err := nc.Flush(); err != nil {
-		t.Fatal(err)
-	}
-	gone, answers := make(map[string]bool), 0
-	for {
-		pending, _, err := heard.Pending()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if pending == 0 {
-			break
-		}
-		m := next(t, heard)
-		var said struct {
-			NodeID string `json:"nodeId"`
-		}
-		_ = json.Unmarshal(m.Data, &said) // queries, and answers with nothing
-		switch {
-		case m.Subject == "catga.nodes.leave":
-			gone[said.NodeID] = true
-		case m.Subject == "_INBOX.x" && said.NodeID != "":
-			answers++
-			if gone[said.NodeID] {
-				t.Errorf("%s was answered for after it had left", said.NodeID)
-			}
-		}
-	}
-	t.Logf("%d answers", answers)
 }

@@ -18,7 +18,7 @@ func wantAll(t *testing.T, config natspubsub.Config, sentinel error, words ...st
 	r := open(t, config)
 	wantError(t, r.Announce(t.Context(), node(t, "a")), sentinel, words...)
 	wantError(t, r.Withdraw(t.Context(), node(t, "a")), sentinel, words...)
-	wantError(t, watch(t, r).broken(), sentinel, words...)
+	wantError(t, watch(t, r).Broken(), sentinel, words...)
 }
 
 func TestNobodyThere(t *testing.T) {
@@ -35,51 +35,23 @@ func TestWrongCredentials(t *testing.T) {
 		discovery.ErrCredentials, s.Addr())
 }
 
-func TestEveryLogin(t *testing.T) {
+// A login and a second URL are enough for every call.
+func TestOptionsServeEveryCall(t *testing.T) {
 	t.Parallel()
-	dead := start(t)
+	dead, s := start(t), start(t, natstest.Token(secret))
 	dead.Stop()
-	for name, test := range map[string]struct {
-		options []natstest.Option
-		login   func(s *natstest.Server) natsconn.Options
-	}{
-		"token": {[]natstest.Option{natstest.Token(secret)}, func(*natstest.Server) natsconn.Options {
-			return natsconn.Options{Token: secret}
-		}},
-		"user": {[]natstest.Option{natstest.Users(natstest.User{Name: "u", Password: secret})}, func(*natstest.Server) natsconn.Options {
-			return natsconn.Options{User: "u", Password: secret}
-		}},
-		"nkey": {[]natstest.Option{natstest.NKey()}, func(s *natstest.Server) natsconn.Options {
-			return natsconn.Options{NKey: s.Seed}
-		}},
-		"credentials": {[]natstest.Option{natstest.Operator()}, func(s *natstest.Server) natsconn.Options {
-			return natsconn.Options{Credentials: s.Creds}
-		}},
-		"TLS": {[]natstest.Option{natstest.TLS()}, func(s *natstest.Server) natsconn.Options {
-			return natsconn.Options{TLSCA: s.TLS.CA}
-		}},
-		"mutual TLS": {[]natstest.Option{natstest.MutualTLS()}, func(s *natstest.Server) natsconn.Options {
-			return natsconn.Options{TLSCA: s.TLS.CA, TLSCert: s.TLS.ClientCert, TLSKey: s.TLS.ClientKey}
-		}},
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			s := start(t, test.options...)
-			c := config(s)
-			c.URLs = []string{dead.URL(), s.URL()}
-			c.Conn = test.login(s)
-			r := open(t, c)
-			w := watch(t, r)
-			w.listing()
-			announce(t, r, node(t, "a"))
-			w.want(discovery.Put, "a")
-			if err := r.Verify(t.Context()); err != nil {
-				t.Error(err)
-			}
-			withdraw(t, r, node(t, "a"))
-			w.want(discovery.Left, "a")
-		})
+	c := config(s)
+	c.URLs, c.Conn = []string{dead.URL(), s.URL()}, natsconn.Options{Token: secret}
+	r := open(t, c)
+	w := watch(t, r)
+	w.Listing()
+	announce(t, r, node(t, "a"))
+	w.Want(discovery.Put, "a")
+	if err := r.Verify(t.Context()); err != nil {
+		t.Error(err)
 	}
+	withdraw(t, r, node(t, "a"))
+	w.Want(discovery.Left, "a")
 }
 
 func TestPermissions(t *testing.T) {
@@ -132,60 +104,25 @@ func TestPermissions(t *testing.T) {
 			// succeed.
 			w := watch(t, r)
 			if test.watch {
-				check("Watch", true, w.broken())
+				check("Watch", true, w.Broken())
 			} else {
-				w.listing()
+				w.Listing()
 			}
 			n := node(t, "a")
 			check("Announce", test.announce, r.Announce(t.Context(), n))
 			check("Announce again", test.announce || test.renew, r.Announce(t.Context(), n))
 			if test.watch {
-				check("Watch", true, watch(t, r).broken())
+				check("Watch", true, watch(t, r).Broken())
 			}
 			check("Withdraw", test.withdraw, r.Withdraw(t.Context(), n))
 			if !test.watch && !test.announce {
-				w.want(discovery.Put, "a")
-				w.stop()
+				w.Want(discovery.Put, "a")
+				w.Stop()
 			}
 			if n := s.NumClients(); n != 1 {
 				t.Errorf("%d connections, want the one that stood all the time", n)
 			}
 		})
-	}
-}
-
-// What was refused is not answered with.
-func TestRefusedRecordDoesNotStand(t *testing.T) {
-	t.Parallel()
-	user := natstest.User{Name: "u", Password: secret, Publish: natstest.Deny("catga.nodes.join", "catga.nodes.heartbeat")}
-	s := start(t, natstest.Users(natstest.User{Name: "admin", Password: secret}, user))
-	c := config(s)
-	c.Conn.User, c.Conn.Password = "u", secret
-	r := open(t, c)
-	wantError(t, r.Announce(t.Context(), node(t, "a")), discovery.ErrPermission, "catga.nodes.join")
-	if listed, _ := watch(t, r).listing(); len(listed) != 0 {
-		t.Errorf("listed %v", listed)
-	}
-}
-
-// Who may neither be asked nor answer is learnt of by his next heartbeat.
-func TestAnswerDenied(t *testing.T) {
-	t.Parallel()
-	user := natstest.User{Name: "u", Password: secret, Publish: natstest.Deny("_INBOX.>")}
-	s := start(t, natstest.Users(natstest.User{Name: "admin", Password: secret}, user))
-	mute, listener := config(s), config(s)
-	mute.Conn.User, mute.Conn.Password = "u", secret
-	listener.Conn.User, listener.Conn.Password = "admin", secret
-	r, answers := open(t, mute), open(t, listener)
-	announce(t, r, node(t, "a"))
-	announce(t, answers, node(t, "b"))
-	w := watch(t, open(t, listener))
-	w.want(discovery.Put, "b")
-	w.want(discovery.Synced, "")
-	announce(t, r, node(t, "a"))
-	w.want(discovery.Put, "a")
-	if n := s.NumClients(); n != 3 {
-		t.Errorf("%d connections, want 3", n)
 	}
 }
 

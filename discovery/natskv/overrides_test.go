@@ -10,6 +10,7 @@ import (
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
 	"github.com/caddy-discovery/caddy-discovery/discovery/discoverytest"
+	"github.com/caddy-discovery/caddy-discovery/discovery/internal/backendtest"
 	"github.com/caddy-discovery/caddy-discovery/discovery/natsconn"
 	"github.com/caddy-discovery/caddy-discovery/discovery/natskv"
 	"github.com/caddy-discovery/caddy-discovery/internal/natstest"
@@ -28,14 +29,14 @@ func TestOverrides(t *testing.T) {
 	}
 	announce(t, r, node(t, "a"))
 	w := watch(t, r)
-	if listed, _ := w.listing(); len(listed) != 1 {
+	if listed, _ := w.Listing(); len(listed) != 1 {
 		t.Errorf("listed %v, want the node alone", listed)
 	}
 
-	want := func(w *watcher, overrides string) {
+	want := func(w *backendtest.Watcher, overrides string) {
 		t.Helper()
 		for {
-			e := w.next()
+			e := w.Next()
 			if e.Type == discovery.Overridden && fmt.Sprint(e.Overrides) == overrides {
 				return
 			}
@@ -56,7 +57,7 @@ func TestOverrides(t *testing.T) {
 
 	// A watch that begins now has them before the listing ends.
 	other := watch(t, open(t, natskv.Config{URLs: []string{s.URL()}}))
-	listed, _ := other.listing()
+	listed, _ := other.Listing()
 	found := false
 	for _, e := range listed {
 		found = found || e.Type == discovery.Overridden && len(e.Overrides) == 2
@@ -147,7 +148,7 @@ func TestOverridesThatMayNotBeRead(t *testing.T) {
 				t.Fatal(err)
 			}
 			w := watch(t, open(t, login("u")))
-			if listed, _ := w.listing(); len(listed) != 1 || listed[0].Type != discovery.Put {
+			if listed, _ := w.Listing(); len(listed) != 1 || listed[0].Type != discovery.Put {
 				t.Errorf("listed %v, want the node alone", listed)
 			}
 			_, err := open(t, login("u")).Overrides(t.Context())
