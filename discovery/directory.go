@@ -81,8 +81,8 @@ type Options struct {
 //	                         |    +--> reporter -----------+--> Journal, log
 //	                         +-----------------------------+
 //
-// The loop knows the parts, and none of them knows the loop or another. What takes time
-// runs beside it and comes back through a channel. This is the way of a record:
+// The loop knows the parts, and none of them knows the loop. What takes time runs beside
+// it and comes back through a channel. This is the way of a record:
 //
 //  1. The watch emits it. The channel is short: a busy loop holds up the watch.
 //  2. The loop looks what the record is to what is known of its node: new, the same,

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"math"
 	"slices"
 	"time"
 )
@@ -73,11 +72,7 @@ func (l *loop) beat(e *Event) {
 	}
 	t.watch = l.watch.number
 	l.endSuspicion(t)
-	load := e.Load
-	if math.IsNaN(load) || math.IsInf(load, 0) || load < 0 {
-		load = t.entry.Load() // the node lives, whatever it says of its load
-	}
-	t.entry.liveness.renew(load, now())
+	t.entry.liveness.renew(e.Load, now())
 }
 
 // put takes in a record that can be read. The error is why there is no room for it.
@@ -138,7 +133,7 @@ func (l *loop) put(e *Event, record string) error {
 // enter puts a node into use that came just now.
 func (l *loop) enter(t *tracked, reason string) {
 	l.suspicion.lapsed.drop(l.suspicion.lapsed.byID[t.id()])
-	l.join(t.entry)
+	l.join(nil, t.entry)
 	l.insert(t)
 	l.reporter.node(ChangeSeen, t.entry, reason)
 }
@@ -162,7 +157,7 @@ func (l *loop) update(t *tracked, next *Entry) {
 	}
 	l.detach(t)
 	l.table.replace(t, next.under(l.overrides.of(next.Node.ID)).in(t.presence))
-	l.joinAnew(was, t.entry)
+	l.join(was, t.entry)
 	l.attach(t)
 	l.reporter.node(ChangeUpdated, t.entry, cmp.Or(difference(&was.Node, &t.entry.Node), "its record is accepted again"))
 }
@@ -413,22 +408,17 @@ func (l *loop) onVerify(ctx context.Context, v verdict) {
 	}
 }
 
-// joinAnew is join for a node that takes traffic again, or that is another process now.
-func (l *loop) joinAnew(was, is *Entry) {
-	if !was.Serves() && is.Serves() || was.Node.Endpoint != is.Node.Endpoint || was.Node.Instance() != is.Node.Instance() {
-		l.join(is)
-	}
-}
-
-// join notes that the node is new, unless it is only new to this directory: in a
-// first listing, or after a registry had lost its data or cannot list, in the time
-// within which all its nodes are heard again.
-func (l *loop) join(e *Entry) {
+// join notes that a node is new: that it was not there, takes traffic again, or is
+// another process now. It is not if it is only new to this directory: in a first listing,
+// or after a registry had lost its data or cannot list, in the time within which all its
+// nodes are heard again.
+func (l *loop) join(was, is *Entry) {
 	at := now()
-	if !l.watch.listedOnce() || l.relearns && at-l.relearned < e.lease {
-		return
+	switch {
+	case !l.watch.listedOnce() || l.relearns && at-l.relearned < is.lease:
+	case was == nil || !was.Serves() && is.Serves() || was.Node.Endpoint != is.Node.Endpoint || was.Node.Instance() != is.Node.Instance():
+		is.liveness.joined.Store(int64(at))
 	}
-	e.liveness.joined.Store(int64(at))
 }
 
 // relearn notes that the registry has lost what it knew, or does not keep it: what

@@ -23,13 +23,6 @@ func (o *overrides) of(id string) Override {
 	return Override{}
 }
 
-// set takes up all the overrides there are, and returns those before.
-func (o *overrides) set(all map[string]Override, known time.Time, watch uint64) (old map[string]Override) {
-	old = o.all
-	o.all, o.known, o.watch = usable(all), known, watch
-	return old
-}
-
 // armEnd sets the timer to when the next one ends.
 func (o *overrides) armEnd() {
 	now, next := time.Now(), time.Duration(math.MaxInt64)
@@ -60,12 +53,13 @@ func usable(all map[string]Override) map[string]Override {
 
 // setOverrides takes up all the overrides there are.
 func (l *loop) setOverrides(all map[string]Override) {
-	old := l.overrides.set(all, time.Now(), l.watch.number)
+	old, o := l.overrides.all, &l.overrides
+	o.all, o.known, o.watch = usable(all), time.Now(), l.watch.number
 	for id := range old {
 		l.applyOverride(id)
 	}
 	l.applyOverrides()
-	if l.watch.listedOnce() && !maps.EqualFunc(old, l.overrides.all, Override.Equal) {
+	if l.watch.listedOnce() && !maps.EqualFunc(old, o.all, Override.Equal) {
 		l.saver.changed()
 	}
 }
@@ -88,7 +82,7 @@ func (l *loop) applyOverride(id string) {
 	if next := t.entry.under(l.overrides.of(id)); next != t.entry {
 		was := t.entry
 		l.show(t, next.in(t.presence))
-		l.joinAnew(was, t.entry)
+		l.join(was, t.entry)
 		l.reporter.node(ChangeUpdated, t.entry, "operator: "+next.override.String())
 	}
 }

@@ -17,7 +17,6 @@ var logLines = map[ChangeType]string{
 	ChangeLeft:     "node left",
 	ChangeLapsed:   "node lapsed",
 	ChangeHeld:     "node held",
-	ChangeEjected:  "node ejected",
 	ChangeRestored: "node restored",
 	ChangeRejected: "node rejected",
 }

@@ -66,11 +66,13 @@ func newLiveness(load float64, heard, renewed time.Duration) *liveness {
 }
 
 // renew notes that the node was heard, maybe some time ago: a listing repeats old
-// records. A lease only ever moves later here.
+// records. A lease only ever moves later here. A load that is none is not believed.
 func (v *liveness) renew(load float64, heard time.Duration) {
 	v.heard.Store(max(v.heard.Load(), int64(heard)))
 	v.renewed.Store(max(v.renewed.Load(), int64(heard)))
-	v.load.Store(math.Float64bits(load))
+	if load >= 0 && load <= math.MaxFloat64 {
+		v.load.Store(math.Float64bits(load))
+	}
 }
 
 // processStart is the epoch of all local times: differences to it are monotonic

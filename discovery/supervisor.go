@@ -38,7 +38,6 @@ type supervisor struct {
 	lostAt     time.Duration // when the last one that listed broke
 
 	revision *atomic.Uint64 // the newest of all whole listings, and of what followed them
-	before   uint64         // the revision before the running watch
 	seen     uint64         // the newest one in the running watch
 }
 
@@ -72,7 +71,7 @@ func (s *supervisor) start(ctx context.Context) {
 	ctx, s.cancel = context.WithCancelCause(ctx)
 	s.number++
 	s.listed, s.broken = false, false
-	s.before, s.seen = s.revision.Load(), 0
+	s.seen = 0
 	go func() {
 		err := s.watcher.Watch(ctx, func(e Event) {
 			select {
@@ -136,7 +135,7 @@ func (s *supervisor) observe(revision uint64) {
 
 // wiped reports whether the registry has lost data since it was listed last.
 func (s *supervisor) wiped(l Listing) bool {
-	return s.listedOnce() && (l.Epoch != s.last.Epoch || l.Revision < s.before)
+	return s.listedOnce() && (l.Epoch != s.last.Epoch || l.Revision < s.revision.Load())
 }
 
 // complete notes that the running watch has listed the registry.
