@@ -1,74 +1,40 @@
-package discovery_test
+package discovery
 
 import (
 	"fmt"
-	"sync/atomic"
+	"net/netip"
 	"testing"
-	"testing/synctest"
-	"time"
-
-	"github.com/caddy-discovery/caddy-discovery/discovery"
-	"github.com/caddy-discovery/caddy-discovery/discovery/discoverytest"
 )
 
-// located is a registry that tells of servers which were not configured.
-type located struct {
-	discovery.Registry
-	servers atomic.Pointer[[]string]
-}
+type locatorFunc func() []string
 
-func (l *located) Located() []string { return *l.servers.Load() }
+func (f locatorFunc) Located() []string { return f() }
 
-// Where the registry is follows its name, too.
-func TestRegistryByName(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		z := newZone("nats", "10.0.0.5")
-		m := discoverytest.NewMemory()
-		d := follow(t, m.Open(), discovery.Options{Lookup: z.lookup, Addresses: []string{"nats:4222", "10.0.0.6:4222", "[::1]:4222", "bad"}})
-		time.Sleep(coalesced)
-		if got := fmt.Sprint(d.RegistryAddresses()); got != "[10.0.0.5:4222 10.0.0.6:4222 [::1]:4222]" {
-			t.Errorf("the registry is at %s", got)
+func TestLocation(t *testing.T) {
+	reported := []string(nil)
+	l := newLocation([]string{"Registry.internal:4222", "10.0.0.1:4222", "[::ffff:10.0.0.1]:4222", "no-port", "h:99999"}, locatorFunc(func() []string { return reported }))
+	of := func(name string) []netip.Addr {
+		return map[string][]netip.Addr{
+			"registry.internal": {netip.MustParseAddr("10.0.0.9"), netip.MustParseAddr("10.0.0.1")},
+			"other.internal":    {netip.MustParseAddr("10.0.0.8")},
+		}[name]
+	}
+	check := func(names, sockets string) {
+		t.Helper()
+		if got := fmt.Sprint(l.names()); got != names {
+			t.Errorf("names %s, want %s", got, names)
 		}
-		snapshot := d.Snapshot()
-		z.set("nats", "10.0.0.4")
-		<-snapshot.Superseded()
-		if got := fmt.Sprint(d.RegistryAddresses()); got != "[10.0.0.4:4222 10.0.0.6:4222 [::1]:4222]" {
-			t.Errorf("the registry is at %s", got)
+		if got := fmt.Sprint(l.sockets(of)); got != sockets {
+			t.Errorf("sockets %s, want %s", got, sockets)
 		}
-	})
-}
-
-// A server of the registry is no node, whoever named it.
-func TestRegistryTellsWhereItIs(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		z := newZone("replica", "10.0.0.7")
-		m := discoverytest.NewMemory()
-		l := &located{Registry: m.Open()}
-		l.servers.Store(&[]string{"10.0.0.5:4222", "10.0.0.6:4222"})
-		d := follow(t, l, discovery.Options{Lookup: z.lookup, Addresses: []string{"10.0.0.4:4222", "10.0.0.5:4222"}})
-		<-d.Synced()
-		if got := fmt.Sprint(d.RegistryAddresses()); got != "[10.0.0.4:4222 10.0.0.5:4222 10.0.0.6:4222]" {
-			t.Errorf("once it is listed the registry is at %s", got)
-		}
-		for _, change := range []struct {
-			servers []string
-			want    string
-		}{
-			{[]string{"replica:4222"}, "[10.0.0.4:4222 10.0.0.5:4222 10.0.0.7:4222]"},
-			{nil, "[10.0.0.4:4222 10.0.0.5:4222]"},
-		} {
-			l.servers.Store(&change.servers)
-			time.Sleep(10 * time.Second)
-			synctest.Wait()
-			if got := fmt.Sprint(d.RegistryAddresses()); got != change.want {
-				t.Errorf("told of %q, the registry is at %s, want %s", change.servers, got, change.want)
-			}
-		}
-		snapshot := d.Snapshot()
-		time.Sleep(time.Minute)
-		synctest.Wait()
-		if d.Snapshot() != snapshot {
-			t.Error("a registry that stays where it is published a snapshot")
-		}
-	})
+	}
+	check("[registry.internal]", "[10.0.0.1:4222 10.0.0.9:4222]")
+	if l.ask() {
+		t.Error("it is news that there is none")
+	}
+	reported = []string{"other.internal:6222"}
+	if !l.ask() || l.ask() {
+		t.Error("what the registry reports is not news once")
+	}
+	check("[other.internal registry.internal]", "[10.0.0.1:4222 10.0.0.8:6222 10.0.0.9:4222]")
 }

@@ -1,172 +1,43 @@
-package discovery_test
+package discovery
 
 import (
-	"context"
 	"fmt"
-	"os"
-	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
-
-	"github.com/caddy-discovery/caddy-discovery/discovery"
-	"github.com/caddy-discovery/caddy-discovery/discovery/discoverytest"
 )
 
-// decide sets the overrides of nodes.
-func decide(t *testing.T, r discovery.Registry, o discovery.Override, ids ...string) {
-	t.Helper()
-	for _, id := range ids {
-		if err := r.(discovery.Overrider).SetOverride(context.Background(), id, o); err != nil {
-			t.Fatal(err)
-		}
+func TestUsableOverrides(t *testing.T) {
+	good, bad := Override{State: StateDraining}, Override{State: "gone"}
+	all := map[string]Override{"a": good, "b": bad, "c\n": good, "": good}
+	if got := usable(all); len(got) != 1 || got["a"] != good {
+		t.Errorf("%v are usable, want that of a", got)
+	}
+	for i := range MaxNodes + 1 {
+		all[fmt.Sprintf("n%06d", i)] = good
+	}
+	if got := usable(all); len(got) != MaxNodes || got["a"] != good || got[fmt.Sprintf("n%06d", MaxNodes-1)] != (Override{}) {
+		t.Errorf("%d are usable, want the first %d", len(got), MaxNodes)
 	}
 }
 
-var drained = discovery.Override{State: discovery.StateDraining}
-
-// What an operator decided holds on whichever way a node comes into use.
-func TestOverrideHoldsWhenNodesComeBack(t *testing.T) {
-	for name, comeBack := range map[string]func(t *testing.T, m *discoverytest.Memory, nodes []discovery.Node, n *network) *discovery.Directory{
-		"decided while it was lapsed, and taken back by the loss guard": func(t *testing.T, m *discoverytest.Memory, nodes []discovery.Node, n *network) *discovery.Directory {
-			d := follow(t, m.Open(), discovery.Options{Probe: n.probe})
-			time.Sleep(time.Second)
-			write(m, nodes[1:]...)
-			time.Sleep(29*time.Second + coalesced)
-			expectStates(t, d, "n1 n2 n3", "the first one has lapsed")
-			decide(t, m.Open(), drained, "n0")
-			return d
-		},
-		"a first listing that is mostly overdue": func(t *testing.T, m *discoverytest.Memory, _ []discovery.Node, n *network) *discovery.Directory {
-			decide(t, m.Open(), drained, "n0")
-			time.Sleep(time.Minute)
-			return follow(t, m.Open(), discovery.Options{Probe: n.probe})
-		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				nodes := fleet(4)
-				m := discoverytest.NewMemory()
-				write(m, nodes...)
-				d := comeBack(t, m, nodes, newNetwork(nodes...))
-				time.Sleep(2 * time.Second)
-				expectStates(t, d, "n0:draining n1:held n2:held n3:held", "all accept connections")
-				decide(t, m.Open(), discovery.Override{}, "n0")
-				time.Sleep(coalesced)
-				expectStates(t, d, "n0:held n1:held n2:held n3:held", "undrained")
-			})
-		})
-	}
-}
-
-// A drain outlives the restart of a proxy whose registry is away, and counts from
-// the first moment on; what was decided meanwhile counts when the registry is back.
-func TestOverrideOutlivesRestart(t *testing.T) {
+// An override ends by itself, and the timer tells when one does, or looks in time
+// whether the clock was set.
+func TestOverridesEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		file := warmFile(t)
-		nodes := fleet(3)
-		n := newNetwork(nodes...)
-		m := discoverytest.NewMemory()
-		write(m, nodes...)
-		decide(t, m.Open(), drained, "n0")
-		decide(t, m.Open(), discovery.Override{State: discovery.StateMaintenance, Until: time.Now().Add(time.Minute)}, "n1")
-		decide(t, m.Open(), drained, "not-listed")
-		options := discovery.Options{WarmStart: file, Probe: n.probe}
-		once(t, m.Open(), options, func(d *discovery.Directory) {
-			expectStates(t, d, "n0:draining n1:maintenance n2", "listed")
-		})
-		m.Break()
-		restart := func(when, want string, then func(d *discovery.Directory)) {
-			t.Helper()
-			once(t, m.Open(), options, func(d *discovery.Directory) {
-				d.Restore()
-				for s := d.Snapshot(); len(s.Nodes()) < 3; s = d.Snapshot() {
-					if e := s.Node("n0"); e != nil && e.Serves() {
-						t.Error("a drained node serves")
-					}
-					<-s.Superseded()
-				}
-				expectStates(t, d, want, when)
-				then(d)
-			})
-		}
-		// Twice: the second one starts from what one left that never saw the registry.
-		restart("restarted", "n0:draining n1:maintenance n2:restored", func(*discovery.Directory) {})
-		restart("restarted again", "n0:draining n1:maintenance n2:restored", func(d *discovery.Directory) {
-			time.Sleep(2 * time.Minute)
-			expectStates(t, d, "n0:draining n1:restored n2:restored", "one of the decisions has ended")
-			m.Restore()
-			reconnect(t, d)
-			write(m, nodes...)
-			time.Sleep(coalesced)
-			expectStates(t, d, "n0:draining n1 n2", "the registry is back")
-			if err := m.Open().(discovery.Overrider).ClearOverride(context.Background(), "n0"); err != nil {
-				t.Fatal(err)
+		soon := Override{State: StateDraining, Until: time.Now().Add(time.Second)}
+		later := Override{State: StateMaintenance, Until: time.Now().Add(time.Hour)}
+		o := overrides{all: map[string]Override{"soon": soon, "later": later, "never": {State: StateUp}}, end: stoppedTimer()}
+		for _, want := range []time.Duration{time.Second, time.Minute} {
+			began := time.Now()
+			o.armEnd()
+			<-o.end.C
+			if took := time.Since(began); took != want {
+				t.Errorf("looked after %v, want %v", took, want)
 			}
-			time.Sleep(coalesced)
-			expectStates(t, d, "n0 n1 n2", "undrained")
-		})
-		// What was taken back while nobody ran is not remembered.
-		decide(t, m.Open(), drained, "n0")
-		once(t, m.Open(), options, func(*discovery.Directory) { time.Sleep(coalesced) })
-		if err := m.Open().(discovery.Overrider).ClearOverride(context.Background(), "n0"); err != nil {
-			t.Fatal(err)
 		}
-		d := follow(t, m.Open(), options)
-		time.Sleep(coalesced)
-		expectStates(t, d, "n0 n1 n2", "undrained before the start")
-	})
-}
-
-// Who may not read the overrides any more goes by those that it knew, for a day
-// over restarts.
-func TestOverridesThatCannotBeRead(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		file := warmFile(t)
-		listed := func(overridden bool, do func(d *discovery.Directory)) {
-			w := newScripted()
-			once(t, w, discovery.Options{WarmStart: file}, func(d *discovery.Directory) {
-				s := <-w.streams
-				if overridden {
-					s.emit(discovery.Event{Type: discovery.Overridden, Overrides: map[string]discovery.Override{"a": drained}})
-				}
-				s.put("", 1, newNode("a"))
-				s.sync(discovery.Listing{})
-				synctest.Wait()
-				do(d)
-			})
-		}
-		listed(true, func(d *discovery.Directory) { expectStates(t, d, "a:draining", "decided") })
-		for hour := range 23 {
-			time.Sleep(time.Hour)
-			listed(false, func(d *discovery.Directory) { expectStates(t, d, "a:draining", fmt.Sprint(hour+1, " hours later")) })
-		}
-		time.Sleep(2 * time.Hour)
-		listed(false, func(d *discovery.Directory) { expectStates(t, d, "a", "more than a day later") })
-	})
-}
-
-// A file of before there were overrides in it is good, and one with a bad override
-// is not.
-func TestOverridesAreInTheSavedList(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		file := warmFile(t)
-		m := discoverytest.NewMemory()
-		nodes := fleet(1)
-		write(m, nodes...)
-		once(t, m.Open(), discovery.Options{WarmStart: file}, func(*discovery.Directory) {})
-		data, err := os.ReadFile(file.Path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		lines := strings.SplitAfter(string(data), "\n")
-		if len(lines) != 4 { // a header, a node, the checksum, and what follows its end
-			t.Fatalf("%d lines: %s", len(lines), data)
-		}
-		decide(t, m.Open(), drained, "n0", "n1")
-		once(t, m.Open(), discovery.Options{WarmStart: file}, func(*discovery.Directory) {})
-		if data, err = os.ReadFile(file.Path); err != nil || strings.Count(string(data), "draining") != 2 {
-			t.Errorf("the overrides are not kept: %s, %v", data, err)
+		if !o.of("soon").IsZero() || o.of("later") != later || o.of("never").IsZero() {
+			t.Error("it is not so that one has ended and two have not")
 		}
 	})
 }
