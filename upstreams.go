@@ -326,10 +326,14 @@ func (u *Upstreams) provisionPickers() {
 		return slices.ContainsFunc(c.Values, varies)
 	})
 	u.pickers.Builder = &u.builder
+	u.pickers.Version = func() uint64 { return 0 }
 	u.pickers.Built = u.tellBuilt
 
 	b := &u.builder
-	b.Scheme = u.scheme()
+	b.Scheme = u.Scheme
+	if u.Scheme == schemeAuto {
+		b.Scheme = map[bool]string{true: "https", false: "http"}[u.https]
+	}
 	b.Proxies = u.Service != "" || len(u.Where) > 0
 	b.Own, b.Denied = announcedHere, u.denied
 	b.Subset, b.ProxyID = u.Subset, u.ProxyID
@@ -348,18 +352,6 @@ func (u *Upstreams) provisionChecks(b backend.Backend) (err error) {
 	u.pickers.Version = u.health.Version
 	u.builder.Check, u.builder.Unchecked = u.checked, u.cold.unchecked
 	return nil
-}
-
-// scheme returns which scheme a node must serve.
-func (u *Upstreams) scheme() string {
-	switch {
-	case u.Scheme != schemeAuto:
-		return u.Scheme
-	case u.https:
-		return "https"
-	default:
-		return "http"
-	}
 }
 
 // checked returns what the health checks have against a node.

@@ -16,8 +16,7 @@ type Cache struct {
 	// the criteria and the service.
 	Query  Query
 	Varies bool
-	// Version counts the changes of what the filter says beside those of snapshots. Nil:
-	// there are none.
+	// Version counts the changes of what the filter says beside those of snapshots.
 	Version func() uint64
 	// Built is called after a snapshot was taken up, without a lock, with the picker of
 	// all requests, nil where they vary. Turned says that it has nodes and the one before
@@ -56,7 +55,7 @@ const (
 // another, unless that one is empty.
 func (c *Cache) Picker(s *discovery.Snapshot, q *Query) *Picker {
 	v := c.current.Load()
-	if v == nil || v.snapshot != s || v.version != c.version() || v.expired() {
+	if v == nil || v.snapshot != s || v.version != c.Version() || v.expired() {
 		if v == nil {
 			c.build.Lock()
 		} else if !c.build.TryLock() {
@@ -73,17 +72,10 @@ func (c *Cache) Picker(s *discovery.Snapshot, q *Query) *Picker {
 	return c.pickerOf(v, q)
 }
 
-func (c *Cache) version() uint64 {
-	if c.Version == nil {
-		return 0
-	}
-	return c.Version()
-}
-
 // renew makes the view of a snapshot the current one, unless a newer one is, and
 // reports whether there begin or end to be nodes with it. The caller holds build.
 func (c *Cache) renew(s *discovery.Snapshot) (v *view, turned bool) {
-	version, last := c.version(), c.current.Load()
+	version, last := c.Version(), c.current.Load()
 	if last != nil && (last.snapshot.Number > s.Number ||
 		last.snapshot.Number == s.Number && last.version >= version && !last.expired()) {
 		return last, false

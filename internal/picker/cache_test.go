@@ -9,9 +9,12 @@ import (
 	"github.com/caddy-discovery/caddy-discovery/discovery"
 )
 
-// newCache returns the cache of a builder, and counts what it is told.
+// newCache returns the cache of a builder whose filter does not change.
 func newCache(b *Builder, q Query, varies bool) *Cache {
-	return &Cache{Builder: b, Query: q, Varies: varies, Built: func(*discovery.Snapshot, *Picker, bool) {}}
+	return &Cache{
+		Builder: b, Query: q, Varies: varies,
+		Version: func() uint64 { return 0 }, Built: func(*discovery.Snapshot, *Picker, bool) {},
+	}
 }
 
 // TestCacheIsBounded has clients ask for each value that nodes have, which makes a

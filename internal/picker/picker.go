@@ -110,7 +110,7 @@ func (b *Builder) newTier(rank string, nodes []*discovery.Entry) *tier {
 	}
 	chosen := nearest(nodes, Hash(b.ProxyID), 2*b.Subset)
 	t := &tier{rank: rank, nodes: chosen[:b.Subset:b.Subset], reserve: chosen[b.Subset:]}
-	slices.SortFunc(t.nodes, func(a, b *discovery.Entry) int { return strings.Compare(a.Node.ID, b.Node.ID) })
+	slices.SortFunc(t.nodes, func(x, y *discovery.Entry) int { return strings.Compare(x.Node.ID, y.Node.ID) })
 	return t
 }
 
@@ -160,13 +160,7 @@ func (p *Picker) Pick(tried *AddressSet, key string, into []*discovery.Entry) []
 		return nil
 	}
 	a := attempt{builder: p.builder, key: key, tried: tried, unavailable: p.builder.Unavailable}
-	for _, t := range p.tiers {
-		if nodes := t.pick(&a, into); len(nodes) > 0 {
-			return nodes
-		}
-	}
-	if a.unavailable != nil {
-		a.lenient = true
+	for _, a.lenient = range [...]bool{false, true} {
 		for _, t := range p.tiers {
 			if nodes := t.pick(&a, into); len(nodes) > 0 {
 				return nodes

@@ -151,30 +151,20 @@ func (r *ring) derive(earlier *ring) bool {
 		return false
 	}
 	const gone = math.MaxUint32
-	moved := make([]uint32, len(earlier.nodes)) // from the earlier index to ours
-	var joined []int
-	same, i := true, 0
+	moved := slices.Repeat([]uint32{gone}, len(earlier.nodes)) // from the earlier index to ours
+	var joined []int                                           // or with another weight
+	i := 0
 	for j, e := range r.nodes {
-		for ; i < len(moved) && earlier.nodes[i].Node.ID < e.Node.ID; i++ {
-			moved[i], same = gone, false
+		for i < len(moved) && earlier.nodes[i].Node.ID < e.Node.ID {
+			i++
 		}
 		if i < len(moved) && earlier.nodes[i].Node.ID == e.Node.ID && earlier.counts[i] == r.counts[j] {
 			moved[i] = uint32(j)
-			i++
-			continue
-		}
-		if joined, same = append(joined, j), false; len(joined) > len(r.nodes)/8 {
+		} else if joined = append(joined, j); len(joined) > len(r.nodes)/8 {
 			return false
 		}
-		if i < len(moved) && earlier.nodes[i].Node.ID == e.Node.ID { // with another weight
-			moved[i] = gone
-			i++
-		}
 	}
-	for ; i < len(moved); i++ {
-		moved[i], same = gone, false
-	}
-	if same {
+	if len(joined) == 0 && len(moved) == len(r.nodes) {
 		r.points, r.starts = earlier.points, earlier.starts
 		return true
 	}
