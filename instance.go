@@ -5,6 +5,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"sync"
 
 	"github.com/caddyserver/caddy/v2"
@@ -64,4 +66,25 @@ func keepInstanceID() {
 		return
 	}
 	delete(instanceIDs.pending, file)
+}
+
+// defaultNodeID is stable across restarts of one Caddy on one host, and tells it from
+// others there: those that share a data directory have one instance ID, but not all
+// of them can listen at one place.
+func defaultNodeID(servers []listener) string {
+	id, err := os.Hostname()
+	if err != nil || id == "" {
+		id = "caddy"
+	}
+	// A read-only file system is no reason not to be listed.
+	if instance, err := instanceID(); err == nil {
+		id += "-" + instance[:8]
+	}
+	if len(servers) == 0 {
+		return id
+	}
+	if first := servers[0]; !first.wildcard() {
+		id += "-" + strings.ReplaceAll(first.host, ":", ".")
+	}
+	return id + "-" + strconv.FormatUint(uint64(servers[0].port), 10)
 }
