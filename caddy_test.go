@@ -79,9 +79,6 @@ func validate(source string) error {
 	return caddy.Validate(parsed)
 }
 
-// freePort returns a port that was free a moment ago, and none twice: a proxy on
-// the port of a node that is meant to be dead would go round in circles.
-
 // service is a sample service that answers with its id.
 func service(t *testing.T, id string) *httptest.Server {
 	t.Helper()

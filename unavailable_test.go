@@ -12,10 +12,10 @@ import (
 	"github.com/caddy-discovery/caddy-discovery/internal/freeport"
 )
 
-// TestPreferSpillsOverWhatFails has a near node that refuses connections: after
+// TestFailingNodesGiveWayToTheNextTier has a near node that refuses connections: after
 // the first request Caddy's passive health checks know it, and the far node serves
 // without a retry.
-func TestPreferSpillsOverWhatFails(t *testing.T) {
+func TestFailingNodesGiveWayToTheNextTier(t *testing.T) {
 	for _, options := range []string{"", "pick 1", "pick 2", "subset 5", "pick 2 hash {query.key}"} {
 		name, _, _ := strings.Cut("all "+options, " {")
 		t.Run(name, func(t *testing.T) {
@@ -46,8 +46,8 @@ func TestPreferSpillsOverWhatFails(t *testing.T) {
 	}
 }
 
-// TestPreferSpillsOverWhatIsFull has a near node that takes one request at a time.
-func TestPreferSpillsOverWhatIsFull(t *testing.T) {
+// TestFullNodesGiveWayToTheNextTier has a near node that takes one request at a time.
+func TestFullNodesGiveWayToTheNextTier(t *testing.T) {
 	name, m := newMemory(t)
 	began, end := make(chan struct{}), make(chan struct{})
 	near := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -91,10 +91,10 @@ func TestPreferSpillsOverWhatIsFull(t *testing.T) {
 	eventually(t, "the near node serves again", func() bool { _, body := get(t, url); return body == "near" })
 }
 
-// TestEverybodyHasFailed has a request that makes every node close its connection,
+// TestNodesServeWhenAllHaveFailed has a request that makes every node close its connection,
 // and retries: afterwards all nodes count as failing for an hour, and serve all the
 // same. One that serves as many requests as it may stays out.
-func TestEverybodyHasFailed(t *testing.T) {
+func TestNodesServeWhenAllHaveFailed(t *testing.T) {
 	for _, test := range []struct{ options, rest string }{
 		{"", ""},
 		{"", "lb_policy least_load"},
@@ -160,9 +160,9 @@ func TestEverybodyHasFailed(t *testing.T) {
 	}
 }
 
-// TestEverybodyHasFailedOneIsDead has two nodes that failed lately and live, and one
+// TestRetryPassesOverADeadNodeWhenAllHaveFailed has two nodes that failed lately and live, and one
 // that is dead: the retry of a request that meets the dead one goes to another.
-func TestEverybodyHasFailedOneIsDead(t *testing.T) {
+func TestRetryPassesOverADeadNodeWhenAllHaveFailed(t *testing.T) {
 	for _, test := range []struct{ options, rest string }{
 		{"", ""},
 		{"pick 1", ""},
@@ -208,9 +208,9 @@ func TestEverybodyHasFailedOneIsDead(t *testing.T) {
 	}
 }
 
-// TestTheRestHasFailed has a node that is full and one that failed lately: requests
+// TestFailingNodesServeWhenOthersAreFull has a node that is full and one that failed lately: requests
 // go to that one.
-func TestTheRestHasFailed(t *testing.T) {
+func TestFailingNodesServeWhenOthersAreFull(t *testing.T) {
 	name, m := newMemory(t)
 	release := make(chan struct{})
 	entered := make(chan struct{}, 5)

@@ -221,11 +221,8 @@ func (t *tier) owners(key uint64, n int, a *attempt, into []*discovery.Entry) []
 		return share >= 1 || unit(mix(key^Hash(e.Node.ID))) < share
 	}
 	i := r.find(key)
-	for range min(len(r.points), maxWalk) {
-		if len(into) == n {
-			return into
-		}
-		if i >= len(r.points) {
+	for left := min(len(r.points), maxWalk); left > 0 && len(into) < n; left-- {
+		if i == len(r.points) {
 			i = 0
 		}
 		if e := t.nodes[uint32(r.points[i])]; fits(e) {
