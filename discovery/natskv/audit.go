@@ -30,8 +30,8 @@ var (
 
 // Verify asks the bucket whether it is still the one that is watched, and waits
 // up to a second until the watch has emitted what was written to it before. It
-// fails with [discovery.ErrBroken] if there is no watch or it lags, and
-// otherwise as every call does.
+// fails with [discovery.ErrBroken] if there is no watch or it lags. Of several watches
+// it asks the newest.
 func (r *Registry) Verify(ctx context.Context) error {
 	what := fmt.Sprintf("verifying the watch of bucket %q", r.config.Bucket)
 	w := r.watch.Load()

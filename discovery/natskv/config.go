@@ -14,7 +14,7 @@ import (
 	"github.com/caddy-discovery/caddy-discovery/discovery/natsconn"
 )
 
-// What a Config stands for where it says nothing.
+// The defaults of a Config.
 const (
 	DefaultBucket    = "catga_nodes"
 	DefaultKeyPrefix = "node."
@@ -29,7 +29,8 @@ const (
 	StorageMemory = "memory"
 )
 
-// A Config names one bucket.
+// A Config names one bucket. The zero Config is the default bucket of a server on
+// this machine.
 type Config struct {
 	// URLs are the servers of one cluster, nats://, tls://, ws:// or wss://, with or
 	// without user info. The path of a URL names the bucket:

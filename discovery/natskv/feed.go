@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"strconv"
 	"strings"
 	"time"
 
@@ -16,20 +15,6 @@ import (
 )
 
 const (
-	// batch is how many messages may be on their way to us. Half of it is
-	// asked for again when half has come, so that a long list never waits for a
-	// round trip.
-	batch = 2048
-	// maxRequests is how many requests that may be at once, where the server
-	// allows fewer messages for each.
-	maxRequests = 8
-	// maxRequestBytes is how much one request may bring: as much as a batch of
-	// usual records. Somebody may have put values of megabytes there.
-	maxRequestBytes = 4 << 20
-	// requestTTL is how long one request for messages lasts.
-	requestTTL = 30 * time.Second
-	// heartbeat is how often an idle server shows that the consumer lives.
-	heartbeat = time.Second
 	// maxSilence is how long nothing may come before the stream counts as
 	// broken: two heartbeats and some delay.
 	maxSilence = 2500 * time.Millisecond
@@ -41,8 +26,8 @@ const (
 	// again.
 	interestGrace = time.Second
 	interestWait  = 20 * time.Millisecond
-	// deleteTimeout bounds the wait for the answer when a consumer is deleted. It is part of
-	// every exit of a proxy, and the request is under way in any case.
+	// deleteTimeout bounds the wait for the answer when a consumer is deleted. It is
+	// part of every exit of a proxy, and the request is under way in any case.
 	deleteTimeout = 100 * time.Millisecond
 )
 
@@ -73,17 +58,9 @@ type feed struct {
 	listed   uint64 // how many messages there were when the feed was opened
 	opened   time.Time
 
-	// limit is how many messages the server allows for one request, and window
-	// how many may be on their way altogether.
-	limit, window int
-	expires       time.Duration // how long one request lasts
-	maxBytes      int           // how much one request may bring
-
+	window       window
 	subscription *nats.Subscription
 	messages     chan *nats.Msg
-	wanted       int    // asked for and not yet delivered
-	tooLarge     bool   // the next message is larger than maxBytes
-	alone        bool   // and is asked for by itself
 	received     uint64 // number of the last message
 	silence      *time.Timer
 	wake         <-chan struct{} // makes next return, where it is not nil
@@ -136,7 +113,7 @@ func (s *session) openFeed(ctx context.Context, info *jetstream.StreamInfo, poli
 	created := consumer.CachedInfo()
 	f.consumer = created.Name
 	f.listed = created.NumPending
-	f.accept(created.Config)
+	f.window = newWindow(created.Config)
 	f.subscription, err = s.link.ChanSubscribe(s.link.NewInbox(), f.messages)
 	if err != nil {
 		f.close(ctx)
@@ -147,30 +124,11 @@ func (s *session) openFeed(ctx context.Context, info *jetstream.StreamInfo, poli
 	return f, nil
 }
 
-// accept takes over what the server allows, which it writes into the configuration
-// of the consumer.
-func (f *feed) accept(config jetstream.ConsumerConfig) {
-	f.limit, f.expires, f.maxBytes = batch, requestTTL, maxRequestBytes
-	if config.MaxRequestBatch > 0 {
-		f.limit = min(f.limit, config.MaxRequestBatch)
-	}
-	if config.MaxRequestExpires > 0 {
-		f.expires = min(f.expires, config.MaxRequestExpires)
-	}
-	if config.MaxRequestMaxBytes > 0 {
-		f.maxBytes = min(f.maxBytes, config.MaxRequestMaxBytes)
-	}
-	f.window = min(batch, maxRequests*f.limit)
-}
-
 // errWoken: something beside the feed wants to be looked at.
 var errWoken = errors.New("woken")
 
 // errSilent: neither a message nor a heartbeat came.
 var errSilent = fmt.Errorf("no heartbeat for %v", maxSilence)
-
-// errGone: nobody takes requests for messages.
-var errGone = errors.New("the consumer is gone")
 
 // next returns the next message, or nil after a heartbeat: then the server had
 // nothing to deliver for a while. The error is the context's cause once that
@@ -203,12 +161,12 @@ func (f *feed) next(ctx context.Context) (*message, error) {
 		// A stored message has the subject of its key, whatever its headers
 		// claim; the server's own words come under the subject of the request.
 		if m.Subject != f.subscription.Subject {
-			return f.take(m)
+			return f.read(m)
 		}
-		heartbeat, err := f.told(m.Header)
+		heartbeat, err := f.window.status(m.Header)
 		if errors.Is(err, errGone) && f.received == 0 && time.Since(f.opened) < interestGrace {
 			// The members of a cluster hear of a new consumer one after the other.
-			f.wanted = max(f.wanted-f.limit, 0)
+			f.window.unanswered()
 			select {
 			case <-time.After(interestWait):
 			case <-ctx.Done():
@@ -221,50 +179,13 @@ func (f *feed) next(ctx context.Context) (*message, error) {
 	}
 }
 
-// told takes what the server says of a request, and reports whether it is but a
-// sign of life.
-func (f *feed) told(header nats.Header) (heartbeat bool, err error) {
-	status, description := header.Get("Status"), strings.ToLower(header.Get("Description"))
-	unfulfilled := func() {
-		left, err := strconv.Atoi(header.Get("Nats-Pending-Messages"))
-		if err != nil {
-			left = f.wanted
-		}
-		f.wanted = max(f.wanted-left, 0)
-	}
-	switch {
-	case status == "100":
-		return true, nil
-	case status == "404", status == "408":
-		// The request has run out: ask again for what it did not bring.
-		unfulfilled()
-		f.alone = false
-		return false, nil
-	case status == "409" && description == "batch completed":
-		return false, nil // with fewer bytes than were allowed
-	case status == "409" && strings.HasSuffix(description, "exceeds maxbytes"):
-		// What the request may still bring is less than the next message. If it
-		// has brought nothing yet, no other one like it will either.
-		unfulfilled()
-		if header.Get("Nats-Pending-Bytes") == strconv.Itoa(f.maxBytes) {
-			f.tooLarge = true
-		}
-		return false, nil
-	case status == "503":
-		return false, errGone
-	default:
-		return false, fmt.Errorf("the server says: %s %s", status, description)
-	}
-}
-
-// take reads a message that the consumer delivered.
-func (f *feed) take(m *nats.Msg) (*message, error) {
+// read reads a message that the consumer delivered.
+func (f *feed) read(m *nats.Msg) (*message, error) {
 	meta, err := m.Metadata()
 	if err != nil {
 		return nil, fmt.Errorf("a message on %q that no consumer sent: %w", discovery.Clip(m.Subject), err)
 	}
-	f.wanted--
-	f.alone = false
+	f.window.delivered()
 	if want := f.received + 1; meta.Sequence.Consumer != want {
 		return nil, fmt.Errorf("a gap: got message %d of the consumer, want %d", meta.Sequence.Consumer, want)
 	}
@@ -282,43 +203,16 @@ func (f *feed) take(m *nats.Msg) (*message, error) {
 
 // ask asks for more messages where few are on their way.
 func (f *feed) ask() error {
-	if f.tooLarge {
-		f.tooLarge = false
-		// Every request that waited has met the same message.
-		if !f.alone {
-			f.alone = true
-			if err := f.request(1, 0); err != nil {
-				return err
-			}
+	for _, request := range f.window.due() {
+		data, err := json.Marshal(request)
+		if err != nil {
+			return err
 		}
-	}
-	if f.wanted > f.window/2 {
-		return nil
-	}
-	for f.wanted < f.window {
-		if err := f.request(min(f.limit, f.window-f.wanted), f.maxBytes); err != nil {
+		subject := f.session.api + "CONSUMER.MSG.NEXT." + f.stream + "." + f.consumer
+		if err := f.session.link.PublishRequest(subject, f.subscription.Subject, data); err != nil {
 			return err
 		}
 	}
-	return nil
-}
-
-// request asks for n messages, of so many bytes altogether unless that is 0.
-func (f *feed) request(n, maxBytes int) error {
-	data, err := json.Marshal(struct {
-		Batch     int           `json:"batch"`
-		MaxBytes  int           `json:"max_bytes,omitempty"`
-		Expires   time.Duration `json:"expires"`
-		Heartbeat time.Duration `json:"idle_heartbeat"`
-	}{n, maxBytes, f.expires, heartbeat})
-	if err != nil {
-		return err
-	}
-	subject := f.session.api + "CONSUMER.MSG.NEXT." + f.stream + "." + f.consumer
-	if err := f.session.link.PublishRequest(subject, f.subscription.Subject, data); err != nil {
-		return err
-	}
-	f.wanted += n
 	return nil
 }
 

@@ -15,7 +15,7 @@ import (
 const overridesHistory = 10
 
 // Overrides returns all overrides by the node's id. Without the bucket there are
-// none. It fails as every call does.
+// none.
 func (r *Registry) Overrides(ctx context.Context) (map[string]discovery.Override, error) {
 	var all map[string]discovery.Override
 	err := r.do(ctx, "reading the overrides", r.config.overrideNeeds(feedNeeds()...), func(ctx context.Context, s *session) error {
@@ -63,8 +63,7 @@ func (s *session) overridesInfo(ctx context.Context) (*jetstream.StreamInfo, err
 
 // SetOverride replaces the node's override. The bucket of overrides is created if
 // it is missing, unless the configuration forbids it. It fails with
-// [discovery.ErrInvalid] for an override or an id that cannot be kept, and
-// otherwise as every call does.
+// [discovery.ErrInvalid] for an override that cannot be kept.
 func (r *Registry) SetOverride(ctx context.Context, id string, o discovery.Override) error {
 	what := fmt.Sprintf("overriding node %q", id)
 	err := o.Validate()
@@ -100,8 +99,7 @@ func (r *Registry) SetOverride(ctx context.Context, id string, o discovery.Overr
 	})
 }
 
-// ClearOverride removes the node's override. One that is not there is no error. It
-// fails as every call does.
+// ClearOverride removes the node's override. One that is not there is no error.
 func (r *Registry) ClearOverride(ctx context.Context, id string) error {
 	what := fmt.Sprintf("clearing the override of node %q", id)
 	if err := discovery.ValidateID(id); err != nil {

@@ -1,6 +1,7 @@
 // Package natskv keeps a registry in a JetStream key-value bucket: one key a
 // node, its value the record. Changes are pushed, records expire by the server's
-// own clock, and past revisions stay readable.
+// own clock, and past revisions stay readable. What operators decide about the nodes
+// stands in another bucket, whose name ends in _overrides.
 //
 // A watch is a consumer of its own that is read to the first irregularity, and
 // then ends; see [Registry.Watch].
@@ -20,11 +21,15 @@ import (
 	"github.com/caddy-discovery/caddy-discovery/discovery/internal/natslink"
 )
 
-// A Registry is one bucket behind one connection, and another bucket with what
-// operators have decided about its nodes. Beside [discovery.Registry] it implements
-// [discovery.Verifier], [discovery.Locator], [discovery.Reader],
-// [discovery.Historian] and [discovery.Overrider]. Everything but Close may be called
-// concurrently.
+// A Registry is one bucket behind one connection, with the bucket of its overrides.
+// Beside [discovery.Registry] it implements [discovery.Verifier], [discovery.Locator],
+// [discovery.Reader], [discovery.Historian] and [discovery.Overrider]. Everything but
+// Close may be called concurrently.
+//
+// Each call may fail with ErrUnreachable, ErrCredentials, ErrPermission,
+// ErrUnsupported or ErrNotFound of package discovery, with ErrInvalid for an id, a
+// record or a bucket that is none, and with the context's error; it lasts five seconds
+// at most. Its methods say what else they return.
 type Registry struct {
 	config Config // resolved
 	conn   *natslink.Conn
@@ -69,9 +74,7 @@ func (r *Registry) Located() []string { return r.conn.Located() }
 
 // Announce puts the node's record. Each put renews the record's stay in the
 // bucket. A bucket that is missing is created first, unless the configuration
-// forbids it. It fails with [discovery.ErrFull] when the bucket has no room, and
-// otherwise as every call does: with ErrInvalid, ErrUnreachable, ErrCredentials,
-// ErrPermission, ErrUnsupported or ErrNotFound of package discovery.
+// forbids it. It fails with [discovery.ErrFull] when the bucket has no room.
 func (r *Registry) Announce(ctx context.Context, n discovery.Node) error {
 	what := fmt.Sprintf("announcing node %q", n.ID)
 	record, err := discovery.AppendRecord(nil, n, time.Now())
@@ -121,7 +124,7 @@ func (s *session) put(ctx context.Context, key string, record []byte) (uint64, e
 }
 
 // Drain puts the node's record in place of the one that stands, if that names the
-// same instance. Its errors are those of Announce.
+// same instance, and reports whether it did.
 func (r *Registry) Drain(ctx context.Context, n discovery.Node) (own bool, err error) {
 	what := fmt.Sprintf("announcing that node %q drains", n.ID)
 	record, err := discovery.AppendRecord(nil, n, time.Now())
@@ -228,8 +231,7 @@ func revisionOf(ctx context.Context, kv jetstream.KeyValue, key string, n discov
 	return entry.Revision(), nil
 }
 
-// Record returns the node's record, the zero Node if there is none. Its errors are
-// those of Withdraw.
+// Record returns the node's record, the zero Node if there is none that can be read.
 func (r *Registry) Record(ctx context.Context, id string) (discovery.Node, error) {
 	what := fmt.Sprintf("reading the record of node %q", id)
 	if err := discovery.ValidateID(id); err != nil {

@@ -14,7 +14,7 @@ import (
 	"github.com/caddy-discovery/caddy-discovery/discovery/natsconn"
 )
 
-// What a Config stands for where it says nothing.
+// The defaults of a Config.
 const (
 	DefaultSubjectPrefix = "catga.nodes"
 	DefaultListen        = discovery.DefaultHeartbeat
@@ -24,7 +24,8 @@ const (
 // same servers. nats://, tls://, ws:// and wss:// are accepted as well.
 const Scheme = "nats+pubsub"
 
-// A Config names one subject prefix.
+// A Config names one subject prefix. The zero Config is the default prefix on a server
+// on this machine.
 type Config struct {
 	// URLs are the servers of one cluster, nats://, tls://, ws:// or wss://, with or
 	// without user info. The path of a URL names the prefix:
@@ -46,10 +47,9 @@ type Config struct {
 const maxSubjectPrefix = 200
 
 // Resolve returns the configuration as it is meant: the prefix taken out of the
-// URLs' paths, their scheme turned into that of the connection, and every default filled
-// in. Two configurations that mean the same fleet resolve to equal ones. The
-// error wraps [discovery.ErrInvalid] and names what is wrong and what is
-// accepted.
+// URLs' paths, their scheme turned into that of the connection, and every default
+// filled in. Two configurations that mean the same fleet resolve to equal ones. The
+// error wraps [discovery.ErrInvalid] and names what is wrong and what is accepted.
 func (c Config) Resolve() (Config, error) {
 	conn, prefix, err := c.conn().Resolve("subject prefix", c.SubjectPrefix)
 	if err != nil {

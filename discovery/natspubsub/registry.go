@@ -40,6 +40,10 @@ const operationTimeout = 5 * time.Second
 // it implements [discovery.Verifier] and [discovery.Locator]. It is no
 // [discovery.Historian], [discovery.Reader] or [discovery.Overrider]: nobody keeps
 // anything. Everything but Close may be called concurrently.
+//
+// Each call may fail with ErrUnreachable, ErrCredentials or ErrPermission of package
+// discovery, with ErrInvalid for an id or a record that is none, and with the context's
+// error; it lasts five seconds at most. Its methods say what else they return.
 type Registry struct {
 	config Config // resolved
 	conn   *natslink.Conn
@@ -89,8 +93,7 @@ func (r *Registry) Located() []string { return r.conn.Located() }
 // then that it lives, with its record each time. It returns when the server has
 // taken the message; whether anybody hears it, nobody knows. From then on the
 // Registry answers queries with the record until the node is withdrawn or its
-// lease runs out, also on later connections. It fails with ErrInvalid,
-// ErrUnreachable, ErrCredentials or ErrPermission of package discovery.
+// lease runs out, also on later connections.
 func (r *Registry) Announce(ctx context.Context, n discovery.Node) error {
 	what := fmt.Sprintf("announcing node %q", n.ID)
 	now := time.Now()
@@ -111,7 +114,7 @@ func (r *Registry) Announce(ctx context.Context, n discovery.Node) error {
 // keeps records with which that could be compared, so listeners of our kind do it:
 // they let it count only if the record that they saw last is of the same instance;
 // see [Registry.Watch]. Where this very Registry announces the id for another
-// instance, nothing is sent and false is returned. It fails as Announce does.
+// instance, nothing is sent and false is returned.
 func (r *Registry) Drain(ctx context.Context, n discovery.Node) (own bool, err error) {
 	what := fmt.Sprintf("announcing that node %q drains", n.ID)
 	now := time.Now()
@@ -167,7 +170,7 @@ func (r *Registry) publish(ctx context.Context, link *natslink.Link, id string, 
 // Withdraw says that the node leaves. The message names the instance, and
 // listeners of our kind let it count only if the record that they saw last is
 // that instance's; others know no instances. Where this very Registry announces
-// the id for another instance, nothing is sent. It fails as Announce does.
+// the id for another instance, nothing is sent.
 func (r *Registry) Withdraw(ctx context.Context, n discovery.Node) error {
 	what := fmt.Sprintf("withdrawing node %q", n.ID)
 	if err := discovery.ValidateID(n.ID); err != nil {

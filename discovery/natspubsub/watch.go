@@ -248,7 +248,7 @@ func (w *watch) dropped() error {
 // Verify makes a round trip to the server, which sends what it has for us before
 // it answers, and waits up to a second until the watch has emitted that. It fails
 // with [discovery.ErrBroken] if there is no watch, its listing is not over, or it
-// lags, and otherwise as every call does.
+// lags. Of several watches it asks the one whose listing was over last.
 //
 // In a cluster of servers it proves the connection to one of them.
 func (r *Registry) Verify(ctx context.Context) error {
