@@ -197,7 +197,7 @@ func TestLookIsBounded(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			l := &setLook{long: make(longMembers)}
+			l := &setLook{long: make(longMembers), alike: make(map[string]int)}
 			for i := 0; i < len(test.known); i += 2 {
 				l.known = append(l.known, test.known[i].(string))
 			}

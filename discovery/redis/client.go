@@ -14,6 +14,9 @@ import (
 	"github.com/caddy-discovery/caddy-discovery/discovery"
 )
 
+// How often to ask which servers there are beside those that were dialled.
+const locateInterval = 10 * time.Second
+
 // A client calls the servers of a registry. All its methods but close may be called
 // concurrently.
 type client struct {
@@ -47,7 +50,7 @@ func (c *client) close() error {
 	close(c.closing)
 	c.mu.Unlock()
 	err := c.commands.Close()
-	c.connector.close()
+	c.connector.sentinels.close()
 	c.running.Wait()
 	return err
 }
@@ -71,9 +74,7 @@ func (c *client) do(ctx context.Context, call func(context.Context) error) error
 	done := make(chan error, 1)
 	go func() {
 		defer c.running.Done()
-		if sentinels := c.connector.sentinels; sentinels != nil {
-			sentinels.followMaster(ctx)
-		}
+		c.connector.sentinels.followMaster(ctx)
 		done <- call(ctx)
 	}()
 	select {
@@ -117,8 +118,7 @@ func (c *client) mark(ctx context.Context) (epoch, error) {
 		}
 		return c.commands.HGet(ctx, meta, "epoch").Result()
 	})
-	var refused *failure
-	if errors.As(err, &refused) && !errors.Is(err, discovery.ErrUnreachable) {
+	if is[*failure](err) && !errors.Is(err, discovery.ErrUnreachable) {
 		return "", nil
 	}
 	return epoch(mark), err
@@ -156,17 +156,17 @@ func offered(err error) (bool, error) {
 	return err == nil, err
 }
 
-// ownerOptions are the options of a connection to the server that has a key.
-func (c *client) ownerOptions(ctx context.Context, key string) (*goredis.Options, error) {
+// owner returns a client of its own of the server that has a key, for what blocks.
+func (c *client) owner(ctx context.Context, key string) (*goredis.Client, error) {
 	cluster, ok := c.commands.(*goredis.ClusterClient)
 	if !ok {
-		return c.connector.options(c.connector.addresses[0]), nil
+		return c.connector.server(c.connector.addresses[0]), nil
 	}
 	master, err := ask(ctx, c, func(ctx context.Context) (*goredis.Client, error) { return cluster.MasterForKey(ctx, key) })
 	if err != nil {
 		return nil, err
 	}
-	return c.connector.options(master.Options().Addr), nil
+	return c.connector.server(master.Options().Addr), nil
 }
 
 // masters returns the addresses of a cluster's masters, sorted, and nil where
@@ -194,4 +194,22 @@ func (c *client) eachMaster(ctx context.Context, f func(context.Context, *goredi
 		return cluster.ForEachMaster(ctx, f)
 	}
 	return f(ctx, c.commands.(*goredis.Client))
+}
+
+// locate learns of servers until the watch ends. What goes wrong there is left alone:
+// not every user may ask, and what is dialled is known anyway.
+func (c *client) locate(ctx context.Context) {
+	servers := &c.connector.servers
+	for again := true; again; again = pause(ctx, locateInterval) {
+		_ = c.do(ctx, func(ctx context.Context) error {
+			if cluster, ok := c.commands.(*goredis.ClusterClient); ok {
+				return cluster.ForEachShard(ctx, func(_ context.Context, shard *goredis.Client) error {
+					servers.add(shard.Options().Addr)
+					return nil
+				})
+			}
+			servers.add(c.connector.sentinels.askServers(ctx)...)
+			return nil
+		})
+	}
 }

@@ -158,10 +158,10 @@ func (c *Config) resolveURLs() error {
 	if len(parts) == 0 {
 		parts = []urlParts{{host: "127.0.0.1"}}
 	}
-	db := ""
-	if c.DB != 0 {
-		db = strconv.Itoa(c.DB)
+	if c.DB < 0 {
+		return fmt.Errorf("db %q: want a number from 0", strconv.Itoa(c.DB))
 	}
+	db := strings.TrimPrefix(strconv.Itoa(c.DB), "0")
 	for _, p := range parts {
 		if p.mode != parts[0].mode || p.secure != parts[0].secure {
 			return errors.New("URLs: all must have the same scheme")
@@ -185,13 +185,7 @@ func (c *Config) resolveURLs() error {
 			*o.option = cmp.Or(*o.option, o.url)
 		}
 	}
-	if db != "" {
-		n, err := strconv.Atoi(db)
-		if err != nil || n < 0 {
-			return fmt.Errorf("db %q: want a number from 0", db)
-		}
-		c.DB = n
-	}
+	c.DB, _ = strconv.Atoi(db) // "" is 0
 	c.Mode = cmp.Or(c.Mode, ModeSingle)
 	scheme, port := "redis", defaultPort
 	// Files ask for TLS, unless it is said apart who speaks it.
@@ -356,13 +350,15 @@ func (c Config) side(name string) string {
 	}
 }
 
-// formerSide returns the name that versions before gave to a key beside the
-// registry's own, where that is another: it is also that of a node.
-func (c Config) formerSide(name string) (string, bool) {
+// former returns the names that versions before gave to keys beside the registry's
+// own, where those are others: they are also those of nodes.
+func (c Config) former(names ...string) (keys []string) {
 	if c.Layout == LayoutKeys && hasTag(c.Key) {
-		return c.Key + ":" + name, true
+		for _, name := range names {
+			keys = append(keys, c.Key+":"+name)
+		}
 	}
-	return "", false
+	return keys
 }
 
 // hasTag reports whether only a part of the key decides its slot

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
+	"sync"
 	"time"
 
 	goredis "github.com/redis/go-redis/v9"
@@ -16,6 +18,11 @@ const (
 	dialTimeout = 2 * time.Second
 	// A list of 100,000 nodes is 30 MB; within this it arrives over a slow line.
 	readTimeout = 3 * time.Second
+	// For how long a server counts that is not heard of any more: a replica that
+	// is being replaced, or a master that is down, may come back.
+	locatedFor = time.Hour
+	// maxLocated bounds what a server may add.
+	maxLocated = 1024
 )
 
 // A connector makes connections. Its dial functions never fail: they return a
@@ -28,7 +35,7 @@ type connector struct {
 	config    Config
 	addresses []string
 	servers   servers
-	sentinels *sentinels // of mode sentinel, else nil
+	sentinels sentinels // none but in mode sentinel
 }
 
 func newConnector(c Config) (*connector, error) {
@@ -38,22 +45,20 @@ func newConnector(c Config) (*connector, error) {
 	d := &connector{config: c, addresses: c.Addresses()}
 	d.servers.named = d.addresses
 	if c.Mode == ModeSentinel {
-		d.sentinels = newSentinels(c, d.addresses, d.dialer(c.sentinelsSecure()))
+		d.sentinels.add(c, d.addresses, d.dialer(c.sentinelsSecure()))
 	}
 	return d, nil
 }
 
-func (d *connector) close() {
-	if d.sentinels != nil {
-		d.sentinels.close()
-	}
-}
-
-// options are those of every connection to a server. The pool has one place: a
+// options are those of every connection to servers. The pool has one place: a
 // registry uses one connection for its commands.
-func (d *connector) options(address string) *goredis.Options {
-	o := &goredis.Options{
-		Addr: address, Dialer: neverFailing(d.dialer(d.config.secure())), Protocol: d.config.Protocol,
+func (d *connector) options(addresses ...string) *goredis.UniversalOptions {
+	dial := d.dialer(d.config.secure())
+	if d.config.Mode == ModeSentinel {
+		dial = d.sentinels.dialer(dial)
+	}
+	return &goredis.UniversalOptions{
+		Addrs: addresses, Dialer: neverFailing(dial), Protocol: d.config.Protocol,
 		Username: d.config.Username, Password: d.config.Password, DB: d.config.DB, ClientName: d.config.Name,
 		// Retrying is the Directory's and the Registrar's.
 		MaxRetries: -1, DialerRetries: 1,
@@ -62,29 +67,22 @@ func (d *connector) options(address string) *goredis.Options {
 		ContextTimeoutEnabled: true, DisableIdentity: true,
 		MaintNotificationsConfig: noMaintenance(),
 	}
-	if d.sentinels != nil {
-		o.Dialer = neverFailing(d.sentinels.dialer(d.dialer(d.config.secure())))
-	}
-	return o
+}
+
+// server returns a client of one server, which dials when it is used.
+func (d *connector) server(address string) *goredis.Client {
+	return goredis.NewClient(d.options(address).Simple())
 }
 
 // commands returns the client for everything but what blocks.
 func (d *connector) commands() goredis.UniversalClient {
 	if d.config.Mode != ModeCluster {
-		return goredis.NewClient(d.options(d.addresses[0]))
+		return d.server(d.addresses[0])
 	}
-	o := d.options("")
-	return goredis.NewClusterClient(&goredis.ClusterOptions{
-		Addrs: d.addresses, Dialer: o.Dialer, Protocol: o.Protocol,
-		Username: o.Username, Password: o.Password, ClientName: o.ClientName,
-		MaxRetries: -1, DialerRetries: 1,
-		DialTimeout: o.DialTimeout, ReadTimeout: o.ReadTimeout, PoolTimeout: o.PoolTimeout,
-		PoolSize: 1, PipelinePoolSize: -1,
-		ContextTimeoutEnabled: true, DisableIdentity: true,
-		MaintNotificationsConfig: noMaintenance(),
-		// With the default of a minute a client stayed with a dead master for 55 s.
-		ClusterStateReloadInterval: time.Second,
-	})
+	o := d.options(d.addresses...).Cluster()
+	// With the default of a minute a client stayed with a dead master for 55 s.
+	o.ClusterStateReloadInterval = time.Second
+	return goredis.NewClusterClient(o)
 }
 
 // A dialer opens a connection.
@@ -140,8 +138,7 @@ func (c tlsConn) Write(p []byte) (int, error) {
 	n, err := c.Conn.Write(p)
 	if err != nil {
 		_ = c.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
-		var said *net.OpError
-		if _, e := c.Read(make([]byte, 1)); errors.As(e, &said) && said.Op == "remote error" {
+		if _, e := c.Read(make([]byte, 1)); saidByServer(e) {
 			err = e
 		}
 	}
@@ -169,3 +166,43 @@ func (failedConn) RemoteAddr() net.Addr             { return &net.TCPAddr{} }
 func (failedConn) SetDeadline(time.Time) error      { return nil }
 func (failedConn) SetReadDeadline(time.Time) error  { return nil }
 func (failedConn) SetWriteDeadline(time.Time) error { return nil }
+
+// servers are those of a registry that were dialled or heard of. They may be used
+// concurrently.
+type servers struct {
+	named []string // by URLs
+
+	mu   sync.Mutex
+	seen map[string]time.Time // when, by address
+}
+
+// add notes that there are such servers.
+func (s *servers) add(addresses ...string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.seen == nil {
+		s.seen = make(map[string]time.Time)
+	}
+	for _, address := range addresses {
+		if _, known := s.seen[address]; known || len(s.seen) < maxLocated {
+			s.seen[address] = time.Now()
+		}
+	}
+}
+
+// located returns the addresses of those that no URL names, sorted.
+func (s *servers) located() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var addresses []string
+	for address, at := range s.seen {
+		switch {
+		case time.Since(at) > locatedFor:
+			delete(s.seen, address)
+		case !slices.Contains(s.named, address):
+			addresses = append(addresses, address)
+		}
+	}
+	slices.Sort(addresses)
+	return addresses
+}

@@ -69,20 +69,13 @@ var explanations = []struct {
 // It passes on the error of a context, what is wrong with a file of ours, and what
 // it has explained already.
 func explain(err error) error {
-	if err == nil {
-		return nil
-	}
-	if f := (*failure)(nil); errors.As(err, &f) {
-		return err
-	}
-	if errors.Is(err, context.Canceled) || errors.Is(err, discovery.ErrInvalid) {
+	if err == nil || is[*failure](err) || errors.Is(err, context.Canceled) || errors.Is(err, discovery.ErrInvalid) {
 		return err
 	}
 	if errors.Is(err, context.DeadlineExceeded) {
 		return fmt.Errorf("%w: no answer in time: %w", discovery.ErrUnreachable, context.DeadlineExceeded)
 	}
-	var answer goredis.Error
-	if errors.As(err, &answer) {
+	if answer, ok := errors.AsType[goredis.Error](err); ok {
 		text := answer.Error()
 		for _, e := range explanations {
 			if strings.Contains(text, e.mark) {
@@ -91,23 +84,14 @@ func explain(err error) error {
 		}
 		return &failure{discovery.ErrUnsupported, text}
 	}
-	var (
-		unknown   x509.UnknownAuthorityError
-		hostname  x509.HostnameError
-		invalid   x509.CertificateInvalidError
-		plaintext tls.RecordHeaderError
-		operation *net.OpError
-	)
 	switch {
-	case errors.As(err, &operation) && operation.Op == "remote error":
+	case saidByServer(err):
 		return &failure{discovery.ErrCredentials, err.Error() + " (the server refused the TLS handshake: check the client's certificate)"}
-	case errors.As(err, &unknown):
+	case is[x509.UnknownAuthorityError](err):
 		return &failure{discovery.ErrUnreachable, err.Error() + " (name the authority that signed the server's certificate)"}
-	case errors.As(err, &hostname):
+	case is[x509.HostnameError](err):
 		return &failure{discovery.ErrUnreachable, err.Error() + " (set the TLS server name to the name in the server's certificate)"}
-	case errors.As(err, &invalid):
-		return &failure{discovery.ErrUnreachable, err.Error()}
-	case errors.As(err, &plaintext):
+	case is[tls.RecordHeaderError](err):
 		return &failure{discovery.ErrUnreachable, err.Error() + " (does the server speak TLS at this port?)"}
 	case errors.Is(err, goredis.ErrPoolTimeout), errors.Is(err, goredis.ErrPoolExhausted):
 		return &failure{discovery.ErrUnreachable, "the commands before this one have no answer yet"}
@@ -148,10 +132,22 @@ func explainScript(err error, source string) error {
 // wrongType reports whether the key holds something else than the command is for.
 func wrongType(err error) bool { return goredis.HasErrorPrefix(err, "WRONGTYPE") }
 
+// is reports whether there is an error of the type in the tree of an error.
+func is[E error](err error) bool {
+	_, ok := errors.AsType[E](err)
+	return ok
+}
+
 // isTimeout reports whether a socket's deadline passed.
 func isTimeout(err error) bool {
-	var network net.Error
-	return errors.As(err, &network) && network.Timeout()
+	network, ok := errors.AsType[net.Error](err)
+	return ok && network.Timeout()
+}
+
+// saidByServer reports whether the server said over TLS why it closes the connection.
+func saidByServer(err error) bool {
+	operation, ok := errors.AsType[*net.OpError](err)
+	return ok && operation.Op == "remote error"
 }
 
 // broken says that a watch ended, and why.

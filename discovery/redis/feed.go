@@ -36,15 +36,6 @@ type feed struct {
 	closers  []func()
 }
 
-func newFeed(c *client, emit func(discovery.Event)) feed {
-	return feed{
-		client: c, emit: emit,
-		found:    make(chan func() (request, error)),
-		messages: make(chan *goredis.Message, 256),
-		failed:   make(chan error, 8),
-	}
-}
-
 // close closes the connections and waits for the goroutines, whose context has ended.
 func (f *feed) close() {
 	for _, c := range f.closers {
@@ -130,15 +121,10 @@ func (f *feed) notifies(ctx context.Context, c *goredis.Client, classes string) 
 	return strings.Contains(flags, "K"), nil
 }
 
-// A subscriber is a client that can be subscribed to nothing yet.
-type subscriber interface {
-	PSubscribe(ctx context.Context, channels ...string) *goredis.PubSub
-}
-
 // subscribe receives notifications until the watch ends, and returns once the
 // server has confirmed that it sends them, or false if it does not let us. A
 // subscription that breaks ends the watch: what was published meanwhile is lost.
-func (f *feed) subscribe(ctx context.Context, c subscriber, pattern bool, channels ...string) (bool, error) {
+func (f *feed) subscribe(ctx context.Context, c goredis.UniversalClient, pattern bool, channels ...string) (bool, error) {
 	s := c.PSubscribe(ctx) // dials nothing yet
 	f.closeWith(ctx, s)
 	err := f.client.do(ctx, func(ctx context.Context) error {

@@ -20,8 +20,8 @@ type keysLayout struct {
 	client    *client
 	prefix    string
 	meta      string
-	announced string          // the channel on which our writers name the nodes that changed
-	foreign   map[string]bool // keys that versions before used, and are no node's while they hold no string
+	announced string   // the channel on which our writers name the nodes that changed
+	foreign   []string // keys that versions before used, and are no node's while they hold no string
 
 	mu            sync.Mutex
 	previous      map[string]time.Time // the keys that the last watch knew at its end, and until when they stood
@@ -32,16 +32,10 @@ type keysLayout struct {
 }
 
 func newKeys(c *client) *keysLayout {
-	l := &keysLayout{
+	return &keysLayout{
 		client: c, prefix: c.config.Key + ":", meta: c.config.side("meta"), announced: c.config.side("announced"),
-		foreign: make(map[string]bool), told: make(map[string]string),
+		foreign: c.config.former("meta", "overrides"), told: make(map[string]string),
 	}
-	for _, name := range []string{"meta", "overrides"} {
-		if former, ok := c.config.formerSide(name); ok {
-			l.foreign[former] = true
-		}
-	}
-	return l
 }
 
 func (l *keysLayout) put(ctx context.Context, n discovery.Node, record []byte) error {
@@ -103,7 +97,7 @@ func (l *keysLayout) override(ctx context.Context, id, record string) (err error
 	} else {
 		err = commands.HSet(ctx, key, id, record).Err()
 	}
-	for _, former := range l.client.config.formerOverrides() {
+	for _, former := range l.client.config.former("overrides") {
 		// It may be a node's record, which is no hash.
 		if e := commands.HDel(ctx, former, id).Err(); err == nil && record == "" && !wrongType(e) {
 			err = e

@@ -236,7 +236,7 @@ func (l *keysLook) measure(ctx context.Context, keys []string) ([]keyRead, error
 			case err == nil:
 			case wrongType(err):
 				r.err = errNoString
-				r.there = r.there && !l.layout.foreign[key]
+				r.there = r.there && !slices.Contains(l.layout.foreign, key)
 			default:
 				return nil, err
 			}

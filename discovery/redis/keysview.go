@@ -133,7 +133,7 @@ func (v *keysView) followServers(ctx context.Context, overrides string) (told bo
 	pattern := fmt.Sprintf("__keyspace@%d__:%s*", v.client.config.DB, escapeGlob(v.prefix))
 	var servers []*goredis.Client
 	for _, address := range addresses {
-		server := goredis.NewClient(v.client.connector.options(address))
+		server := v.client.connector.server(address)
 		v.feed.closeWith(ctx, server)
 		servers = append(servers, server)
 		if notified, err := v.feed.notifies(ctx, server, "$gx"); err != nil || !notified {
@@ -142,16 +142,16 @@ func (v *keysView) followServers(ctx context.Context, overrides string) (told bo
 		}
 	}
 	for i, server := range servers {
+		ok := false
 		if i == 0 {
 			// One connection for both, if the user may hear of both.
-			if told, err = v.feed.subscribe(ctx, server, true, pattern, escapeGlob(overrides)); told || err != nil {
-				if err != nil {
-					return false, err
-				}
-				continue
-			}
+			told, err = v.feed.subscribe(ctx, server, true, pattern, escapeGlob(overrides))
+			ok = told
 		}
-		if ok, err := v.feed.subscribe(ctx, server, true, pattern); err != nil || !ok {
+		if err == nil && !ok {
+			ok, err = v.feed.subscribe(ctx, server, true, pattern)
+		}
+		if err != nil || !ok {
 			return told, err
 		}
 	}
@@ -194,20 +194,17 @@ func (v *keysView) look(q request) func(context.Context) (sight, error) {
 }
 
 func (v *keysView) notified(m *goredis.Message) request {
+	_, key, _ := strings.Cut(m.Channel, "__:")
 	switch m.Channel {
 	case v.client.config.overridesKey():
 		return request{overrides: true}
 	case v.announced:
-		if len(m.Payload) > maxSuffix {
-			return request{}
-		}
-		return requestFor(v.prefix + m.Payload)
+		key = v.prefix + m.Payload
 	}
-	_, key, _ := strings.Cut(m.Channel, "__:")
 	if len(key) > len(v.prefix)+maxSuffix {
 		return request{}
 	}
-	if k := v.keys[key]; k != nil {
+	if k := v.keys[key]; k != nil && m.Channel != v.announced {
 		switch m.Payload {
 		case "del", "unlink", "rename_from", "move_from", "expired", "evicted":
 			k.reason = m.Payload
@@ -268,7 +265,11 @@ func (v *keysView) found(r keyRead, l *keysLook) {
 	delete(v.former, r.key)
 	fresh := false
 	if !r.same {
-		sum := maphash.Comparable(v.seed, keySum{r.value, r.size, r.err != nil})
+		sum := maphash.Comparable(v.seed, struct {
+			value string
+			size  int64
+			other bool // it is not to be read, or no string
+		}{r.value, r.size, r.err != nil})
 		fresh = k == nil || k.sum != sum
 		if k == nil {
 			k = &stringKey{}
@@ -311,13 +312,6 @@ func (v *keysView) put(k *stringKey, r keyRead) {
 		return
 	}
 	v.feed.emit(discovery.Event{Type: discovery.Put, ID: id, Key: r.key, Node: n})
-}
-
-// A keySum is what tells two values of a key apart.
-type keySum struct {
-	value string
-	size  int64
-	other bool // it is not to be read, or no string
 }
 
 // lost decides what it means that a key is gone, and reports whether it takes

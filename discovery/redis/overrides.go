@@ -29,20 +29,12 @@ type overrides struct {
 // same name.
 func (c Config) overridesKey() string { return c.side("overrides") }
 
-// formerOverrides names the hash that versions before wrote, if that is another one.
-func (c Config) formerOverrides() []string {
-	if former, ok := c.formerSide("overrides"); ok {
-		return []string{former}
-	}
-	return nil
-}
-
 // read reads the overrides' records, and the clock.
 func (o *overrides) read(ctx context.Context) (map[string]string, error) {
 	c := o.client.config
 	flat, err := ask(ctx, o.client, func(ctx context.Context) ([]string, error) {
 		asked := time.Now()
-		answer, err := overridesScript.run(ctx, o.client.commands, append(c.formerOverrides(), c.overridesKey()),
+		answer, err := overridesScript.run(ctx, o.client.commands, append(c.former("overrides"), c.overridesKey()),
 			discovery.MaxID, maxOverride, discovery.MaxNodes)
 		parts := listOf[any](answer)
 		if err != nil || len(parts) != 2 {
@@ -94,11 +86,8 @@ func timeOf(answer any) time.Time {
 		return time.Time{}
 	}
 	seconds, err := strconv.ParseInt(parts[0], 10, 64)
-	if err != nil {
-		return time.Time{}
-	}
-	micros, err := strconv.ParseInt(parts[1], 10, 64)
-	if err != nil {
+	micros, e := strconv.ParseInt(parts[1], 10, 64)
+	if err != nil || e != nil {
 		return time.Time{}
 	}
 	return time.Unix(seconds, micros*1e3)

@@ -27,7 +27,7 @@ type Registry struct {
 	overrides *overrides
 
 	watching atomic.Pointer[watch] // the newest watch once it has listed, or nil
-	changes  atomic.Pointer[string]
+	changes  atomic.Value          // a string
 }
 
 // A layout knows how records are laid out. All but history and watch are for use
@@ -78,10 +78,7 @@ func (r *Registry) String() string { return r.client.config.String() }
 // Changes returns how the newest watch learns of changes: "stream", "notifications",
 // "stream and notifications" or "poll"; "" before the first watch.
 func (r *Registry) Changes() string {
-	if p := r.changes.Load(); p != nil {
-		return *p
-	}
-	return ""
+	return as[string](r.changes.Load())
 }
 
 // Announce puts the node's record and renews its lease. Its error wraps
@@ -214,8 +211,7 @@ func (r *Registry) follow(ctx context.Context, w *watch) error {
 	if err != nil {
 		return err
 	}
-	changes := v.changes()
-	r.changes.Store(&changes)
+	r.changes.Store(v.changes())
 	r.watching.Store(w)
 	if r.client.config.Mode != ModeSingle {
 		w.group.Go(func() { r.client.locate(ctx) })

@@ -51,45 +51,43 @@ func (l *keysLayout) newScan(count int64) *scan {
 func (s *scan) step(ctx context.Context) ([]string, error) {
 	began := time.Now()
 	type page struct {
-		keys    []string
-		cursors map[string]uint64
+		keys   []string
+		cursor uint64
 	}
 	was := s.cursors
-	found, err := ask(ctx, s.client, func(ctx context.Context) (page, error) {
+	pages, err := ask(ctx, s.client, func(ctx context.Context) (map[string]page, error) {
 		var mu sync.Mutex
-		found := page{cursors: make(map[string]uint64)}
+		pages := make(map[string]page)
 		err := s.client.eachMaster(ctx, func(ctx context.Context, master *goredis.Client) error {
 			address := master.Options().Addr
 			if was != nil && was[address] == 0 {
 				return nil // done, or a master only since this pass began
 			}
-			keys, next, err := master.Scan(ctx, was[address], s.match, s.count).Result()
-			if err != nil {
-				return err
-			}
+			keys, cursor, err := master.Scan(ctx, was[address], s.match, s.count).Result()
 			mu.Lock()
 			defer mu.Unlock()
-			found.cursors[address] = next
-			for _, key := range keys {
-				if len(key) <= s.longest {
-					found.keys = append(found.keys, key)
-				}
-			}
-			return nil
+			pages[address] = page{keys, cursor}
+			return err
 		})
-		return found, err
+		return pages, err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("looking for keys: %w", err)
 	}
-	s.cursors, s.done = found.cursors, true
-	for _, cursor := range s.cursors {
-		s.done = s.done && cursor == 0
+	var found []string
+	s.cursors, s.done = make(map[string]uint64), true
+	for address, p := range pages {
+		s.cursors[address], s.done = p.cursor, s.done && p.cursor == 0
+		for _, key := range p.keys {
+			if len(key) <= s.longest {
+				found = append(found, key)
+			}
+		}
 	}
 	took := time.Since(began)
 	s.took += took
 	s.slowest = max(s.slowest, took)
-	return found.keys, nil
+	return found, nil
 }
 
 // scanOn makes one pass after another until the watch ends, and has looked at what

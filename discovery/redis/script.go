@@ -40,12 +40,18 @@ func (s script) run(ctx context.Context, c goredis.Scripter, keys []string, args
 // listOf returns the elements of a list that a script answered; those of another type
 // are zero.
 func listOf[T any](answer any) []T {
-	list, _ := answer.([]any)
+	list := as[[]any](answer)
 	out := make([]T, len(list))
 	for i := range list {
-		out[i], _ = list[i].(T)
+		out[i] = as[T](list[i])
 	}
 	return out
+}
+
+// as returns an answer, or the zero value if it is of another type.
+func as[T any](answer any) T {
+	a, _ := answer.(T)
+	return a
 }
 
 // own reads the answer of a script that leaves a record as it is that is not the

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"sync"
 	"syscall"
@@ -34,8 +35,8 @@ type sentinels struct {
 	conns   map[*masterConn]struct{}
 }
 
-func newSentinels(c Config, addresses []string, dial dialer) *sentinels {
-	s := &sentinels{master: c.SentinelMaster, addresses: addresses, conns: make(map[*masterConn]struct{})}
+func (s *sentinels) add(c Config, addresses []string, dial dialer) {
+	s.master, s.addresses, s.conns = c.SentinelMaster, addresses, make(map[*masterConn]struct{})
 	for _, address := range addresses {
 		s.clients = append(s.clients, goredis.NewSentinelClient(&goredis.Options{
 			Addr: address, Dialer: neverFailing(dial),
@@ -45,7 +46,6 @@ func newSentinels(c Config, addresses []string, dial dialer) *sentinels {
 			MaintNotificationsConfig: noMaintenance(),
 		}))
 	}
-	return s
 }
 
 func (s *sentinels) close() {
@@ -119,7 +119,7 @@ func (s *sentinels) ask(ctx context.Context) (string, error) {
 // master that answers.
 func (s *sentinels) followMaster(ctx context.Context) {
 	s.mu.Lock()
-	due := time.Since(s.checked) >= masterInterval
+	due := len(s.clients) > 0 && time.Since(s.checked) >= masterInterval
 	if due {
 		s.checked = time.Now()
 	}
@@ -131,16 +131,13 @@ func (s *sentinels) followMaster(ctx context.Context) {
 	if err != nil {
 		return
 	}
-	var old []*masterConn
 	s.mu.Lock()
-	for c := range s.conns {
-		if c.address != address {
-			old = append(old, c)
-		}
-	}
+	conns := maps.Clone(s.conns)
 	s.mu.Unlock()
-	for _, c := range old {
-		_ = c.Close()
+	for c := range conns {
+		if c.address != address {
+			_ = c.Close()
+		}
 	}
 }
 

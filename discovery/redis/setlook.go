@@ -83,6 +83,7 @@ func (v *setView) prepare(q request) *setLook {
 		started: time.Now(),
 		before:  v.long,
 		long:    make(longMembers),
+		alike:   make(map[string]int),
 	}
 	if v.narrow {
 		l.keys = l.keys[:1]
@@ -135,13 +136,9 @@ func (l *setLook) read(answer any) error {
 	if at := timeOf(parts[0]); !at.IsZero() {
 		l.clock = float64(at.UnixMicro()) / 1e3
 	}
-	mark, _ := parts[1].(string)
-	l.epoch = epoch(mark)
-	seq, _ := parts[2].(string)
-	l.seq, _ = strconv.ParseUint(seq, 10, 64)
-	l.last, _ = parts[3].(string)
-	count, _ := parts[4].(int64)
-	l.count = int(count)
+	l.epoch = epoch(as[string](parts[1]))
+	l.seq, _ = strconv.ParseUint(as[string](parts[2]), 10, 64)
+	l.last, l.count = as[string](parts[3]), int(as[int64](parts[4]))
 	for _, page := range listOf[[]any](parts[5]) {
 		if err := l.readPage(page); err != nil {
 			return err
@@ -153,7 +150,7 @@ func (l *setLook) read(answer any) error {
 // readPage reads members and their scores.
 func (l *setLook) readPage(page []any) error {
 	for i := 0; i+1 < len(page); i += 2 {
-		score, _ := page[i+1].(string)
+		score := as[string](page[i+1])
 		at, err := strconv.ParseFloat(score, 64)
 		if err != nil {
 			return fmt.Errorf("%w score %q: %w", discovery.ErrInvalid, score, err)
@@ -176,10 +173,8 @@ func readLong(answer []any, score float64) (foundMember, bool) {
 	if len(answer) != 3 {
 		return foundMember{}, false
 	}
-	length, _ := answer[0].(int64)
-	sum, _ := answer[1].(string)
-	beginning, _ := answer[2].(string)
-	text := fmt.Sprintf("%s%d %s %s", nameless, length, sum, beginning)
+	length := as[int64](answer[0])
+	text := fmt.Sprintf("%s%d %s %s", nameless, length, as[string](answer[1]), as[string](answer[2]))
 	return foundMember{text, score, int(length)}, length > 0
 }
 
@@ -203,9 +198,6 @@ func (l *setLook) readSkipped(skipped []int64) error {
 
 func (l *setLook) addLong(m foundMember) {
 	// Two that are alike where we looked are still two.
-	if l.alike == nil {
-		l.alike = make(map[string]int)
-	}
 	if l.alike[m.text]++; l.alike[m.text] > 1 {
 		m.text = fmt.Sprintf("%s #%d", m.text, l.alike[m.text])
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	goredis "github.com/redis/go-redis/v9"
@@ -67,11 +68,10 @@ func (l *sortedSet) watch(ctx context.Context, f *feed) (view, error) {
 		members: make(map[string]*member), nodes: make(map[string]*node), gone: make(map[string]uint64),
 		long: make(longMembers), margin: minMargin,
 	}
-	options, err := l.client.ownerOptions(ctx, l.keys.set)
-	if err != nil {
+	var err error
+	if v.blocking, err = l.client.owner(ctx, l.keys.set); err != nil {
 		return nil, err
 	}
-	v.blocking = goredis.NewClient(options)
 	f.closeWith(ctx, v.blocking)
 	f.closers = append(f.closers, v.remember)
 	return v, nil
@@ -114,26 +114,22 @@ func (v *setView) follow(ctx context.Context) (err error) {
 }
 
 func (v *setView) changes() string {
-	switch {
-	case v.streams && v.subscribed:
-		return "stream and notifications"
-	case v.streams:
-		return "stream"
-	case v.subscribed:
-		return "notifications"
-	default:
-		return "poll"
+	var by []string
+	if v.streams {
+		by = append(by, "stream")
 	}
+	if v.subscribed {
+		by = append(by, "notifications")
+	}
+	return cmp.Or(strings.Join(by, " and "), "poll")
 }
 
 func (v *setView) list(ctx context.Context) (listing discovery.Listing, took time.Duration, err error) {
-	l := v.prepare(request{whole: true})
-	err = l.ask(ctx, v.client)
+	l, err := v.lookAtAll(ctx)
 	if errors.Is(err, discovery.ErrPermission) {
 		// A user may be restricted to the set itself.
 		v.narrow = true
-		narrow := v.prepare(request{whole: true})
-		if narrow.ask(ctx, v.client) == nil {
+		if narrow, e := v.lookAtAll(ctx); e == nil {
 			l, err = narrow, nil
 		}
 	}
@@ -155,12 +151,12 @@ func (v *setView) list(ctx context.Context) (listing discovery.Listing, took tim
 		if !pause(ctx, absence) {
 			return listing, 0, ctx.Err()
 		}
-		second := v.prepare(request{whole: true})
-		if err := second.ask(ctx, v.client); err != nil {
-			return listing, 0, err
+		second, err := v.lookAtAll(ctx)
+		if err == nil {
+			took = second.took
+			_, err = v.apply(second)
 		}
-		took = second.took
-		if _, err := v.apply(second); err != nil {
+		if err != nil {
 			return listing, 0, err
 		}
 	}
@@ -169,6 +165,11 @@ func (v *setView) list(ctx context.Context) (listing discovery.Listing, took tim
 		v.feed.read(ctx, v.blocking, v.keys.changes, l.last, v.takeIn)
 	}
 	return v.listing(), took, nil
+}
+
+func (v *setView) lookAtAll(ctx context.Context) (*setLook, error) {
+	l := v.prepare(request{whole: true})
+	return l, l.ask(ctx, v.client)
 }
 
 func (v *setView) listing() discovery.Listing {

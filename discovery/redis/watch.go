@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"time"
 
+	goredis "github.com/redis/go-redis/v9"
+
 	"github.com/caddy-discovery/caddy-discovery/discovery"
 )
 
@@ -58,7 +60,12 @@ type verification struct {
 
 func newWatch(c *client, emit func(discovery.Event)) *watch {
 	return &watch{
-		feed:          newFeed(c, emit),
+		feed: feed{
+			client: c, emit: emit,
+			found:    make(chan func() (request, error)),
+			messages: make(chan *goredis.Message, 256),
+			failed:   make(chan error, 8),
+		},
 		verifications: make(chan *verification),
 		looked:        make(chan looked, 1),
 		ended:         make(chan struct{}),
