@@ -263,28 +263,20 @@ func (l *lateEmitters) add(m *emitter) {
 	}()
 }
 
-// full returns nil if a further handler may be called, and otherwise a channel that
-// is closed when that may have changed.
-func (l *lateEmitters) full() <-chan struct{} {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if len(l.late) < maxLateHandlers {
-		return nil
-	}
-	if l.fewer == nil {
-		l.fewer = make(chan struct{})
-	}
-	return l.fewer
-}
-
 // wait returns true when a further handler may be called, and false when the
 // context ends before.
 func (l *lateEmitters) wait(ctx context.Context, log *zap.Logger) bool {
 	for told := false; ; told = true {
-		fewer := l.full()
-		if fewer == nil {
+		l.mu.Lock()
+		if len(l.late) < maxLateHandlers {
+			l.mu.Unlock()
 			return true
 		}
+		if l.fewer == nil {
+			l.fewer = make(chan struct{})
+		}
+		fewer := l.fewer
+		l.mu.Unlock()
 		if !told {
 			log.Error("handlers of events that earlier configs called do not end; no further one is called until one of them does",
 				zap.Int("handlers", maxLateHandlers))

@@ -24,7 +24,6 @@ import (
 type healthClient struct {
 	http http.RoundTripper
 	dial func(ctx context.Context, network, address string) (net.Conn, error)
-	idle interface{ CloseIdleConnections() } // nil where the connections are not its own
 }
 
 // checkIdle bounds the connections that are kept from one check to the next. In a
@@ -41,7 +40,7 @@ func newHealthClient(handler *reverseproxy.Handler) *healthClient {
 			// What is there leads to the connections of the other transport.
 			t.TLSNextProto, t.ForceAttemptHTTP2 = nil, true
 		}
-		return &healthClient{http: t, dial: t.DialContext, idle: t}
+		return &healthClient{http: t, dial: t.DialContext}
 	}
 	switch t := handler.Transport.(type) {
 	case *reverseproxy.HTTPTransport:
@@ -58,10 +57,10 @@ func newHealthClient(handler *reverseproxy.Handler) *healthClient {
 	return own(http.DefaultTransport.(*http.Transport))
 }
 
-// Close lets go of idle connections.
+// Close lets go of idle connections, where they are its own.
 func (c *healthClient) Close() {
-	if c.idle != nil {
-		c.idle.CloseIdleConnections()
+	if own, ok := c.http.(*http.Transport); ok {
+		own.CloseIdleConnections()
 	}
 }
 

@@ -82,13 +82,9 @@ func (p *StatusPage) Provision(ctx caddy.Context) error {
 
 // parseNetwork reads a network, or a single address.
 func parseNetwork(s string) (netip.Prefix, error) {
-	network, err := netip.ParsePrefix(s)
+	network, err := caddyhttp.CIDRExpressionToPrefix(s)
 	if err != nil {
-		address, err := netip.ParseAddr(s)
-		if err != nil {
-			return netip.Prefix{}, fmt.Errorf("invalid network %q, want one such as 10.0.0.0/8 or fd00::/8", s)
-		}
-		network = netip.PrefixFrom(address, address.BitLen())
+		return netip.Prefix{}, fmt.Errorf("invalid network %q, want one such as 10.0.0.0/8 or fd00::/8", s)
 	}
 	return network.Masked(), nil
 }

@@ -141,11 +141,6 @@ type statusGone struct {
 	ID        string `json:"id"`
 }
 
-type statusRejected struct {
-	Directory int          `json:"r"`
-	Nodes     []statusNode `json:"nodes"`
-}
-
 // run sends what there is, and then what changes, until one of the channels is closed
 // or the reader is gone.
 func (s *statusStream) run(ended, stopping <-chan struct{}) {
@@ -238,11 +233,14 @@ func (s *statusStream) sendChanges() bool {
 		}
 		if rejections := d.Status().Rejections; !sameSlice(rejections, d.rejections) {
 			d.rejections = rejections
-			m := statusRejected{Directory: i, Nodes: make([]statusNode, len(rejections))}
+			nodes := make([]statusNode, len(rejections))
 			for j, r := range rejections {
-				m.Nodes[j] = statusNode{Directory: i, Node: view.OfRejection(d.name(), r)}
+				nodes[j] = statusNode{Directory: i, Node: view.OfRejection(d.name(), r)}
 			}
-			s.send("rejected", m)
+			s.send("rejected", struct {
+				Directory int          `json:"r"`
+				Nodes     []statusNode `json:"nodes"`
+			}{i, nodes})
 		}
 	}
 	return true
