@@ -82,30 +82,21 @@ func (l *loop) run(ctx context.Context) error {
 			return ctx.Err()
 		case m := <-l.watch.messages:
 			l.receive(ctx, m)
-			// What is already here belongs to the same snapshot.
-			for range len(l.watch.messages) {
-				l.receive(ctx, <-l.watch.messages)
-			}
-		case a := <-l.prober.done:
-			for a := range l.prober.take(a) {
-				if ctx.Err() == nil {
-					a.deliver()
-				}
-			}
-		case found := <-l.resolver.done:
-			for found := range l.resolver.take(found) {
-				l.onLookup(ctx, found)
-			}
-		case f := <-l.reacher.done:
-			for f := range l.reacher.take(f) {
-				l.onReach(ctx, f)
-			}
+			l.receiveWaiting(ctx) // it belongs to the same snapshot
+		case r := <-l.prober.done:
+			l.prober.take(r, func(r answer) { l.onProbe(ctx, r) })
+		case r := <-l.resolver.done:
+			l.resolver.take(r, func(r lookup) { l.onLookup(ctx, r) })
+		case r := <-l.reacher.done:
+			l.reacher.take(r, func(r reached) { l.onReach(ctx, r) })
+		case r := <-l.verifies.done:
+			l.verifies.take(r, func(r verdict) { l.onVerify(ctx, r) })
+		case r := <-l.saver.loads.done:
+			l.saver.loads.take(r, l.onLoad)
+		case r := <-l.saver.saves.done:
+			l.saver.saves.take(r, l.saver.saved)
 		case f := <-l.dir.failures:
 			l.onFailure(f)
-		case list := <-l.saver.loads.done:
-			for list := range l.saver.loads.take(list) {
-				l.onLoad(list)
-			}
 		case <-l.dir.restore:
 			l.restorer.wanted = true
 			l.beginRestore()
@@ -113,10 +104,6 @@ func (l *loop) run(ctx context.Context) error {
 			l.restorer.probeDue()
 		case <-l.saver.timer.C:
 			l.saver.save(l.watch.listed, l.savedList)
-		case s := <-l.saver.saves.done:
-			for s := range l.saver.saves.take(s) {
-				l.saver.saved(s)
-			}
 		case <-l.resolver.tick.C:
 			l.resolver.refresh()
 		case <-l.resolver.crowded.C:
@@ -129,10 +116,6 @@ func (l *loop) run(ctx context.Context) error {
 			l.applyOverrides()
 		case <-l.expiry.C:
 			l.checkLeases(ctx)
-		case v := <-l.verifies.done:
-			for v := range l.verifies.take(v) {
-				l.onVerify(ctx, v)
-			}
 		}
 		l.lapseExpired()
 		l.prober.dialWaiting(ctx, len(l.table.nodes))
@@ -173,6 +156,20 @@ func (l *loop) receive(ctx context.Context, m message) {
 	case !l.watch.broken:
 		l.dir.lastEvent.Store(int64(now()))
 		l.apply(&m.event)
+	}
+}
+
+// receiveWaiting takes in what waits in the channel.
+func (l *loop) receiveWaiting(ctx context.Context) {
+	for range len(l.watch.messages) {
+		l.receive(ctx, <-l.watch.messages)
+	}
+}
+
+// onProbe gives whoever asked the answer to a probe.
+func (l *loop) onProbe(ctx context.Context, a answer) {
+	if ctx.Err() == nil {
+		a.deliver()
 	}
 }
 

@@ -396,9 +396,7 @@ func (l *loop) onVerify(ctx context.Context, v verdict) {
 		l.giveUp(fmt.Errorf("%w: the registry did not show that the watch is alive: %w", ErrBroken, v.err))
 	default:
 		// What the verification proved delivered may still wait in the channel.
-		for range len(l.watch.messages) {
-			l.receive(ctx, <-l.watch.messages)
-		}
+		l.receiveWaiting(ctx)
 		var lapsing []*tracked
 		for t := l.table.overdue(v.began); t != nil && l.watch.listed; t = l.table.overdue(v.began) {
 			l.extend(t) // for as long as it takes to decide

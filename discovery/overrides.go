@@ -38,17 +38,18 @@ func (o *overrides) armEnd() {
 	}
 }
 
-// usable leaves the overrides that can be of nodes, in the order of their ids no more
+// usable returns the overrides that can be of nodes, in the order of their ids no more
 // than there may be nodes.
 func usable(all map[string]Override) map[string]Override {
 	bad := func(id string, o Override) bool { return ValidateID(id) != nil || o.Validate() != nil }
-	maps.DeleteFunc(all, bad)
-	if len(all) > MaxNodes {
-		for _, id := range slices.Sorted(maps.Keys(all))[MaxNodes:] {
-			delete(all, id)
+	kept := maps.Clone(all) // the watch may still use it
+	maps.DeleteFunc(kept, bad)
+	if len(kept) > MaxNodes {
+		for _, id := range slices.Sorted(maps.Keys(kept))[MaxNodes:] {
+			delete(kept, id)
 		}
 	}
-	return all
+	return kept
 }
 
 // setOverrides takes up all the overrides there are.

@@ -10,7 +10,7 @@ import (
 func TestUsableOverrides(t *testing.T) {
 	good, bad := Override{State: StateDraining}, Override{State: "gone"}
 	all := map[string]Override{"a": good, "b": bad, "c\n": good, "": good}
-	if got := usable(all); len(got) != 1 || got["a"] != good {
+	if got := usable(all); len(got) != 1 || got["a"] != good || len(all) != 4 {
 		t.Errorf("%v are usable, want that of a", got)
 	}
 	for i := range MaxNodes + 1 {

@@ -82,8 +82,8 @@ func (p *publisher) publishRestored() {
 	}
 }
 
-// publish publishes what changed, and reports whether it did. The first listing is known
-// or waits to be.
+// publish publishes what changed, and reports whether it did. A first listing waits, within
+// bounds, until everything is known that belongs to it.
 func (p *publisher) publish(known bool) bool {
 	first := !p.snapshot.Load().Synced
 	switch {

@@ -52,9 +52,7 @@ func pass(ctx context.Context, r *resolver, d time.Duration) {
 		case <-end:
 			return
 		case l := <-r.done:
-			for l := range r.take(l) {
-				r.found(l)
-			}
+			r.take(l, func(l lookup) { r.found(l) })
 		case <-r.tick.C:
 			r.refresh()
 		case <-r.crowded.C:

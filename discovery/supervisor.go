@@ -19,9 +19,10 @@ const (
 // supervisor runs the watch of a registry, in one goroutine at a time, and starts it again
 // after it broke. It knows how far the registry has been listed:
 //
-//   - listed: the running watch has emitted Synced, and all that happens since;
-//   - lastListed: the newest watch that came so far, 0 for none. Before the first one
-//     did, nothing that the registry says is published; see listedOnce.
+//   - listed: the running watch has emitted Synced, and from then on all that happens;
+//   - lastListed: the last watch that did so, 0 if there was none. Before there was one
+//     (listedOnce) nothing that the registry says is published. Readers see it by
+//     Snapshot.Synced as soon as the first listing is published, see publisher.
 type supervisor struct {
 	watcher  Watcher
 	messages chan message            // what the watch says

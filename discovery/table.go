@@ -21,25 +21,26 @@ type table struct {
 // tracked is a node and what the loop knows of it.
 type tracked struct {
 	entry    *Entry
-	key      string
+	key      string // of its record, where it has one
 	revision uint64
-	watch    uint64 // the last one that put it
+	watch    uint64 // the last one that showed it
 
-	due   time.Duration // the queue's order; the real end may be later, never earlier
-	place int           // in the queue
+	// The table's.
+	due       time.Duration // the order of the leases; the real end may be later, never earlier
+	place     int           // in that
+	neighbour int           // its place among the nodes at its address
+	excess    int           // what it takes of the room
+	admitted  int           // what it took when there was room for that
+
+	announced time.Duration // since when it announces its address
+	conflict  idConflict
 
 	presence  presence
 	probe     *probe        // the question to it that waits for an answer, nil if none does
 	forbidden int           // how often in a row this machine did not let its probe out
-	excess    int           // what it takes of the room
-	admitted  int           // what it took when there was room for that
 	counted   counted       // as what it is counted
 	alone     time.Duration // since when it is suspect though most others are heard, 0 if it is not
 	expired   bool          // its record ran out in the batch of events under way
-
-	neighbour int           // its place among the nodes at its address
-	announced time.Duration // since when it announces that
-	conflict  idConflict
 }
 
 func (t *tracked) id() string { return t.entry.Node.ID }

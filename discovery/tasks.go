@@ -19,19 +19,14 @@ func (t *tasks[R]) start(task func() R) {
 	go func() { t.done <- task() }()
 }
 
-// take yields a result that was received from done, and those that are there by then.
-func (t *tasks[R]) take(first R) iter.Seq[R] {
-	return func(yield func(R) bool) {
+// take calls f with a result that was received from done, and with those that are there
+// by then.
+func (t *tasks[R]) take(first R, f func(R)) {
+	t.running--
+	f(first)
+	for range len(t.done) {
 		t.running--
-		if !yield(first) {
-			return
-		}
-		for range len(t.done) {
-			t.running--
-			if !yield(<-t.done) {
-				return
-			}
-		}
+		f(<-t.done)
 	}
 }
 
