@@ -52,39 +52,21 @@ func init() {
 //
 // A registry URL goes behind the name or behind registry, not both.
 func (u *Upstreams) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
-	d.Next() // consume the name
-	raw, err := backend.UnmarshalURLs(d, "dynamic discovery")
-	if err != nil {
-		return err
-	}
-	u.RegistryRaw = raw
-	err = caddyblock.Block{
-		What: "dynamic discovery",
-		Options: caddyblock.Options{
-			"registry":     registryOption(&u.RegistryRaw),
-			"service":      caddyblock.Text("<name>", &u.Service),
-			"where":        criterion(&u.Where),
-			"prefer":       criterion(&u.Prefer),
-			"scheme":       caddyblock.OneOf(&u.Scheme, schemeAuto, "http", "https"),
-			"pick":         pick(&u.Pick),
-			"subset":       caddyblock.Number(&u.Subset, 1, discovery.MaxNodes),
-			"proxy_id":     caddyblock.Text("<id>", &u.ProxyID),
-			"slow_start":   caddyblock.Duration(&u.SlowStart),
-			"health":       healthOption(&u.Health),
-			"allow":        access(&u.Allow),
-			"deny":         access(&u.Deny),
-			"sync_timeout": caddyblock.Duration(&u.SyncTimeout),
-			"max_stale":    caddyblock.Duration(&u.MaxStale),
-		},
-		Check: caddyblock.Literals(u, (*Upstreams).checkLiterals, "registry", "service", "where", "prefer", "pick", "uri"),
-	}.Parse(d)
-	if err != nil {
-		return err
-	}
-	if u.RegistryRaw == nil {
-		return d.Err("dynamic discovery: the registry is missing; write its URL behind the name, or a line 'registry <backend> [<url>...]' into the block")
-	}
-	return nil
+	return unmarshalBlock(d, "dynamic discovery", &u.RegistryRaw, caddyblock.Options{
+		"service":      caddyblock.Text("<name>", &u.Service),
+		"where":        criterion(&u.Where),
+		"prefer":       criterion(&u.Prefer),
+		"scheme":       caddyblock.OneOf(&u.Scheme, schemeAuto, "http", "https"),
+		"pick":         pick(&u.Pick),
+		"subset":       caddyblock.Number(&u.Subset, 1, discovery.MaxNodes),
+		"proxy_id":     caddyblock.Text("<id>", &u.ProxyID),
+		"slow_start":   caddyblock.Duration(&u.SlowStart),
+		"health":       healthOption(&u.Health),
+		"allow":        access(&u.Allow),
+		"deny":         access(&u.Deny),
+		"sync_timeout": caddyblock.Duration(&u.SyncTimeout),
+		"max_stale":    caddyblock.Duration(&u.MaxStale),
+	}, caddyblock.Literals(u, (*Upstreams).checkLiterals, "registry", "service", "where", "prefer", "pick", "uri"))
 }
 
 // parseRegistrar sets up the registrar app from the global option, which may be
@@ -104,7 +86,6 @@ func (u *Upstreams) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 //	    drain      <duration>
 //	}
 func parseRegistrar(d *caddyfile.Dispenser, existing any) (any, error) {
-	d.Next() // consume the name
 	var app Registrar
 	if existing != nil {
 		if err := json.Unmarshal(existing.(httpcaddyfile.App).Value, &app); err != nil {
@@ -112,34 +93,37 @@ func parseRegistrar(d *caddyfile.Dispenser, existing any) (any, error) {
 		}
 	}
 	node := new(ProxyNode)
-	raw, err := backend.UnmarshalURLs(d, "registrar")
-	if err != nil {
+	if err := unmarshalBlock(d, "registrar", &node.RegistryRaw, caddyblock.Options{
+		"node_id":    caddyblock.Text("<id>", &node.NodeID),
+		"endpoint":   caddyblock.Text("<url>", &node.Endpoint),
+		"metadata":   metadata(&node.Metadata),
+		"heartbeat":  caddyblock.Duration(&node.Heartbeat),
+		"ttl":        caddyblock.Duration(&node.TTL),
+		"load":       caddyblock.Text("system|<placeholder>", &node.Load),
+		"health_url": caddyblock.Text("<url>", &node.HealthURL),
+		"drain":      caddyblock.OptionalDuration(&node.Drain),
+	}, caddyblock.Literals(node, (*ProxyNode).checkLiterals, "registry", "load")); err != nil {
 		return nil, err
-	}
-	node.RegistryRaw = raw
-	err = caddyblock.Block{
-		What: "registrar",
-		Options: caddyblock.Options{
-			"registry":   registryOption(&node.RegistryRaw),
-			"node_id":    caddyblock.Text("<id>", &node.NodeID),
-			"endpoint":   caddyblock.Text("<url>", &node.Endpoint),
-			"metadata":   metadata(&node.Metadata),
-			"heartbeat":  caddyblock.Duration(&node.Heartbeat),
-			"ttl":        caddyblock.Duration(&node.TTL),
-			"load":       caddyblock.Text("system|<placeholder>", &node.Load),
-			"health_url": caddyblock.Text("<url>", &node.HealthURL),
-			"drain":      caddyblock.OptionalDuration(&node.Drain),
-		},
-		Check: caddyblock.Literals(node, (*ProxyNode).checkLiterals, "registry", "load"),
-	}.Parse(d)
-	if err != nil {
-		return nil, err
-	}
-	if node.RegistryRaw == nil {
-		return nil, d.Err("registrar: the registry is missing; write its URL behind the name, or a line 'registry <backend> [<url>...]' into the block")
 	}
 	app.Nodes = append(app.Nodes, node)
 	return httpcaddyfile.App{Name: "registrar", Value: caddyconfig.JSON(app, nil)}, nil
+}
+
+// unmarshalBlock reads what has a registry: its URLs on the line of the name that d
+// stands before, or a line of the block, beside the options.
+func unmarshalBlock(d *caddyfile.Dispenser, what string, registry *json.RawMessage, options caddyblock.Options, check func() error) (err error) {
+	d.Next() // consume the name
+	if *registry, err = backend.UnmarshalURLs(d, what); err != nil {
+		return err
+	}
+	options["registry"] = registryOption(registry)
+	if err := (caddyblock.Block{What: what, Options: options, Check: check}).Parse(d); err != nil {
+		return err
+	}
+	if *registry == nil {
+		return d.Errf("%s: the registry is missing; write its URL behind the name, or a line 'registry <backend> [<url>...]' into the block", what)
+	}
+	return nil
 }
 
 // registryOption is the option 'registry <backend> [<url>...] { … }'.
@@ -205,17 +189,10 @@ func healthOption(to **Health) caddyblock.Option {
 			"timeout":  caddyblock.Duration(&h.Timeout),
 			"passes":   caddyblock.Number(&h.Passes, 1, maxChecks),
 			"fails":    caddyblock.Number(&h.Fails, 1, maxChecks),
-			"status":   status(&h.Status),
+			"status":   caddyblock.Value("<code>|<class>", &h.Status, func(arg string) (string, error) { return arg, health.CheckStatus(arg) }),
 			"port":     caddyblock.Number(&h.Port, 1, 65535),
 			"header":   caddyblock.Header(&h.Headers),
 		}, Check: caddyblock.Literals(h, (*Health).check, "uri")}.Parse(d)
-	}}
-}
-
-func status(to *string) caddyblock.Option {
-	return caddyblock.Option{Usage: "<code>|<class>", Min: 1, Max: 1, Set: func(args []string) error {
-		*to = args[0]
-		return health.CheckStatus(args[0])
 	}}
 }
 
