@@ -165,10 +165,10 @@ func (in *instance) boot() (err error) {
 	// The server reports a taken port only in its log, in prose. Asking first
 	// gives an error that names the address, and one that callers can match.
 	probe, err := net.Listen("tcp", in.listen)
-	if err != nil {
-		return errors.Join(fmt.Errorf("listen address %s: %w", in.listen, err), lock.Close())
+	if err == nil {
+		err = probe.Close()
 	}
-	if err := probe.Close(); err != nil {
+	if err != nil {
 		return errors.Join(fmt.Errorf("listen address %s: %w", in.listen, err), lock.Close())
 	}
 

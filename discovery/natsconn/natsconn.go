@@ -38,20 +38,8 @@ type Options struct {
 	Name string
 }
 
-// String names the kind of login, and no secret.
-func (o Options) String() string {
-	switch {
-	case o.Credentials != "":
-		return "NATS credentials"
-	case o.NKey != "":
-		return "NATS nkey"
-	case o.Token != "":
-		return "NATS token"
-	case o.User != "":
-		return "NATS user"
-	}
-	return "no NATS login"
-}
+// String shows nothing of the options, of which some are secret.
+func (Options) String() string { return "natsconn.Options{…}" }
 
 // GoString is String, so that no way of printing shows a secret.
 func (o Options) GoString() string { return o.String() }

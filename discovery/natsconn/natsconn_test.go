@@ -10,17 +10,10 @@ import (
 func TestNothingPrintsSecrets(t *testing.T) {
 	t.Parallel()
 	const secret = "s3cr3t-9f2c"
-	for want, options := range map[string]natsconn.Options{
-		"NATS credentials": {Credentials: secret},
-		"NATS nkey":        {NKey: secret},
-		"NATS token":       {Token: secret},
-		"NATS user":        {User: secret, Password: secret},
-		"no NATS login":    {Name: secret},
-	} {
-		for _, verb := range []string{"%v", "%+v", "%#v", "%s"} {
-			if got := fmt.Sprintf(verb, options); got != want {
-				t.Errorf("%s prints %q, want %q", verb, got, want)
-			}
+	options := natsconn.Options{Credentials: secret, NKey: secret, Token: secret, User: secret, Password: secret}
+	for _, verb := range []string{"%v", "%+v", "%#v", "%s"} {
+		if got := fmt.Sprintf(verb, options); got != "natsconn.Options{…}" {
+			t.Errorf("%s prints %q", verb, got)
 		}
 	}
 }

@@ -40,10 +40,8 @@ func (r *Registry) Verify(ctx context.Context) error {
 	}
 	bounded, cancel := context.WithTimeout(ctx, operationTimeout)
 	defer cancel()
-	guarded, release := w.session.guard(bounded, []string{"STREAM.INFO.", "CONSUMER.INFO."})
-	defer release()
-	if err := w.compare(guarded); err != nil {
-		return fmt.Errorf("%s: %w", what, w.session.explain(ctx, guarded, err))
+	if err := w.session.do(ctx, bounded, []string{"CONSUMER.INFO."}, w.compare); err != nil {
+		return fmt.Errorf("%s: %w", what, err)
 	}
 	return nil
 }
@@ -71,12 +69,8 @@ func (w *watch) audit(ctx context.Context) {
 			return
 		case err == nil:
 			unanswered = false
-		case errors.Is(err, errLag):
-			if after.busy || after.number != before.number || len(w.feed.messages) > 0 {
-				continue // it is we who are slow
-			}
-			w.fail(err)
-			return
+		case errors.Is(err, errLag) && (after.busy || after.number != before.number || len(w.feed.messages) > 0):
+			// It is we who are slow.
 		case errors.Is(err, discovery.ErrBroken):
 			w.fail(err)
 			return

@@ -1,6 +1,7 @@
 package natskv
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -74,18 +75,15 @@ func feedNeeds() []string {
 
 // openFeed opens a feed of one key, or of all where key is "". It must be closed.
 func (s *session) openFeed(ctx context.Context, info *jetstream.StreamInfo, policy jetstream.DeliverPolicy, key string) (*feed, error) {
-	f := &feed{
-		session: s,
-		stream:  info.Config.Name,
-		// A mirror holds the subjects of the bucket that it mirrors.
-		prefix:   "$KV." + strings.TrimPrefix(info.Config.Name, streamPrefix) + ".",
-		messages: make(chan *nats.Msg, 2*batch+64),
-	}
+	origin := info.Config.Name
 	if m := info.Config.Mirror; m != nil {
-		f.prefix = "$KV." + strings.TrimPrefix(m.Name, streamPrefix) + "."
+		origin = m.Name // a mirror holds the subjects of the bucket that it mirrors
 	}
-	if key == "" {
-		key = ">"
+	f := &feed{
+		session:  s,
+		stream:   info.Config.Name,
+		prefix:   "$KV." + strings.TrimPrefix(origin, streamPrefix) + ".",
+		messages: make(chan *nats.Msg, 2*batch+64),
 	}
 	threshold := inactiveThreshold
 	if limit := info.Config.ConsumerLimits.InactiveThreshold; limit > 0 {
@@ -95,7 +93,7 @@ func (s *session) openFeed(ctx context.Context, info *jetstream.StreamInfo, poli
 		Description:       "caddy-discovery",
 		DeliverPolicy:     policy,
 		AckPolicy:         jetstream.AckNonePolicy,
-		FilterSubject:     f.prefix + key,
+		FilterSubject:     f.prefix + cmp.Or(key, ">"),
 		InactiveThreshold: threshold,
 		MemoryStorage:     true,
 		Replicas:          1,

@@ -186,7 +186,9 @@ func (r *Registry) change(ctx context.Context, s *session, key string, n discove
 	}
 	for {
 		if last == 0 {
-			if last, err = revisionOf(ctx, kv, key, n); last == 0 || err != nil {
+			var stands discovery.Node
+			stands, last, err = read(ctx, kv, key)
+			if err != nil || last == 0 || stands.Instance() != n.Instance() {
 				return false, err
 			}
 		}
@@ -214,21 +216,20 @@ func (r *Registry) change(ctx context.Context, s *session, key string, n discove
 	}
 }
 
-// revisionOf returns the revision of the record that stands under the key, 0 if there
-// is none or it is another instance's than n, readable or not.
-func revisionOf(ctx context.Context, kv jetstream.KeyValue, key string, n discovery.Node) (uint64, error) {
+// read returns the record that stands under the key and its revision, which is 0 if
+// there is none that can be read.
+func read(ctx context.Context, kv jetstream.KeyValue, key string) (n discovery.Node, revision uint64, err error) {
 	entry, err := kv.Get(ctx, key)
 	if errors.Is(err, jetstream.ErrKeyNotFound) {
-		return 0, nil
+		return n, 0, nil
 	}
 	if err != nil {
-		return 0, err
+		return n, 0, err
 	}
-	current, err := discovery.ParseNode(entry.Value())
-	if own := err == nil && current.Instance() == n.Instance(); !own {
-		return 0, nil
+	if n, err = discovery.ParseNode(entry.Value()); err != nil {
+		return discovery.Node{}, 0, nil
 	}
-	return entry.Revision(), nil
+	return n, entry.Revision(), nil
 }
 
 // Record returns the node's record, the zero Node if there is none that can be read.
@@ -244,20 +245,11 @@ func (r *Registry) Record(ctx context.Context, id string) (discovery.Node, error
 		if err != nil {
 			return err
 		}
-		entry, err := kv.Get(ctx, key)
-		if errors.Is(err, jetstream.ErrKeyNotFound) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		if r.lastOwn(key).revision > entry.Revision() {
-			return nil // of a replica that has not heard of our last put yet
-		}
-		if n, err := discovery.ParseNode(entry.Value()); err == nil {
+		n, revision, err := read(ctx, kv, key)
+		if r.lastOwn(key).revision <= revision { // else a replica has not heard of our last put yet
 			node = n
 		}
-		return nil
+		return err
 	})
 	return node, err
 }

@@ -95,19 +95,7 @@ func (r *Registry) Located() []string { return r.conn.Located() }
 // Registry answers queries with the record until the node is withdrawn or its
 // lease runs out, also on later connections.
 func (r *Registry) Announce(ctx context.Context, n discovery.Node) error {
-	what := fmt.Sprintf("announcing node %q", n.ID)
-	now := time.Now()
-	announced, err := newRecord(n, now)
-	if err != nil {
-		return fmt.Errorf("%s: %w", what, err)
-	}
-	return r.do(ctx, what, func(ctx context.Context, link *natslink.Link) error {
-		subject, message := r.config.join(), announced.data
-		if r.own.joined(n.ID, link) {
-			subject, message = r.config.heartbeat(), appendHeartbeat(nil, announced.data, now)
-		}
-		return r.publish(ctx, link, n.ID, announced, subject, message, false)
-	})
+	return r.announce(ctx, fmt.Sprintf("announcing node %q", n.ID), n, false)
 }
 
 // Drain says that the node lives and drains, in a heartbeat with its record. Nobody
@@ -116,19 +104,7 @@ func (r *Registry) Announce(ctx context.Context, n discovery.Node) error {
 // see [Registry.Watch]. Where this very Registry announces the id for another
 // instance, nothing is sent and false is returned.
 func (r *Registry) Drain(ctx context.Context, n discovery.Node) (own bool, err error) {
-	what := fmt.Sprintf("announcing that node %q drains", n.ID)
-	now := time.Now()
-	announced, err := newRecord(n, now)
-	if err != nil {
-		return false, fmt.Errorf("%s: %w", what, err)
-	}
-	if r.own.takenFrom(n.ID, n.Instance()) {
-		return false, nil
-	}
-	err = r.do(ctx, what, func(ctx context.Context, link *natslink.Link) error {
-		// Never a join, with which a node comes rather than goes.
-		return r.publish(ctx, link, n.ID, announced, r.config.heartbeat(), appendHeartbeat(nil, announced.data, now), true)
-	})
+	err = r.announce(ctx, fmt.Sprintf("announcing that node %q drains", n.ID), n, true)
 	if errors.Is(err, errTaken) {
 		return false, nil
 	}
@@ -137,6 +113,26 @@ func (r *Registry) Drain(ctx context.Context, n discovery.Node) (own bool, err e
 
 // errTaken: the id is announced here for another instance.
 var errTaken = errors.New("another instance has taken the id")
+
+// announce publishes the node's record. Where the node drains it fails with errTaken if
+// the id is announced here for another instance.
+func (r *Registry) announce(ctx context.Context, what string, n discovery.Node, drains bool) error {
+	now := time.Now()
+	announced, err := newRecord(n, now)
+	if err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	if drains && r.own.takenFrom(n.ID, announced.instance) {
+		return errTaken
+	}
+	return r.do(ctx, what, func(ctx context.Context, link *natslink.Link) error {
+		subject, message := r.config.join(), announced.data
+		if drains || r.own.joined(n.ID, link) { // with a join a node comes rather than goes
+			subject, message = r.config.heartbeat(), appendHeartbeat(nil, announced.data, now)
+		}
+		return r.publish(ctx, link, n.ID, announced, subject, message, drains)
+	})
+}
 
 // publish publishes a message about a record of ours, with which queries are answered
 // from then on. With ownerOnly it fails with errTaken where the id is another
