@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
-	"math"
 	"reflect"
 	"strings"
 	"testing"
@@ -156,21 +155,4 @@ func withSum(data []byte) []byte {
 	}
 	sum := sha256.Sum256(body)
 	return append(bytes.Clone(body), `{"sha256":"`+hex.EncodeToString(sum[:])+`"}`+"\n"...)
-}
-
-// A list that takes long to write takes no more than its share of the time.
-func TestRest(t *testing.T) {
-	for took, want := range map[time.Duration]time.Duration{
-		0:                      saveDelay,
-		time.Millisecond:       saveDelay,
-		20 * time.Millisecond:  saveDelay,
-		50 * time.Millisecond:  5 * time.Second,
-		600 * time.Millisecond: time.Minute,
-		time.Hour:              time.Minute,
-		math.MaxInt64:          time.Minute,
-	} {
-		if got := rest(took); got != want {
-			t.Errorf("after writing for %v the file rests %v, want %v", took, got, want)
-		}
-	}
 }

@@ -126,8 +126,8 @@ func rest(took time.Duration) time.Duration {
 func (s *saver) stop(confirmed bool, list func() *savedList) {
 	defer s.timer.Stop()
 	s.loads.wait()
-	for r := range s.saves.rest() {
-		s.saved(r)
+	for s.saves.running > 0 {
+		s.saves.take(<-s.saves.done, s.saved)
 	}
 	if s.file == nil {
 		return

@@ -1,10 +1,7 @@
 package discovery
 
-import "iter"
-
-// Tasks are functions that run beside the goroutine that owns them. It receives from
-// done what they return, and takes it in by [tasks.take]; no other goroutine touches
-// them.
+// tasks are functions that run beside the goroutine that owns them. It receives from
+// done what they return, and takes that in by take; no other goroutine touches them.
 type tasks[R any] struct {
 	running int
 	done    chan R
@@ -30,20 +27,9 @@ func (t *tasks[R]) take(first R, f func(R)) {
 	}
 }
 
-// rest waits for those that are running, and yields what they return.
-func (t *tasks[R]) rest() iter.Seq[R] {
-	return func(yield func(R) bool) {
-		for t.running > 0 {
-			t.running--
-			if !yield(<-t.done) {
-				return
-			}
-		}
-	}
-}
-
 // wait waits for those that are running.
 func (t *tasks[R]) wait() {
-	for range t.rest() {
+	for ; t.running > 0; t.running-- {
+		<-t.done
 	}
 }
