@@ -20,13 +20,13 @@ type Options struct {
 	// TTL is the lease of nodes whose record names none. Default: DefaultTTL.
 	TTL time.Duration
 	// LossGuard is the share of the nodes, of all or of a service, in percent,
-	// beyond which their lapse within one lease is doubted, as is that of the last
+	// beyond which those that lapse within one lease are suspect, as are the last
 	// nodes of a service: each is dialled then, and stays for as long as it accepts
 	// connections, unless most others are heard again for a lease. Default:
 	// DefaultLossGuard, for nil; 0 turns it off.
 	LossGuard *int
 	// Probe dials the address of a node, IP:port, and returns nil if a connection
-	// is accepted. Nodes in doubt are dialled, and where a host name stands for several
+	// is accepted. Suspect nodes are dialled, and where a host name stands for several
 	// addresses, those. It is called from many goroutines at once and ends with ctx.
 	// Default: a TCP connection, which must stay open for a moment: what accepts for
 	// everybody, as service meshes do, closes it when there is nobody.

@@ -46,7 +46,7 @@ func TestTwoProcessesWithOneID(t *testing.T) {
 	}
 }
 
-// Each of two registrars that announce one id says so once, though the fight goes on
+// Each of two registrars that announce one id says so once, though the conflict goes on
 // with every heartbeat, and once that it is over. Neither gives up.
 func TestTwoRegistrarsWithOneID(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -78,7 +78,7 @@ func TestTwoRegistrarsWithOneID(t *testing.T) {
 		time.Sleep(time.Hour)
 		synctest.Wait()
 		if told(a, "another process") != 1 || told(a, "no other process") != 1 {
-			t.Errorf("after the fight: %v", a.all())
+			t.Errorf("after the conflict: %v", a.all())
 		}
 		if n := record(t, m, "x"); n == nil || n.Endpoint.String() != "http://10.0.0.1:80" {
 			t.Errorf("the record that stands is %+v", n)
@@ -87,12 +87,12 @@ func TestTwoRegistrarsWithOneID(t *testing.T) {
 		time.Sleep(time.Hour)
 		synctest.Wait()
 		if got := told(a, "another process"); got != 2 {
-			t.Errorf("of two fights it told %d", got)
+			t.Errorf("of two conflicts it told %d", got)
 		}
 	})
 }
 
-// One record of another process is no fight: it left it there, or will take over.
+// One record of another process is no conflict: it left it there, or will take over.
 func TestRegistrarReplaced(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := discoverytest.NewMemory()

@@ -130,7 +130,7 @@ func TestRecordExpires(t *testing.T) {
 }
 
 // What was emitted before a verification succeeded is heard before anybody is
-// buried.
+// removed.
 func TestVerificationIsHeardAfterEvents(t *testing.T) {
 	for range 20 {
 		synctest.Test(t, func(t *testing.T) {
@@ -183,8 +183,8 @@ func TestVerificationProvesWhenItBegan(t *testing.T) {
 
 // A verification may outlive the watch that it asked about.
 func TestVerificationOfAnotherWatch(t *testing.T) {
-	for _, verdict := range []error{nil, errors.New("no answer")} {
-		t.Run(fmt.Sprint(verdict), func(t *testing.T) {
+	for _, answered := range []error{nil, errors.New("no answer")} {
+		t.Run(fmt.Sprint(answered), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w := newScriptedVerifier()
 				answer := make(chan error)
@@ -201,8 +201,8 @@ func TestVerificationOfAnotherWatch(t *testing.T) {
 				s.sync(discovery.Listing{})
 				synctest.Wait()
 				back := time.Now()
-				answer <- verdict
-				expect(t, d, "a", "the verdict came too late")
+				answer <- answered
+				expect(t, d, "a", "the answer came too late")
 				if status := d.Status(); !status.Connected || status.Restarts != 1 {
 					t.Errorf("status %+v", status)
 				}

@@ -29,17 +29,17 @@ type loop struct {
 	restorer   *restorer
 	suspicion  *suspicion
 
-	expiry   *time.Timer    // when the first lease may run out
-	verifies tasks[verdict] // at most one
-	expired  []*tracked     // whose records ran out in the registry, in this batch of events
+	expiry        *time.Timer         // when the first lease may run out
+	verifications tasks[verification] // at most one
+	expired       []*tracked          // whose records ran out in the registry, in this batch of events
 
 	// Nodes that are heard again are not new: see join.
 	relearns  bool
 	relearned time.Duration
 }
 
-// verdict answers a verification that began at a time.
-type verdict struct {
+// verification is how the proof went that the watch with a number is alive.
+type verification struct {
 	watch uint64
 	began time.Duration
 	err   error
@@ -49,20 +49,20 @@ func newLoop(d *Directory) *loop {
 	locator, _ := As[Locator](d.watcher)
 	verifier, _ := As[Verifier](d.watcher)
 	l := &loop{
-		dir:        d,
-		log:        d.options.Logger,
-		dialer:     newDialer(d.options),
-		verifier:   verifier,
-		watch:      newSupervisor(d.watcher, &d.revision),
-		table:      newTable(),
-		overrides:  overrides{end: stoppedTimer()},
-		rejections: newRejections(),
-		publisher:  newPublisher(&d.snapshot, d.synced),
-		reporter:   newReporter(&d.journal, d.options.Logger),
-		location:   newLocation(d.options.Addresses, locator),
-		saver:      newSaver(d.options.WarmStart, d.options.Logger),
-		expiry:     stoppedTimer(),
-		verifies:   newTasks[verdict](1),
+		dir:           d,
+		log:           d.options.Logger,
+		dialer:        newDialer(d.options),
+		verifier:      verifier,
+		watch:         newSupervisor(d.watcher, &d.revision),
+		table:         newTable(),
+		overrides:     overrides{end: stoppedTimer()},
+		rejections:    newRejections(),
+		publisher:     newPublisher(&d.snapshot, d.synced),
+		reporter:      newReporter(&d.journal, d.options.Logger),
+		location:      newLocation(d.options.Addresses, locator),
+		saver:         newSaver(d.options.WarmStart, d.options.Logger),
+		expiry:        stoppedTimer(),
+		verifications: newTasks[verification](1),
 	}
 	l.resolver = newResolver(l.dialer.lookup)
 	l.reacher = newReacher(l.dialer)
@@ -89,8 +89,8 @@ func (l *loop) run(ctx context.Context) error {
 			l.resolver.take(r, func(r lookup) { l.onLookup(ctx, r) })
 		case r := <-l.reacher.done:
 			l.reacher.take(r, func(r reached) { l.onReach(ctx, r) })
-		case r := <-l.verifies.done:
-			l.verifies.take(r, func(r verdict) { l.onVerify(ctx, r) })
+		case r := <-l.verifications.done:
+			l.verifications.take(r, func(r verification) { l.onVerify(ctx, r) })
 		case r := <-l.saver.loads.done:
 			l.saver.loads.take(r, l.onLoad)
 		case r := <-l.saver.saves.done:
@@ -225,7 +225,7 @@ func (l *loop) awaitsAnswers() bool {
 // stop ends the goroutines that run started, and waits for them.
 func (l *loop) stop() {
 	l.watch.stop()
-	l.verifies.wait()
+	l.verifications.wait()
 	l.prober.wait()
 	l.resolver.stop()
 	l.reacher.wait()

@@ -358,7 +358,7 @@ func (l *Listing) provesGone(unheard, lease time.Duration) bool {
 // armExpiry sets the timer to the first lease that may run out.
 func (l *loop) armExpiry() {
 	first := l.table.leases.first()
-	if first == nil || !l.watch.listed || l.verifies.running > 0 {
+	if first == nil || !l.watch.listed || l.verifications.running > 0 {
 		l.expiry.Stop()
 		return
 	}
@@ -368,15 +368,15 @@ func (l *loop) armExpiry() {
 // checkLeases looks for leases that ran out. Before it believes that their nodes
 // are gone it asks the registry to prove that it would have told.
 func (l *loop) checkLeases(ctx context.Context) {
-	if !l.watch.listed || l.verifies.running > 0 || l.table.overdue(now()) == nil {
+	if !l.watch.listed || l.verifications.running > 0 || l.table.overdue(now()) == nil {
 		return
 	}
-	v := verdict{watch: l.watch.number, began: now()}
+	v := verification{watch: l.watch.number, began: now()}
 	if l.verifier == nil {
 		l.onVerify(ctx, v)
 		return
 	}
-	l.verifies.start(func() verdict {
+	l.verifications.start(func() verification {
 		ctx, cancel := context.WithTimeout(ctx, verifyTimeout)
 		defer cancel()
 		v.err = l.verifier.Verify(ctx)
@@ -386,7 +386,7 @@ func (l *loop) checkLeases(ctx context.Context) {
 
 // onVerify lets the leases lapse that had run out when a successful verification
 // began.
-func (l *loop) onVerify(ctx context.Context, v verdict) {
+func (l *loop) onVerify(ctx context.Context, v verification) {
 	switch {
 	case ctx.Err() != nil:
 		// Everything ends, and so did the verification.
