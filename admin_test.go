@@ -70,7 +70,7 @@ func waitSynced(tb testing.TB) {
 	}
 }
 
-func TestAdmin(t *testing.T) {
+func TestAdminAPI(t *testing.T) {
 	name, m := newMemory(t)
 	list(t, m, "a", "http://10.0.0.1:80", "service", "orders", "zone", "x")
 	list(t, m, "b", "https://10.0.0.2:443", "service", "orders")

@@ -29,10 +29,10 @@ func init() {
 // recorded are the events that the recorders of all configs saw.
 var recorded struct {
 	sync.Mutex
-	lines []string
-	block chan struct{} // a recorder waits for it, where it is set
-	deaf  bool          // and does not heed its context then
-	do    func(caddy.Event)
+	lines    []string
+	block    chan struct{} // a recorder waits for it, where it is set
+	stubborn bool          // and does not heed its context then
+	do       func(caddy.Event)
 }
 
 // eventRecorder is a handler of events that writes them down.
@@ -55,7 +55,7 @@ func (r *eventRecorder) Handle(ctx context.Context, e caddy.Event) error {
 	}
 	recorded.lines = append(recorded.lines, line)
 	block, do, interrupted := recorded.block, recorded.do, ctx.Done()
-	if recorded.deaf {
+	if recorded.stubborn {
 		interrupted = nil
 	}
 	recorded.Unlock()
@@ -81,7 +81,7 @@ func resetEvents(t *testing.T, block chan struct{}) {
 	t.Helper()
 	recorded.Lock()
 	defer recorded.Unlock()
-	recorded.lines, recorded.block, recorded.deaf, recorded.do = nil, block, false, nil
+	recorded.lines, recorded.block, recorded.stubborn, recorded.do = nil, block, false, nil
 }
 
 // eventConfig runs two sources of one directory, with a recorder of our events.
@@ -121,7 +121,8 @@ func eventConfigJSON(t *testing.T, name, port, more string) []byte {
 	return []byte(strings.Replace(string(config), `"apps":{`, `"apps":{"events":`+events+`,`, 1))
 }
 
-func TestEvents(t *testing.T) {
+// Each change is one event, whatever configs come meanwhile.
+func TestEachChangeIsOneEvent(t *testing.T) {
 	resetEvents(t, nil)
 	name, m := newMemory(t)
 	list(t, m, "old", "http://10.0.0.1:80")
@@ -189,7 +190,7 @@ func TestEventCursor(t *testing.T) {
 }
 
 // A handler that takes its time delays nothing but other events.
-func TestEventsAreOffTheHotPath(t *testing.T) {
+func TestSlowEventHandlersDelayNothingElse(t *testing.T) {
 	block := make(chan struct{})
 	resetEvents(t, block)
 	name, m := newMemory(t)
@@ -211,7 +212,7 @@ func TestEventsAreOffTheHotPath(t *testing.T) {
 
 // A handler may reload Caddy: the reload stops the config that called the handler,
 // and does not wait for it.
-func TestEventHandlerReloads(t *testing.T) {
+func TestEventHandlersMayReload(t *testing.T) {
 	resetEvents(t, nil)
 	name, m := newMemory(t)
 	port := freeport.String(t)
@@ -251,7 +252,7 @@ func TestEventHandlersThatNeverEnd(t *testing.T) {
 	release := sync.OnceFunc(func() { close(block) })
 	t.Cleanup(release)
 	recorded.Lock()
-	recorded.deaf = true
+	recorded.stubborn = true
 	recorded.Unlock()
 	name, m := newMemory(t)
 	port := freeport.String(t)
@@ -304,12 +305,12 @@ func lateCount() int {
 }
 
 // What the health checks find is told like everything else.
-func TestEventsOfHealth(t *testing.T) {
+func TestChangesOfHealthAreEvents(t *testing.T) {
 	resetEvents(t, nil)
 	name, m := newMemory(t)
-	var ill atomic.Bool
+	var unhealthy atomic.Bool
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		if ill.Load() {
+		if unhealthy.Load() {
 			w.WriteHeader(http.StatusTeapot)
 		}
 	}))
@@ -331,9 +332,9 @@ func TestEventsOfHealth(t *testing.T) {
 		return ""
 	}
 	eventually(t, "it is healthy", func() bool { return state() == "up" })
-	ill.Store(true)
+	unhealthy.Store(true)
 	eventually(t, "it is unhealthy", func() bool { return slices.Contains(eventsSoFar(), "node_unhealthy a") && state() == "unhealthy" })
-	ill.Store(false)
+	unhealthy.Store(false)
 	eventually(t, "it is healthy again", func() bool { return slices.Contains(eventsSoFar(), "node_healthy a") && state() == "up" })
 	values := scrape(t)
 	if values["health_checks_total passed"] == 0 || values["health_checks_total failed"] < 2 {
@@ -360,7 +361,7 @@ func (*strangeApp) Stop() error                       { return nil }
 
 // Events of another module that are called as Caddy's own are none of them, and
 // Caddy's own count once, however often they come.
-func TestEventsOfOthers(t *testing.T) {
+func TestEventsOfOtherModulesAreIgnored(t *testing.T) {
 	name, m := newMemory(t)
 	list(t, m, "a", "http://10.0.0.1:80")
 	port := freeport.String(t)
@@ -416,7 +417,7 @@ func TestEventsOfOthers(t *testing.T) {
 
 // The first listing of a large fleet pushes nothing out of the journal that is an
 // event.
-func TestEventsOfALargeFleet(t *testing.T) {
+func TestFirstListingOfALargeFleetHidesNoEvent(t *testing.T) {
 	resetEvents(t, nil)
 	name, m := newMemory(t)
 	for i := range 5_000 {
@@ -427,7 +428,7 @@ func TestEventsOfALargeFleet(t *testing.T) {
 }
 
 // That changes were missed is told only where it may have cost somebody an event.
-func TestEventsMissed(t *testing.T) {
+func TestMissedEventsAreTold(t *testing.T) {
 	for _, c := range []struct {
 		events, want string
 	}{

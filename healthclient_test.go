@@ -35,8 +35,8 @@ func speaksFastCGI(t *testing.T, id string) net.Listener {
 	return l
 }
 
-// TestChecksOfFastCGI checks nodes that speak no HTTP by their connections.
-func TestChecksOfFastCGI(t *testing.T) {
+// TestFastCGINodesAreCheckedByConnections checks nodes that speak no HTTP by their connections.
+func TestFastCGINodesAreCheckedByConnections(t *testing.T) {
 	name, m := newMemory(t)
 	a, b := speaksFastCGI(t, "a"), speaksFastCGI(t, "b")
 	list(t, m, "a", a.Addr().String())
@@ -61,8 +61,8 @@ func TestChecksOfFastCGI(t *testing.T) {
 	eventually(t, "the one that listens serves", func() bool { return fmt.Sprint(served(t, url)) == "map[a:6]" })
 }
 
-// TestChecksThatCannotWork refuses checks that would not show what requests will see.
-func TestChecksThatCannotWork(t *testing.T) {
+// TestChecksThatCannotWorkAreRefused refuses checks that would not show what requests will see.
+func TestChecksThatCannotWorkAreRefused(t *testing.T) {
 	for _, test := range []struct{ checks, rest, want string }{
 		{"uri /healthz", "transport fastcgi", "want 'health { tcp }'"},
 		{"", "transport fastcgi", "want 'health { tcp }'"},
@@ -96,8 +96,8 @@ func TestChecksThatCannotWork(t *testing.T) {
 	}
 }
 
-// TestChecksShowTheNameOfRequests has a name for TLS that depends on the node.
-func TestChecksShowTheNameOfRequests(t *testing.T) {
+// TestChecksShowTheServerNameOfRequests has a name for TLS that depends on the node.
+func TestChecksShowTheServerNameOfRequests(t *testing.T) {
 	name, m := newMemory(t)
 	var mu sync.Mutex
 	names := make(map[string]bool)
@@ -134,9 +134,9 @@ func TestChecksShowTheNameOfRequests(t *testing.T) {
 	}
 }
 
-// TestChecksOfBusyNodes has a request under way at a node that may have one
+// TestChecksDoNotWaitForRequests has a request under way at a node that may have one
 // connection: the checks do not wait for it.
-func TestChecksOfBusyNodes(t *testing.T) {
+func TestChecksDoNotWaitForRequests(t *testing.T) {
 	for _, test := range []struct {
 		transport string
 		start     func(*httptest.Server)

@@ -196,28 +196,33 @@ func (s *sse) next(name string) string {
 	return ""
 }
 
-func TestStatusPage(t *testing.T) {
-	name, m := newMemory(t)
-	list(t, m, "a", "http://10.0.0.1:80", "service", "orders")
-	list(t, m, "<img src=x onerror=alert(1)>", "http://10.0.0.2:80", "service", "</script>")
+// statusSite serves the status page at what it returns, to two readers at a time, for
+// the fleet of a registry in memory.
+func statusSite(t *testing.T, registry string) (site, url string) {
+	t.Helper()
 	port := freeport.String(t)
-	config := `http://127.0.0.1:` + port + ` {
+	site = `http://127.0.0.1:` + port + ` {
 		discovery_status /status {
 			max_streams 2
 		}
 		reverse_proxy {
 			dynamic discovery {
-				registry memory ` + name + ` {
+				registry memory ` + registry + ` {
 					loss_guard off
 				}
 			}
 		}
 	}
 	`
-	load(t, config)
+	load(t, site)
 	waitSynced(t)
-	url := "http://127.0.0.1:" + port + "/status"
+	t.Cleanup(http.DefaultClient.CloseIdleConnections)
+	return site, "http://127.0.0.1:" + port + "/status"
+}
 
+func TestStatusPageLoadsNothingElse(t *testing.T) {
+	name, _ := newMemory(t)
+	_, url := statusSite(t, name)
 	resp, err := http.Get(url)
 	if err != nil {
 		t.Fatal(err)
@@ -241,7 +246,13 @@ func TestStatusPage(t *testing.T) {
 	if resp.StatusCode != http.StatusMethodNotAllowed {
 		t.Errorf("POST: %s", resp.Status)
 	}
+}
 
+func TestStatusPageFollowsTheFleet(t *testing.T) {
+	name, m := newMemory(t)
+	list(t, m, "a", "http://10.0.0.1:80", "service", "orders")
+	list(t, m, "<img src=x onerror=alert(1)>", "http://10.0.0.2:80", "service", "</script>")
+	_, url := statusSite(t, name)
 	s := openStream(t, url+"?stream")
 	if r := s.next("registries"); !strings.Contains(r, `"registry":"memory"`) {
 		t.Errorf("registries: %s", r)
@@ -276,18 +287,24 @@ func TestStatusPage(t *testing.T) {
 	if want = s.next("vitals"); !strings.Contains(want, `"id":"c","load":0.5`) {
 		t.Errorf("vitals: %s", want)
 	}
+}
 
-	// No more than two, and a reload ends them all instead of waiting.
-	second := openStream(t, url+"?stream")
-	if resp, err = http.Get(url + "?stream"); err != nil {
+// No more pages are kept up to date than are allowed, and a reload ends them all
+// instead of waiting.
+func TestStatusPagesAreBounded(t *testing.T) {
+	name, m := newMemory(t)
+	site, url := statusSite(t, name)
+	first, second := openStream(t, url+"?stream"), openStream(t, url+"?stream")
+	resp, err := http.Get(url + "?stream")
+	if err != nil {
 		t.Fatal(err)
 	}
 	_ = resp.Body.Close()
 	if resp.StatusCode != http.StatusServiceUnavailable || resp.Header.Get("Retry-After") == "" {
 		t.Errorf("the third stream: %s, headers %v", resp.Status, resp.Header)
 	}
-	reload(t, config+"# again", url)
-	for _, s := range []*sse{s, second} {
+	reload(t, site+"# again", url)
+	for _, s := range []*sse{first, second} {
 		for s.scan.Scan() {
 		}
 	}
@@ -299,7 +316,6 @@ func TestStatusPage(t *testing.T) {
 		list(t, m, "d", fmt.Sprintf("http://10.0.0.5:%d", time.Now().UnixNano()%1000+1))
 		return streams.Load() == 0
 	})
-	http.DefaultClient.CloseIdleConnections()
 }
 
 // The directive stands before reverse_proxy without a word about order.
