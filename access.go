@@ -54,8 +54,8 @@ func (u *Upstreams) tellUnguarded(s *discovery.Snapshot) {
 		zap.String("node", s.Nodes()[i].Node.ID), zap.String("address", s.Nodes()[i].Address()))
 }
 
-// meetTransport learns how far the transport verifies whom it reaches.
-func (u *Upstreams) meetTransport(transport any) {
+// inspectTransport learns how far the transport verifies whom it reaches.
+func (u *Upstreams) inspectTransport(transport any) {
 	if t, ok := transport.(reverseproxy.TLSTransport); ok {
 		u.https = t.TLSEnabled()
 	}

@@ -246,7 +246,7 @@ func TestTransportIsMet(t *testing.T) {
 		{&reverseproxy.HTTPTransport{TLS: &reverseproxy.TLSConfig{InsecureSkipVerify: true}}, true, true},
 	} {
 		var u Upstreams
-		u.meetTransport(c.transport)
+		u.inspectTransport(c.transport)
 		if u.https != c.https || u.insecure != c.unverified {
 			t.Errorf("%+v: TLS %v, unverified %v", c.transport, u.https, u.insecure)
 		}

@@ -270,7 +270,7 @@ func (u *Upstreams) inspectHandler(ctx caddy.Context) error {
 	if u.handler = parentOf[*reverseproxy.Handler](ctx); u.handler == nil {
 		return errors.New("the discovery source works in a reverse_proxy handler only")
 	}
-	u.meetTransport(u.handler.Transport)
+	u.inspectTransport(u.handler.Transport)
 	if u.Health != nil {
 		if err := u.Health.checkTransport(u.handler.Transport); err != nil {
 			return err
@@ -327,7 +327,7 @@ func (u *Upstreams) provisionPickers() {
 	})
 	u.pickers.Builder = &u.builder
 	u.pickers.Version = func() uint64 { return 0 }
-	u.pickers.Built = u.tellBuilt
+	u.pickers.Built = u.onBuilt
 
 	b := &u.builder
 	b.Scheme = u.Scheme
@@ -500,9 +500,9 @@ func (u *Upstreams) givenUp() bool {
 	return given
 }
 
-// tellBuilt logs that the source begins or ends to have no node: once each, not for
-// each request.
-func (u *Upstreams) tellBuilt(snapshot *discovery.Snapshot, p *picker.Picker, turned bool) {
+// onBuilt is told of new pickers, and logs when the source begins or ends to have no
+// node: once each, not for each request.
+func (u *Upstreams) onBuilt(snapshot *discovery.Snapshot, p *picker.Picker, turned bool) {
 	u.tellUnguarded(snapshot)
 	switch {
 	case !turned:
