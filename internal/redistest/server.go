@@ -193,8 +193,9 @@ func (s *Server) configure() {
 	}
 	if !s.sentinel {
 		// Without save points a SIGTERM loses nothing either: the log is written
-		// before a command is answered, and outlives the process.
-		lines = append(lines, `save ""`, "appendonly yes", "repl-diskless-sync-delay 0")
+		// before a command is answered, and outlives the process. With a sync each
+		// second it would wait while a slow disk syncs, and a kill lose what was answered.
+		lines = append(lines, `save ""`, "appendonly yes", "appendfsync no", "repl-diskless-sync-delay 0")
 	}
 	lines = append(lines, s.lines...)
 	if err := os.WriteFile(path, []byte(strings.Join(lines, "\n")+"\n"), 0o600); err != nil {
