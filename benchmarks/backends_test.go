@@ -131,7 +131,7 @@ func BenchmarkBackends(b *testing.B) {
 func follow(b *testing.B, c contender) (*discovery.Directory, func()) {
 	b.Helper()
 	registry := c.open("")
-	d := discovery.NewDirectory(registry, discovery.Options{Probe: discoverytest.Refuse})
+	d := discovery.NewDirectory(registry, discovery.Options{Probe: discoverytest.RefuseConnection})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() {

@@ -112,7 +112,7 @@ func BenchmarkHeartbeats(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	directory := discovery.NewDirectory(registry, discovery.Options{Probe: discoverytest.Refuse})
+	directory := discovery.NewDirectory(registry, discovery.Options{Probe: discoverytest.RefuseConnection})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	began := time.Now()

@@ -6,9 +6,9 @@ import (
 	"time"
 )
 
-// A distance is a way to a registry that takes time: each byte arrives half a
+// A delayProxy is a way to a registry that takes time: each byte arrives half a
 // round trip after it was sent, however many are under way.
-type distance struct {
+type delayProxy struct {
 	listener net.Listener
 	target   string
 	oneWay   time.Duration
@@ -19,21 +19,21 @@ type distance struct {
 	conns []net.Conn
 }
 
-// newDistance returns a way to the address. The caller closes it.
-func newDistance(target string, roundTrip time.Duration) (*distance, error) {
+// newDelayProxy returns a proxy of the address. The caller closes it.
+func newDelayProxy(target string, roundTrip time.Duration) (*delayProxy, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, err
 	}
-	d := &distance{listener: l, target: target, oneWay: roundTrip / 2}
+	d := &delayProxy{listener: l, target: target, oneWay: roundTrip / 2}
 	d.group.Go(d.accept)
 	return d, nil
 }
 
-// address is where the way begins, as host:port.
-func (d *distance) address() string { return d.listener.Addr().String() }
+// address is where the proxy listens, as host:port.
+func (d *delayProxy) address() string { return d.listener.Addr().String() }
 
-func (d *distance) close() {
+func (d *delayProxy) close() {
 	_ = d.listener.Close()
 	d.mu.Lock()
 	d.ended = true
@@ -44,7 +44,7 @@ func (d *distance) close() {
 	d.group.Wait()
 }
 
-func (d *distance) accept() {
+func (d *delayProxy) accept() {
 	for {
 		client, err := d.listener.Accept()
 		if err != nil {
@@ -61,25 +61,25 @@ func (d *distance) accept() {
 			_, _ = client.Close(), server.Close()
 		}
 		d.mu.Unlock()
-		d.carry(server, client)
-		d.carry(client, server)
+		d.forward(server, client)
+		d.forward(client, server)
 	}
 }
 
-// carry brings what one side sends to the other, later.
-func (d *distance) carry(to, from net.Conn) {
-	type parcel struct {
+// forward brings what one side sends to the other, later.
+func (d *delayProxy) forward(to, from net.Conn) {
+	type chunk struct {
 		due  time.Time
 		data []byte
 	}
-	way := make(chan parcel, 1024)
+	queue := make(chan chunk, 1024)
 	d.group.Go(func() {
-		defer close(way)
+		defer close(queue)
 		for {
 			buffer := make([]byte, 32<<10)
 			n, err := from.Read(buffer)
 			if n > 0 {
-				way <- parcel{time.Now().Add(d.oneWay), buffer[:n]}
+				queue <- chunk{time.Now().Add(d.oneWay), buffer[:n]}
 			}
 			if err != nil {
 				return
@@ -89,11 +89,11 @@ func (d *distance) carry(to, from net.Conn) {
 	d.group.Go(func() {
 		defer to.Close()
 		defer from.Close()
-		for p := range way {
+		for p := range queue {
 			time.Sleep(time.Until(p.due))
 			if _, err := to.Write(p.data); err != nil {
-				_ = from.Close() // the reader ends
-				for range way {  // and is not held up until then
+				_ = from.Close()  // the reader ends
+				for range queue { // and is not held up until then
 				}
 				return
 			}

@@ -3,6 +3,8 @@
 package discoverytest
 
 import (
+	"context"
+	"syscall"
 	"testing"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
@@ -19,30 +21,31 @@ type Harness interface {
 	Break(t *testing.T)
 	// Restore brings it back, at the same address.
 	Restore(t *testing.T)
-}
-
-// A Scribe is a harness that can write a record as a writer in the wild would,
-// whatever it is, in place of the one that stands there of the node.
-type Scribe interface {
-	Harness
+	// Write writes a record as a foreign writer would, whatever it says, in place of
+	// the one that stands there of the node.
 	Write(t *testing.T, id, record string)
 }
 
-// A Forgetful harness is one of a registry that keeps nothing and hands each
+// An EphemeralHarness is one of a registry that keeps nothing and hands each
 // message to whoever listens just then. A goodbye that is said while a watcher
 // is away is never heard, so the node goes when its lease runs out: the suite
 // gives such a node a short one. Nothing else differs.
-type Forgetful interface {
+type EphemeralHarness interface {
 	Harness
-	Forgetful() bool
+	// Ephemeral is never called.
+	Ephemeral()
 }
 
-// A Distant harness is one of a registry that is reached through the network: the
+// A RemoteHarness is one of a registry that is reached through the network: the
 // suite then also acts from far away.
-type Distant interface {
+type RemoteHarness interface {
 	Harness
 	// Addr returns where the registry is, as host:port.
 	Addr() string
 	// OpenVia is Open, by way of another address that leads to it.
 	OpenVia(t *testing.T, address string) discovery.Registry
 }
+
+// RefuseConnection is a [discovery.Options].Probe for nodes that are made up: nobody
+// accepts a connection, and nobody is dialled to find out.
+func RefuseConnection(context.Context, string) error { return syscall.ECONNREFUSED }

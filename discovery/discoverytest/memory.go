@@ -7,7 +7,6 @@ import (
 	"slices"
 	"strconv"
 	"sync"
-	"testing"
 	"time"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
@@ -426,14 +425,3 @@ func (c *memoryConn) History(_ context.Context, id string, limit int) ([]discove
 	}
 	return past, nil
 }
-
-// MemoryHarness gives the suite a registry in memory.
-func MemoryHarness() Harness { return memoryHarness{NewMemory()} }
-
-type memoryHarness struct{ m *Memory }
-
-func (h memoryHarness) Open(*testing.T) discovery.Registry    { return h.m.Open() }
-func (h memoryHarness) Write(_ *testing.T, id, record string) { h.m.Put(id, []byte(record)) }
-
-func (h memoryHarness) Break(*testing.T)   { h.m.Break() }
-func (h memoryHarness) Restore(*testing.T) { h.m.Restore() }

@@ -56,7 +56,4 @@ func (h harness) Break(*testing.T) { h.server.Stop() }
 
 func (h harness) Restore(*testing.T) { h.server.Start() }
 
-var (
-	_ discoverytest.Distant = harness{}
-	_ discoverytest.Scribe  = harness{}
-)
+var _ discoverytest.RemoteHarness = harness{}

@@ -100,7 +100,7 @@ func TestOverridesAreNotLostWithTheConnection(t *testing.T) {
 	if err := r.SetOverride(t.Context(), "a", discovery.Override{State: discovery.StateDraining}); err != nil {
 		t.Fatal(err)
 	}
-	d := discovery.NewDirectory(r, discovery.Options{Probe: discoverytest.Refuse})
+	d := discovery.NewDirectory(r, discovery.Options{Probe: discoverytest.RefuseConnection})
 	done := make(chan struct{})
 	ctx := t.Context()
 	go func() { defer close(done); _ = d.Run(ctx) }()

@@ -47,10 +47,9 @@ func (h harness) Break(*testing.T) { h.server.Stop() }
 
 func (h harness) Restore(*testing.T) { h.server.Start() }
 
-func (harness) Forgetful() bool { return true }
+func (harness) Ephemeral() {}
 
 var (
-	_ discoverytest.Forgetful = harness{}
-	_ discoverytest.Distant   = harness{}
-	_ discoverytest.Scribe    = harness{}
+	_ discoverytest.EphemeralHarness = harness{}
+	_ discoverytest.RemoteHarness    = harness{}
 )

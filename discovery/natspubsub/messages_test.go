@@ -186,7 +186,7 @@ func TestHeartbeatBeforeJoin(t *testing.T) {
 	t.Parallel()
 	s := start(t)
 	nc := s.Conn()
-	d := discovery.NewDirectory(open(t, config(s)), discovery.Options{Probe: discoverytest.Refuse})
+	d := discovery.NewDirectory(open(t, config(s)), discovery.Options{Probe: discoverytest.RefuseConnection})
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- d.Run(ctx) }()

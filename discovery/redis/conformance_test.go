@@ -84,10 +84,7 @@ func (h *single) OpenVia(t *testing.T, address string) discovery.Registry {
 	return via.Open(t)
 }
 
-var (
-	_ discoverytest.Distant = (*single)(nil)
-	_ discoverytest.Scribe  = (*single)(nil)
-)
+var _ discoverytest.RemoteHarness = (*single)(nil)
 
 // conformSingle runs the suite against a single server.
 func conformSingle(t *testing.T, c Config, options func(t *testing.T, c *Config) []redistest.Option) {

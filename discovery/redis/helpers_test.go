@@ -53,7 +53,7 @@ func startDirectory(t testing.TB, w discovery.Watcher, o discovery.Options) *dis
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.NewTextHandler(t.Output(), nil))
 	}
-	o.Probe = discoverytest.Refuse
+	o.Probe = discoverytest.RefuseConnection
 	d := discovery.NewDirectory(w, o)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})

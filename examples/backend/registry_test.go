@@ -59,8 +59,6 @@ func (h harness) Write(t *testing.T, id, record string) {
 	}
 }
 
-var _ discoverytest.Scribe = harness{}
-
 func TestOpen(t *testing.T) {
 	r, err := registries.Open("FILE:///run/fleet/../fleet/nodes.json")
 	if err != nil || r.String() != "file:///run/fleet/nodes.json" {
