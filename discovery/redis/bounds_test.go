@@ -230,14 +230,14 @@ func TestWantedKeys(t *testing.T) {
 	t.Parallel()
 	var pending request
 	for range 1000 {
-		pending.add(requestFor("same"))
+		pending.want("same")
 	}
 	if len(pending.keys) != 1 || pending.some {
 		t.Errorf("%d keys, want one", len(pending.keys))
 	}
 	long := strings.Repeat("x", 1<<10)
 	for i := range 2 * maxWanted / len(long) {
-		pending.add(requestFor(fmt.Sprint(i, long)))
+		pending.add(request{keys: map[string]bool{fmt.Sprint(i, long): true}})
 	}
 	size := 0
 	for key := range pending.keys {

@@ -59,7 +59,8 @@ var errClosed = &failure{discovery.ErrUnreachable, "the registry was closed here
 
 // do calls the client library, and returns as soon as the context ends, which
 // the library does not: it goes by the context's deadline only, and would keep a
-// caller for as long as the server may take to answer.
+// caller for as long as the server may take to answer. That something is not there is
+// no error.
 func (c *client) do(ctx context.Context, call func(context.Context) error) error {
 	if err := ctx.Err(); err != nil {
 		return explain(err)
@@ -75,7 +76,11 @@ func (c *client) do(ctx context.Context, call func(context.Context) error) error
 	go func() {
 		defer c.running.Done()
 		c.connector.sentinels.followMaster(ctx)
-		done <- call(ctx)
+		err := call(ctx)
+		if errors.Is(err, goredis.Nil) {
+			err = nil
+		}
+		done <- err
 	}()
 	select {
 	case err := <-done:

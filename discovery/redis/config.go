@@ -18,31 +18,42 @@ import (
 	"github.com/caddy-discovery/caddy-discovery/discovery/internal/tlsfiles"
 )
 
-// Modes of a Config.
+// Modes of a [Config].
 const (
-	ModeSingle   = "single"
+	// ModeSingle is one server, at an address that does not change.
+	ModeSingle = "single"
+	// ModeSentinel is the master that Sentinels name, also after a failover.
 	ModeSentinel = "sentinel"
-	ModeCluster  = "cluster"
+	// ModeCluster is a Redis Cluster.
+	ModeCluster = "cluster"
 )
 
-// Values of SentinelTLS of a Config.
+// Values of SentinelTLS of a [Config].
 const (
-	TLSOn  = "on"
+	// TLSOn has the Sentinels speak TLS.
+	TLSOn = "on"
+	// TLSOff has them speak without.
 	TLSOff = "off"
 )
 
-// Layouts of a Config.
+// Layouts of a [Config]; the package's documentation describes them.
 const (
+	// LayoutSortedSet is one sorted set whose members are the records.
 	LayoutSortedSet = "sorted_set"
-	LayoutKeys      = "keys"
+	// LayoutKeys is one string key for each node.
+	LayoutKeys = "keys"
 )
 
-// Defaults of a Config.
+// Defaults of a [Config].
 const (
-	DefaultKey            = "catga:nodes"
-	DefaultPoll           = time.Second
-	DefaultHistory        = 10
-	DefaultSentinelMaster = "mymaster" // as in the configuration that Redis ships
+	// DefaultKey is the key under which the fleets in the wild list themselves.
+	DefaultKey = "catga:nodes"
+	// DefaultPoll is how often what nobody tells of is looked at.
+	DefaultPoll = time.Second
+	// DefaultHistory is how many changes are kept for each node, about.
+	DefaultHistory = 10
+	// DefaultSentinelMaster is the name in the configuration that Redis ships.
+	DefaultSentinelMaster = "mymaster"
 )
 
 const (
@@ -53,7 +64,8 @@ const (
 )
 
 // A Config says where a registry is and how it is laid out. The zero value is
-// the sorted set catga:nodes of a server on this machine.
+// the sorted set catga:nodes of a server on this machine. Its methods may be called
+// concurrently.
 type Config struct {
 	// URLs are redis://, rediss://, redis+sentinel:// or redis+cluster://
 	// (the last two with rediss as well) with user, password and, as path, the
@@ -69,17 +81,17 @@ type Config struct {
 	Key string
 	// Layout is LayoutSortedSet, the default, or LayoutKeys.
 	Layout string
-	// Poll is how often to look for writers that announce no change. Default:
-	// DefaultPoll.
+	// Poll is how often to look for changes of writers that announce none, 10 ms or
+	// more. Default: DefaultPoll.
 	Poll time.Duration
-	// History is how many changes are kept for each node, about. Default:
+	// History is how many changes are kept for each node, about; 1 or more. Default:
 	// DefaultHistory. LayoutKeys keeps none.
 	History int
 
 	// Username and Password log in to the servers. A password alone is the
 	// default user's.
 	Username, Password string
-	// DB is the number of the database. A Cluster has only 0.
+	// DB is the number of the database. A Cluster has only 0. Default: 0.
 	DB int
 
 	// SentinelMaster is the name under which Sentinels know the master.

@@ -153,7 +153,7 @@ func noMaintenance() *maintnotifications.Config {
 // A failedConn is a connection that could not be made.
 type failedConn struct{ err error }
 
-// failed wraps the reason once more: the client library unwraps the error of a
+// failed returns a connection that fails for the reason, wrapped once more: the client library unwraps the error of a
 // handshake (redis.go, initConn), which would leave of a net.OpError only what
 // the system said.
 func failed(err error) failedConn { return failedConn{fmt.Errorf("%w", err)} }

@@ -13,6 +13,7 @@
 //	{<key>}:members   a hash: the member that our writers put for an id
 //	{<key>}:leases    a sorted set: when a member of ours may be swept up
 //	{<key>}:meta      a hash: the epoch of the data, and the sequence of changes
+//	{<key>}:overrides a hash: what operators decided, by the node's id
 //
 // A heartbeat that changes nothing but the time writes no change. Watchers see
 // it, like everything that foreign writers do, by looking: once every poll, and
@@ -21,6 +22,11 @@
 // between two changes of the stream. Large sets are looked at in part: what was
 // written since the last look, and everything only when the number of members
 // says that something else happened, and every few seconds.
+//
+// A member whose id cannot be read (no JSON, not UTF-8, too long) counts as the record of
+// the node that its beginning names, so that the node stays in use for the rest of its
+// lease, if nothing better stands there: no readable record but an old one that nobody
+// removed, and no other such member. Else it is shown as rejected and is nobody's.
 //
 // What is longer than a record may be is not read: the script puts its length in its
 // place. Of all other answers of the server no string is read for longer than that
@@ -47,4 +53,10 @@
 // notify-keyspace-events and SUBSCRIBE make it learn of changes at once, and
 // HSETNX on {<key>}:meta lets it recognise a server that was flushed although
 // none of our writers ever wrote there.
+//
+// A writer needs EVAL and EVALSHA, and with the sorted set time, hget, hset, hsetnx, hdel, hstrlen,
+// hincrby, zadd, zrem, zcard, zscore, zrange, zrangebyscore, xadd, pttl and pexpire; with
+// keys exists, set, get, strlen, del and hsetnx, and publish if watchers that the server
+// tells nothing are to learn of changes at once. Who sets overrides needs time, hset, hdel,
+// and hsetnx, hincrby and xadd or publish.
 package redis

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -32,14 +33,13 @@ func (f *failure) Unwrap() error { return f.kind }
 // explanations are what servers answer. Redis 6 and before put the error of a
 // command in a script in the middle of their own, after a dash; hence contains.
 var explanations = []struct {
-	mark string
-	kind error
-	hint string
+	marks string // each by itself
+	kind  error
+	hint  string
 }{
 	{"WRONGPASS", discovery.ErrCredentials, "check the user name and the password"},
-	{"NOAUTH", discovery.ErrCredentials, "the server asks for a password"},
-	// A command with many arguments before a login.
-	{"unauthenticated", discovery.ErrCredentials, "the server asks for a password"},
+	// The second for a command with many arguments before a login.
+	{"NOAUTH|unauthenticated", discovery.ErrCredentials, "the server asks for a password"},
 	{"without any password configured", discovery.ErrCredentials, "the server has no password: give none, or a user name too"},
 	{"invalid password", discovery.ErrCredentials, "check the password"},
 	{"NOPERM", discovery.ErrPermission, "give the user the command, key or channel that the server names"},
@@ -47,8 +47,7 @@ var explanations = []struct {
 	{"DENIED", discovery.ErrPermission, "the server is in protected mode: it needs a password, or to listen on loopback only"},
 	{"READONLY", discovery.ErrPermission, "this is a replica: name the master, or use mode sentinel"},
 	{"WRONGTYPE", discovery.ErrInvalid, "the key holds something else: choose another key or layout"},
-	{"CROSSSLOT", discovery.ErrInvalid, "the server is part of a cluster: use mode cluster"},
-	{"MOVED", discovery.ErrInvalid, "the server is part of a cluster: use mode cluster"},
+	{"CROSSSLOT|MOVED", discovery.ErrInvalid, "the server is part of a cluster: use mode cluster"},
 	{"cluster support disabled", discovery.ErrInvalid, "the server is no cluster: use mode single"},
 	{"DB index is out of range", discovery.ErrInvalid, "the server has fewer databases"},
 	{"SELECT is not allowed in cluster mode", discovery.ErrInvalid, "the server is part of a cluster: use mode cluster and database 0"},
@@ -61,8 +60,7 @@ var explanations = []struct {
 	{"TRYAGAIN", discovery.ErrUnreachable, "the cluster is moving this key"},
 	{"max number of clients", discovery.ErrUnreachable, "raise the server's maxclients"},
 	{"BUSY", discovery.ErrUnreachable, "a script keeps the server busy"},
-	{"unknown command", discovery.ErrUnsupported, "want Redis 5 or later"},
-	{"Unknown Redis command", discovery.ErrUnsupported, "want Redis 5 or later"},
+	{"unknown command|Unknown Redis command", discovery.ErrUnsupported, "want Redis 5 or later"},
 }
 
 // explain turns an error of the client library into one of package discovery.
@@ -78,7 +76,7 @@ func explain(err error) error {
 	if answer, ok := errors.AsType[goredis.Error](err); ok {
 		text := answer.Error()
 		for _, e := range explanations {
-			if strings.Contains(text, e.mark) {
+			if slices.ContainsFunc(strings.Split(e.marks, "|"), func(mark string) bool { return strings.Contains(text, mark) }) {
 				return &failure{e.kind, text + " (" + e.hint + ")"}
 			}
 		}

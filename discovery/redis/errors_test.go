@@ -154,3 +154,31 @@ func TestReadOnlyUser(t *testing.T) {
 		})
 	}
 }
+
+// TestRightsOfAWriter: what the documentation lists is enough to announce.
+func TestRightsOfAWriter(t *testing.T) {
+	t.Parallel()
+	eachLayout(t, func(t *testing.T, layout string) {
+		rights := map[string]string{
+			LayoutSortedSet: "time hget hset hsetnx hdel hstrlen hincrby zadd zrem zcard zscore zrange zrangebyscore xadd pttl pexpire",
+			LayoutKeys:      "exists set get strlen del hsetnx publish",
+		}[layout]
+		s := redistest.Start(t, redistest.User("writer", "on >pw ~* &* -@all +@connection +eval +evalsha +"+strings.ReplaceAll(rights, " ", " +")))
+		r := openRegistry(t, Config{URLs: []string{"redis://writer:pw@" + s.Addr()}, Layout: layout})
+		n := newNode("a")
+		announce(t, r, n, n)
+		if own, err := r.Drain(t.Context(), n); err != nil || !own {
+			t.Errorf("draining: %v, %v", own, err)
+		}
+		if got, err := r.Record(t.Context(), "a"); err != nil || got.ID != "a" {
+			t.Errorf("the record is %+v, %v", got, err)
+		}
+		if err := r.Withdraw(t.Context(), n); err != nil {
+			t.Error(err)
+		}
+		n.Metadata = nil // that of any writer is removed
+		if err := r.Withdraw(t.Context(), n); err != nil {
+			t.Error(err)
+		}
+	})
+}

@@ -56,9 +56,9 @@ func (f *feed) closeWith(ctx context.Context, c io.Closer) {
 }
 
 // send lets the loop take in what was found. It reports false if the watch has ended.
-func (f *feed) send(ctx context.Context, takeIn func() (request, error)) bool {
+func (f *feed) send(ctx context.Context, apply func() (request, error)) bool {
 	select {
-	case f.found <- takeIn:
+	case f.found <- apply:
 		return true
 	case <-ctx.Done():
 		return false
@@ -75,7 +75,7 @@ func (f *feed) fail(err error) {
 
 // read starts to read a stream after an id, on a connection of its own: what
 // blocks cannot be interrupted but by closing it.
-func (f *feed) read(ctx context.Context, c *goredis.Client, key, id string, takeIn func([]goredis.XMessage) (request, error)) {
+func (f *feed) read(ctx context.Context, c *goredis.Client, key, id string, apply func([]goredis.XMessage) (request, error)) {
 	f.group.Go(func() {
 		for {
 			// The library's own limit for a blocked read is ten seconds more.
@@ -95,7 +95,7 @@ func (f *feed) read(ctx context.Context, c *goredis.Client, key, id string, take
 			}
 			entries := streams[0].Messages
 			id = entries[len(entries)-1].ID
-			if !f.send(ctx, func() (request, error) { return takeIn(entries) }) {
+			if !f.send(ctx, func() (request, error) { return apply(entries) }) {
 				return
 			}
 		}

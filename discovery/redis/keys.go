@@ -28,13 +28,13 @@ type keysLayout struct {
 	previousEpoch epoch                // of the data then
 	scannedAt     time.Time            // when the last whole pass through the keys ended
 	scanTook      time.Duration        // and what it asked of the server
-	told          map[string]string    // what was announced here last, a digest by id
+	digests       map[string]string    // what was announced here last, a digest by id
 }
 
 func newKeys(c *client) *keysLayout {
 	return &keysLayout{
 		client: c, prefix: c.config.Key + ":", meta: c.config.side("meta"), announced: c.config.side("announced"),
-		foreign: c.config.former("meta", "overrides"), told: make(map[string]string),
+		foreign: c.config.former("meta", "overrides"), digests: make(map[string]string),
 	}
 }
 
@@ -47,16 +47,16 @@ func (l *keysLayout) put(ctx context.Context, n discovery.Node, record []byte) e
 	if err := execute(ctx, pipe); err != nil {
 		return err
 	}
-	if set.Err() == nil && l.news(n) || there.Err() == nil && there.Val() == 0 {
-		l.tell(ctx, n.ID)
+	if set.Err() == nil && l.changed(n) || there.Err() == nil && there.Val() == 0 {
+		l.publish(ctx, n.ID)
 	}
 	return set.Err()
 }
 
 func (l *keysLayout) replace(ctx context.Context, n discovery.Node, record []byte) (bool, error) {
 	ok, err := own(l.ifOwn(ctx, n, record, int64(keyLease(n)/time.Second)))
-	if ok && l.news(n) {
-		l.tell(ctx, n.ID)
+	if ok && l.changed(n) {
+		l.publish(ctx, n.ID)
 	}
 	return ok, err
 }
@@ -65,9 +65,9 @@ func (l *keysLayout) remove(ctx context.Context, n discovery.Node) error {
 	removed, err := l.ifOwn(ctx, n)
 	if removed == int64(1) {
 		l.mu.Lock()
-		delete(l.told, n.ID)
+		delete(l.digests, n.ID)
 		l.mu.Unlock()
-		l.tell(ctx, n.ID)
+		l.publish(ctx, n.ID)
 	}
 	return err
 }
@@ -110,25 +110,25 @@ func (l *keysLayout) override(ctx context.Context, id, record string) (err error
 	return err
 }
 
-// news reports whether the record differs from what was announced here before in
+// changed reports whether the record differs from what was announced here before in
 // more than the time.
-func (l *keysLayout) news(n discovery.Node) bool {
+func (l *keysLayout) changed(n discovery.Node) bool {
 	sum := digest(n)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.told[n.ID] == sum {
+	if l.digests[n.ID] == sum {
 		return false
 	}
-	if len(l.told) >= discovery.MaxNodes {
-		clear(l.told)
+	if len(l.digests) >= discovery.MaxNodes {
+		clear(l.digests)
 	}
-	l.told[n.ID] = sum
+	l.digests[n.ID] = sum
 	return true
 }
 
-// tell names a node whose key has changed to watchers that the server tells nothing.
+// publish names a node whose key has changed to watchers that the server tells nothing.
 // Who may not publish is found by their looks. It is for use within do.
-func (l *keysLayout) tell(ctx context.Context, id string) {
+func (l *keysLayout) publish(ctx context.Context, id string) {
 	_ = l.client.commands.Publish(ctx, l.announced, id).Err()
 }
 

@@ -31,7 +31,8 @@ const (
 // A keysLook is one look at the keys: what it is for, and what it has read.
 type keysLook struct {
 	layout *keysLayout
-	wanted map[string]keyWanted
+	wanted map[string]bool
+	known  map[string]longValue // that need not be read again if they are as they were
 	whole  bool
 	beats  bool // of every key that is there
 	scan   bool // for keys that are not known
@@ -45,9 +46,9 @@ type keysLook struct {
 	slowest time.Duration // what the slowest question took
 }
 
-// A keyWanted is a key to look at, with what is known of it.
-type keyWanted struct {
-	size     int64 // negative: it is to be read in any case
+// A longValue is what is known of a value that is not read with each look.
+type longValue struct {
+	size     int64
 	deadline time.Time
 }
 
@@ -65,10 +66,10 @@ type keyRead struct {
 // errNoString says why a key that holds something else is rejected.
 var errNoString = discovery.Invalidf(discovery.FaultRecord, "record: the key holds no string")
 
-// prepare prepares a look.
+// prepare returns a look for what the request asks for.
 func (v *keysView) prepare(q request) *keysLook {
 	l := &keysLook{
-		layout: v.keysLayout, wanted: make(map[string]keyWanted, len(q.keys)),
+		layout: v.keysLayout, wanted: make(map[string]bool, len(q.keys)), known: make(map[string]longValue),
 		whole: q.whole || q.some, beats: q.whole, first: !v.listed, started: time.Now(),
 		// Whoever waits for a look need not wait for a pass through a large database,
 		// that finds out only who is not known yet.
@@ -78,30 +79,28 @@ func (v *keysView) prepare(q request) *keysLook {
 		// A scan may miss a key only if it was not there all the time; to read
 		// what was there before settles it.
 		for key, k := range v.keys {
-			w := keyWanted{size: -1}
-			if !q.whole && k.size > shortValue && time.Since(k.read) < longValueAge {
-				w = keyWanted{size: k.size, deadline: k.deadline}
+			l.wanted[key] = true
+			if !q.whole && !q.keys[key] && k.size > shortValue && time.Since(k.read) < longValueAge {
+				l.known[key] = longValue{k.size, k.deadline}
 			}
-			l.wanted[key] = w
 		}
 		for key, since := range v.former {
 			if time.Since(since) < formerFor {
-				l.wanted[key] = keyWanted{size: -1}
+				l.wanted[key] = true
 			} else {
 				delete(v.former, key)
 			}
 		}
 	}
-	for key := range q.keys {
-		l.wanted[key] = keyWanted{size: -1}
-	}
+	maps.Copy(l.wanted, q.keys)
 	return l
 }
 
-// ask looks at the keys.
+// ask reads the keys that are wanted, after those were looked for that are not known,
+// where that is part of the look.
 func (l *keysLook) ask(ctx context.Context) error {
 	if l.whole {
-		if err := l.place(ctx); err != nil {
+		if err := l.readEpoch(ctx); err != nil {
 			return err
 		}
 	}
@@ -109,20 +108,20 @@ func (l *keysLook) ask(ctx context.Context) error {
 		// The last watch has just seen all keys; a pass beside this one finds
 		// those that are new.
 		for key := range known {
-			l.wanted[key] = keyWanted{size: -1}
+			l.wanted[key] = true
 		}
 		l.scan = false
 	}
 	if l.scan {
-		pass := l.layout.newScan(listScanCount)
+		pass := &scan{layout: l.layout, count: listScanCount}
 		for !pass.done {
 			keys, err := pass.step(ctx)
 			if err != nil {
 				return err
 			}
 			for _, key := range keys {
-				if _, known := l.wanted[key]; !known && len(l.wanted) < maxMembers {
-					l.wanted[key] = keyWanted{size: -1}
+				if len(l.wanted) < maxMembers {
+					l.wanted[key] = true
 				}
 			}
 		}
@@ -158,8 +157,8 @@ func step[T any](ctx context.Context, l *keysLook, call func(context.Context) (T
 	return answer, err
 }
 
-// place finds out which data and which servers there are.
-func (l *keysLook) place(ctx context.Context) (err error) {
+// readEpoch reads which data and which masters there are.
+func (l *keysLook) readEpoch(ctx context.Context) (err error) {
 	c := l.layout.client
 	if l.masters, err = c.masters(ctx); err != nil {
 		return err
@@ -167,7 +166,7 @@ func (l *keysLook) place(ctx context.Context) (err error) {
 	mark, err := step(ctx, l, func(ctx context.Context) (string, error) {
 		mark, err := c.commands.HGet(ctx, l.layout.meta, "epoch").Result()
 		// Without the right to it, or if something else stands there, there is none.
-		if errors.Is(err, goredis.Nil) || errors.Is(explain(err), discovery.ErrPermission) || wrongType(err) {
+		if errors.Is(explain(err), discovery.ErrPermission) || wrongType(err) {
 			err = nil
 		}
 		return mark, err
@@ -179,7 +178,7 @@ func (l *keysLook) place(ctx context.Context) (err error) {
 	return nil
 }
 
-// read reads some keys.
+// read reads some keys: what there is first, then the values that are needed.
 func (l *keysLook) read(ctx context.Context, keys []string) error {
 	reads, err := l.measure(ctx, keys)
 	if err != nil {
@@ -187,11 +186,13 @@ func (l *keysLook) read(ctx context.Context, keys []string) error {
 	}
 	var values []*keyRead
 	for i := range reads {
-		switch r := &reads[i]; {
+		r := &reads[i]
+		known, long := l.known[r.key]
+		switch {
 		case !r.there || r.err != nil:
 		case r.size > discovery.MaxRecord, l.size > maxRead && r.size > usualRecord:
 			r.err = tooLong(int(r.size))
-		case l.wanted[r.key].size == r.size && sameDeadline(l.wanted[r.key].deadline, r.ttl):
+		case long && known.size == r.size && sameDeadline(known.deadline, r.ttl):
 			r.same = true
 		default:
 			l.size += int(r.size)

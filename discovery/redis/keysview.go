@@ -185,15 +185,15 @@ func (v *keysView) list(ctx context.Context) (discovery.Listing, time.Duration, 
 	return discovery.Listing{Epoch: string(v.epoch), Partial: v.ranOut()}, l.slowest, nil
 }
 
-func (v *keysView) look(q request) func(context.Context) (sight, error) {
+func (v *keysView) look(q request) func(context.Context) (lookResult, error) {
 	l := v.prepare(q)
-	return func(ctx context.Context) (sight, error) {
+	return func(ctx context.Context) (lookResult, error) {
 		err := l.ask(ctx)
-		return sight{slowest: l.slowest, apply: func() (request, error) { return v.apply(l) }}, err
+		return lookResult{slowest: l.slowest, apply: func() (request, error) { return v.apply(l) }}, err
 	}
 }
 
-func (v *keysView) notified(m *goredis.Message) request {
+func (v *keysView) notified(m *goredis.Message) (q request) {
 	_, key, _ := strings.Cut(m.Channel, "__:")
 	switch m.Channel {
 	case v.client.config.overridesKey():
@@ -202,7 +202,7 @@ func (v *keysView) notified(m *goredis.Message) request {
 		key = v.prefix + m.Payload
 	}
 	if len(key) > len(v.prefix)+maxSuffix {
-		return request{}
+		return q
 	}
 	if k := v.keys[key]; k != nil && m.Channel != v.announced {
 		switch m.Payload {
@@ -210,7 +210,8 @@ func (v *keysView) notified(m *goredis.Message) request {
 			k.reason = m.Payload
 		}
 	}
-	return requestFor(key)
+	q.want(key)
+	return q
 }
 
 // apply emits what a look has found to be changed.
@@ -226,7 +227,7 @@ func (v *keysView) apply(l *keysLook) (next request, err error) {
 	var gone []string
 	for _, r := range l.reads {
 		if r.there {
-			v.found(r, l)
+			v.update(r, l)
 		} else if v.keys[r.key] != nil {
 			gone = append(gone, r.key)
 		}
@@ -240,7 +241,7 @@ func (v *keysView) apply(l *keysLook) (next request, err error) {
 		return request{}, nil
 	}
 	for _, key := range gone {
-		if v.lost(key, l.started) {
+		if v.gone(key, l.started) {
 			next.want(key)
 		}
 	}
@@ -248,7 +249,7 @@ func (v *keysView) apply(l *keysLook) (next request, err error) {
 	return next, nil
 }
 
-// forget forgets a key that is gone, but for that it was there.
+// forget moves a key that is gone to the former ones.
 func (v *keysView) forget(key string) {
 	delete(v.keys, key)
 	if len(v.former) < maxFormer {
@@ -256,8 +257,8 @@ func (v *keysView) forget(key string) {
 	}
 }
 
-// found takes in what a look has found under a key that is there.
-func (v *keysView) found(r keyRead, l *keysLook) {
+// update compares what a look has found under a key with what was known of it.
+func (v *keysView) update(r keyRead, l *keysLook) {
 	k := v.keys[r.key]
 	if k == nil && (r.same || len(v.keys) >= maxMembers) {
 		return
@@ -307,16 +308,16 @@ func (v *keysView) put(k *stringKey, r keyRead) {
 	}
 	k.id, k.load, k.rejected = id, n.Load, err != nil
 	k.heard, k.renew = time.Now(), min(n.LeaseOr(discovery.DefaultTTL)/3, maxRenew)
+	e := discovery.Event{Type: discovery.Put, ID: id, Key: r.key, Node: n}
 	if err != nil {
-		v.feed.emit(discovery.Event{Type: discovery.Rejected, ID: id, Key: r.key, Err: err})
-		return
+		e = discovery.Event{Type: discovery.Rejected, ID: id, Key: r.key, Err: err}
 	}
-	v.feed.emit(discovery.Event{Type: discovery.Put, ID: id, Key: r.key, Node: n})
+	v.feed.emit(e)
 }
 
-// lost decides what it means that a key is gone, and reports whether it takes
-// another look.
-func (v *keysView) lost(key string, started time.Time) bool {
+// gone emits that a node left or that its record ran out, by what is known of how its
+// key went, and reports whether another look must confirm first that it did.
+func (v *keysView) gone(key string, started time.Time) bool {
 	k := v.keys[key]
 	e := discovery.Event{ID: k.id, Key: key}
 	switch k.reason {

@@ -77,7 +77,7 @@ func (c *limitedConn) Read(p []byte) (n int, err error) {
 	return 0, err
 }
 
-// next reads on in a line. What has come of it stays there if the rest is not to
+// next reads more of a line. What has come of it stays there if the rest is not to
 // be had yet.
 func (c *limitedConn) next() error {
 	part, err := c.in.ReadSlice('\n')

@@ -13,14 +13,12 @@ import (
 
 // A member is one of the set. Several may carry one id.
 type member struct {
-	text  string
-	score float64
-	id    string // of its node; or a name made up for a record that has none
-	err   error  // why it is rejected
-	look  uint64 // the last look that found it
-	seq   uint64 // of the entry of the stream that brought it, or 0
-	node  *discovery.Node
-	long  int // the length of one that is too long to be read; else 0
+	foundMember
+	id   string // of its node; or a name made up for a record that has none
+	err  error  // why it is rejected
+	look uint64 // the last look that found it
+	seq  uint64 // of the entry of the stream that brought it, or 0
+	node *discovery.Node
 
 	unnamed *unnamed // of a record whose id cannot be read; else nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"slices"
 	"strconv"
 	"time"
 
@@ -47,8 +48,8 @@ func (o *overrides) read(ctx context.Context) (map[string]string, error) {
 		return nil, fmt.Errorf("reading the overrides: %w", err)
 	}
 	records := make(map[string]string, len(flat)/2)
-	for i := 0; i+1 < len(flat); i += 2 {
-		records[flat[i]] = flat[i+1]
+	for pair := range slices.Chunk(flat[:len(flat)/2*2], 2) {
+		records[pair[0]] = pair[1]
 	}
 	return records, nil
 }

@@ -2,7 +2,6 @@ package redis
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"hash/fnv"
 	"sync/atomic"
@@ -30,8 +29,8 @@ type Registry struct {
 	changes  atomic.Value          // a string
 }
 
-// A layout knows how records are laid out. All but history and watch are for use
-// within do.
+// A layout writes and reads records as they are laid out. All but history and watch are
+// for use within [client.do].
 type layout interface {
 	// put writes a node's record, which renews its lease.
 	put(ctx context.Context, n discovery.Node, record []byte) error
@@ -40,7 +39,7 @@ type layout interface {
 	replace(ctx context.Context, n discovery.Node, record []byte) (own bool, err error)
 	// remove removes a node's record if it names the same instance.
 	remove(ctx context.Context, n discovery.Node) error
-	// record reads a node's record. If there is none it is "" or goredis.Nil.
+	// record reads a node's record, "" if there is none.
 	record(ctx context.Context, id string) (string, error)
 	// history reads a node's past records, newest first, up to limit if that is not 0.
 	history(ctx context.Context, id string, limit int) ([]discovery.Revision, error)
@@ -52,7 +51,7 @@ type layout interface {
 }
 
 // Open returns a connection to a registry, which need not be up: nothing is
-// dialled yet. The error wraps [discovery.ErrInvalid].
+// dialled yet. The caller closes it. The error wraps [discovery.ErrInvalid].
 func Open(c Config) (*Registry, error) {
 	c, err := c.Resolve()
 	if err != nil {
@@ -115,13 +114,7 @@ func (r *Registry) Withdraw(ctx context.Context, n discovery.Node) error {
 // none that can be read; those of foreign writers in a sorted set cannot be found by
 // their node. It returns the errors of [Registry.Announce].
 func (r *Registry) Record(ctx context.Context, id string) (discovery.Node, error) {
-	record, err := ask(ctx, r.client, func(ctx context.Context) (string, error) {
-		record, err := r.layout.record(ctx, id)
-		if errors.Is(err, goredis.Nil) {
-			err = nil
-		}
-		return record, err
-	})
+	record, err := ask(ctx, r.client, func(ctx context.Context) (string, error) { return r.layout.record(ctx, id) })
 	n, unread := discovery.ParseNode([]byte(record))
 	if err != nil || unread != nil {
 		n = discovery.Node{}
@@ -138,7 +131,8 @@ func (r *Registry) History(ctx context.Context, id string, limit int) ([]discove
 	return revisions, during(err, "reading the history of node %q", id)
 }
 
-// Overrides returns all overrides by the node's id. It returns the errors of
+// Overrides returns all overrides by the node's id; when they end is by this machine's
+// clock. One that cannot be read is left out. It returns the errors of
 // [Registry.Announce].
 func (r *Registry) Overrides(ctx context.Context) (map[string]discovery.Override, error) {
 	records, err := r.overrides.read(ctx)
@@ -238,7 +232,7 @@ func (r *Registry) Verify(ctx context.Context) error {
 func (r *Registry) Located() []string { return r.client.connector.servers.located() }
 
 // Close ends the calls that are under way and closes the connections. It may be called
-// more than once.
+// more than once. An error says that a connection could not be closed.
 func (r *Registry) Close() error { return r.client.close() }
 
 // during says of an error what was being done to a node.

@@ -17,9 +17,9 @@ const (
 	// millisecond of the server, and two for a listing that somebody waits for.
 	scanCount     = 1000
 	listScanCount = 5000
-	// scanRest bounds what scans take of the server beside the listing: after a
+	// scanRestFactor bounds what scans take of the server beside the listing: after a
 	// step that took d, the next waits 19 d, so that it is a twentieth of the time.
-	scanRest = 19
+	scanRestFactor = 19
 	// A pass that took no longer than this may be waited for.
 	quickScan = 100 * time.Millisecond
 	// How often to make a pass where the server tells of new keys.
@@ -32,10 +32,8 @@ const (
 // A scan is one pass through all keys of the database, or of a cluster's masters,
 // for those that begin with the prefix.
 type scan struct {
-	client  *client
-	match   string
-	longest int   // name of a key
-	count   int64 // of keys that one step goes past
+	layout *keysLayout
+	count  int64 // of keys that one step goes past
 
 	cursors map[string]uint64 // by the master's address; of those that are done 0
 	done    bool              // with all of them
@@ -43,11 +41,8 @@ type scan struct {
 	slowest time.Duration     // what one step took
 }
 
-func (l *keysLayout) newScan(count int64) *scan {
-	return &scan{client: l.client, match: escapeGlob(l.prefix) + "*", longest: len(l.prefix) + maxSuffix, count: count}
-}
-
-// step goes on, at all masters at once, and returns what it found.
+// step asks all masters at once for the next part of the pass, and returns the keys
+// that were found.
 func (s *scan) step(ctx context.Context) ([]string, error) {
 	began := time.Now()
 	type page struct {
@@ -55,15 +50,15 @@ func (s *scan) step(ctx context.Context) ([]string, error) {
 		cursor uint64
 	}
 	was := s.cursors
-	pages, err := ask(ctx, s.client, func(ctx context.Context) (map[string]page, error) {
+	pages, err := ask(ctx, s.layout.client, func(ctx context.Context) (map[string]page, error) {
 		var mu sync.Mutex
 		pages := make(map[string]page)
-		err := s.client.eachMaster(ctx, func(ctx context.Context, master *goredis.Client) error {
+		err := s.layout.client.eachMaster(ctx, func(ctx context.Context, master *goredis.Client) error {
 			address := master.Options().Addr
 			if was != nil && was[address] == 0 {
 				return nil // done, or a master only since this pass began
 			}
-			keys, cursor, err := master.Scan(ctx, was[address], s.match, s.count).Result()
+			keys, cursor, err := master.Scan(ctx, was[address], escapeGlob(s.layout.prefix)+"*", s.count).Result()
 			mu.Lock()
 			defer mu.Unlock()
 			pages[address] = page{keys, cursor}
@@ -79,7 +74,7 @@ func (s *scan) step(ctx context.Context) ([]string, error) {
 	for address, p := range pages {
 		s.cursors[address], s.done = p.cursor, s.done && p.cursor == 0
 		for _, key := range p.keys {
-			if len(key) <= s.longest {
+			if len(key) <= len(s.layout.prefix)+maxSuffix {
 				found = append(found, key)
 			}
 		}
@@ -90,8 +85,8 @@ func (s *scan) step(ctx context.Context) ([]string, error) {
 	return found, nil
 }
 
-// scanOn makes one pass after another until the watch ends, and has looked at what
-// nobody told of. It leaves the server in peace for most of the time. A failure is
+// scanOn makes one pass after another until the watch ends, and asks the loop to look at
+// keys that it does not know. It leaves the server in peace for most of the time. A failure is
 // left to the looks: they break the watch if the server is ill.
 func (v *keysView) scanOn(ctx context.Context, wait time.Duration) {
 	var pass *scan
@@ -99,16 +94,16 @@ func (v *keysView) scanOn(ctx context.Context, wait time.Duration) {
 	for pause(ctx, wait) {
 		step := time.Now()
 		if pass == nil {
-			pass, began = v.newScan(scanCount), step
+			pass, began = &scan{layout: v.keysLayout, count: scanCount}, step
 		}
 		keys, err := pass.step(ctx)
-		if len(keys) > 0 && !v.feed.send(ctx, func() (request, error) { return requestFor(v.unknown(keys)...), nil }) {
+		if len(keys) > 0 && !v.feed.send(ctx, func() (request, error) { return v.unknown(keys), nil }) {
 			return
 		}
 		if err != nil && !errors.Is(err, discovery.ErrUnreachable) {
 			return // it will not be allowed the next time either
 		}
-		wait = scanRest * time.Since(step)
+		wait = scanRestFactor * time.Since(step)
 		if err == nil && !pass.done {
 			continue
 		}
@@ -128,15 +123,14 @@ func (v *keysView) scanInterval() time.Duration {
 	return v.client.config.Poll
 }
 
-// unknown returns the keys that no look finds by itself.
-func (v *keysView) unknown(keys []string) []string {
-	var unknown []string
+// unknown asks for those of the keys that no look finds by itself.
+func (v *keysView) unknown(keys []string) (q request) {
 	for _, key := range keys {
-		if v.keys[key] == nil && len(v.keys)+len(unknown) < maxMembers {
-			unknown = append(unknown, key)
+		if v.keys[key] == nil && len(v.keys)+len(q.keys) < maxMembers {
+			q.want(key)
 		}
 	}
-	return unknown
+	return q
 }
 
 // scanned notes what a whole pass took.

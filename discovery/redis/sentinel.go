@@ -24,7 +24,8 @@ const (
 	masterInterval = time.Second
 )
 
-// sentinels ask the Sentinels which server is the master.
+// sentinels are the Sentinels of a registry, which say what server is the master. They
+// may be used concurrently once they were added.
 type sentinels struct {
 	master    string // its name
 	addresses []string
@@ -35,6 +36,7 @@ type sentinels struct {
 	conns   map[*masterConn]struct{}
 }
 
+// add adds a client for each Sentinel.
 func (s *sentinels) add(c Config, addresses []string, dial dialer) {
 	s.master, s.addresses, s.conns = c.SentinelMaster, addresses, make(map[*masterConn]struct{})
 	for _, address := range addresses {
@@ -167,6 +169,7 @@ type masterConn struct {
 	owner   *sentinels
 }
 
+// Close closes the connection, which needs to be closed on a failover no more.
 func (c *masterConn) Close() error {
 	c.owner.mu.Lock()
 	delete(c.owner.conns, c)

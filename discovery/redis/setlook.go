@@ -73,7 +73,7 @@ func (l longMembers) largest() []string {
 	return scores
 }
 
-// prepare prepares a look.
+// prepare returns a look for what the request asks for.
 func (v *setView) prepare(q request) *setLook {
 	l := &setLook{
 		keys:    []string{v.keys.set, v.keys.changes, v.keys.meta},
@@ -111,7 +111,7 @@ func (v *setView) prepare(q request) *setLook {
 	return l
 }
 
-// ask looks at the set.
+// ask reads members, and where in the sequence of changes that is.
 func (l *setLook) ask(ctx context.Context, c *client) error {
 	began := time.Now()
 	answer, err := ask(ctx, c, func(ctx context.Context) (any, error) {
@@ -196,6 +196,7 @@ func (l *setLook) readSkipped(skipped []int64) error {
 	return nil
 }
 
+// addLong adds a member that is too long to be read.
 func (l *setLook) addLong(m foundMember) {
 	// Two that are alike where we looked are still two.
 	if l.alike[m.text]++; l.alike[m.text] > 1 {

@@ -96,11 +96,7 @@ func (v *setView) remember() {
 func (v *setView) follow(ctx context.Context) (err error) {
 	// Whether XREAD is allowed shows only in trying.
 	err = v.client.do(ctx, func(ctx context.Context) error {
-		err := v.blocking.XRead(ctx, &goredis.XReadArgs{Streams: []string{v.keys.changes, "$"}, Count: 1, Block: -1}).Err()
-		if err == goredis.Nil {
-			return nil
-		}
-		return err
+		return v.blocking.XRead(ctx, &goredis.XReadArgs{Streams: []string{v.keys.changes, "$"}, Count: 1, Block: -1}).Err()
 	})
 	if v.streams, err = offered(err); err != nil {
 		return fmt.Errorf("trying to read the stream of changes: %w", err)
@@ -162,16 +158,18 @@ func (v *setView) list(ctx context.Context) (listing discovery.Listing, took tim
 	}
 	v.listed = true
 	if v.streams {
-		v.feed.read(ctx, v.blocking, v.keys.changes, l.last, v.takeIn)
+		v.feed.read(ctx, v.blocking, v.keys.changes, l.last, v.applyEntries)
 	}
 	return v.listing(), took, nil
 }
 
+// lookAtAll looks at the whole set at once, for the listing.
 func (v *setView) lookAtAll(ctx context.Context) (*setLook, error) {
 	l := v.prepare(request{whole: true})
 	return l, l.ask(ctx, v.client)
 }
 
+// listing returns what Synced says.
 func (v *setView) listing() discovery.Listing {
 	l := discovery.Listing{Epoch: string(v.epoch), Revision: v.seq}
 	if v.epoch == "" {
@@ -198,20 +196,21 @@ func (v *setView) lacksPrevious() bool {
 
 func (v *setView) notified(*goredis.Message) request { return request{some: true} }
 
-func (v *setView) look(q request) func(context.Context) (sight, error) {
+func (v *setView) look(q request) func(context.Context) (lookResult, error) {
 	l := v.prepare(q)
-	return func(ctx context.Context) (sight, error) {
+	return func(ctx context.Context) (lookResult, error) {
 		err := l.ask(ctx, v.client)
-		return sight{slowest: l.took, apply: func() (request, error) { return v.apply(l) }, told: v.told}, err
+		return lookResult{slowest: l.took, apply: func() (request, error) { return v.apply(l) }, told: v.told}, err
 	}
 }
 
-// told reports whether the stream has told all that the newest look has found.
+// told reports whether the entries of the stream that were read reach as far as the
+// newest look.
 func (v *setView) told() bool { return !v.streams || v.streamed >= v.seq }
 
 // apply emits what a look has found to be changed.
 func (v *setView) apply(l *setLook) (next request, err error) {
-	if err := v.place(l); err != nil {
+	if err := v.advance(l); err != nil {
 		return request{}, err
 	}
 	if v.vanished(l) {
@@ -223,8 +222,8 @@ func (v *setView) apply(l *setLook) (next request, err error) {
 		return request{}, nil
 	}
 	v.noteLong(l)
-	for _, n := range v.compare(l, &next) {
-		v.found(n, l, &next)
+	for _, n := range v.assign(l, &next) {
+		v.update(n, l, &next)
 	}
 	if l.whole {
 		v.sweep(l)
@@ -242,8 +241,9 @@ func (v *setView) apply(l *setLook) (next request, err error) {
 	return request{}, nil
 }
 
-// place finds out where in the registry's life the look was taken.
-func (v *setView) place(l *setLook) error {
+// advance takes over which data and where in the sequence of changes the look was
+// taken. It fails if data was lost since the one before.
+func (v *setView) advance(l *setLook) error {
 	if err := v.epoch.follow(l.epoch); err != nil {
 		return err
 	}
@@ -291,9 +291,10 @@ func (v *setView) noteLong(l *setLook) {
 	}
 }
 
-// compare finds out which members of a look are new or have another score, and
-// returns the nodes to which the look's members belong.
-func (v *setView) compare(l *setLook, next *request) (found []*node) {
+// assign adds the members of a look that are new to those that are known, notes which
+// have another score, and returns the nodes to which they belong, each with its newest
+// member.
+func (v *setView) assign(l *setLook, next *request) (found []*node) {
 	// In the order of scores: the last of an id is its newest.
 	belongs := func(m *member, changed bool) {
 		n := v.nodes[m.id]
@@ -313,7 +314,7 @@ func (v *setView) compare(l *setLook, next *request) (found []*node) {
 		m := v.members[s.text]
 		fresh := m == nil
 		if fresh {
-			m = &member{text: s.text, score: s.score, long: s.long}
+			m = &member{foundMember: s}
 			m.parse(&v.records)
 			if m.unnamed != nil && !l.whole {
 				next.whole = true // whose it is depends on what else stands there
@@ -377,8 +378,8 @@ func (v *setView) replaces(m *member, only bool) bool {
 	}
 }
 
-// found compares what a look found of a node with what was known.
-func (v *setView) found(n *node, l *setLook, next *request) {
+// update compares what a look found of a node with what was known.
+func (v *setView) update(n *node, l *setLook, next *request) {
 	if n.seq > l.seq || v.gone[n.id] > l.seq {
 		// The stream has told newer things.
 		if n.current == nil {
@@ -417,16 +418,17 @@ func (v *setView) found(n *node, l *setLook, next *request) {
 	}
 }
 
-// sweep lets those nodes go that a whole look lacks.
+// sweep emits Left for the nodes whose record whole looks have lacked for long enough,
+// and forgets the members that this one lacks.
 func (v *setView) sweep(l *setLook) {
-	var lost []*node
+	var gone []*node
 	for _, n := range v.nodes {
 		if n.look != v.looks && n.seq <= l.seq && n.absent() {
-			lost = append(lost, n)
+			gone = append(gone, n)
 		}
 	}
-	slices.SortFunc(lost, func(a, b *node) int { return cmp.Compare(a.id, b.id) })
-	for _, n := range lost {
+	slices.SortFunc(gone, func(a, b *node) int { return cmp.Compare(a.id, b.id) })
+	for _, n := range gone {
 		v.left(n, 0)
 	}
 	maps.DeleteFunc(v.members, func(_ string, m *member) bool { return m.look != v.looks && m.seq <= l.seq })
@@ -458,13 +460,14 @@ func (v *setView) left(n *node, revision uint64) {
 	v.feed.emit(e)
 }
 
+// forget removes a node and its record from what is known.
 func (v *setView) forget(n *node) {
 	delete(v.nodes, n.id)
 	delete(v.members, n.current.text)
 }
 
-// takeIn emits what entries of the stream say.
-func (v *setView) takeIn(entries []goredis.XMessage) (q request, err error) {
+// applyEntries emits what entries of the stream say.
+func (v *setView) applyEntries(entries []goredis.XMessage) (q request, err error) {
 	v.lagging = time.Time{}
 	for _, x := range entries {
 		e, err := parseEntry(x)
@@ -478,9 +481,9 @@ func (v *setView) takeIn(entries []goredis.XMessage) (q request, err error) {
 		v.streamed = e.seq
 		switch e.kind {
 		case entryPut:
-			v.streamPut(e)
+			v.applyPut(e)
 		case entryLeft, entryExpired:
-			v.streamEnd(e)
+			v.applyEnd(e)
 		case entryOverride:
 			q.overrides = true
 		}
@@ -488,8 +491,8 @@ func (v *setView) takeIn(entries []goredis.XMessage) (q request, err error) {
 	return q, nil
 }
 
-// streamPut takes in that a record was written.
-func (v *setView) streamPut(e entry) {
+// applyPut emits that a record was written.
+func (v *setView) applyPut(e entry) {
 	if len(e.record) > discovery.MaxRecord {
 		return // the next look finds what became of the node
 	}
@@ -506,7 +509,7 @@ func (v *setView) streamPut(e entry) {
 		// A look that was taken later lacks it: something newer stands there.
 		return
 	}
-	m := &member{text: e.record, score: e.score, seq: e.seq}
+	m := &member{foundMember: foundMember{text: e.record, score: e.score}, seq: e.seq}
 	m.parse(&v.records)
 	m.id, m.unnamed = e.id, nil
 	if n == nil {
@@ -521,9 +524,9 @@ func (v *setView) streamPut(e entry) {
 	v.put(n, m, 0, e.seq)
 }
 
-// streamEnd takes in that a record was removed, or swept up long after its lease: then
+// applyEnd emits that a record was removed, or swept up long after its lease: then
 // nobody said that the node left.
-func (v *setView) streamEnd(e entry) {
+func (v *setView) applyEnd(e entry) {
 	n := v.nodes[e.id]
 	if n != nil && e.seq <= n.seen {
 		// A look that was taken later has found a record: it is back.

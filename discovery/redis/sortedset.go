@@ -85,7 +85,7 @@ const (
 	entryOverride = "override" // an operator decided, which is kept elsewhere
 )
 
-// entry is one change as our writers record it.
+// An entry is one change as our writers record it.
 type entry struct {
 	seq    uint64
 	time   time.Time

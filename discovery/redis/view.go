@@ -20,10 +20,10 @@ const (
 	// maxMembers is how many members are read. Those of nodes that come and go
 	// twice as often as a directory has room for are among the newest.
 	maxMembers = 2 * discovery.MaxNodes
-	// How many bytes of keys a look is asked for by name, which anybody may say who
-	// can publish or write. A directory full of usual ones is half of it.
+	// maxWanted is how many bytes of keys a look is asked for by name, which everybody
+	// decides who may publish or write. A directory full of usual ones is half of it.
 	maxWanted = 32 << 20
-	keyRoom   = 64 // beside the key itself
+	keyRoom   = 64 // what a key takes beside its text
 )
 
 // A view is what a watch knows of the registry: enough to tell what changed. Only
@@ -39,13 +39,13 @@ type view interface {
 	changes() string
 	// look prepares to read what the request asks for. What it returns reads, and runs
 	// beside the loop.
-	look(q request) func(ctx context.Context) (sight, error)
+	look(q request) func(ctx context.Context) (lookResult, error)
 	// notified returns what a notification makes worth looking at.
 	notified(m *goredis.Message) request
 }
 
-// A sight is what a look has read.
-type sight struct {
+// A lookResult is what a look has read.
+type lookResult struct {
 	slowest time.Duration // what the slowest question to the server took
 	// apply emits what has changed, and returns what is to be looked at again.
 	apply func() (request, error)
@@ -63,14 +63,6 @@ type request struct {
 
 	overrides bool          // the operators' overrides, which are no part of the look
 	after     time.Duration // when to look; add leaves it alone
-}
-
-// requestFor returns a request for these keys.
-func requestFor(keys ...string) (q request) {
-	for _, key := range keys {
-		q.want(key)
-	}
-	return q
 }
 
 // want adds a key. One for which there is no room counts as likely to have changed.

@@ -13,7 +13,7 @@ import (
 const (
 	// What notifications ask for may use this part of the time at most: after a
 	// look that took d, the next waits 9 d.
-	rest = 9
+	restFactor = 9
 	// A look that takes longer than this, or than four times the first one up to
 	// the most, shows that the server was away meanwhile: heartbeats waited, and
 	// keys ran out that nobody could renew.
@@ -21,7 +21,21 @@ const (
 	slowestLook = 2 * time.Second
 )
 
-// A watch is one call of Watch. Its loop runs on the goroutine of the caller.
+// A watch is one call of Watch: a loop on the goroutine of the caller, which alone
+// emits and changes what is known, and goroutines around it that read from the server.
+//
+//	Registry ── watch ─┬─ view: a setView or a keysView ─┬─ feed ── client
+//	                   └─ overridesView ─────────────────┘
+//
+// A change becomes an event in these steps:
+//
+//  1. The server tells of it (by a subscription or the stream of changes), or a poll,
+//     a scan or a verification is due: the feed brings that to the loop.
+//  2. The view says what is worth looking at; requests add up while a look is under way
+//     and while the server has a rest.
+//  3. The view prepares a look, a goroutine reads what it needs.
+//  4. The loop applies what was read: the view compares it with what it knows, and emits
+//     the difference. An entry of the stream holds the record and is applied at once.
 type watch struct {
 	feed
 	view      view
@@ -29,24 +43,24 @@ type watch struct {
 	slowest   time.Duration // a question that takes longer shows that the server was away
 
 	verifications chan *verification
-	looked        chan looked
+	finished      chan finishedLook
 	ended         chan struct{}
 
 	// Of the loop.
-	pending request   // what the next look is for
-	urgent  bool      // it does not wait for rested
-	rested  time.Time // until then the server is left in peace
-	looking bool      // a look is under way
-	looks   uint64    // how many were started
-	told    func() bool
-	again   request   // what to look at later
-	at      time.Time // when that is due; zero: there is nothing
-	waiting []*verification
+	pending   request     // what the next look is for
+	urgent    bool        // it does not wait for restUntil
+	restUntil time.Time   // until then the server is left in peace
+	looking   bool        // a look is under way
+	looks     uint64      // how many were started
+	told      func() bool // of the look that was applied last
+	later     request     // what to look at later
+	laterAt   time.Time   // when that is due; zero: there is nothing
+	waiting   []*verification
 }
 
-// looked is what became of a look.
-type looked struct {
-	sight
+// A finishedLook is what became of a look.
+type finishedLook struct {
+	lookResult
 	costly bool // more than what was known to have changed
 	took   time.Duration
 	err    error
@@ -67,7 +81,7 @@ func newWatch(c *client, emit func(discovery.Event)) *watch {
 			failed:   make(chan error, 8),
 		},
 		verifications: make(chan *verification),
-		looked:        make(chan looked, 1),
+		finished:      make(chan finishedLook, 1),
 		ended:         make(chan struct{}),
 	}
 }
@@ -111,17 +125,17 @@ func (w *watch) run(ctx context.Context) error {
 			w.pending.add(request{some: true, overrides: true})
 			w.urgent = true
 		case q := <-w.verifications:
-			// A look that is under way may have read already.
+			// A look that is under way may have read before.
 			q.look = w.looks + 1
 			w.waiting = append(w.waiting, q)
 			w.pending.add(request{whole: true})
 			w.urgent = true
-		case l := <-w.looked:
+		case l := <-w.finished:
 			if err := w.apply(l); err != nil {
 				return broken(err)
 			}
-		case takeIn := <-w.found:
-			q, err := takeIn()
+		case apply := <-w.found:
+			q, err := apply()
 			if err != nil {
 				return broken(err)
 			}
@@ -136,24 +150,24 @@ func (w *watch) run(ctx context.Context) error {
 	}
 }
 
-// start starts what is due, and returns when something will be: the zero time if
-// nothing is before something else happens.
+// start starts to read what is due, and returns when something more will be, the zero
+// time if nothing is known to be.
 func (w *watch) start(ctx context.Context) (due time.Time) {
 	if w.pending.overrides && w.overrides.look(ctx) {
 		w.pending.overrides = false
 	}
 	now := time.Now()
-	if !w.at.IsZero() && !now.Before(w.at) {
-		w.pending.add(w.again)
-		w.again, w.at = request{}, time.Time{}
+	if !w.laterAt.IsZero() && !now.Before(w.laterAt) {
+		w.pending.add(w.later)
+		w.later, w.laterAt = request{}, time.Time{}
 	}
-	due = w.at
+	due = w.laterAt
 	switch {
 	case w.looking || w.pending.none():
-	case w.urgent || !now.Before(w.rested):
+	case w.urgent || !now.Before(w.restUntil):
 		w.look(ctx)
-	case due.IsZero() || w.rested.Before(due):
-		due = w.rested
+	case due.IsZero() || w.restUntil.Before(due):
+		due = w.restUntil
 	}
 	return due
 }
@@ -168,15 +182,16 @@ func (w *watch) look(ctx context.Context) {
 	w.group.Go(func() {
 		began := time.Now()
 		s, err := read(ctx)
-		w.looked <- looked{s, q.whole || q.some, time.Since(began), err}
+		w.finished <- finishedLook{s, q.whole || q.some, time.Since(began), err}
 	})
 }
 
-// apply takes in what a look has read.
-func (w *watch) apply(l looked) error {
+// apply lets the view apply what a look has read. A look that failed, or for which a
+// question took too long, breaks the watch.
+func (w *watch) apply(l finishedLook) error {
 	w.looking = false
 	if l.costly {
-		w.rested = time.Now().Add(min(rest*l.took, w.client.config.Poll))
+		w.restUntil = time.Now().Add(min(restFactor*l.took, w.client.config.Poll))
 	}
 	if l.err != nil {
 		return l.err
@@ -184,14 +199,14 @@ func (w *watch) apply(l looked) error {
 	if l.slowest > w.slowest {
 		return fmt.Errorf("%w: the server took %v to answer", discovery.ErrBroken, l.slowest.Round(time.Millisecond))
 	}
-	q, err := l.sight.apply()
+	q, err := l.lookResult.apply()
 	if err != nil {
 		return err
 	}
 	if !q.none() {
-		w.again.add(q)
-		if at := time.Now().Add(q.after); w.at.IsZero() || at.Before(w.at) {
-			w.at = at
+		w.later.add(q)
+		if at := time.Now().Add(q.after); w.laterAt.IsZero() || at.Before(w.laterAt) {
+			w.laterAt = at
 		}
 	}
 	w.told = l.told
@@ -199,7 +214,8 @@ func (w *watch) apply(l looked) error {
 	return nil
 }
 
-// verified lets those go who wait for a look that was applied.
+// verified answers the verifications whose look was applied, once the stream has told
+// all that it found.
 func (w *watch) verified() {
 	if w.told != nil && !w.told() {
 		return
@@ -215,7 +231,8 @@ func (w *watch) verified() {
 	w.waiting = kept
 }
 
-// verify waits for a look that begins now. It may be called by anybody.
+// verify waits until a look that begins now was applied. It may be called concurrently
+// with the loop.
 func (w *watch) verify(ctx context.Context) error {
 	q := &verification{done: make(chan struct{})}
 	for asked := w.verifications; ; asked = nil {

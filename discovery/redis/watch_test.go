@@ -39,11 +39,11 @@ func (v *fakeView) list(context.Context) (discovery.Listing, time.Duration, erro
 }
 func (v *fakeView) changes() string                   { return "poll" }
 func (v *fakeView) notified(*goredis.Message) request { return request{some: true} }
-func (v *fakeView) look(q request) func(context.Context) (sight, error) {
+func (v *fakeView) look(q request) func(context.Context) (lookResult, error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.looks = append(v.looks, q)
-	s := sight{slowest: v.slowest, told: func() bool { return v.told }, apply: func() (next request, err error) {
+	s := lookResult{slowest: v.slowest, told: func() bool { return v.told }, apply: func() (next request, err error) {
 		v.mu.Lock()
 		defer v.mu.Unlock()
 		v.applied++
@@ -52,7 +52,7 @@ func (v *fakeView) look(q request) func(context.Context) (sight, error) {
 		}
 		return next, nil
 	}}
-	return func(context.Context) (sight, error) {
+	return func(context.Context) (lookResult, error) {
 		time.Sleep(v.takes)
 		return s, nil
 	}
