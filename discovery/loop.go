@@ -10,10 +10,9 @@ import (
 // loop is the state of a directory that only Run's goroutine touches: the parts, which
 // do not know it, and what an event means to several of them at once.
 type loop struct {
-	dir      *Directory // what others read
-	log      *slog.Logger
-	dialer   dialer
-	verifier Verifier // nil if the watcher is none
+	dir    *Directory // what others read
+	log    *slog.Logger
+	dialer dialer
 
 	watch      supervisor
 	table      table
@@ -29,40 +28,29 @@ type loop struct {
 	restorer   *restorer
 	suspicion  *suspicion
 
-	expiry        *time.Timer         // when the first lease may run out
-	verifications tasks[verification] // at most one
-	expired       []*tracked          // whose records ran out in the registry, in this batch of events
+	expiry  *time.Timer // when the first lease may run out
+	expired []*tracked  // whose records ran out in the registry, in this batch of events
 
 	// Nodes that are heard again are not new: see join.
 	relearns  bool
 	relearned time.Duration
 }
 
-// verification is how the proof went that the watch with a number is alive.
-type verification struct {
-	watch uint64
-	began time.Duration
-	err   error
-}
-
 func newLoop(d *Directory) *loop {
 	locator, _ := As[Locator](d.watcher)
-	verifier, _ := As[Verifier](d.watcher)
 	l := &loop{
-		dir:           d,
-		log:           d.options.Logger,
-		dialer:        newDialer(d.options),
-		verifier:      verifier,
-		watch:         newSupervisor(d.watcher, &d.revision),
-		table:         newTable(),
-		overrides:     overrides{end: stoppedTimer()},
-		rejections:    newRejections(),
-		publisher:     newPublisher(&d.snapshot, d.synced),
-		reporter:      newReporter(&d.journal, d.options.Logger),
-		location:      newLocation(d.options.Addresses, locator),
-		saver:         newSaver(d.options.WarmStart, d.options.Logger),
-		expiry:        stoppedTimer(),
-		verifications: newTasks[verification](1),
+		dir:        d,
+		log:        d.options.Logger,
+		dialer:     newDialer(d.options),
+		watch:      newSupervisor(d.watcher, &d.revision),
+		table:      newTable(),
+		overrides:  overrides{end: stoppedTimer()},
+		rejections: newRejections(),
+		publisher:  newPublisher(&d.snapshot, d.synced),
+		reporter:   newReporter(&d.journal, d.options.Logger),
+		location:   newLocation(d.options.Addresses, locator),
+		saver:      newSaver(d.options.WarmStart, d.options.Logger),
+		expiry:     stoppedTimer(),
 	}
 	l.resolver = newResolver(l.dialer.lookup)
 	l.reacher = newReacher(l.dialer)
@@ -89,8 +77,8 @@ func (l *loop) run(ctx context.Context) error {
 			l.resolver.take(r, func(r lookup) { l.onLookup(ctx, r) })
 		case r := <-l.reacher.done:
 			l.reacher.take(r, func(r reached) { l.onReach(ctx, r) })
-		case r := <-l.verifications.done:
-			l.verifications.take(r, func(r verification) { l.onVerify(ctx, r) })
+		case r := <-l.watch.verifications.done:
+			l.watch.verifications.take(r, func(r verification) { l.onVerify(ctx, r) })
 		case r := <-l.saver.loads.done:
 			l.saver.loads.take(r, l.onLoad)
 		case r := <-l.saver.saves.done:
@@ -115,13 +103,12 @@ func (l *loop) run(ctx context.Context) error {
 		case <-l.overrides.end.C:
 			l.applyOverrides()
 		case <-l.expiry.C:
-			l.checkLeases(ctx)
 		}
 		l.lapseExpired()
 		l.prober.dialWaiting(ctx, len(l.table.nodes))
 		l.resolver.lookUpWaiting(ctx)
 		l.reacher.tryWaiting(ctx)
-		l.armExpiry()
+		l.checkLeases(ctx)
 		l.publish()
 	}
 }
@@ -225,7 +212,6 @@ func (l *loop) awaitsAnswers() bool {
 // stop ends the goroutines that run started, and waits for them.
 func (l *loop) stop() {
 	l.watch.stop()
-	l.verifications.wait()
 	l.prober.wait()
 	l.resolver.stop()
 	l.reacher.wait()

@@ -10,10 +10,6 @@ import (
 	"time"
 )
 
-// A registry that takes longer than this to prove that the watch is alive is
-// ill, and an ill registry is no evidence that a node is dead.
-const verifyTimeout = time.Second
-
 // apply takes in what the registry reported.
 func (l *loop) apply(e *Event) {
 	l.watch.observe(e.Revision)
@@ -355,33 +351,17 @@ func (l *Listing) provesGone(unheard, lease time.Duration) bool {
 	return !l.Partial && unheard < lease && (l.Expiry == 0 || unheard < l.Expiry)
 }
 
-// armExpiry sets the timer to the first lease that may run out.
-func (l *loop) armExpiry() {
-	first := l.table.leases.first()
-	if first == nil || !l.watch.listed || l.verifications.running > 0 {
-		l.expiry.Stop()
-		return
-	}
-	l.expiry.Reset(first.due - now())
-}
-
-// checkLeases looks for leases that ran out. Before it believes that their nodes
-// are gone it asks the registry to prove that it would have told.
+// checkLeases looks for a lease that ran out, or comes back when the first may have. Before
+// it is believed that its node is gone the registry has to prove that it would have told.
 func (l *loop) checkLeases(ctx context.Context) {
-	if !l.watch.listed || l.verifications.running > 0 || l.table.overdue(now()) == nil {
-		return
+	switch first := l.table.leases.first(); {
+	case first == nil || !l.watch.listed || l.watch.verifications.running > 0:
+		l.expiry.Stop()
+	case l.table.overdue(now()) != nil:
+		l.watch.verify(ctx)
+	default:
+		l.expiry.Reset(l.table.leases.first().due - now())
 	}
-	v := verification{watch: l.watch.number, began: now()}
-	if l.verifier == nil {
-		l.onVerify(ctx, v)
-		return
-	}
-	l.verifications.start(func() verification {
-		ctx, cancel := context.WithTimeout(ctx, verifyTimeout)
-		defer cancel()
-		v.err = l.verifier.Verify(ctx)
-		return v
-	})
 }
 
 // onVerify lets the leases lapse that had run out when a successful verification

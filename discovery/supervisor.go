@@ -9,11 +9,15 @@ import (
 	"github.com/cenkalti/backoff/v5"
 )
 
-// The wait before a watch is started again grows from the first to the second, both
-// give or take half.
 const (
+	// The wait before a watch is started again grows from the first to the second,
+	// both give or take half.
 	firstRetry = 50 * time.Millisecond
 	lastRetry  = 3 * time.Second
+
+	// A registry that takes longer than this to prove that the watch is alive is ill,
+	// and an ill registry is no evidence that a node is dead.
+	verifyTimeout = time.Second
 )
 
 // supervisor runs the watch of a registry, in one goroutine at a time, and starts it again
@@ -30,6 +34,9 @@ type supervisor struct {
 	broken   bool                    // the running watch was given up; what it still says is ignored
 	backoff  *backoff.ExponentialBackOff
 	retry    *time.Timer
+
+	verifier      Verifier            // nil if the registry is none
+	verifications tasks[verification] // at most one
 
 	number     uint64 // counts the watches
 	listed     bool
@@ -48,6 +55,13 @@ type message struct {
 	ended error
 }
 
+// verification is how the proof went that a watch is alive.
+type verification struct {
+	watch uint64
+	began time.Duration
+	err   error
+}
+
 func newSupervisor(w Watcher, revision *atomic.Uint64) supervisor {
 	s := supervisor{
 		watcher:  w,
@@ -56,10 +70,12 @@ func newSupervisor(w Watcher, revision *atomic.Uint64) supervisor {
 			InitialInterval: firstRetry, MaxInterval: lastRetry,
 			Multiplier: 2, RandomizationFactor: 0.5,
 		},
-		retry:    stoppedTimer(),
-		lostAt:   now(),
-		revision: revision,
+		retry:         stoppedTimer(),
+		verifications: newTasks[verification](1),
+		lostAt:        now(),
+		revision:      revision,
 	}
+	s.verifier, _ = As[Verifier](w)
 	s.backoff.Reset()
 	return s
 }
@@ -88,6 +104,20 @@ func (s *supervisor) start(ctx context.Context) {
 		}
 		s.messages <- message{ended: err}
 	}()
+}
+
+// verify has the registry prove that the running watch has emitted everything up to now.
+// Without a Verifier it is taken for granted.
+func (s *supervisor) verify(ctx context.Context) {
+	v := verification{watch: s.number, began: now()}
+	s.verifications.start(func() verification {
+		if s.verifier != nil {
+			ctx, cancel := context.WithTimeout(ctx, verifyTimeout)
+			defer cancel()
+			v.err = s.verifier.Verify(ctx)
+		}
+		return v
+	})
 }
 
 // giveUp ends a watch that is worthless although it does not know. It reports false if
@@ -146,8 +176,9 @@ func (s *supervisor) complete(l Listing, at time.Duration) {
 	s.revision.Store(s.seen)
 }
 
-// stop ends the watch and waits for its goroutine.
+// stop ends the watch and waits for its goroutine, and for a verification.
 func (s *supervisor) stop() {
+	defer s.verifications.wait()
 	if s.cancel == nil {
 		return
 	}
