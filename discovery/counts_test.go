@@ -24,7 +24,7 @@ func TestCounts(t *testing.T) {
 			all.suspects += n.suspects
 			if n.nodes > 0 {
 				s := by[n.service]
-				by[n.service] = count{s.nodes + 1, s.suspects + n.suspects}
+				by[n.service] = count{nodes: s.nodes + 1, suspects: s.suspects + n.suspects}
 			}
 		}
 		if c.all != all || len(c.services) != len(by) {

@@ -107,57 +107,47 @@ func (d *dialer) reach(ctx context.Context, e *Entry) (netip.Addr, error) {
 		defer cancel()
 		return addresses[0], d.probe(ctx, e.socket(addresses[0]))
 	}
-	type answer struct {
+	type tried struct {
 		i   int
 		err error
 	}
-	answers := make(chan answer, len(addresses))
-	running, next := 0, 0
+	tries := newTasks[tried](len(addresses))
 	defer func() {
 		cancel()
-		for ; running > 0; running-- {
-			<-answers
-		}
+		tries.wait()
 	}()
-	try := func() {
-		i := next
-		next++
-		running++
-		go func() { answers <- answer{i, d.probe(ctx, e.socket(addresses[i]))} }()
-	}
-	var first error
-	other := -1
-	timer := time.NewTimer(tryNext)
+	timer := stoppedTimer()
 	defer timer.Stop()
-	for try(); running > 0; {
+	var first error // why the one in use does not accept
+	next, other := 0, -1
+	for first == nil || other < 0 {
+		if next < len(addresses) && other < 0 {
+			i := next
+			next++
+			tries.start(func() tried { return tried{i, d.probe(ctx, e.socket(addresses[i]))} })
+			timer.Reset(tryNext)
+		} else if tries.running == 0 {
+			return netip.Addr{}, first
+		}
 		select {
-		case a := <-answers:
-			running--
+		case t := <-tries.done:
+			tries.running--
 			switch {
-			case a.err == nil && (a.i == 0 || first != nil):
-				return addresses[a.i], nil
-			case a.err == nil:
-				if other < 0 {
-					other = a.i
-					timer.Reset(preferReached)
-				}
-			case a.i == 0:
-				first = a.err
-			}
-			if first != nil && other >= 0 {
-				return addresses[other], nil
+			case t.err == nil && t.i == 0:
+				return addresses[0], nil
+			case t.err == nil && other < 0:
+				other = t.i
+				timer.Reset(preferReached)
+			case t.i == 0:
+				first = t.err
 			}
 		case <-timer.C:
 			if other >= 0 {
 				return addresses[other], nil
 			}
 		}
-		if next < len(addresses) && other < 0 {
-			try()
-			timer.Reset(tryNext)
-		}
 	}
-	return netip.Addr{}, first
+	return addresses[other], nil
 }
 
 // inconclusive reports whether a node could not be dialled for a reason that says

@@ -2,7 +2,6 @@ package discovery
 
 import (
 	"cmp"
-	"container/list"
 	"maps"
 	"slices"
 	"time"
@@ -22,24 +21,26 @@ const (
 
 // lapsedNodes keeps the records of nodes that lapsed, so that they can be brought
 // back: by the loss guard, when so many lapsed that they are asked themselves, or by
-// a heartbeat that names no endpoint. Those that lapsed within one lease are counted,
-// as the loss guard needs it, in all and by service. It is bounded in number, bytes
-// and time, the oldest go first, and each step costs the logarithm of their number.
-// Those that are being asked are beside that: they have the bounds of the nodes in use,
-// so that as many can be brought back, and none goes before its answer.
+// a heartbeat that names no endpoint. Those that lapsed within one lease are counted.
+// It is bounded in number, bytes and time, the oldest go first, and each step costs the
+// logarithm of their number. Those that are being asked are beside that: they have the
+// bounds of the nodes in use, so that as many can be brought back, and none goes before
+// its answer.
 type lapsedNodes struct {
 	most, mostBytes int
+	counts          *counts
 
 	byID     map[string]*lapsedNode
 	byRecord map[string]*lapsedNode
-	ages     *list.List            // *lapsedNode, the oldest first, without those that are being asked
+	ages     timeQueue[lapsedNode] // those that are not being asked, the oldest first
 	bytes    int                   // of those
 	pending  int                   // how many are being asked
 	room     room                  // of those
 	recent   timeQueue[lapsedNode] // those that count, the one first that does so no longer
-	services map[string]*lapsedService
-	unasked  int // of all services
+	unasked  map[string]nodeSet    // those of them that were not dialled since, by service
 }
+
+type nodeSet map[*lapsedNode]struct{}
 
 // lapsedNode is what is kept of one node.
 type lapsedNode struct {
@@ -53,10 +54,10 @@ type lapsedNode struct {
 	counts time.Duration // for how long it counts as one that lapsed lately
 	until  time.Duration // up to when that is
 	bytes  int
-	age    *list.Element // nil while it is being asked
-	room   int           // what it takes of the room, while it is being asked
-	place  int           // in recent
-	again  int           // how often it was asked in vain
+	room   int // what it takes of the room, while it is being asked
+	again  int // how often it was asked in vain
+
+	agesPlace, recentPlace int
 }
 
 func (n *lapsedNode) id() string     { return n.entry.Node.ID }
@@ -67,21 +68,19 @@ func (n *lapsedNode) compare(o *lapsedNode) int {
 	return cmp.Or(cmp.Compare(n.since, o.since), cmp.Compare(n.id(), o.id()))
 }
 
-// lapsedService is what counts of one service.
-type lapsedService struct {
-	lately  int
-	unasked map[*lapsedNode]struct{} // not dialled since they lapsed
-}
-
-func newLapsedNodes(most, mostBytes int) lapsedNodes {
+func newLapsedNodes(most, mostBytes int, c *counts) lapsedNodes {
 	return lapsedNodes{
-		most: most, mostBytes: mostBytes,
+		most: most, mostBytes: mostBytes, counts: c,
 		byID: make(map[string]*lapsedNode), byRecord: make(map[string]*lapsedNode),
-		ages: list.New(), services: make(map[string]*lapsedService),
+		ages: timeQueue[lapsedNode]{
+			time:  func(n *lapsedNode) time.Duration { return n.since },
+			place: func(n *lapsedNode) *int { return &n.agesPlace },
+		},
 		recent: timeQueue[lapsedNode]{
 			time:  func(n *lapsedNode) time.Duration { return n.until },
-			place: func(n *lapsedNode) *int { return &n.place },
+			place: func(n *lapsedNode) *int { return &n.recentPlace },
 		},
+		unasked: make(map[string]nodeSet),
 	}
 }
 
@@ -106,42 +105,48 @@ func (l *lapsedNodes) addAsked(n *lapsedNode, at time.Duration) bool {
 func (l *lapsedNodes) insert(n *lapsedNode, at time.Duration, asked bool) {
 	l.drop(l.byID[n.id()])
 	l.drop(l.byRecord[n.record()])
-	n.since = at
-	n.bytes = n.entry.Node.footprint() + len(n.key)
-	n.age = l.ages.PushBack(n)
 	l.byID[n.id()], l.byRecord[n.record()] = n, n
-	l.bytes += n.bytes
+	n.bytes = n.entry.Node.footprint() + len(n.key)
+	l.keep(n, at)
 	if n.counts > 0 {
 		n.until = at + n.counts
 		l.recent.put(n)
-		p := l.services[n.entry.Node.Service()]
-		if p == nil {
-			p = &lapsedService{unasked: make(map[*lapsedNode]struct{})}
-			l.services[n.entry.Node.Service()] = p
-		}
-		p.lately++
+		l.counts.add(n.entry.Node.Service(), count{gone: 1})
 		if !asked {
-			p.unasked[n] = struct{}{}
-			l.unasked++
+			l.setUnasked(n)
 		}
 	}
 }
 
+// keep has a node be one of those that are not being asked.
+func (l *lapsedNodes) keep(n *lapsedNode, since time.Duration) {
+	n.since = since
+	l.ages.put(n)
+	l.bytes += n.bytes
+}
+
+func (l *lapsedNodes) setUnasked(n *lapsedNode) {
+	service := n.entry.Node.Service()
+	if l.unasked[service] == nil {
+		l.unasked[service] = make(nodeSet)
+	}
+	l.unasked[service][n] = struct{}{}
+}
+
 // trim drops the oldest that are too many.
 func (l *lapsedNodes) trim() {
-	for l.ages.Len() > l.most || l.bytes > l.mostBytes {
-		l.drop(l.ages.Front().Value.(*lapsedNode))
+	for len(l.ages.items) > l.most || l.bytes > l.mostBytes {
+		l.drop(l.ages.first())
 	}
 }
 
 // await keeps a node until [lapsedNodes.answered], whatever lapses meanwhile, and
 // reports whether there is room for it.
 func (l *lapsedNodes) await(n *lapsedNode) bool {
-	if n.age == nil || l.pending >= MaxNodes || l.room.refuses(0, &n.entry.Node) != nil {
+	if !l.ages.has(n) || l.pending >= MaxNodes || l.room.refuses(0, &n.entry.Node) != nil {
 		return false
 	}
-	l.ages.Remove(n.age)
-	n.age = nil
+	l.ages.remove(n)
 	l.bytes -= n.bytes
 	l.pending++
 	n.room = l.room.take(0, &n.entry.Node)
@@ -150,14 +155,11 @@ func (l *lapsedNodes) await(n *lapsedNode) bool {
 
 // answered ends await at a time.
 func (l *lapsedNodes) answered(n *lapsedNode, at time.Duration) {
-	if l.byID[n.id()] != n || n.age != nil {
-		return
+	if l.byID[n.id()] == n && !l.ages.has(n) {
+		l.leave(n)
+		l.keep(n, at)
+		l.trim()
 	}
-	l.leave(n)
-	n.since = at
-	n.age = l.ages.PushBack(n)
-	l.bytes += n.bytes
-	l.trim()
 }
 
 // leave takes a node out of those that are being asked.
@@ -177,11 +179,11 @@ func (l *lapsedNodes) drop(n *lapsedNode) {
 	}
 	delete(l.byID, n.id())
 	delete(l.byRecord, n.record())
-	if n.age == nil {
-		l.leave(n)
-	} else {
-		l.ages.Remove(n.age)
+	if l.ages.has(n) {
+		l.ages.remove(n)
 		l.bytes -= n.bytes
+	} else {
+		l.leave(n)
 	}
 	l.uncount(n)
 }
@@ -193,13 +195,9 @@ func (l *lapsedNodes) uncount(n *lapsedNode) {
 	}
 	l.recent.remove(n)
 	service := n.entry.Node.Service()
-	p := l.services[service]
-	if _, is := p.unasked[n]; is {
-		delete(p.unasked, n)
-		l.unasked--
-	}
-	if p.lately--; p.lately == 0 {
-		delete(l.services, service)
+	l.counts.add(service, count{gone: -1})
+	if delete(l.unasked[service], n); len(l.unasked[service]) == 0 {
+		delete(l.unasked, service)
 	}
 }
 
@@ -208,29 +206,15 @@ func (l *lapsedNodes) expire(at time.Duration) {
 	for n := l.recent.firstBy(at); n != nil; n = l.recent.firstBy(at) {
 		l.uncount(n)
 	}
-	for e := l.ages.Front(); e != nil && e.Value.(*lapsedNode).since+keepLapsed <= at; e = l.ages.Front() {
-		l.drop(e.Value.(*lapsedNode))
+	for n := l.ages.firstBy(at - keepLapsed); n != nil; n = l.ages.firstBy(at - keepLapsed) {
+		l.drop(n)
 	}
-}
-
-// lately returns how many nodes lapsed lately.
-func (l *lapsedNodes) lately() int { return len(l.recent.items) }
-
-// latelyOf returns how many nodes of a service lapsed lately.
-func (l *lapsedNodes) latelyOf(service string) int {
-	if p := l.services[service]; p != nil {
-		return p.lately
-	}
-	return 0
 }
 
 // ask returns the nodes that lapsed lately and were not asked since, each once; they
 // are kept until they are answered.
 func (l *lapsedNodes) ask() (asked []*lapsedNode) {
-	if l.unasked == 0 {
-		return nil
-	}
-	for service := range l.services {
+	for _, service := range slices.Collect(maps.Keys(l.unasked)) { // askOf may change it
 		asked = append(asked, l.askOf(service)...)
 	}
 	slices.SortFunc(asked, (*lapsedNode).compare)
@@ -239,13 +223,8 @@ func (l *lapsedNodes) ask() (asked []*lapsedNode) {
 
 // askOf is ask for one service.
 func (l *lapsedNodes) askOf(service string) []*lapsedNode {
-	p := l.services[service]
-	if p == nil || len(p.unasked) == 0 {
-		return nil
-	}
-	asked := slices.SortedFunc(maps.Keys(p.unasked), (*lapsedNode).compare)
-	clear(p.unasked)
-	l.unasked -= len(asked)
+	asked := slices.SortedFunc(maps.Keys(l.unasked[service]), (*lapsedNode).compare)
+	delete(l.unasked, service)
 	return slices.DeleteFunc(asked, func(n *lapsedNode) bool {
 		if l.await(n) {
 			return false
@@ -258,13 +237,8 @@ func (l *lapsedNodes) askOf(service string) []*lapsedNode {
 // askAgain has a node asked once more, the next time that many are: it could not be
 // told whether it answers. That is so a few times only.
 func (l *lapsedNodes) askAgain(n *lapsedNode) {
-	if l.byID[n.id()] != n || !l.recent.has(n) || n.again >= maxAgain {
-		return
-	}
-	n.again++
-	p := l.services[n.entry.Node.Service()]
-	if _, is := p.unasked[n]; !is {
-		p.unasked[n] = struct{}{}
-		l.unasked++
+	if l.byID[n.id()] == n && l.recent.has(n) && n.again < maxAgain {
+		n.again++
+		l.setUnasked(n)
 	}
 }

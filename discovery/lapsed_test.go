@@ -32,13 +32,13 @@ func TestLapsedNodesIsBounded(t *testing.T) {
 		{"in bytes", 1 << 30, 7*record + 1, 7},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			nodes := newLapsedNodes(test.most, test.bytes)
+			nodes := newLapsedNodes(test.most, test.bytes, newCounts())
 			for i := range 1000 {
 				nodes.add(newLapsed(fmt.Sprintf("a%04d", i), "orders", time.Hour), time.Duration(i), i%2 == 0)
 			}
-			if len(nodes.byID) != test.want || len(nodes.byRecord) != test.want || nodes.ages.Len() != test.want || nodes.lately() != test.want || nodes.latelyOf("orders") != test.want {
+			if len(nodes.byID) != test.want || len(nodes.byRecord) != test.want || len(nodes.ages.items) != test.want || nodes.counts.all.gone != test.want || nodes.counts.of("orders").gone != test.want {
 				t.Errorf("%d, %d and %d kept, %d and %d count; want %d of each",
-					len(nodes.byID), len(nodes.byRecord), nodes.ages.Len(), nodes.lately(), nodes.latelyOf("orders"), test.want)
+					len(nodes.byID), len(nodes.byRecord), len(nodes.ages.items), nodes.counts.all.gone, nodes.counts.of("orders").gone, test.want)
 			}
 			if nodes.byID["a0999"] == nil || nodes.byID["a0000"] != nil {
 				t.Error("not the oldest went")
@@ -51,7 +51,7 @@ func TestLapsedNodesIsBounded(t *testing.T) {
 				nodes.answered(n, 1000)
 			}
 			nodes.expire(keepLapsed + 1000)
-			if len(nodes.byID) != 0 || len(nodes.byRecord) != 0 || nodes.ages.Len() != 0 || nodes.bytes != 0 || nodes.lately() != 0 || len(nodes.services) != 0 || nodes.unasked != 0 {
+			if len(nodes.byID) != 0 || len(nodes.byRecord) != 0 || len(nodes.ages.items) != 0 || nodes.bytes != 0 || nodes.counts.all.gone != 0 || len(nodes.counts.services) != 0 || len(nodes.unasked) != 0 {
 				t.Errorf("left after their time: %+v", nodes)
 			}
 		})
@@ -59,9 +59,9 @@ func TestLapsedNodesIsBounded(t *testing.T) {
 }
 
 func TestLapsedNodesTooLarge(t *testing.T) {
-	nodes := newLapsedNodes(10, 100)
+	nodes := newLapsedNodes(10, 100, newCounts())
 	nodes.add(newLapsed("a", "orders", time.Hour), 0, false)
-	if len(nodes.byID) != 0 || nodes.bytes != 0 || nodes.unasked != 0 {
+	if len(nodes.byID) != 0 || nodes.bytes != 0 || len(nodes.unasked) != 0 {
 		t.Errorf("kept what does not fit: %+v", nodes)
 	}
 }
@@ -69,7 +69,7 @@ func TestLapsedNodesTooLarge(t *testing.T) {
 // What is being asked stays until it has answered, however many lapse meanwhile, and
 // is like any other from then on.
 func TestLapsedNodesAwaitsAnswers(t *testing.T) {
-	nodes := newLapsedNodes(10, 1<<30)
+	nodes := newLapsedNodes(10, 1<<30, newCounts())
 	asked := make([]*lapsedNode, 30)
 	for i := range asked {
 		asked[i] = newLapsed(fmt.Sprintf("asked-%02d", i), "orders", time.Hour)
@@ -82,9 +82,9 @@ func TestLapsedNodesAwaitsAnswers(t *testing.T) {
 	}
 	counts := func(pending, kept int) {
 		t.Helper()
-		if nodes.pending != pending || nodes.ages.Len() != kept || len(nodes.byID) != pending+kept || len(nodes.byRecord) != pending+kept || nodes.lately() != pending+kept {
+		if nodes.pending != pending || len(nodes.ages.items) != kept || len(nodes.byID) != pending+kept || len(nodes.byRecord) != pending+kept || nodes.counts.all.gone != pending+kept {
 			t.Errorf("%d are asked, %d are not; %d and %d kept, %d count; want %d and %d",
-				nodes.pending, nodes.ages.Len(), len(nodes.byID), len(nodes.byRecord), nodes.lately(), pending, kept)
+				nodes.pending, len(nodes.ages.items), len(nodes.byID), len(nodes.byRecord), nodes.counts.all.gone, pending, kept)
 		}
 	}
 	counts(30, 10)
@@ -108,21 +108,21 @@ func TestLapsedNodesAwaitsAnswers(t *testing.T) {
 		t.Error("not the oldest went")
 	}
 	nodes.expire(keepLapsed + 2)
-	if nodes.pending != 10 || nodes.ages.Len() != 0 || len(nodes.byID) != 10 || nodes.lately() != 0 {
-		t.Errorf("after their time %d are asked, %d are not, %d count", nodes.pending, nodes.ages.Len(), nodes.lately())
+	if nodes.pending != 10 || len(nodes.ages.items) != 0 || len(nodes.byID) != 10 || nodes.counts.all.gone != 0 {
+		t.Errorf("after their time %d are asked, %d are not, %d count", nodes.pending, len(nodes.ages.items), nodes.counts.all.gone)
 	}
 	for _, g := range nodes.byID {
 		nodes.answered(g, keepLapsed+2)
 	}
 	nodes.expire(2*keepLapsed + 2)
 	counts(0, 0)
-	if nodes.unasked != 0 || len(nodes.services) != 0 || nodes.bytes != 0 || nodes.room.used != 0 {
+	if len(nodes.unasked) != 0 || len(nodes.counts.services) != 0 || nodes.bytes != 0 || nodes.room.used != 0 {
 		t.Errorf("%d bytes and %d of the room are left", nodes.bytes, nodes.room.used)
 	}
 }
 
 func TestLapsedNodesAwaitsABoundedNumber(t *testing.T) {
-	nodes := newLapsedNodes(10, 1<<30)
+	nodes := newLapsedNodes(10, 1<<30, newCounts())
 	nodes.pending = MaxNodes
 	if nodes.addAsked(newLapsed("a", "orders", time.Hour), 0) || nodes.byID["a"] == nil {
 		t.Error("one more than may be in use is asked, or is not kept")
@@ -139,14 +139,14 @@ func TestLapsedNodesAwaitsABoundedNumber(t *testing.T) {
 }
 
 func TestLapsedNodesCounts(t *testing.T) {
-	nodes := newLapsedNodes(100, 1<<30)
+	nodes := newLapsedNodes(100, 1<<30, newCounts())
 	nodes.add(newLapsed("a", "orders", 10), 0, false)
 	nodes.add(newLapsed("b", "orders", 19), 1, true)
 	nodes.add(newLapsed("c", "billing", 18), 2, false)
 	nodes.add(newLapsed("d", "billing", 0), 3, false) // long ago
 	counts := func(want string) {
 		t.Helper()
-		if got := fmt.Sprintf("%d: %d orders, %d billing, %d kept", nodes.lately(), nodes.latelyOf("orders"), nodes.latelyOf("billing"), len(nodes.byID)); got != want {
+		if got := fmt.Sprintf("%d: %d orders, %d billing, %d kept", nodes.counts.all.gone, nodes.counts.of("orders").gone, nodes.counts.of("billing").gone, len(nodes.byID)); got != want {
 			t.Errorf("%s; want %s", got, want)
 		}
 	}
@@ -166,7 +166,7 @@ func TestLapsedNodesCounts(t *testing.T) {
 }
 
 func TestLapsedNodesAsks(t *testing.T) {
-	nodes := newLapsedNodes(100, 1<<30)
+	nodes := newLapsedNodes(100, 1<<30, newCounts())
 	for i, id := range []string{"b", "a", "c"} {
 		nodes.add(newLapsed(id, "orders", 100), time.Duration(i), false)
 	}

@@ -55,7 +55,7 @@ type suspicion struct {
 	guard  int               // in percent; 0: nobody is suspect
 	usable func(*Entry) bool // whether some request may reach the node
 
-	counts    counts        // of the nodes in use
+	counts    *counts
 	recountAt time.Duration // when all are counted anew, if anything lapses
 	// Those that lapsed and are gone. Those of the last lease are part of the same
 	// event as what lapses now, and are dialled with it.
@@ -66,18 +66,16 @@ type suspicion struct {
 }
 
 func newSuspicion(guard int, usable func(*Entry) bool) *suspicion {
+	c := newCounts()
 	return &suspicion{
-		guard: max(guard, 0), usable: usable, counts: newCounts(), recountAt: now(),
-		lapsed:  newLapsedNodes(maxLapsed, maxLapsedBytes),
+		guard: max(guard, 0), usable: usable, counts: c, recountAt: now(),
+		lapsed:  newLapsedNodes(maxLapsed, maxLapsedBytes, c),
 		overdue: make(map[string]*lapsedNode),
 	}
 }
 
-// reset forgets the nodes in use and the overdue ones: none is known any more.
-func (s *suspicion) reset() {
-	s.counts = newCounts()
-	s.overdue, s.overdueRoom = make(map[string]*lapsedNode), room{}
-}
+// reset forgets all nodes.
+func (s *suspicion) reset() { *s = *newSuspicion(s.guard, s.usable) }
 
 // matters reports whether a node is one that may be lost. Without a guard nobody asks
 // whether it may be used.
@@ -120,6 +118,10 @@ type losses struct {
 	fresh     int // those that lapse now and were not suspect before
 }
 
+func lossesOf(c count) *losses {
+	return &losses{lost: c.suspects + c.gone, all: c.nodes + c.gone, gone: c.gone}
+}
+
 // begins reports whether nobody was suspect before.
 func (l *losses) begins() bool { return l.fresh == l.lost-l.gone }
 
@@ -144,7 +146,7 @@ func (s *suspicion) isMostInUse(l *losses) bool {
 
 // event is what lapses at once.
 type event struct {
-	all      losses
+	all      *losses
 	services map[string]*losses // those that lose something
 	mass     bool
 	outages  []string // the services of which too many lapse at once, unless it is a mass lapse
@@ -161,28 +163,21 @@ type removal struct {
 }
 
 func (s *suspicion) newEvent() *event {
-	gone := s.lapsed.lately()
-	return &event{
-		all:      losses{lost: s.counts.all.suspects + gone, all: s.counts.all.nodes + gone, gone: gone},
-		services: make(map[string]*losses),
-	}
+	return &event{all: lossesOf(s.counts.all), services: make(map[string]*losses)}
 }
 
 // of returns the losses of a node's service.
 func (s *suspicion) of(v *event, e *Entry) *losses {
 	service := e.Node.Service()
-	of := v.services[service]
-	if of == nil {
-		c, gone := s.counts.of(service), s.lapsed.latelyOf(service)
-		of = &losses{lost: c.suspects + gone, all: c.nodes + gone, gone: gone}
-		v.services[service] = of
+	if v.services[service] == nil {
+		v.services[service] = lossesOf(s.counts.of(service))
 	}
-	return of
+	return v.services[service]
 }
 
 // judge completes an event whose losses are known.
 func (s *suspicion) judge(v *event) {
-	if v.mass = s.isMass(&v.all); v.mass {
+	if v.mass = s.isMass(v.all); v.mass {
 		return
 	}
 	for _, service := range slices.Sorted(maps.Keys(v.services)) {
@@ -200,7 +195,7 @@ func (s *suspicion) decide(lapsing []*tracked, at time.Duration) *event {
 		s.count(t)
 		of := s.of(v, t.entry)
 		if t.counted.nodes > 0 && t.counted.suspects == 0 {
-			for _, l := range []*losses{&v.all, of} {
+			for _, l := range []*losses{v.all, of} {
 				l.lost++
 				l.fresh++
 			}
@@ -214,7 +209,7 @@ func (s *suspicion) decide(lapsing []*tracked, at time.Duration) *event {
 		case t.counted.nodes == 0:
 			v.remove = append(v.remove, removal{t: t}) // no request would reach it, and no probe may
 		case t.presence == suspect || t.presence == held:
-			if s.isException(t, &v.all, of, at) {
+			if s.isException(t, v.all, of, at) {
 				// It answered: should the others lapse after all, it is asked with them.
 				v.remove = append(v.remove, removal{t, "its lease ran out, and the others are heard again", many})
 			} else {
@@ -285,7 +280,7 @@ func (s *suspicion) decideOverdue(inUse map[string]*tracked, at time.Duration) (
 		overdue = append(overdue, n)
 		of := s.of(v, n.entry)
 		if s.mattersPerhaps(n.entry) {
-			for _, l := range []*losses{&v.all, of} {
+			for _, l := range []*losses{v.all, of} {
 				l.lost++
 				l.all++
 			}
