@@ -61,6 +61,7 @@ lint: ## formatting, vet, and the rules of .golangci.yml
 	go vet ./...
 	cd examples/backend && go vet ./...
 	$(GOLANGCI_LINT) run
+	cd examples/backend && go tool -modfile=$(CURDIR)/tools/golangci-lint/go.mod golangci-lint run -c $(CURDIR)/.golangci.yml
 
 bench: ## all benchmarks but that of bench-proxy; BENCH=<regexp> and PKG=<package> choose some
 	@scripts/need-redis

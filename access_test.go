@@ -6,7 +6,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 	"go.uber.org/zap"
 	logtest "go.uber.org/zap/zaptest/observer"
@@ -91,96 +90,6 @@ func TestUnguardedLoopback(t *testing.T) {
 			told := logs.FilterMessageSnippet("allow 127.0.0.0/8 ::1 and the ranges of your other nodes")
 			if told.Len() != c.told || logs.FilterMessageSnippet("loopback").Len() != c.told {
 				t.Errorf("told %d times, want %d: %v", told.Len(), c.told, logs.All())
-			}
-		})
-	}
-}
-
-func TestAdminPortIsDenied(t *testing.T) {
-	for name, c := range map[string]struct {
-		admin *caddy.AdminConfig
-		want  string
-	}{
-		"default":  {nil, "[2019]"},
-		"set":      {&caddy.AdminConfig{Listen: "127.0.0.1:3456"}, "[3456]"},
-		"remote":   {&caddy.AdminConfig{Listen: ":1", Remote: &caddy.RemoteAdmin{}}, "[1 2021]"},
-		"remote 2": {&caddy.AdminConfig{Remote: &caddy.RemoteAdmin{Listen: ":5"}}, "[2019 5]"},
-		"unix":     {&caddy.AdminConfig{Listen: "unix//run/caddy.sock"}, "[]"},
-		"off":      {&caddy.AdminConfig{Disabled: true}, "[]"},
-	} {
-		t.Run(name, func(t *testing.T) {
-			ctx, err := caddy.ProvisionContext(&caddy.Config{Admin: c.admin})
-			if err != nil {
-				t.Fatal(err)
-			}
-			ctx, cancel := caddy.NewContext(ctx)
-			defer cancel()
-			if got := fmt.Sprint(adminPorts(ctx)); got != c.want {
-				t.Errorf("ports %s, want %s", got, c.want)
-			}
-		})
-	}
-}
-
-func TestOwnSockets(t *testing.T) {
-	for listen, want := range map[string]string{
-		":80":                    "[[::]:80]",
-		"10.0.0.1:80-81":         "[10.0.0.1:80 10.0.0.1:81]",
-		"[::1]:80":               "[[::1]:80]",
-		"udp/0.0.0.0:80":         "[0.0.0.0:80]",
-		"localhost:80":           "[127.0.0.1:80 [::1]:80]",
-		"proxy-a.example.com:80": "[]", // another proxy may be at the other addresses
-		"eth0:80":                "[]",
-		"unix//run/caddy.sock":   "[]",
-	} {
-		if got := fmt.Sprint(socketsOf(listen)); got != want {
-			t.Errorf("%s: %s, want %s", listen, got, want)
-		}
-	}
-}
-
-// boxedServer stands for the server in the box, which the plugin does not import.
-type boxedServer struct {
-	Loopback bool `json:"loopback,omitempty"`
-}
-
-func init() { caddy.RegisterModule(boxedServer{}) }
-
-func (boxedServer) CaddyModule() caddy.ModuleInfo {
-	return caddy.ModuleInfo{ID: "nats_server", New: func() caddy.Module { return new(boxedServer) }}
-}
-func (boxedServer) Start() error         { return nil }
-func (boxedServer) Stop() error          { return nil }
-func (s boxedServer) LoopbackOnly() bool { return s.Loopback }
-
-func TestLoopbackOnly(t *testing.T) {
-	for name, c := range map[string]struct {
-		apps      string
-		addresses []string
-		want      bool
-	}{
-		"loopback":                {"", []string{"127.0.0.1:1", "[::1]:1", "localhost:1", "LOCALHOST.:1", "[::ffff:127.0.0.1]:1"}, true},
-		"one elsewhere":           {"", []string{"127.0.0.1:1", "10.0.0.1:1"}, false},
-		"a name":                  {"", []string{"nats:1"}, false},
-		"nothing known":           {"", nil, false},
-		"unreadable":              {"", []string{"127.0.0.1"}, false},
-		"server on loopback":      {`{"loopback": true}`, []string{"127.0.0.1:1"}, true},
-		"server everywhere":       {`{}`, []string{"127.0.0.1:1"}, false},
-		"server, registry remote": {`{"loopback": true}`, []string{"10.0.0.1:1"}, false},
-	} {
-		t.Run(name, func(t *testing.T) {
-			config := &caddy.Config{Admin: &caddy.AdminConfig{Disabled: true}}
-			if c.apps != "" {
-				config.AppsRaw = caddy.ModuleMap{"nats_server": []byte(c.apps)}
-			}
-			ctx, err := caddy.ProvisionContext(config)
-			if err != nil {
-				t.Fatal(err)
-			}
-			ctx, cancel := caddy.NewContext(ctx)
-			defer cancel()
-			if got, err := onlyOnLoopback(ctx, c.addresses); got != c.want || err != nil {
-				t.Errorf("%v, %v, want %v", got, err, c.want)
 			}
 		})
 	}

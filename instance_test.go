@@ -3,11 +3,13 @@ package caddydiscovery
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
 
+	"github.com/caddy-discovery/caddy-discovery/discovery"
 	"github.com/caddy-discovery/caddy-discovery/internal/freeport"
 )
 
@@ -113,5 +115,54 @@ func TestInstanceIDOfAnotherProcess(t *testing.T) {
 	defer instanceIDs.Unlock()
 	if id := instanceIDs.pending[instanceFile()]; id != "" {
 		t.Errorf("the ID %s is still to be written", id)
+	}
+}
+
+// TestDefaultNodeID tells two Caddys apart that share a host and a data directory,
+// and gives each the same name again when it is started again.
+func TestDefaultNodeID(t *testing.T) {
+	ids := make(map[string]string)
+	for what, servers := range map[string][]listener{
+		"no server":         nil,
+		"everywhere":        {{"http", "", 8080}},
+		"another port":      {{"http", "", 8081}},
+		"one address":       {{"http", "10.0.0.1", 8080}},
+		"another address":   {{"http", "10.0.0.2", 8080}},
+		"an IPv6 address":   {{"http", "2001:db8::1", 8080}},
+		"several, and last": {{"http", "", 8082}, {"http", "", 8080}},
+	} {
+		id := defaultNodeID(servers)
+		if err := discovery.ValidateID(id); err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+		if other, taken := ids[id]; taken {
+			t.Errorf("%s and %s have the id %s", what, other, id)
+		}
+		ids[id] = what
+		if again := defaultNodeID(servers); again != id {
+			t.Errorf("%s: %s, and then %s", what, id, again)
+		}
+	}
+	for _, unspecified := range []string{"0.0.0.0", "::"} {
+		if a, b := defaultNodeID([]listener{{"http", unspecified, 8080}}), defaultNodeID([]listener{{"http", "", 8080}}); a != b {
+			t.Errorf("%s is everywhere, and named %s, not %s", unspecified, a, b)
+		}
+	}
+
+	// So it is for the proxies of a subset, which are provisioned before the app that
+	// listens is.
+	proxies := make(map[string]bool)
+	for range 2 {
+		name, _ := newMemory(t)
+		port := freeport.String(t)
+		load(t, "http://127.0.0.1:"+port+" {\nreverse_proxy {\ndynamic discovery {\nregistry memory "+name+"\nsubset 2\n}\n}\n}")
+		id := runningSource(t).ProxyID
+		if !strings.HasSuffix(id, "-"+port) {
+			t.Errorf("the proxy that listens on port %s is %s", port, id)
+		}
+		proxies[id] = true
+	}
+	if len(proxies) != 2 {
+		t.Errorf("two proxies are %v", proxies)
 	}
 }
