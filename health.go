@@ -238,14 +238,14 @@ func (c *sharedChecker) start(client health.Client) {
 	c.running.start(c.Run)
 }
 
-// release ends the interest of a source.
+// release ends the use of the checks by the source.
 func (c *sourceChecks) release() error {
 	c.unsubscribe()
 	_, err := checkers.Delete(c.key)
 	return err
 }
 
-// Destruct ends the checks when nobody is interested any more.
+// Destruct ends the checks when no source uses them any more.
 func (c *sharedChecker) Destruct() error {
 	c.running.end()
 	return c.directory.release()

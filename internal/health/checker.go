@@ -212,6 +212,7 @@ func (c *Checker) reconcile(snapshot *discovery.Snapshot) {
 	now := time.Now()
 	before := *c.targets.Load()
 	targets := make(map[string]*target, len(before))
+	var added []*target
 	for _, e := range snapshot.Nodes() {
 		if !slices.ContainsFunc(subscribers, func(wants *func(*discovery.Entry) bool) bool { return (*wants)(e) }) {
 			continue
@@ -222,7 +223,7 @@ func (c *Checker) reconcile(snapshot *discovery.Snapshot) {
 			state := c.inherited(e, others)
 			t.state.Store(int32(state))
 			c.changed = c.changed || known || state != Unchecked
-			c.schedule.add(t)
+			added = append(added, t)
 		}
 		t.node = e
 		targets[e.Node.ID] = t
@@ -231,6 +232,7 @@ func (c *Checker) reconcile(snapshot *discovery.Snapshot) {
 		t.dropped = targets[id] != t
 	}
 	c.schedule.sweep()
+	c.schedule.add(added...)
 	c.targets.Store(&targets)
 }
 

@@ -14,13 +14,13 @@ const (
 )
 
 // A schedule says whose check is next. Targets whose last check ran into its timeout
-// have a queue of their own: they wait for each other and for nobody else.
+// have a queue of their own, so that they wait for each other only.
 type schedule struct {
 	prompt, late queue
 }
 
-// A queue holds targets by when they are due. A check takes about as long as another,
-// so that nearly all of them are added at its end.
+// A queue holds targets by when they are due. A slice does better than a heap, because
+// all checks have one interval: but for the first time a target is added at the end.
 type queue struct {
 	waiting  []*target // sorted
 	underWay int
@@ -35,11 +35,14 @@ func (s *schedule) queue(t *target) *queue {
 	return &s.prompt
 }
 
-// add puts a target into its queue.
-func (s *schedule) add(t *target) {
-	q := s.queue(t)
-	i := sort.Search(len(q.waiting), func(i int) bool { return q.waiting[i].due.After(t.due) })
-	q.waiting = slices.Insert(q.waiting, i, t)
+// add puts targets, which are due at one time and have one queue, into that.
+func (s *schedule) add(targets ...*target) {
+	if len(targets) == 0 {
+		return
+	}
+	q, due := s.queue(targets[0]), targets[0].due
+	i := sort.Search(len(q.waiting), func(i int) bool { return q.waiting[i].due.After(due) })
+	q.waiting = slices.Insert(q.waiting, i, targets...)
 }
 
 // take takes out a target that is due and may be checked now; nil if there is none.
@@ -79,5 +82,5 @@ func (s *schedule) wait(now time.Time) time.Duration {
 	return max(wait, 0)
 }
 
-// free reports whether there is somebody to be checked, and room for it.
+// free reports whether a target waits, and one more may be checked.
 func (q *queue) free() bool { return q.underWay < checksAtOnce && len(q.waiting) > 0 }

@@ -26,8 +26,8 @@ func (a *Array) Add(v any) {
 	a.separator = ','
 }
 
-// End completes the array. What fails once something was written is the client's
-// connection, and nobody is there to be told.
+// End completes the array. It returns no error: what fails here is the connection of
+// whoever would be told.
 func (a *Array) End() {
 	if a.separator == '[' {
 		_ = a.w.WriteByte('[')
