@@ -43,10 +43,12 @@ func BenchmarkList(b *testing.B) {
 				defer cancel()
 				listed := 0
 				_ = r.Watch(ctx, func(e discovery.Event) {
-					listed++
-					if e.Type == discovery.Synced {
-						listed--
+					switch e.Type {
+					case discovery.Put:
+						listed++
+					case discovery.Synced:
 						cancel()
+					default:
 					}
 				})
 				if listed != want {

@@ -22,21 +22,21 @@ func validKey(key string) bool {
 		key[0] != '.' && key[len(key)-1] != '.' && !strings.Contains(key, "..")
 }
 
-// plain reports whether an id's byte stands for itself in a key. What is kept
-// is less than what a key may hold: "." makes levels of a subject, "=" starts
+// escaped reports whether a character of an id does not stand for itself in a key. What
+// does is less than what a key may hold: "." makes levels of a subject, "=" starts
 // an escape, and "/" is left to those who write paths.
-func plain(c byte) bool {
-	return 'A' <= c && c <= 'Z' || 'a' <= c && c <= 'z' || '0' <= c && c <= '9' || c == '-' || c == '_'
+func escaped(c rune) bool {
+	return (c < 'A' || c > 'Z') && (c < 'a' || c > 'z') && (c < '0' || c > '9') && c != '-' && c != '_'
 }
 
-// encode returns an id as a key spells it: =HH for each byte that is not plain.
+// encode returns an id as a key spells it: =HH for each byte of what is escaped.
 func encode(id string) string {
 	var b strings.Builder
 	for i := range len(id) {
-		if c := id[i]; plain(c) {
-			b.WriteByte(c)
-		} else {
+		if c := id[i]; escaped(rune(c)) {
 			fmt.Fprintf(&b, "=%02X", c)
+		} else {
+			b.WriteByte(c)
 		}
 	}
 	return b.String()
@@ -45,6 +45,9 @@ func encode(id string) string {
 // decode returns the id that encode spells so. It reports false for whatever
 // encode would not have written.
 func decode(name string) (id string, ok bool) {
+	if !strings.ContainsFunc(name, escaped) {
+		return name, discovery.ValidateID(name) == nil
+	}
 	// "%HH" means the same in a URL, and "%" stands in no key.
 	id, err := url.PathUnescape(strings.ReplaceAll(name, "=", "%"))
 	return id, err == nil && encode(id) == name && discovery.ValidateID(id) == nil
