@@ -102,16 +102,17 @@ func (c *coldStart) awaitChecks(ctx context.Context, pick func(*discovery.Snapsh
 }
 
 // unchecked returns those nodes that have waited for their first check for as long as
-// the timeout, and otherwise when the first of them will have. Where some
-// are known to be ill the others do not serve without a check, and are awaited for
-// the timeout after the checks began only: not each time that one joins.
+// the timeout, and otherwise when the first of them will have. Where some are known to
+// be ill the others do not serve without a check, and are awaited for the timeout after
+// the checks began only: not each time that one joins.
 func (c *coldStart) unchecked(eligible []*discovery.Entry) ([]*discovery.Entry, time.Time) {
 	now := time.Now()
 	var nodes []*discovery.Entry
 	var next, began time.Time // began: the first check of one that is known
 	for _, e := range eligible {
 		state, since := c.checks.Of(e)
-		switch until := cmp.Or(since, now).Add(c.timeout); { // the checks are about to begin, maybe
+		// Since the zero time: the checks are about to begin.
+		switch until := cmp.Or(since, now).Add(c.timeout); {
 		case state.Known():
 			began = earlier(began, since)
 		case state != health.Unchecked:
