@@ -208,6 +208,8 @@ type Rejection struct {
 	Err error
 	// Time is when the record was first read and rejected for this.
 	Time time.Time
+
+	watch uint64 // the last one that showed it
 }
 
 // Status is how a directory and its registry are.

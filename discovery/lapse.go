@@ -119,7 +119,7 @@ func (l *loop) hold(t *tracked) {
 	l.suspicion.count(t)
 	l.showPresence(t)
 	reason := "its lease ran out with those of many others or of its whole service"
-	if !l.dialer.recordsOnly {
+	if !l.prober.recordsOnly {
 		reason += ", and it accepts connections"
 	}
 	l.reporter.node(ChangeHeld, t.entry, reason)

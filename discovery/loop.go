@@ -8,11 +8,10 @@ import (
 )
 
 // loop is the state of a directory that only Run's goroutine touches: the parts, which
-// do not know it, and what an event means to several of them at once.
+// do not know it, and what an event means to several of them at once. See Directory.
 type loop struct {
-	dir    *Directory // what others read
-	log    *slog.Logger
-	dialer dialer
+	dir *Directory // what others read
+	log *slog.Logger
 
 	watch      supervisor
 	table      table
@@ -24,9 +23,9 @@ type loop struct {
 	resolver   *resolver
 	reacher    *reacher
 	prober     *prober
+	suspicion  *suspicion
 	saver      *saver
 	restorer   *restorer
-	suspicion  *suspicion
 
 	expiry  *time.Timer // when the first lease may run out
 	expired []*tracked  // whose records ran out in the registry, in this batch of events
@@ -37,30 +36,32 @@ type loop struct {
 }
 
 func newLoop(d *Directory) *loop {
+	o, dialer := &d.options, newDialer(d.options)
 	locator, _ := As[Locator](d.watcher)
 	l := &loop{
 		dir:        d,
-		log:        d.options.Logger,
-		dialer:     newDialer(d.options),
+		log:        o.Logger,
 		watch:      newSupervisor(d.watcher, &d.revision),
 		table:      newTable(),
 		overrides:  overrides{end: stoppedTimer()},
 		rejections: newRejections(),
 		publisher:  newPublisher(&d.snapshot, d.synced),
-		reporter:   newReporter(&d.journal, d.options.Logger),
-		location:   newLocation(d.options.Addresses, locator),
-		saver:      newSaver(d.options.WarmStart, d.options.Logger),
+		reporter:   newReporter(&d.journal, o.Logger),
+		location:   newLocation(o.Addresses, locator),
+		resolver:   newResolver(dialer.lookup),
+		reacher:    newReacher(dialer),
+		prober:     newProber(dialer),
+		suspicion:  newSuspicion(*o.LossGuard, dialer.allows),
+		saver:      newSaver(o.WarmStart, o.Logger),
 		expiry:     stoppedTimer(),
 	}
-	l.resolver = newResolver(l.dialer.lookup)
-	l.reacher = newReacher(l.dialer)
-	l.prober = newProber(l.dialer)
-	l.suspicion = newSuspicion(*d.options.LossGuard, l.dialer.allows)
-	l.restorer = newRestorer(l.prober, d.options.TTL, l.overrides.of, l.publisher.restore, &d.journal)
+	l.restorer = newRestorer(l.prober, o.TTL, l.overrides.of, l.publisher.restore, &d.journal)
 	l.locateRegistry()
 	return l
 }
 
+// run owns the state until ctx ends. Whatever happens, what comes of it is looked at once
+// at the end of the turn.
 func (l *loop) run(ctx context.Context) error {
 	l.startWatch(ctx)
 	for {

@@ -244,7 +244,7 @@ func (l *loop) reject(e *Event, err error) {
 		l.refuse(t, err)
 		id = t.id()
 	}
-	if rejected, news := l.rejections.add(record, Rejection{ID: id, Key: e.Key, Err: err}, l.watch.number); news && !gone {
+	if rejected, news := l.rejections.add(record, Rejection{ID: id, Key: e.Key, Err: err, watch: l.watch.number}); news && !gone {
 		l.reporter.recordRejected(&rejected, l.watch.listed)
 	}
 }

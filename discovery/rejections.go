@@ -17,32 +17,27 @@ const (
 // rejections remembers the records that are rejected at present, a bounded number of
 // them.
 type rejections struct {
-	byRecord map[string]rejection
+	byRecord map[string]Rejection
 	changed  bool // since they were shown last
 }
 
-// rejection is a Rejection and the watch that showed it last.
-type rejection struct {
-	Rejection
-	watch uint64
-}
-
-func newRejections() rejections { return rejections{byRecord: make(map[string]rejection)} }
+func newRejections() rejections { return rejections{byRecord: make(map[string]Rejection)} }
 
 // add notes that a record was rejected, and reports whether that is news. The same bad
 // record again, as with every heartbeat, is none. Beyond those that are remembered nobody
 // could tell what is.
-func (r *rejections) add(record string, is Rejection, watch uint64) (Rejection, bool) {
+func (r *rejections) add(record string, is Rejection) (Rejection, bool) {
 	was, stands := r.byRecord[record]
 	switch {
 	case stands && was.Err.Error() == is.Err.Error():
-		r.byRecord[record] = rejection{was.Rejection, watch}
-		return was.Rejection, false
+		was.watch = is.watch
+		r.byRecord[record] = was
+		return was, false
 	case !stands && len(r.byRecord) >= maxRejections:
 		return is, false
 	}
 	is.ID, is.Key, is.Time = visible(is.ID), visible(is.Key), time.Now()
-	r.byRecord[record] = rejection{is, watch}
+	r.byRecord[record] = is
 	r.changed = true
 	return is, true
 }
@@ -58,7 +53,7 @@ func (r *rejections) remove(record string) {
 
 // endListing forgets the records that the listing of a watch did not show.
 func (r *rejections) endListing(watch uint64) {
-	maps.DeleteFunc(r.byRecord, func(_ string, r rejection) bool { return r.watch != watch })
+	maps.DeleteFunc(r.byRecord, func(_ string, r Rejection) bool { return r.watch != watch })
 	r.changed = true
 }
 
@@ -74,7 +69,7 @@ func (r *rejections) of(record string, watch uint64) error {
 func (r *rejections) all() []Rejection {
 	all := make([]Rejection, 0, len(r.byRecord))
 	for _, record := range slices.Sorted(maps.Keys(r.byRecord)) {
-		all = append(all, r.byRecord[record].Rejection)
+		all = append(all, r.byRecord[record])
 	}
 	return all
 }

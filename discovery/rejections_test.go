@@ -25,21 +25,20 @@ func TestRecordNameIsBounded(t *testing.T) {
 // show it ends it.
 func TestRejections(t *testing.T) {
 	r := newRejections()
-	bad := func(key, reason string) Rejection {
-		return Rejection{ID: "x", Key: key, Err: fmt.Errorf("%w %s", ErrInvalid, reason)}
+	bad := func(watch uint64, key, reason string) Rejection {
+		return Rejection{ID: "x", Key: key, Err: fmt.Errorf("%w %s", ErrInvalid, reason), watch: watch}
 	}
 	for _, step := range []struct {
-		is    Rejection
-		watch uint64
-		news  bool
+		is   Rejection
+		news bool
 	}{
-		{bad("a", "load"), 1, true},
-		{bad("a", "load"), 1, false},
-		{bad("a", "endpoint"), 1, true},
-		{bad("b", "load"), 1, true},
-		{bad("b", "load"), 2, false},
+		{bad(1, "a", "load"), true},
+		{bad(1, "a", "load"), false},
+		{bad(1, "a", "endpoint"), true},
+		{bad(1, "b", "load"), true},
+		{bad(2, "b", "load"), false},
 	} {
-		if rejected, news := r.add(step.is.Key, step.is, step.watch); news != step.news || rejected.Key != step.is.Key || rejected.Err.Error() != step.is.Err.Error() {
+		if rejected, news := r.add(step.is.Key, step.is); news != step.news || rejected.Key != step.is.Key || rejected.Err.Error() != step.is.Err.Error() {
 			t.Errorf("%+v: news %v, %+v", step, news, rejected)
 		}
 	}
