@@ -21,8 +21,7 @@ const (
 type reacher struct {
 	dialer
 	tasks[reached]
-	waiting map[string]*Entry // by the ids in queue, the newest entry of each; nil: dropped
-	queue   []string
+	waiting map[string]*Entry   // to be tried, by id
 	trying  map[string]struct{} // by id
 }
 
@@ -42,50 +41,27 @@ func newReacher(d dialer) *reacher {
 
 // want has the addresses of an entry tried, if it has several.
 func (r *reacher) want(e *Entry) {
-	if r.recordsOnly || !e.named || len(e.addresses) < 2 {
-		return
+	if !r.recordsOnly && e.named && len(e.addresses) > 1 && e.liveness.tried.take(tryEvery, tryBurst) == 0 {
+		r.waiting[e.Node.ID] = e
 	}
-	paid := now() - tryBurst*tryEvery
-	if e.liveness.tried != 0 {
-		paid = max(paid, e.liveness.tried)
-	}
-	if paid += tryEvery; paid > now() {
-		return
-	}
-	e.liveness.tried = paid
-	if _, queued := r.waiting[e.Node.ID]; !queued {
-		r.queue = append(r.queue, e.Node.ID)
-	}
-	r.waiting[e.Node.ID] = e
 }
 
 // drop ends what want began, as long as nothing was tried.
-func (r *reacher) drop(id string) {
-	if _, queued := r.waiting[id]; queued {
-		r.waiting[id] = nil
-	}
-}
+func (r *reacher) drop(id string) { delete(r.waiting, id) }
 
 // busy reports whether something is or will be tried.
-func (r *reacher) busy() bool { return len(r.queue)+r.running > 0 }
+func (r *reacher) busy() bool { return len(r.waiting)+r.running > 0 }
 
 // tryWaiting tries what waits for it, a bounded number at once.
 func (r *reacher) tryWaiting(ctx context.Context) {
-	for range len(r.queue) {
+	for id, e := range r.waiting {
 		if r.running >= maxReached {
 			return
 		}
-		id := r.queue[0]
-		r.queue = r.queue[1:]
 		if _, trying := r.trying[id]; trying {
-			r.queue = append(r.queue, id)
 			continue
 		}
-		e := r.waiting[id]
 		delete(r.waiting, id)
-		if e == nil {
-			continue
-		}
 		r.trying[id] = struct{}{}
 		r.start(func() reached {
 			addr, err := r.reach(ctx, e)

@@ -44,17 +44,17 @@ type lookupClass int
 const (
 	classKnown   lookupClass = iota // resolved, and quickly
 	classNew                        // never looked up
-	classFailing                    // not there, or a little slow; what follows is slower still
+	classFailing                    // not there, or a little slow
+	classSlow
+	classSlowest
 	lookupClasses
 )
 
-const slowest = lookupClasses + 1
-
 // patience is how long a lookup may take where other names wait for its place.
 // Where none does it may take all of lookupTimeout.
-var patience = [slowest + 1]time.Duration{
+var patience = [lookupClasses]time.Duration{
 	classKnown: 200 * time.Millisecond, classNew: 200 * time.Millisecond,
-	classFailing: 600 * time.Millisecond, slowest - 1: 2400 * time.Millisecond, slowest: lookupTimeout,
+	classFailing: 600 * time.Millisecond, classSlow: 2400 * time.Millisecond, classSlowest: lookupTimeout,
 }
 
 // A resolver keeps known what host names stand for, in the background. Whoever
@@ -66,7 +66,7 @@ type resolver struct {
 
 	names   map[string]*hostName
 	users   map[string]*nameUser
-	queues  [slowest + 1][]*hostName
+	queues  [lookupClasses][]*hostName
 	turn    int                    // takes known names and new ones by turns
 	asked   map[*hostName]struct{} // the names that are being looked up
 	slow    int                    // how many of those are of classFailing or later
@@ -99,9 +99,26 @@ type hostName struct {
 
 // nameUser is somebody who has a name looked up.
 type nameUser struct {
-	name string
-	// paid is until when what it asked for is paid, at one for each askEvery.
-	paid time.Duration
+	name  string
+	asked allowance
+}
+
+// allowance is until when what somebody asked for is paid, at one for each interval; 0
+// before the first.
+type allowance time.Duration
+
+// take takes one, or returns how long that has to wait: a burst may be taken at once.
+func (a *allowance) take(every, burst time.Duration) time.Duration {
+	at := now()
+	paid := at + every
+	if *a != 0 {
+		paid = max(at, time.Duration(*a)) + every
+	}
+	if wait := paid - at - burst*every; wait > 0 {
+		return wait
+	}
+	*a = allowance(paid)
+	return 0
 }
 
 // lookup is what a lookup found.
@@ -127,21 +144,17 @@ func newResolver(find func(ctx context.Context, host string) ([]netip.Addr, erro
 func (r *resolver) use(user, name string) []netip.Addr {
 	u := r.users[user]
 	if u == nil {
-		u = &nameUser{paid: now()}
+		u = &nameUser{asked: allowance(now())}
 		r.users[user] = u
 	}
 	if u.name != name {
 		r.leave(user)
 		u.name = name
 	}
-	h := r.names[name]
-	if h == nil {
-		h = r.add(name)
-		h.next = math.MaxInt64
-	}
+	h := r.get(name)
 	h.users[user] = struct{}{}
 	if len(h.addresses) == 0 && h.idle() && h.next > now() {
-		if wait := u.pay(); wait == 0 {
+		if wait := u.asked.take(askEvery, askBurst); wait == 0 {
 			r.enqueue(h)
 		} else {
 			h.next = min(h.next, now()+wait)
@@ -175,10 +188,7 @@ func (r *resolver) pin(names []string) {
 		h.pinned = false
 	}
 	for _, name := range names {
-		h := r.names[name]
-		if h == nil {
-			h = r.add(name)
-		}
+		h := r.get(name)
 		if h.pinned = true; len(h.addresses) == 0 && h.idle() {
 			r.enqueue(h)
 		}
@@ -201,7 +211,7 @@ func (r *resolver) ask(user string) {
 		return
 	}
 	h := r.names[u.name]
-	if h == nil || h.queued || h.again || h.next <= now() || u.pay() > 0 {
+	if h == nil || h.queued || h.again || h.next <= now() || u.asked.take(askEvery, askBurst) > 0 {
 		return
 	}
 	switch soon := h.ended + resolveRetry; {
@@ -214,22 +224,16 @@ func (r *resolver) ask(user string) {
 	}
 }
 
-// pay takes one of what the user may ask for, or returns how long that has to wait.
-func (u *nameUser) pay() time.Duration {
-	paid := max(u.paid, now()) + askEvery
-	if wait := paid - now() - askBurst*askEvery; wait > 0 {
-		return wait
-	}
-	u.paid = paid
-	return 0
-}
-
-func (r *resolver) add(name string) *hostName {
-	h := &hostName{name: name, users: make(map[string]struct{})}
-	r.names[name] = h
-	if !r.ticking {
-		r.ticking = true
-		r.tick.Reset(namesTick)
+// get returns a name, which is not due if it was not known.
+func (r *resolver) get(name string) *hostName {
+	h := r.names[name]
+	if h == nil {
+		h = &hostName{name: name, users: make(map[string]struct{}), next: math.MaxInt64}
+		r.names[name] = h
+		if !r.ticking {
+			r.ticking = true
+			r.tick.Reset(namesTick)
+		}
 	}
 	return h
 }
@@ -241,10 +245,10 @@ func (h *hostName) idle() bool { return !h.queued && h.cancel == nil }
 
 func (r *resolver) enqueue(h *hostName) {
 	switch {
-	case h.cost >= patience[slowest-1]:
-		h.class = slowest
+	case h.cost >= patience[classSlow]:
+		h.class = classSlowest
 	case h.cost >= patience[classFailing]:
-		h.class = slowest - 1
+		h.class = classSlow
 	case h.cost >= patience[classKnown], h.failures > 0:
 		h.class = classFailing
 	case !h.tried:
@@ -271,20 +275,13 @@ func (r *resolver) lookUpWaiting(ctx context.Context) {
 			r.makeRoom(class)
 			return
 		}
-		queue := r.queues[class]
-		h, last := queue[0], len(queue)-1
+		i := 0
 		if class == classNew && r.turn%4 == 3 {
-			// A node that comes beside a flood of others gets its turn, too.
-			h = queue[last]
-			queue[last] = nil
-			r.queues[class] = queue[:last]
-		} else {
-			queue[0] = nil
-			r.queues[class] = queue[1:]
+			i = len(r.queues[class]) - 1 // a node that comes beside a flood of others gets its turn, too
 		}
+		h := r.pop(class, i)
 		if !h.wanted() {
-			r.untry(h)
-			h.queued = false
+			r.unqueue(h)
 			continue
 		}
 		r.turn++
@@ -303,22 +300,31 @@ func (r *resolver) lookUpWaiting(ctx context.Context) {
 	}
 }
 
-// nextClass returns the class whose first name is looked up next. Names that
-// nobody uses any more lose their place.
-func (r *resolver) nextClass() (lookupClass, bool) {
-	first, found := lookupClass(0), false
-	for class := range r.queues {
+// nextClass returns the class of the name that is looked up next, if one waits. Names
+// that nobody uses any more lose their place.
+func (r *resolver) nextClass() (first lookupClass, found bool) {
+	for class := range lookupClasses {
 		for len(r.queues[class]) > 0 && !r.queues[class][0].wanted() {
-			r.untry(r.queues[class][0])
-			r.queues[class][0].queued = false
-			r.queues[class][0] = nil
-			r.queues[class] = r.queues[class][1:]
+			r.unqueue(r.pop(class, 0))
 		}
-		if len(r.queues[class]) > 0 && (!found || lookupClass(class) == classNew && r.turn%2 == 1) {
-			first, found = lookupClass(class), true
+		if len(r.queues[class]) > 0 && (!found || class == classNew && r.turn%2 == 1) {
+			first, found = class, true
 		}
 	}
 	return first, found
+}
+
+// pop takes the first or the last name of a class.
+func (r *resolver) pop(class lookupClass, i int) *hostName {
+	queue := r.queues[class]
+	h := queue[i]
+	queue[i] = nil
+	if i == 0 {
+		r.queues[class] = queue[1:]
+	} else {
+		r.queues[class] = queue[:i]
+	}
+	return h
 }
 
 // makeRoom gives up lookups in favour of names that wait, or has lookUpWaiting called when
@@ -341,11 +347,12 @@ func (r *resolver) makeRoom(class lookupClass) {
 	}
 }
 
-// untry notes that a name does not wait for its first lookup any more.
-func (r *resolver) untry(h *hostName) {
+// unqueue notes that a name does not wait for a lookup any more.
+func (r *resolver) unqueue(h *hostName) {
 	if !h.tried && h.queued {
 		r.untried--
 	}
+	h.queued = false
 }
 
 // resolved is what became of a lookup.
@@ -403,9 +410,9 @@ func (r *resolver) found(l lookup) resolved {
 
 // put notes what a name stands for, and reports whether that is news.
 func (r *resolver) put(name string, addresses []netip.Addr) bool {
-	h := r.names[name]
-	if h == nil {
-		h = r.add(name)
+	_, known := r.names[name]
+	h := r.get(name)
+	if !known {
 		h.tried, h.next = true, now()+jitter(resolveEvery)
 	}
 	changed := !slices.Equal(h.addresses, addresses)
@@ -427,8 +434,8 @@ func (r *resolver) refresh() {
 	for name, h := range r.names {
 		switch {
 		case !h.wanted():
-			r.untry(h)
-			h.queued, h.dropped = false, true
+			r.unqueue(h)
+			h.dropped = true
 			delete(r.names, name)
 			if h.cancel != nil {
 				h.cancel()
@@ -438,7 +445,7 @@ func (r *resolver) refresh() {
 		}
 	}
 	for user, u := range r.users {
-		if u.name == "" && (u.paid <= at || len(r.users) > 2*MaxNodes) {
+		if u.name == "" && (time.Duration(u.asked) <= at || len(r.users) > 2*MaxNodes) {
 			delete(r.users, user)
 		}
 	}

@@ -54,7 +54,7 @@ type liveness struct {
 	answers atomic.Pointer[netip.Addr]
 	// Until when the tries of its addresses are paid, at one for each tryEvery. It is
 	// the reacher's alone.
-	tried time.Duration
+	tried allowance
 }
 
 func newLiveness(load float64, heard, renewed time.Duration) *liveness {
