@@ -129,7 +129,7 @@ func sameStream(before, now *jetstream.StreamInfo, reached uint64) error {
 
 // reach waits up to a second until the watch has emitted everything up to a revision.
 func (w *watch) reach(ctx context.Context, revision uint64) error {
-	patience, cancel := context.WithTimeout(ctx, lagLimit)
+	bounded, cancel := context.WithTimeout(ctx, lagLimit)
 	defer cancel()
 	ask := time.NewTicker(askAfter)
 	defer ask.Stop()
@@ -145,12 +145,12 @@ func (w *watch) reach(ctx context.Context, revision uint64) error {
 		case <-ask.C:
 			// The bucket may hold what is none of the watch's, or no longer hold
 			// what was written: only the consumer knows that nothing is due.
-			exhausted, err := w.feed.exhausted(patience, at.number)
+			exhausted, err := w.feed.exhausted(bounded, at.number)
 			if at.synced && err == nil && exhausted {
 				w.progress.sync(revision)
 				return nil
 			}
-		case <-patience.Done():
+		case <-bounded.Done():
 			if ctx.Err() != nil {
 				return context.Cause(ctx)
 			}

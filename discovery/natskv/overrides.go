@@ -28,7 +28,7 @@ func (r *Registry) Overrides(ctx context.Context) (map[string]discovery.Override
 		}
 		defer f.close(ctx)
 		all = make(map[string]discovery.Override)
-		return f.list(ctx, func(m *message) { takeOverride(all, m) })
+		return f.list(ctx, func(m *message) { applyOverride(all, m) })
 	})
 	if err != nil {
 		return nil, err
@@ -128,10 +128,10 @@ func (c *Config) overrideNeeds(more ...string) []string {
 	return needs
 }
 
-// takeOverride takes up an entry of the bucket of overrides. One that cannot be read,
+// applyOverride takes over an entry of the bucket of overrides. One that cannot be read,
 // or whose key can be no node's id, decides nothing, nor does one beyond as many as
 // there may be nodes.
-func takeOverride(all map[string]discovery.Override, m *message) {
+func applyOverride(all map[string]discovery.Override, m *message) {
 	id, ok := decode(m.key)
 	if !ok {
 		id = m.key

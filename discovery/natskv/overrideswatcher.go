@@ -39,18 +39,18 @@ func newOverridesWatcher(s *session) *overridesWatcher {
 	return &overridesWatcher{session: s, changed: make(chan struct{}, 1), ready: make(chan struct{})}
 }
 
-// take returns overrides that are to be emitted, nil if there are none.
-func (o *overridesWatcher) take() map[string]discovery.Override {
+// pending returns overrides that are to be emitted, nil if there are none.
+func (o *overridesWatcher) pending() map[string]discovery.Override {
 	if all := o.found.Swap(nil); all != nil {
 		return *all
 	}
 	return nil
 }
 
-// leave leaves the overrides for the loop, if they differ from the last ones: also if
+// offer leaves the overrides for the loop, if they differ from the last ones: also if
 // that is because one of the clocks was set.
-func (o *overridesWatcher) leave(all map[string]discovery.Override) {
-	defer o.settle()
+func (o *overridesWatcher) offer(all map[string]discovery.Override) {
+	defer o.markReady()
 	o.ahead = o.session.clock.Ahead()
 	all = o.session.clock.Locally(all)
 	if o.last != nil && maps.EqualFunc(o.last, all, discovery.Override.Equal) {
@@ -65,8 +65,8 @@ func (o *overridesWatcher) leave(all map[string]discovery.Override) {
 	}
 }
 
-// settle tells that there is nothing to wait for any more.
-func (o *overridesWatcher) settle() { o.known.Do(func() { close(o.ready) }) }
+// markReady tells that there is nothing to wait for any more.
+func (o *overridesWatcher) markReady() { o.known.Do(func() { close(o.ready) }) }
 
 // follow leaves the overrides for the loop whenever they change, until ctx ends.
 // Whatever goes wrong, the last ones stand: nobody may be put back into service
@@ -74,7 +74,7 @@ func (o *overridesWatcher) settle() { o.known.Do(func() { close(o.ready) }) }
 func (o *overridesWatcher) follow(ctx context.Context) {
 	for ctx.Err() == nil {
 		err := o.read(ctx)
-		o.settle()
+		o.markReady()
 		wait := overridesInterval
 		if !errors.Is(err, jetstream.ErrStreamNotFound) && !errors.Is(err, discovery.ErrBroken) {
 			wait = overridesPatience
@@ -93,7 +93,7 @@ func (o *overridesWatcher) read(ctx context.Context) error {
 	defer release()
 	l, err := o.list(ctx)
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
-		o.leave(nil) // there are none, or it was removed, and with it what it said
+		o.offer(nil) // there are none, or it was removed, and with it what it said
 	}
 	if err != nil {
 		return err
@@ -107,7 +107,7 @@ func (o *overridesWatcher) read(ctx context.Context) error {
 			}
 		}
 		if idle && l.listed && (l.changed || o.session.clock.Ahead() != o.ahead) {
-			o.leave(l.all)
+			o.offer(l.all)
 			l.changed = false
 		}
 		m, err := l.feed.next(ctx)
@@ -117,7 +117,7 @@ func (o *overridesWatcher) read(ctx context.Context) error {
 		case err != nil:
 			return fmt.Errorf("%w: %w", discovery.ErrBroken, err)
 		case m != nil:
-			l.take(m)
+			l.apply(m)
 		}
 		if !l.listed {
 			if l.listed, err = l.feed.complete(ctx, m); err != nil {
@@ -151,8 +151,8 @@ func (o *overridesWatcher) list(ctx context.Context) (*overridesList, error) {
 	}, nil
 }
 
-func (l *overridesList) take(m *message) {
-	takeOverride(l.all, m)
+func (l *overridesList) apply(m *message) {
+	applyOverride(l.all, m)
 	l.reached = max(l.reached, m.sequence)
 	l.changed = true
 }

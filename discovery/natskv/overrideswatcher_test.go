@@ -89,8 +89,8 @@ func TestOverridesWhenAClockIsSet(t *testing.T) {
 		{"by one like ours", 0, true, 0},
 	} {
 		clock.Observe(now.Add(step.ahead), now, now)
-		o.leave(stands)
-		told := o.take()
+		o.offer(stands)
+		told := o.pending()
 		if (told != nil) != step.told {
 			t.Errorf("%s: told %v", step.what, told)
 		}

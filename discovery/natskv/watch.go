@@ -157,7 +157,7 @@ func (w *watch) run(parent context.Context, emit func(discovery.Event)) error {
 		case err != nil:
 			return err
 		case m != nil:
-			w.take(m)
+			w.emitRecord(m)
 		}
 		if w.listed {
 			continue
@@ -189,7 +189,7 @@ func (w *watch) awaitOverrides(ctx context.Context) error {
 
 // emitOverrides emits what operators have decided, if it is something new.
 func (w *watch) emitOverrides() {
-	if all := w.overrides.take(); all != nil {
+	if all := w.overrides.pending(); all != nil {
 		w.progress.emitting(true)
 		w.emit(discovery.Event{Type: discovery.Overridden, Overrides: all})
 		w.progress.emitting(false)
@@ -208,8 +208,8 @@ func (w *watch) finishListing() {
 	w.progress.sync(listing.Revision)
 }
 
-// take emits what a message says.
-func (w *watch) take(m *message) {
+// emitRecord emits what a message says.
+func (w *watch) emitRecord(m *message) {
 	w.progress.emitting(true)
 	event := w.session.config.event(m, &w.records)
 	w.foreign.resolve(&event, w.session.config.idOf(event.Key))

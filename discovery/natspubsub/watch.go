@@ -170,13 +170,13 @@ func (w *watch) run(ctx context.Context, emit func(discovery.Event), synced func
 		case <-w.arrivals.overflow:
 			return w.dropped()
 		case a := <-w.arrivals.out:
-			w.take(a, t, l)
+			w.dispatch(a, t, l)
 		}
 	}
 }
 
-// take emits what has arrived.
-func (w *watch) take(a arrival, t *translator, l *listing) {
+// dispatch emits what has arrived, by where it came.
+func (w *watch) dispatch(a arrival, t *translator, l *listing) {
 	switch {
 	case a.mark != nil:
 		close(a.mark)
@@ -203,7 +203,7 @@ type listing struct {
 	timer    *time.Timer
 	asked    time.Time
 	deadline time.Time
-	patience time.Duration // how long the next answer may take; 0 until the first
+	pause    time.Duration // how long the next answer may take; 0 until the first
 	over     bool
 }
 
@@ -215,11 +215,11 @@ func newListing(asked time.Time, listen time.Duration) *listing {
 
 // answered waits for the next answer.
 func (l *listing) answered() {
-	if l.patience == 0 {
+	if l.pause == 0 {
 		// Who is far away answers late.
-		l.patience = max(stall, 2*time.Since(l.asked))
+		l.pause = max(stall, 2*time.Since(l.asked))
 	}
-	l.wait(l.patience)
+	l.wait(l.pause)
 }
 
 // wait ends the listing after a time, unless it is over.
@@ -273,7 +273,7 @@ func (r *Registry) Verify(ctx context.Context) error {
 // emitted waits until everything that has arrived is emitted: it puts a mark
 // behind that.
 func (w *watch) emitted(ctx context.Context) error {
-	patience, cancel := context.WithTimeout(ctx, lagLimit)
+	bounded, cancel := context.WithTimeout(ctx, lagLimit)
 	defer cancel()
 	mark, marks := make(chan struct{}), w.arrivals.marks
 	for {
@@ -284,7 +284,7 @@ func (w *watch) emitted(ctx context.Context) error {
 			return w.dropped()
 		case <-w.ended:
 			return fmt.Errorf("%w: the watch has ended", discovery.ErrBroken)
-		case <-patience.Done():
+		case <-bounded.Done():
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}

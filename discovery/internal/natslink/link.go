@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"sync"
 
@@ -235,14 +237,9 @@ func (l *Link) onError(nc *nats.Conn, _ *nats.Subscription, err error) {
 	}
 	operation, subject := violation(err)
 	denied := fmt.Errorf("%w to %s %q", discovery.ErrPermission, operation, subject)
-	var affected []*guard
 	l.mu.Lock()
 	l.denied = denied
-	for g := range l.guards {
-		if g.concerns(operation, subject) {
-			affected = append(affected, g)
-		}
-	}
+	guards := slices.Collect(maps.Keys(l.guards))
 	l.mu.Unlock()
 	if operation == Subscribe && strings.HasPrefix(subject, l.inboxes) && strings.HasSuffix(subject, ".*") {
 		// All answers to requests come through one subscription that is made
@@ -253,8 +250,10 @@ func (l *Link) onError(nc *nats.Conn, _ *nats.Subscription, err error) {
 		nc.Close()
 		return
 	}
-	for _, g := range affected {
-		g.cancel(denied)
+	for _, g := range guards {
+		if g.concerns(operation, subject) {
+			g.cancel(denied)
+		}
 	}
 }
 
