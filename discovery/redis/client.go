@@ -31,12 +31,9 @@ type client struct {
 	running sync.WaitGroup // calls of the client library that may outlive their caller
 }
 
-func newClient(c Config) (*client, error) {
-	d, err := newConnector(c)
-	if err != nil {
-		return nil, err
-	}
-	return &client{config: c, connector: d, commands: d.commands(), closing: make(chan struct{})}, nil
+func newClient(c Config) *client {
+	d := newConnector(c)
+	return &client{config: c, connector: d, commands: d.commands(), closing: make(chan struct{})}
 }
 
 // close ends the calls that are under way and closes the connections.

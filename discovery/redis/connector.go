@@ -38,16 +38,13 @@ type connector struct {
 	sentinels sentinels // none but in mode sentinel
 }
 
-func newConnector(c Config) (*connector, error) {
-	if err := c.checkFiles(); err != nil {
-		return nil, err
-	}
+func newConnector(c Config) *connector {
 	d := &connector{config: c, addresses: c.Addresses()}
-	d.servers.named = d.addresses
+	d.servers = servers{named: d.addresses, seen: make(map[string]time.Time)}
 	if c.Mode == ModeSentinel {
 		d.sentinels.add(c, d.addresses, d.dialer(c.sentinelsSecure()))
 	}
-	return d, nil
+	return d
 }
 
 // options are those of every connection to servers. The pool has one place: a
@@ -93,7 +90,10 @@ func neverFailing(dial dialer) dialer {
 	return func(ctx context.Context, network, address string) (net.Conn, error) {
 		conn, err := dial(ctx, network, address)
 		if err != nil {
-			return failed(err), nil
+			// Wrapped once more: the client library unwraps the error of a handshake
+			// (redis.go, initConn), which would leave of a net.OpError only what the
+			// system said.
+			return failedConn{fmt.Errorf("%w", err)}, nil
 		}
 		return conn, nil
 	}
@@ -153,11 +153,6 @@ func noMaintenance() *maintnotifications.Config {
 // A failedConn is a connection that could not be made.
 type failedConn struct{ err error }
 
-// failed returns a connection that fails for the reason, wrapped once more: the client library unwraps the error of a
-// handshake (redis.go, initConn), which would leave of a net.OpError only what
-// the system said.
-func failed(err error) failedConn { return failedConn{fmt.Errorf("%w", err)} }
-
 func (c failedConn) Read([]byte) (int, error)       { return 0, c.err }
 func (c failedConn) Write([]byte) (int, error)      { return 0, c.err }
 func (failedConn) Close() error                     { return nil }
@@ -180,9 +175,6 @@ type servers struct {
 func (s *servers) add(addresses ...string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.seen == nil {
-		s.seen = make(map[string]time.Time)
-	}
 	for _, address := range addresses {
 		if _, known := s.seen[address]; known || len(s.seen) < maxLocated {
 			s.seen[address] = time.Now()

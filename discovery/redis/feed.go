@@ -113,12 +113,8 @@ func (f *feed) notifies(ctx context.Context, c *goredis.Client, classes string) 
 		return false, err
 	}
 	flags := answer[name]
-	for _, class := range classes {
-		if !strings.ContainsRune(flags, class) && !strings.Contains(flags, "A") {
-			return false, nil
-		}
-	}
-	return strings.Contains(flags, "K"), nil
+	all := strings.Contains(flags, "A") || strings.Trim(classes, flags) == ""
+	return all && strings.Contains(flags, "K"), nil
 }
 
 // subscribe receives notifications until the watch ends, and returns once the

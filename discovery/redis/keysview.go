@@ -81,8 +81,7 @@ func (v *keysView) remember() {
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.previous = deadlines
-	v.previousEpoch = v.epoch
+	v.previous, v.previousEpoch = deadlines, v.epoch
 }
 
 // ranOut reports whether a key that the last watch knew is gone and may have run
@@ -278,8 +277,7 @@ func (v *keysView) update(r keyRead, l *keysLook) {
 		}
 		k.sum, k.size, k.read = sum, r.size, time.Now()
 	}
-	k.missing, k.reason = time.Time{}, ""
-	k.deadline = time.Time{}
+	k.missing, k.reason, k.deadline = time.Time{}, "", time.Time{}
 	if r.ttl >= 0 {
 		k.deadline = time.Now().Add(r.ttl)
 	}

@@ -38,8 +38,10 @@ const nameless = "\x00"
 // double what a large fleet takes.
 func (m *member) parse(records *discovery.Parser) {
 	var n discovery.Node
-	err := tooLong(m.long)
-	if m.long == 0 {
+	var err error
+	if m.long > 0 {
+		err = tooLong(m.long)
+	} else {
 		n, err = records.Parse([]byte(m.text))
 	}
 	m.err, m.id, m.node = err, n.ID, nil

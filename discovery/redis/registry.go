@@ -54,13 +54,13 @@ type layout interface {
 // dialled yet. The caller closes it. The error wraps [discovery.ErrInvalid].
 func Open(c Config) (*Registry, error) {
 	c, err := c.Resolve()
+	if err == nil {
+		err = c.checkFiles()
+	}
 	if err != nil {
 		return nil, err
 	}
-	client, err := newClient(c)
-	if err != nil {
-		return nil, err
-	}
+	client := newClient(c)
 	r := &Registry{client: client, overrides: &overrides{client: client}}
 	if c.Layout == LayoutKeys {
 		r.layout = newKeys(client)
@@ -197,15 +197,15 @@ func (r *Registry) Watch(ctx context.Context, emit func(discovery.Event)) error 
 
 // follow lists the registry and then follows it.
 func (r *Registry) follow(ctx context.Context, w *watch) error {
-	v, err := r.layout.watch(ctx, &w.feed)
+	var err error
+	if w.view, err = r.layout.watch(ctx, &w.feed); err != nil {
+		return err
+	}
+	listing, err := w.list(ctx, r.overrides)
 	if err != nil {
 		return err
 	}
-	listing, err := w.list(ctx, v, r.overrides)
-	if err != nil {
-		return err
-	}
-	r.changes.Store(v.changes())
+	r.changes.Store(w.view.changes())
 	r.watching.Store(w)
 	if r.client.config.Mode != ModeSingle {
 		w.group.Go(func() { r.client.locate(ctx) })

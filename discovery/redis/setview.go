@@ -447,8 +447,7 @@ func (v *setView) put(n *node, m *member, age time.Duration, revision uint64) {
 	} else {
 		e.Node = *m.node
 	}
-	m.node = nil
-	e.Age, e.Revision = age, revision
+	m.node, e.Age, e.Revision = nil, age, revision
 	v.feed.emit(e)
 }
 

@@ -1,6 +1,7 @@
 package redis
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"fmt"
@@ -116,9 +117,8 @@ func parseEntry(m goredis.XMessage) (entry, error) {
 // history reads the stream backwards, in parts, so that it keeps the server from
 // nothing else.
 func (l *sortedSet) history(ctx context.Context, id string, limit int) ([]discovery.Revision, error) {
-	if most := l.client.config.History; limit <= 0 || limit > most {
-		limit = most
-	}
+	most := l.client.config.History
+	limit = min(cmp.Or(max(limit, 0), most), most)
 	const page = 1000
 	var revisions []discovery.Revision
 	for end := "+"; ; {

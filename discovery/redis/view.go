@@ -98,6 +98,5 @@ func tooLong(length int) error {
 	if length > discovery.MaxRecord {
 		return discovery.Invalidf(discovery.FaultRecord, "record: %d bytes, want at most %d", length, discovery.MaxRecord)
 	}
-	return discovery.Invalidf(discovery.FaultRecord, "record: %d bytes, and at most %d are read where all records together are more than %d MiB",
-		length, usualRecord, maxRead>>20)
+	return discovery.Invalidf(discovery.FaultRecord, "record: %d bytes, and at most %d are read where all records together are more than %d MiB", length, usualRecord, maxRead>>20)
 }

@@ -87,9 +87,8 @@ func newWatch(c *client, emit func(discovery.Event)) *watch {
 }
 
 // list emits the overrides and everything that is listed.
-func (w *watch) list(ctx context.Context, v view, o *overrides) (discovery.Listing, error) {
-	w.view = v
-	if err := v.follow(ctx); err != nil {
+func (w *watch) list(ctx context.Context, o *overrides) (discovery.Listing, error) {
+	if err := w.view.follow(ctx); err != nil {
 		return discovery.Listing{}, err
 	}
 	var err error
@@ -98,7 +97,7 @@ func (w *watch) list(ctx context.Context, v view, o *overrides) (discovery.Listi
 	}
 	// What changes before the listing is read is not told of after it.
 	w.pending.overrides = true
-	listing, took, err := v.list(ctx)
+	listing, took, err := w.view.list(ctx)
 	w.slowest = max(slowLook, min(4*took, slowestLook))
 	return listing, err
 }

@@ -174,7 +174,7 @@ func TestSlowLookBreaks(t *testing.T) {
 func TestServers(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		s := servers{named: []string{"a:1"}}
+		s := servers{named: []string{"a:1"}, seen: make(map[string]time.Time)}
 		s.add("a:1", "c:3", "b:2")
 		if got := s.located(); !slices.Equal(got, []string{"b:2", "c:3"}) {
 			t.Errorf("located %v", got)
