@@ -50,10 +50,10 @@ type Options struct {
 	// them are resolved like those of nodes.
 	Addresses []string
 	// Logger is told at Info of nodes that come, change and go, of rejected records,
-	// and of a registry that is listed, or is back; at Warn of a registry that is lost or cannot
-	// be listed, of nodes that lapse together, and of whatever else is for people to
-	// mend. There is nothing at other levels. Of lines about single nodes there are at
-	// most 20 a second. Default: none.
+	// and of a registry that is listed, or is back; at Warn of a registry that is lost
+	// or cannot be listed, of nodes that lapse together, and of whatever else is for
+	// people to mend. There is nothing at other levels. Of lines about single nodes
+	// there are at most 20 a second. Default: none.
 	Logger *slog.Logger
 }
 
@@ -264,10 +264,13 @@ func (d *Directory) Stale() time.Duration {
 	}
 }
 
-// Run follows the registry until ctx ends, and returns the context's error. It
-// must be called once. It outlives every failure of the registry: the last
+// Run follows the registry until ctx ends, and returns the context's error once all that
+// it has started has ended. It outlives every failure of the registry: the last
 // snapshot stays, leases are suspended, and the watch is started again, at first
-// soon and then less often.
+// soon and then less often; Status and the log say why.
+//
+// Run must be called once: a second call would publish another view over the first
+// one's.
 func (d *Directory) Run(ctx context.Context) error {
 	return newLoop(d).run(ctx)
 }

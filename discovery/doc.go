@@ -4,6 +4,13 @@
 //
 //	registry event → Node → Directory (one goroutine owns it) → Snapshot (immutable)
 //
+// A node is one member of a fleet. Its record stands in a [Registry], which package
+// registries opens by a URL, and is renewed by heartbeats: a [Registrar] does that for
+// the service that it is part of. A record that is not renewed for a lease has lapsed. A
+// [Directory] follows a registry, and whoever wants to know the fleet loads its newest
+// [Snapshot]. It keeps its last view for as long as the registry cannot be reached, and
+// lets no lease run out meanwhile.
+//
 // # For authors of a backend
 //
 // A backend translates between one kind of registry and this package: wire to

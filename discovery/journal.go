@@ -58,6 +58,7 @@ type Change struct {
 	Number uint64
 	// Time is when it was noted, by the local clock.
 	Time time.Time
+	// Type says what happened.
 	Type ChangeType
 	// ID is the node's id; as far as it could be read, for ChangeRejected.
 	ID string
@@ -145,7 +146,7 @@ func (e *Entry) brief() *Entry {
 	brief := *e
 	brief.Node.LeftOut = nil
 	brief.Node.Metadata = make(map[string]string)
-	for _, k := range []string{KeyService, KeyZone, KeyVersion, KeyWeight, KeyState, KeyInstance, KeyLease, KeyRole} {
+	for _, k := range reservedKeys {
 		if v, ok := e.Node.Metadata[k]; ok && len(v) <= briefValue {
 			brief.Node.Metadata[k] = v
 		}

@@ -72,7 +72,9 @@ const (
 // A Node is one member of a fleet, as its record tells. Its metadata is shared
 // and must not be changed.
 type Node struct {
-	ID       string
+	// ID names the node in its fleet; see [ValidateID].
+	ID string
+	// Endpoint is where it serves.
 	Endpoint Endpoint
 	// Load is whatever measure of load the fleet agrees on; less is better.
 	Load float64
@@ -200,7 +202,8 @@ type record struct {
 }
 
 // AppendRecord appends the node's record to b, as of now. Two calls with equal
-// arguments append equal bytes.
+// arguments append equal bytes. The error wraps [ErrInvalid]: see [Node.Validate], or
+// the record is too long.
 func AppendRecord(b []byte, n Node, now time.Time) ([]byte, error) {
 	if err := n.Validate(); err != nil {
 		return b, err

@@ -39,11 +39,15 @@ type Override struct {
 // is written and what is read; where the registry does not tell its time, its clock
 // counts as like ours.
 type Overrider interface {
-	// Overrides returns all of them, also those that have ended, by the node's id.
+	// Overrides returns all of them, also those that have ended, by the node's id. It
+	// fails like [Announcer].Announce.
 	Overrides(ctx context.Context) (map[string]Override, error)
-	// SetOverride replaces the node's override; the node need not be listed.
+	// SetOverride replaces the node's override; the node need not be listed. It fails
+	// like [Announcer].Announce, with [ErrInvalid] also for an override that
+	// [Override.Validate] refuses.
 	SetOverride(ctx context.Context, id string, o Override) error
-	// ClearOverride removes it. One that is not there is no error.
+	// ClearOverride removes it. One that is not there is no error. It fails like
+	// [Announcer].Announce.
 	ClearOverride(ctx context.Context, id string) error
 }
 
@@ -124,7 +128,7 @@ func ParseOverride(data []byte) (Override, error) {
 	return o, o.Validate()
 }
 
-// AppendOverride appends the record of an override to b.
+// AppendOverride appends the record of an override to b. The error wraps [ErrInvalid].
 func AppendOverride(b []byte, o Override) ([]byte, error) {
 	if err := o.Validate(); err != nil {
 		return b, err

@@ -44,15 +44,19 @@ type RegistrarOptions struct {
 	// goes, so that no proxy sends a request to a closed door. 0 is none. Default, for
 	// nil: DefaultDrain.
 	Drain *time.Duration
-	// Load is asked for the node's load before each heartbeat. A negative or not
+	// Load is asked for the node's load before each heartbeat, by the goroutine of Run,
+	// which waits for it: it must return at once. A negative or not
 	// finite value says that it is not known just now: then the last one that was
 	// is announced, and before any was the load that the node carries, which is
 	// also the default.
 	Load func() float64
-	// Ready, where given, is asked before each heartbeat; while it returns an
-	// error the node is not listed.
+	// Ready, where given, is asked before each heartbeat, by the goroutine of Run; while
+	// it returns an error the node is not listed. Its context ends after the lease, and
+	// after five seconds at most.
 	Ready func(context.Context) error
-	// OnHeartbeat, where given, is told how each heartbeat went. It must not block.
+	// OnHeartbeat, where given, is told how each heartbeat went, by the goroutine of
+	// Run: nil, why the node is not ready, or the error of the announcer. It must not
+	// block.
 	OnHeartbeat func(error)
 	// Logger is told at Info when the node is announced, drains and leaves; at Warn
 	// why it cannot be announced, once for each reason, and that another process
@@ -137,8 +141,8 @@ type Registrar struct {
 
 // NewRegistrar returns a Registrar for a node, not yet announced. It completes
 // the node's metadata with the lease and with a token of its own (the key
-// "instance"), by which it recognises its record. The announcer must not be nil. The
-// error wraps [ErrInvalid].
+// "instance"), by which it recognises its record. The error wraps [ErrInvalid]; see
+// [RegistrarOptions.Validate]. An announcer that is nil is invalid as well.
 func NewRegistrar(a Announcer, n Node, o RegistrarOptions) (*Registrar, error) {
 	if a == nil {
 		return nil, fmt.Errorf("%w announcer: want one that is not nil", ErrInvalid)
@@ -188,7 +192,9 @@ func (r *Registrar) current() (Node, RegistrarOptions) {
 // takes at most a second. Where another process has written the record since, as
 // when a container is replaced, that record is left as it is.
 //
-// Run must be called once: a second call announces the node from two goroutines.
+// Run must be called once: a second call would leave the node's record to whichever ends
+// last. What the announcer fails with is not returned but retried, at first soon and then
+// less often; see [RegistrarOptions].OnHeartbeat and Logger.
 func (r *Registrar) Run(ctx context.Context) error {
 	s := &r.standing
 	s.retry = &backoff.ExponentialBackOff{

@@ -25,7 +25,8 @@ type Watcher interface {
 	// Watch emits what operators decided, where the registry keeps that (see
 	// [Overrider]), every listed node, then Synced, then changes as they happen,
 	// until ctx ends or the stream breaks; it always returns a non-nil error
-	// (the context's, or why the stream broke). It neither retries nor keeps
+	// (the context's, or why the stream broke, by one of the errors of this package
+	// wherever one fits). It neither retries nor keeps
 	// state: the Directory does both. It calls emit from one goroutine at a
 	// time, never after it has returned, and emit may block. A call of Watch
 	// that finds nobody there fails within seconds rather than wait.
@@ -62,8 +63,11 @@ type Locator interface {
 
 // An Announcer writes a node's own record.
 type Announcer interface {
-	// Announce puts the node's record and renews its lease. It fails with one
-	// of the errors of this package wherever one fits.
+	// Announce puts the node's record, in place of whichever stands there, and renews
+	// its lease. It ends with ctx. It fails with [ErrInvalid] for a node that may not
+	// be listed, and with [ErrUnreachable], [ErrCredentials], [ErrPermission],
+	// [ErrUnsupported], [ErrNotFound] or [ErrFull] where one of those fits; the
+	// record may stand all the same where there was no answer.
 	Announce(ctx context.Context, n Node) error
 	// Drain puts the node's record, which says that the node drains, in place of
 	// the one that stands, if that is still the caller's own: its metadata names
@@ -73,11 +77,12 @@ type Announcer interface {
 	// To compare and to write is one step: what another process announces
 	// meanwhile stands in the end, and is never covered for a moment. A registry
 	// that keeps no records cannot compare; there the readers do, and Drain reports
-	// true as long as it knows of no other record.
+	// true as long as it knows of no other record. It fails like Announce.
 	Drain(ctx context.Context, n Node) (own bool, err error)
 	// Withdraw removes the node's record, if that record is still the caller's
 	// own, by the same rule and in one step as well. A record that is not there,
-	// or is somebody else's, is left as it is, without an error.
+	// or is somebody else's, is left as it is, without an error. It fails like
+	// Announce.
 	Withdraw(ctx context.Context, n Node) error
 }
 
@@ -86,14 +91,16 @@ type Announcer interface {
 type Reader interface {
 	// Record returns the record that stands for a node, the zero Node if there is
 	// none or none that can be read. It never returns one that is older than what
-	// was announced last by the same Reader.
+	// was announced last by the same Reader. It fails like [Announcer].Announce, with
+	// [ErrPermission] for writers that may not read.
 	Record(ctx context.Context, id string) (Node, error)
 }
 
 // A Historian is a Registry that remembers past records.
 type Historian interface {
 	// History returns up to limit of the node's last revisions, newest first;
-	// a node never heard of has none. A limit of 0 means all there are.
+	// a node never heard of has none. A limit of 0 means all there are. It fails like
+	// [Announcer].Announce, with [ErrUnsupported] where nothing past is kept.
 	History(ctx context.Context, id string, limit int) ([]Revision, error)
 }
 
@@ -135,6 +142,7 @@ const (
 	Overridden
 )
 
+// String returns the name of the type in lower case.
 func (t EventType) String() string {
 	switch t {
 	case Put:
@@ -158,6 +166,7 @@ func (t EventType) String() string {
 
 // An Event is one thing that a registry reported.
 type Event struct {
+	// Type says which of the other fields mean something.
 	Type EventType
 
 	// ID is the node's id; for Rejected the best guess, which may be "".
@@ -168,10 +177,11 @@ type Event struct {
 	// key under which the node was last put.
 	Key string
 
-	// Node is the record, for Put.
+	// Node is the record, for Put. Nobody changes its metadata once it is emitted: they
+	// may be shared with other events, see [Parser].
 	Node Node
 
-	// Load is the node's load, for Beat.
+	// Load is the node's load, for Beat; NaN where that is not known.
 	Load float64
 
 	// Age is how old the record is by the registry's own clock, for a Put that

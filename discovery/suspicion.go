@@ -8,7 +8,7 @@ import (
 )
 
 // DefaultLossGuard is the share of a directory's nodes, in percent, beyond which
-// their lapse is doubted.
+// those that lapse together are suspect; see [Options].LossGuard.
 const DefaultLossGuard = 50
 
 const (
