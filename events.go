@@ -13,53 +13,33 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
+	"github.com/caddy-discovery/caddy-discovery/internal/view"
 )
 
-// The events that a source emits through Caddy's events app. Those about a node
-// carry registry, id, endpoint, address, service, state, reason and time, and
-// metadata.<key> for each pair; those about a registry carry registry, reason, time
-// and nodes. What the first listing shows has not just happened, and is no event.
-const (
-	eventNodeJoined           = "node_joined"
-	eventNodeLeft             = "node_left" // whether it left, lapsed, or was rejected: see type
-	eventNodeUpdated          = "node_updated"
-	eventNodeUnhealthy        = "node_unhealthy"
-	eventNodeHealthy          = "node_healthy"
-	eventRegistryConnected    = "registry_connected"
-	eventRegistryDisconnected = "registry_disconnected"
-)
-
-var eventNames = []string{
-	eventNodeJoined, eventNodeLeft, eventNodeUpdated, eventNodeUnhealthy, eventNodeHealthy,
-	eventRegistryConnected, eventRegistryDisconnected,
+// eventNames are the events that a source emits through Caddy's events app, by what
+// became of a node or the registry. Those about a node carry registry, type, id,
+// endpoint, address, service, state, reason and time, and metadata.<key> for each
+// pair; those about a registry carry registry, type, reason, time and nodes.
+var eventNames = map[discovery.ChangeType]string{
+	discovery.ChangeSeen:         "node_joined",
+	discovery.ChangeUpdated:      "node_updated",
+	discovery.ChangeLeft:         "node_left",
+	discovery.ChangeLapsed:       "node_left",
+	discovery.ChangeRejected:     "node_left",
+	discovery.ChangeEjected:      "node_unhealthy",
+	discovery.ChangeRestored:     "node_healthy",
+	discovery.ChangeConnected:    "registry_connected",
+	discovery.ChangeDisconnected: "registry_disconnected",
 }
 
-// eventOf returns the name of the event that a change is, "" if it is none.
+// eventOf returns the name of the event that a change is, "" if it is none: what the
+// first listing or the saved list shows has not just happened, and a rejected record
+// may never have been a node.
 func eventOf(c *discovery.Change) string {
-	switch c.Type {
-	case discovery.ChangeConnected:
-		return eventRegistryConnected
-	case discovery.ChangeDisconnected:
-		return eventRegistryDisconnected
+	if view.AboutNode(c.Type) && (c.Listed || c.Entry == nil || c.Type == discovery.ChangeRestored && c.Entry.State() == discovery.StateRestored) {
+		return ""
 	}
-	if c.Listed || c.Entry == nil {
-		return "" // a record that never was a node
-	}
-	switch c.Type {
-	case discovery.ChangeSeen:
-		return eventNodeJoined
-	case discovery.ChangeUpdated:
-		return eventNodeUpdated
-	case discovery.ChangeLeft, discovery.ChangeLapsed, discovery.ChangeRejected:
-		return eventNodeLeft
-	case discovery.ChangeEjected:
-		return eventNodeUnhealthy
-	case discovery.ChangeRestored:
-		if c.Entry.State() != discovery.StateRestored {
-			return eventNodeHealthy
-		}
-	}
-	return ""
+	return eventNames[c.Type]
 }
 
 // eventCursor is how far the changes of a directory have become events. It belongs to
@@ -214,8 +194,10 @@ func (m *emitter) emit(ending context.Context, ctx caddy.Context, c *discovery.C
 	return true
 }
 
-// observed reports whether anybody may notice that an event is missing.
-func (m *emitter) observed() bool { return slices.ContainsFunc(eventNames, m.app.ShouldEmit) }
+// observed reports whether a handler may miss an event.
+func (m *emitter) observed() bool {
+	return slices.ContainsFunc(slices.Collect(maps.Values(eventNames)), m.app.ShouldEmit)
+}
 
 const (
 	// handlerGrace is how long a handler may go on that is under way when its config

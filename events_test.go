@@ -219,7 +219,7 @@ func TestEventHandlersMayReload(t *testing.T) {
 	reloaded := make(chan error, 16)
 	recorded.Lock()
 	recorded.do = func(e caddy.Event) {
-		if e.Name() == eventNodeJoined {
+		if e.Name() == "node_joined" {
 			reloaded <- caddy.Load(eventConfigJSON(t, name, port, fmt.Sprintf("respond /%v 204", e.Data["id"])), true)
 		}
 	}

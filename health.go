@@ -1,6 +1,7 @@
 package caddydiscovery
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/json"
@@ -72,37 +73,27 @@ func (h *Health) check() error {
 	if h.TCP && (h.URI != "" || h.Status != "" || len(h.Headers) > 0) {
 		return errors.New("health: tcp asks nothing, so that uri, status and header have no meaning beside it; want either")
 	}
-	if h.URI == "" && !h.TCP {
-		h.URI = "/"
-	}
-	if uri, err := url.ParseRequestURI(h.URI); !h.TCP && (err != nil || uri.Host != "" || !strings.HasPrefix(h.URI, "/")) {
-		return fmt.Errorf("health: invalid uri %q, want a path such as /healthz", h.URI)
-	}
-	for name, d := range map[string]*caddy.Duration{"interval": &h.Interval, "timeout": &h.Timeout} {
-		if err := caddyblock.CheckDuration("health: "+name, *d); err != nil {
+	for name, d := range map[string]caddy.Duration{"interval": h.Interval, "timeout": h.Timeout} {
+		if err := caddyblock.CheckDuration("health: "+name, d); err != nil {
 			return err
 		}
-	}
-	if h.Interval == 0 {
-		h.Interval = caddy.Duration(10 * time.Second)
-	}
-	if h.Timeout == 0 {
-		h.Timeout = caddy.Duration(5 * time.Second)
 	}
 	for name, n := range map[string]int{"passes": h.Passes, "fails": h.Fails} {
 		if n < 0 || n > maxChecks {
 			return fmt.Errorf("health: invalid %s %d, want 1 to %d", name, n, maxChecks)
 		}
 	}
-	h.Passes = max(h.Passes, 1)
-	if h.Fails == 0 {
-		h.Fails = 2
-	}
-	if h.Status == "" && !h.TCP {
-		h.Status = "2xx"
-	}
-	if err := health.CheckStatus(h.Status); err != nil && !h.TCP {
-		return fmt.Errorf("health: status: %w", err)
+	h.Interval = cmp.Or(h.Interval, caddy.Duration(10*time.Second))
+	h.Timeout = cmp.Or(h.Timeout, caddy.Duration(5*time.Second))
+	h.Passes, h.Fails = cmp.Or(h.Passes, 1), cmp.Or(h.Fails, 2)
+	if !h.TCP {
+		h.URI, h.Status = cmp.Or(h.URI, "/"), cmp.Or(h.Status, "2xx")
+		if uri, err := url.ParseRequestURI(h.URI); err != nil || uri.Host != "" || !strings.HasPrefix(h.URI, "/") {
+			return fmt.Errorf("health: invalid uri %q, want a path such as /healthz", h.URI)
+		}
+		if err := health.CheckStatus(h.Status); err != nil {
+			return fmt.Errorf("health: status: %w", err)
+		}
 	}
 	if h.Port < 0 || h.Port > 65535 {
 		return fmt.Errorf("health: invalid port %d, want 1 to 65535", h.Port)

@@ -98,29 +98,22 @@ func (f *registryFlags) lines(backend string) ([][]string, error) {
 		}
 		return ""
 	}
-	option := func(values ...string) {
-		if values[1] != "" {
-			lines = append(lines, values)
-		}
-	}
 	password := secret(f.passwordEnv, f.passwordFile)
+	login := [][]string{{"username", f.user}, {"password", password}}
 	if strings.HasPrefix(backend, "nats") {
-		switch {
-		case f.user != "" && password != "":
-			option("user", f.user, password)
-		case f.user != "" || password != "":
+		if (f.user == "") != (password == "") {
 			return nil, errors.New("want both --user and one of --password-env and --password-file")
 		}
-	} else {
-		option("username", f.user)
-		option("password", password)
+		login = [][]string{{"user", f.user, password}}
 	}
-	option("token", secret(f.tokenEnv, f.tokenFile))
-	option("credentials", f.credentials)
-	option("nkey", f.nkey)
-	option("tls_ca", f.tlsCA)
-	option("tls_client_auth", f.tlsCert, f.tlsKey)
-	option("tls_server_name", f.tlsServerName)
+	for _, option := range append(login, [][]string{
+		{"token", secret(f.tokenEnv, f.tokenFile)}, {"credentials", f.credentials}, {"nkey", f.nkey},
+		{"tls_ca", f.tlsCA}, {"tls_client_auth", f.tlsCert, f.tlsKey}, {"tls_server_name", f.tlsServerName},
+	}...) {
+		if option[1] != "" {
+			lines = append(lines, option)
+		}
+	}
 	return lines, nil
 }
 
@@ -214,16 +207,14 @@ func (c *connection) close() {
 func (f *registryFlags) open(ctx context.Context, create bool) (*connection, error) {
 	provision, cancel := caddy.NewContext(caddy.Context{Context: ctx})
 	b, err := f.backend(provision, create)
-	if err != nil {
-		cancel()
-		return nil, err
+	if err == nil {
+		var registry discovery.Registry
+		if registry, err = b.Open(slog.New(slog.DiscardHandler)); err == nil {
+			return &connection{registry, time.Duration(b.Common().TTL), cancel}, nil
+		}
 	}
-	registry, err := b.Open(slog.New(slog.DiscardHandler))
-	if err != nil {
-		cancel()
-		return nil, err
-	}
-	return &connection{registry, time.Duration(b.Common().TTL), cancel}, nil
+	cancel()
+	return nil, err
 }
 
 // fleet is a registry and what it lists right now.
