@@ -2,12 +2,11 @@ package caddydiscovery
 
 import (
 	"context"
+	"log/slog"
 	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"go.uber.org/zap"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
 )
@@ -62,7 +61,7 @@ func (a *announcement) run(ctx context.Context, wanted func() *ProxyNode, to dis
 	defer stats.release(nil)
 	r := nodeRegistrar{
 		registry: to,
-		log:      processLogger("registrar").With(zap.String("registry", to.String())),
+		log:      processLogger("registrar").With("registry", to.String()),
 		count:    func(err error) { stats.heartbeats.count(err == nil) },
 	}
 	defer r.wait()
@@ -89,7 +88,7 @@ func (a *announcement) run(ctx context.Context, wanted func() *ProxyNode, to dis
 // the machine's address. It belongs to one goroutine.
 type nodeRegistrar struct {
 	registry discovery.Registry
-	log      *zap.Logger
+	log      *slog.Logger
 	count    func(error) // is told how each heartbeat went
 
 	config     *ProxyNode // as which the node is announced; nil before it is
@@ -118,7 +117,7 @@ func (r *nodeRegistrar) follow(ctx context.Context, n *ProxyNode) time.Duration 
 		// At the start of a machine the network may come up after us, and later
 		// it may be away for a while.
 		if err.Error() != r.unresolved {
-			r.log.Warn("cannot find the endpoint; retrying", zap.String("node", n.NodeID), zap.Error(err))
+			r.log.Warn("cannot find the endpoint; retrying", "node", n.NodeID, "error", err)
 		}
 		r.unresolved = err.Error()
 		return resolveRetry + rand.N(resolveRetry)
@@ -128,12 +127,12 @@ func (r *nodeRegistrar) follow(ctx context.Context, n *ProxyNode) time.Duration 
 	case !n.announcesAs(r.config):
 		r.announce(ctx, n, endpoint)
 	case endpoint != r.node.Endpoint:
-		r.log.Info("the endpoint has changed", zap.String("node", n.NodeID),
-			zap.String("before", r.node.Endpoint.String()), zap.String("endpoint", endpoint.String()))
+		r.log.Info("the endpoint has changed", "node", n.NodeID,
+			"before", r.node.Endpoint.String(), "endpoint", endpoint.String())
 		r.announce(ctx, n, endpoint)
 	}
 	if n.follows() {
-		return n.heartbeat()
+		return time.Duration(n.Heartbeat) // the machine may have another address by then
 	}
 	return 0
 }
@@ -141,7 +140,7 @@ func (r *nodeRegistrar) follow(ctx context.Context, n *ProxyNode) time.Duration 
 // announce puts the node in place of what is announced.
 func (r *nodeRegistrar) announce(ctx context.Context, n *ProxyNode, endpoint discovery.Endpoint) {
 	r.config, r.node, r.options = n, n.node(endpoint), n.options()
-	r.options.Logger = slogOf(r.log)
+	r.options.Logger = r.log
 	r.options.OnHeartbeat = r.count
 	var err error
 	if r.registrar != nil {
@@ -150,12 +149,12 @@ func (r *nodeRegistrar) announce(ctx context.Context, n *ProxyNode, endpoint dis
 		instances.Store(r.registrar.Instance(), struct{}{})
 		r.running.Go(func() {
 			if err := r.registrar.Run(ctx); err != nil {
-				r.log.Warn("cannot leave", zap.Error(err))
+				r.log.Warn("cannot leave", "error", err)
 			}
 		})
 	}
 	if err != nil {
-		r.log.Error("cannot announce", zap.String("node", n.NodeID), zap.Error(err))
+		r.log.Error("cannot announce", "node", n.NodeID, "error", err)
 	}
 }
 

@@ -145,7 +145,7 @@ func (all *announcer) release(c *announcedConfig) {
 			continue
 		}
 		delete(all.nodes, a.key)
-		all.leaving.Go(func() { all.giveWay(a, n.lease()) })
+		all.leaving.Go(func() { all.giveWay(a, time.Duration(n.TTL)) })
 	}
 }
 

@@ -192,7 +192,7 @@ func acquireChecks(h *Health, b backend.Backend, https bool, transport http.Roun
 	if err != nil {
 		return nil, err
 	}
-	v, _, err := checkers.LoadOrNew(key, func() (caddy.Destructor, error) {
+	c, err := acquire(checkers, key, func() (*sharedChecker, error) {
 		directory, err := acquireDirectory(b)
 		if err != nil {
 			return nil, err
@@ -200,13 +200,12 @@ func acquireChecks(h *Health, b backend.Backend, https bool, transport http.Roun
 		options := h.options(https)
 		options.Question = string(key.question[:])
 		options.Count = directory.stats.checks.count
-		options.Logger = slogOf(processLogger("discovery.health")).With("registry", directory.name())
+		options.Logger = processLogger("discovery.health").With("registry", directory.name())
 		return &sharedChecker{Checker: health.New(directory.Directory, options), key: key, directory: directory, https: https}, nil
 	})
 	if err != nil {
 		return nil, err
 	}
-	c := v.(*sharedChecker)
 	return &sourceChecks{c, c.Subscribe(wants, c.others())}, nil
 }
 

@@ -20,13 +20,14 @@ func TestLinesOfTheCoreLookLikeCaddys(t *testing.T) {
 	}
 	log := zap.New(zapcore.NewCore(zapcore.NewJSONEncoder(encoder), zapcore.AddSync(&out), zapcore.InfoLevel)).Named("discovery")
 	log = log.With(zap.String("registry", "nats://a"))
+	core := func(log *zap.Logger) *slog.Logger { return slog.New(handlerOf(log.Core(), log.Name())) }
 	err := errors.Join(errors.New("one"), errors.New("two"))
 
 	log.Warn("lost", zap.Int("nodes", 3), zap.Duration("away", 1500*time.Millisecond), zap.Error(err),
 		zap.Float64("load", 0.5), zap.Bool("known", true), zap.Strings("writers", []string{"a", "b"}))
 	want := out.String()
 	out.Reset()
-	slogOf(log).Warn("lost", "nodes", 3, "away", 1500*time.Millisecond, "error", err,
+	core(log).Warn("lost", "nodes", 3, "away", 1500*time.Millisecond, "error", err,
 		"load", 0.5, "known", true, "writers", []string{"a", "b"})
 	if got := out.String(); got != want {
 		t.Errorf("got  %swant %s", got, want)
@@ -37,14 +38,14 @@ func TestLinesOfTheCoreLookLikeCaddys(t *testing.T) {
 	log.Error("broken")
 	want = out.String()
 	out.Reset()
-	slogOf(log).With("changes_by", "stream").Info("listed")
-	slogOf(log).Error("broken")
+	core(log).With("changes_by", "stream").Info("listed")
+	core(log).Error("broken")
 	if got := out.String(); got != want {
 		t.Errorf("got  %swant %s", got, want)
 	}
 
 	out.Reset()
-	if slogOf(log).Debug("quiet"); out.Len() != 0 || slogOf(log).Enabled(t.Context(), slog.LevelDebug) {
+	if core(log).Debug("quiet"); out.Len() != 0 || core(log).Enabled(t.Context(), slog.LevelDebug) {
 		t.Errorf("below the level: %q", out.String())
 	}
 }

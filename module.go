@@ -19,5 +19,5 @@ func init() {
 	caddy.RegisterModule(backend.Redis{})
 	caddy.RegisterModule(Admin{})
 	caddy.RegisterModule(new(StatusPage))
-	caddycmd.RegisterCommand(cli.Command(slogOf(processLogger("registrar"))))
+	caddycmd.RegisterCommand(cli.Command(processLogger("registrar")))
 }

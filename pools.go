@@ -25,6 +25,15 @@ var (
 	directories = caddy.NewUsagePool() // backend.Key → *sharedDirectory
 )
 
+// acquire returns what a pool has under a key, made by open if it has nothing.
+func acquire[T caddy.Destructor](pool *caddy.UsagePool, key any, open func() (T, error)) (T, error) {
+	v, _, err := pool.LoadOrNew(key, func() (caddy.Destructor, error) { return open() })
+	if err != nil {
+		return *new(T), err
+	}
+	return v.(T), nil
+}
+
 // sharedRegistry is a connection, as long as somebody uses it.
 //
 // The registry is a field with a name, not embedded: what it can do beyond the
@@ -43,17 +52,10 @@ func acquireRegistry(b backend.Backend) (*sharedRegistry, error) {
 	if err != nil {
 		return nil, err
 	}
-	v, _, err := registries.LoadOrNew(key, func() (caddy.Destructor, error) {
-		r, err := b.Open(slogOf(processLogger("discovery")))
-		if err != nil {
-			return nil, err
-		}
-		return &sharedRegistry{conn: r, key: key}, nil
+	return acquire(registries, key, func() (*sharedRegistry, error) {
+		r, err := b.Open(processLogger("discovery"))
+		return &sharedRegistry{conn: r, key: key}, err
 	})
-	if err != nil {
-		return nil, err
-	}
-	return v.(*sharedRegistry), nil
 }
 
 func (r *sharedRegistry) release() error {
@@ -95,7 +97,7 @@ func acquireDirectory(b backend.Backend) (*sharedDirectory, error) {
 	if err != nil {
 		return nil, err
 	}
-	v, _, err := directories.LoadOrNew(key, func() (caddy.Destructor, error) {
+	return acquire(directories, key, func() (*sharedDirectory, error) {
 		options, err := backend.DirectoryOptions(b)
 		if err != nil {
 			return nil, err
@@ -105,16 +107,12 @@ func acquireDirectory(b backend.Backend) (*sharedDirectory, error) {
 			return nil, err
 		}
 		d := &sharedDirectory{registry: r, backend: b.CaddyModule().ID.Name()}
-		options.Logger = slogOf(processLogger("discovery")).With("registry", d.name())
+		options.Logger = processLogger("discovery").With("registry", d.name())
 		options.Permit = d.wanted
 		d.Directory = discovery.NewDirectory(r.conn, options)
 		d.stats = acquireStats(d.name(), d.Directory)
 		return d, nil
 	})
-	if err != nil {
-		return nil, err
-	}
-	return v.(*sharedDirectory), nil
 }
 
 // start makes the directory follow its registry. A config that is only validated

@@ -9,7 +9,6 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyevents"
-	"go.uber.org/zap"
 	"go.uber.org/zap/exp/zapslog"
 	"go.uber.org/zap/zapcore"
 )
@@ -42,36 +41,33 @@ func (h *eventHandler) Handle(_ context.Context, e caddy.Event) error {
 
 // processLogger returns a logger that writes wherever Caddy's default log goes at
 // that moment. The logger of a config would be closed with its config.
-func processLogger(name string) *zap.Logger {
-	return zap.New(processCore{}).Named(name)
+func processLogger(name string) *slog.Logger {
+	return slog.New(processHandler(func() slog.Handler { return handlerOf(caddy.Log().Core(), name) }))
 }
 
-// slogOf returns the logger as package discovery takes one. Its lines look like those
-// that are logged with zap.
-func slogOf(log *zap.Logger) *slog.Logger {
-	return slog.New(zapslog.NewHandler(log.Core(), zapslog.WithName(log.Name()), zapslog.AddStacktraceAt(math.MaxInt)))
+// handlerOf returns a handler whose lines look like those that are logged with zap.
+func handlerOf(core zapcore.Core, name string) slog.Handler {
+	return zapslog.NewHandler(core, zapslog.WithName(name), zapslog.AddStacktraceAt(math.MaxInt))
 }
 
-type processCore struct{ fields []zapcore.Field }
+// A processHandler is whatever handler it returns at that moment.
+type processHandler func() slog.Handler
 
-func (c processCore) Enabled(l zapcore.Level) bool { return caddy.Log().Core().Enabled(l) }
+// Enabled implements slog.Handler.
+func (h processHandler) Enabled(ctx context.Context, l slog.Level) bool { return h().Enabled(ctx, l) }
 
-func (c processCore) With(fields []zapcore.Field) zapcore.Core {
-	return processCore{append(c.fields[:len(c.fields):len(c.fields)], fields...)}
+// Handle implements slog.Handler.
+func (h processHandler) Handle(ctx context.Context, r slog.Record) error { return h().Handle(ctx, r) }
+
+// WithAttrs implements slog.Handler.
+func (h processHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return processHandler(func() slog.Handler { return h().WithAttrs(attrs) })
 }
 
-func (c processCore) Check(e zapcore.Entry, checked *zapcore.CheckedEntry) *zapcore.CheckedEntry {
-	if c.Enabled(e.Level) {
-		return checked.AddCore(e, c)
-	}
-	return checked
+// WithGroup implements slog.Handler.
+func (h processHandler) WithGroup(name string) slog.Handler {
+	return processHandler(func() slog.Handler { return h().WithGroup(name) })
 }
-
-func (c processCore) Write(e zapcore.Entry, fields []zapcore.Field) error {
-	return caddy.Log().Core().Write(e, append(c.fields[:len(c.fields):len(c.fields)], fields...))
-}
-
-func (c processCore) Sync() error { return caddy.Log().Core().Sync() }
 
 // parentOf returns the innermost module of a type among those that are being
 // provisioned around the context's; nil if there is none.

@@ -145,14 +145,11 @@ func (n *ProxyNode) complete() error {
 	if err := backend.ReplaceGlobals(&n.NodeID, &n.Endpoint, &n.HealthURL); err != nil {
 		return err
 	}
-	for _, d := range []struct {
-		name  string
-		value caddy.Duration
-	}{{"heartbeat", n.Heartbeat}, {"ttl", n.TTL}} {
-		if err := caddyblock.CheckDuration(d.name, d.value); err != nil {
-			return err
-		}
+	if err := cmp.Or(caddyblock.CheckDuration("heartbeat", n.Heartbeat), caddyblock.CheckDuration("ttl", n.TTL)); err != nil {
+		return err
 	}
+	n.Heartbeat = cmp.Or(n.Heartbeat, caddy.Duration(discovery.DefaultHeartbeat))
+	n.TTL = cmp.Or(n.TTL, 3*n.Heartbeat)
 	if n.Drain != nil && *n.Drain < 0 {
 		return fmt.Errorf("drain: invalid duration %v, want 0s or more", time.Duration(*n.Drain))
 	}
@@ -224,16 +221,6 @@ func (n *ProxyNode) load() float64 {
 // while Caddy runs.
 func (n *ProxyNode) follows() bool {
 	return n.Endpoint == "" && n.servers[0].wildcard()
-}
-
-// heartbeat is how often the record is renewed, and the machine's address looked at.
-func (n *ProxyNode) heartbeat() time.Duration {
-	return cmp.Or(time.Duration(n.Heartbeat), discovery.DefaultHeartbeat)
-}
-
-// lease is how long a record stands that is not renewed.
-func (n *ProxyNode) lease() time.Duration {
-	return cmp.Or(time.Duration(n.TTL), 3*n.heartbeat())
 }
 
 // resolveTimeout bounds one look for the endpoint.

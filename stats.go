@@ -48,8 +48,7 @@ func (c *counter) of(good bool) float64 {
 // acquireStats returns the stats of a registry, to which those of the directory
 // belong from then on; it may be nil. It is matched by one of release.
 func acquireStats(name string, d *discovery.Directory) *stats {
-	v, _, _ := allStats.LoadOrNew(name, func() (caddy.Destructor, error) { return &stats{name: name}, nil })
-	s := v.(*stats)
+	s, _ := acquire(allStats, name, func() (*stats, error) { return &stats{name: name}, nil })
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if d != nil {
