@@ -60,33 +60,33 @@ type Options struct {
 // A Directory is this process's live view of one registry. One goroutine, Run's loop,
 // owns all that changes; everybody else reads the snapshot that it published last.
 //
-//	beside the loop                  the loop                          readers
-//	               messages  +-----------------------------+
-//	Watcher.Watch ----(1)--->| supervisor  (re)starts it   |
-//	                         |    |                        |
-//	                         |   (2) put, reject, sync     |
-//	                         |    |                        |
-//	                         |    +--> rejections          |
-//	                         |    |    overrides           |
-//	Verifier.Verify <------->|   (3)                       |
-//	                         |    v                        |
-//	lookups         <------->| table <--> resolver         |
-//	connections     <--(4)-->|  ^  ^----> reacher          |
-//	                         |  |                          |
-//	connections     <------->|  +--> suspicion, prober     |
-//	file            <------->|  +--> restorer, saver       |
-//	                         |    |                        |
-//	                         |   (5)                       |    Snapshot
-//	                         |    +--> publisher ----(6)---+--> Superseded, Synced
-//	                         |    +--> reporter -----------+--> Journal, log
-//	                         +-----------------------------+
+//	beside the loop                    the loop                       readers
+//
+//	               messages  +-------------------------------+
+//	Watcher.Watch ----(1)--->| supervisor                    |
+//	Verifier.Verify <------->|     |                         |
+//	                         |    (2) put, reject, sync      |
+//	                         |     |                         |
+//	                         |     +--- rejections           |
+//	                         |     +--- overrides            |
+//	                         |     v                         |
+//	                         | (3) table                     |
+//	lookups <-----(4)------->|     +--- resolver, location   |
+//	connections <-(4)------->|     +--- reacher              |
+//	connections <----------->|     +--- suspicion, prober    |
+//	file <------------------>|     +--- restorer, saver      |
+//	                         |     |                         |
+//	                         |    (5)                        |
+//	                         |     +--- publisher ------(6)--+--> Snapshot, Superseded, Synced
+//	                         |     +--- reporter ------------+--> Journal, log
+//	                         +-------------------------------+
 //
 // The loop knows the parts, and none of them knows the loop. What takes time runs beside
 // it and comes back through a channel. This is the way of a record:
 //
 //  1. The watch emits it. The channel is short: a busy loop holds up the watch.
-//  2. The loop looks what the record is to what is known of its node: new, the same,
-//     another, an older one, overdue, too large. One that is rejected is remembered.
+//  2. The loop compares it with what is known of its node: it is new, the same, another,
+//     an older one, overdue, or too large. One that is rejected is remembered.
 //  3. The node enters the table, or has another entry there, with what operators have
 //     set. The table finds it by its id, its record, its address, and the end of its
 //     lease.
@@ -97,8 +97,8 @@ type Options struct {
 //     allows. It shares with the last one what did not change.
 //
 // A node goes when its record says so, when a whole listing proves that it was removed, or
-// when its lease runs out. Before that the registry has to prove that the watch is alive;
-// and where too many run out at once, the suspicion has the nodes dialled before.
+// when its lease runs out. Before that counts the registry has to prove that the watch is
+// alive, and where too many run out at once the suspicion has the nodes dialled.
 type Directory struct {
 	watcher Watcher
 	options Options // with the defaults
