@@ -151,31 +151,17 @@ func (d *dialer) reach(ctx context.Context, e *Entry) (netip.Addr, error) {
 }
 
 // inconclusive reports whether a node could not be dialled for a reason that says
-// nothing about the node. What forbids the connection may pass, and else stands for
-// requests as well: it counts for nothing a few times in a row only, of which times is
-// the number.
+// nothing about the node. That this machine lacks something passes. That it does not let
+// the connection out may pass, and else stands for requests as well: it counts for
+// nothing a few times in a row only, of which times is the number.
 func inconclusive(err error, times *int) bool {
-	if forbidden(err) {
+	is := func(other error) bool { return errors.Is(err, other) }
+	if is(syscall.EACCES) || is(syscall.EPERM) {
 		*times++
 		return *times <= maxForbidden
 	}
-	return shortage(err)
-}
-
-// shortage reports whether a probe failed because this machine lacks something: it
-// says nothing about the node, and passes.
-func shortage(err error) bool {
-	for _, lack := range []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.EADDRNOTAVAIL} {
-		if errors.Is(err, lack) {
-			return true
-		}
-	}
-	return false
-}
-
-// forbidden reports whether a probe failed because this machine does not let it out.
-func forbidden(err error) bool {
-	return errors.Is(err, syscall.EACCES) || errors.Is(err, syscall.EPERM)
+	lacks := []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.EADDRNOTAVAIL}
+	return slices.ContainsFunc(lacks, is)
 }
 
 // dialTCP is the default probe: does something accept a connection, and keep it?

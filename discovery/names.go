@@ -13,19 +13,19 @@ import (
 
 // onLookup takes in what a lookup found.
 func (l *loop) onLookup(ctx context.Context, answer lookup) {
-	found := l.resolver.found(answer)
+	h, changed, failed := l.resolver.found(answer)
 	if ctx.Err() != nil {
 		return
 	}
-	if found.failed != nil {
+	if failed != nil {
 		l.reporter.line(slog.LevelWarn, "cannot resolve the host name of an endpoint",
-			"host", found.name, "nodes", len(found.users), "error", found.failed)
+			"host", h.name, "nodes", len(h.users), "error", failed)
 	}
-	if found.changed {
-		l.moveTo(found.name)
+	if changed {
+		l.moveTo(h.name)
 	}
 	// Whether the address in use still answers is looked at as often as the name.
-	for id := range found.users {
+	for id := range h.users {
 		if t := l.table.nodes[id]; t != nil {
 			l.reacher.want(t.entry)
 		}

@@ -355,17 +355,10 @@ func (r *resolver) unqueue(h *hostName) {
 	h.queued = false
 }
 
-// resolved is what became of a lookup.
-type resolved struct {
-	name    string
-	users   map[string]struct{}
-	changed bool
-	failed  error // the first failure in a row
-}
-
-// found takes in what a lookup found.
-func (r *resolver) found(l lookup) resolved {
-	h := l.of
+// found takes in what a lookup found, and returns the name, whether it stands for other
+// addresses than before, and why it could not be resolved for the first time in a row.
+func (r *resolver) found(l lookup) (h *hostName, changed bool, failed error) {
+	h = l.of
 	delete(r.asked, h)
 	if h.class >= classFailing {
 		r.slow--
@@ -376,16 +369,15 @@ func (r *resolver) found(l lookup) resolved {
 		r.untried--
 	}
 	if h.dropped {
-		return resolved{}
+		return h, false, nil
 	}
 	h.ended = now()
 	h.cost = h.ended - h.began
-	result := resolved{name: h.name, users: h.users}
 	if l.err != nil {
 		// Stale beats none: what the name stood for was checked, and it still is
 		// when it is dialled.
 		if h.failures++; h.failures == 1 {
-			result.failed = l.err
+			failed = l.err
 			h.retry = &backoff.ExponentialBackOff{InitialInterval: resolveRetry, Multiplier: 2, RandomizationFactor: 0.2}
 			if len(h.addresses) > 0 {
 				h.retry.InitialInterval = resolveEvery
@@ -399,13 +391,13 @@ func (r *resolver) found(l lookup) resolved {
 	} else {
 		h.failures, h.retry = 0, nil
 		h.next = now() + jitter(resolveEvery)
-		result.changed = r.put(h.name, l.addresses)
+		changed = r.put(h.name, l.addresses)
 	}
 	if h.again {
 		h.again = false
 		h.next = min(h.next, h.ended+resolveRetry)
 	}
-	return result
+	return h, changed, failed
 }
 
 // put notes what a name stands for, and reports whether that is news.

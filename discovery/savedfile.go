@@ -150,7 +150,7 @@ func (s *savedFile) save(l *savedList) error {
 	return nil
 }
 
-func (s *savedFile) replace(l *savedList) (err error) {
+func (s *savedFile) replace(l *savedList) error {
 	l.Registry = s.Registry
 	// The lock keeps others away from this name, too. What a crash left there is
 	// overwritten; a link that somebody put there is not followed.
@@ -162,11 +162,7 @@ func (s *savedFile) replace(l *savedList) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() {
-		if err != nil {
-			_ = os.Remove(temporary)
-		}
-	}()
+	defer func() { _ = os.Remove(temporary) }() // if it is still there
 	if err := errors.Join(l.encode(f), f.Sync(), f.Close()); err != nil {
 		return err
 	}

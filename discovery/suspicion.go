@@ -113,7 +113,7 @@ func (s *suspicion) recount(nodes map[string]*tracked, at time.Duration) {
 
 // losses are the nodes that lapsed lately or lapse now, of all or of a service.
 type losses struct {
-	lost, all int
+	lost, all int // so many, of so many in use or lapsed lately
 	gone      int // of both, those that lapsed lately and are not in use
 	fresh     int // those that lapse now and were not suspect before
 }
@@ -256,16 +256,16 @@ func (s *suspicion) recall(v *event) (asked []*lapsedNode) {
 // addOverdue keeps the node of a record that had run out when a first listing showed it
 // up to the end of that.
 func (s *suspicion) addOverdue(n *lapsedNode) {
-	id, had := n.id(), 0
-	was, known := s.overdue[id]
-	if known {
+	had := 0
+	if was := s.overdue[n.id()]; was != nil {
 		had = was.room
-	}
-	if !known && len(s.overdue) >= MaxNodes || s.overdueRoom.refuses(had, &n.entry.Node) != nil {
+	} else if len(s.overdue) >= MaxNodes {
 		return
 	}
-	n.room = s.overdueRoom.take(had, &n.entry.Node)
-	s.overdue[id] = n
+	if s.overdueRoom.refuses(had, &n.entry.Node) == nil {
+		n.room = s.overdueRoom.take(had, &n.entry.Node)
+		s.overdue[n.id()] = n
+	}
 }
 
 // decideOverdue decides at the end of the first listing about what it showed as overdue
