@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
+	"github.com/caddy-discovery/caddy-discovery/discovery/internal/backendtest"
 	"github.com/caddy-discovery/caddy-discovery/discovery/natskv"
 	"github.com/caddy-discovery/caddy-discovery/internal/natstest"
 )
@@ -66,33 +67,8 @@ func BenchmarkList(b *testing.B) {
 	}
 }
 
-// BenchmarkPropagation is from the call of Announce to the event at another
-// connection.
 func BenchmarkPropagation(b *testing.B) {
 	s := natstest.Start(b)
 	config := natskv.Config{URLs: []string{s.URL()}}
-	writer, reader := open(b, config), open(b, config)
-	ctx, cancel := context.WithCancel(b.Context())
-	defer cancel()
-	events := make(chan discovery.EventType)
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		_ = reader.Watch(ctx, func(e discovery.Event) {
-			select {
-			case events <- e.Type:
-			case <-ctx.Done():
-			}
-		})
-	}()
-	<-events // Synced
-	n := node(b, "orders-1", "service", "orders")
-	for b.Loop() {
-		if err := writer.Announce(ctx, n); err != nil {
-			b.Fatal(err)
-		}
-		<-events
-	}
-	cancel()
-	<-ended
+	backendtest.BenchmarkPropagation(b, open(b, config), open(b, config))
 }

@@ -1,14 +1,12 @@
 package natskv_test
 
 import (
-	"context"
-	"errors"
 	"testing"
-	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
+	"github.com/caddy-discovery/caddy-discovery/discovery/internal/backendtest"
 	"github.com/caddy-discovery/caddy-discovery/discovery/natskv"
 	"github.com/caddy-discovery/caddy-discovery/internal/natstest"
 )
@@ -20,24 +18,7 @@ func TestVerify(t *testing.T) {
 	wantError(t, r.Verify(t.Context()), discovery.ErrBroken, "there is none")
 	w := watch(t, r)
 	w.Listing()
-	if err := r.Verify(t.Context()); err != nil {
-		t.Errorf("of an empty bucket: %v", err)
-	}
-
-	// Nobody takes the event, so it is not emitted yet.
-	announce(t, r, node(t, "a"))
-	wantError(t, r.Verify(t.Context()), discovery.ErrBroken, "not got")
-	short, cancel := context.WithTimeout(t.Context(), time.Millisecond)
-	defer cancel()
-	if err := r.Verify(short); !errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("with a short context: %v", err)
-	}
-	result := make(chan error)
-	go func() { result <- r.Verify(t.Context()) }()
-	w.Want(discovery.Put, "a")
-	if err := <-result; err != nil {
-		t.Errorf("once it was emitted: %v", err)
-	}
+	backendtest.WantVerified(t, r, w, r)
 
 	s.Stop()
 	if err := r.Verify(t.Context()); err == nil {

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
+	"github.com/caddy-discovery/caddy-discovery/discovery/internal/backendtest"
 )
 
 // BenchmarkList is a whole Watch, from nothing to Synced and its end, of nodes
@@ -45,34 +46,9 @@ func BenchmarkList(b *testing.B) {
 	}
 }
 
-// BenchmarkPropagation is from the call of Announce to the event at another
-// connection.
 func BenchmarkPropagation(b *testing.B) {
 	s := start(b)
-	writer, reader := open(b, config(s)), open(b, config(s))
-	ctx, cancel := context.WithCancel(b.Context())
-	defer cancel()
-	events := make(chan discovery.EventType, 1)
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		_ = reader.Watch(ctx, func(e discovery.Event) {
-			select {
-			case events <- e.Type:
-			case <-ctx.Done():
-			}
-		})
-	}()
-	<-events // Synced
-	n := node(b, "orders-1", "service", "orders")
-	for b.Loop() {
-		if err := writer.Announce(ctx, n); err != nil {
-			b.Fatal(err)
-		}
-		<-events
-	}
-	cancel()
-	<-ended
+	backendtest.BenchmarkPropagation(b, open(b, config(s)), open(b, config(s)))
 }
 
 // BenchmarkHeartbeat is what a listener spends on a heartbeat, of either kind,

@@ -177,3 +177,40 @@ func (w *Watcher) Broken() error {
 		}
 	}
 }
+
+// WantVerified fails the test unless a registry verifies what was emitted, and nothing
+// that was not, of a watch whose listing is over. other announces a node.
+func WantVerified(t *testing.T, r discovery.Verifier, w *Watcher, other discovery.Announcer) {
+	t.Helper()
+	if err := r.Verify(t.Context()); err != nil {
+		t.Errorf("where nothing was written: %v", err)
+	}
+	// Nobody takes the event, so it is not emitted yet.
+	Announce(t, other, Node(t, "a"))
+	WantError(t, r.Verify(t.Context()), discovery.ErrBroken, "not got")
+	short, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	if err := r.Verify(short); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("with a short context: %v", err)
+	}
+	result := make(chan error)
+	go func() { result <- r.Verify(t.Context()) }()
+	w.Want(discovery.Put, "a")
+	if err := <-result; err != nil {
+		t.Errorf("once it was emitted: %v", err)
+	}
+}
+
+// BenchmarkPropagation measures from the call of Announce to the event at another
+// registry.
+func BenchmarkPropagation(b *testing.B, from discovery.Announcer, to discovery.Watcher) {
+	b.Helper()
+	w := Watch(b, to)
+	w.Listing()
+	n := Node(b, "orders-1", "service", "orders")
+	for b.Loop() {
+		Announce(b, from, n)
+		<-w.Events
+	}
+	w.Stop()
+}
