@@ -105,23 +105,19 @@ func totalsOf(d *discovery.Directory) totals {
 }
 
 func (t *totals) add(other totals) {
-	t.changes = plus(t.changes, other.changes)
-	t.rejected = plus(t.rejected, other.rejected)
+	if t.changes == nil {
+		t.changes, t.rejected = make(map[discovery.ChangeType]uint64), make(map[discovery.Fault]uint64)
+	}
+	for k, n := range other.changes {
+		t.changes[k] += n
+	}
+	for k, n := range other.rejected {
+		t.rejected[k] += n
+	}
 	t.snapshots += other.snapshots
 	t.restarts += other.restarts
 	for i, n := range other.propagation.Counts {
 		t.propagation.Counts[i] += n
 	}
 	t.propagation.Sum += other.propagation.Sum
-}
-
-// plus returns the sums of two maps. It may be the first, changed.
-func plus[K comparable](sums, more map[K]uint64) map[K]uint64 {
-	if sums == nil {
-		sums = make(map[K]uint64)
-	}
-	for k, n := range more {
-		sums[k] += n
-	}
-	return sums
 }

@@ -42,14 +42,13 @@ func overrideCommand(cmd *cobra.Command, timed bool, parse func(args []string) (
 	})
 }
 
-// overriderOf returns what writes the overrides of a registry, which does not keep any
-// otherwise.
-func overriderOf(registry discovery.Registry) (discovery.Overrider, error) {
-	overrider, ok := discovery.As[discovery.Overrider](registry)
+// overrides returns what operators have decided, by the node's id.
+func (f *fleet) overrides(ctx context.Context) (map[string]discovery.Override, error) {
+	overrider, ok := discovery.As[discovery.Overrider](f.registry)
 	if !ok {
-		return nil, fmt.Errorf("%s keeps no overrides: %w", registry, discovery.ErrUnsupported)
+		return nil, fmt.Errorf("%s keeps no overrides: %w", f.registry, discovery.ErrUnsupported)
 	}
-	return overrider, nil
+	return overrider.Overrides(ctx)
 }
 
 // decide changes the override of a node, and returns when that shows in the
@@ -61,11 +60,7 @@ func (f *overrideFlags) decide(ctx context.Context, w io.Writer, id string, chan
 	return f.follow(ctx, func(ctx context.Context, nodes *fleet) error {
 		ctx, cancel := context.WithTimeout(ctx, f.timeout)
 		defer cancel()
-		overrider, err := overriderOf(nodes.registry)
-		if err != nil {
-			return err
-		}
-		all, err := overrider.Overrides(ctx)
+		all, err := nodes.overrides(ctx)
 		if err != nil {
 			return err
 		}
@@ -90,24 +85,20 @@ func (f *overrideFlags) decide(ctx context.Context, w io.Writer, id string, chan
 	})
 }
 
-// write sets the override of a node, or clears one that decides nothing. What it is
-// of is known to exist, and only what is written first may be created: where overrides
-// are kept.
+// write sets the override of a node, or clears one that decides nothing. The registry
+// keeps overrides, as they were read from it; the place for them may be created now, by
+// the first one that is written.
 func (f *overrideFlags) write(ctx context.Context, id string, o discovery.Override) error {
 	c, err := f.open(ctx, true)
 	if err != nil {
 		return err
 	}
 	defer c.close()
-	overrider, err := overriderOf(c.registry)
-	switch {
-	case err != nil:
-		return err
-	case o.IsZero():
+	overrider, _ := discovery.As[discovery.Overrider](c.registry)
+	if o.IsZero() {
 		return overrider.ClearOverride(ctx, id)
-	default:
-		return overrider.SetOverride(ctx, id, o)
 	}
+	return overrider.SetOverride(ctx, id, o)
 }
 
 // tellOverride says what has become of a node once the override shows.
@@ -213,11 +204,7 @@ func overridesCommand() *cobra.Command {
 		return flags.follow(ctx, func(ctx context.Context, f *fleet) error {
 			ctx, cancel := context.WithTimeout(ctx, flags.timeout)
 			defer cancel()
-			overrider, err := overriderOf(f.registry)
-			if err != nil {
-				return err
-			}
-			all, err := overrider.Overrides(ctx)
+			all, err := f.overrides(ctx)
 			if err != nil {
 				return err
 			}
