@@ -1,6 +1,7 @@
 package discovery
 
 import (
+	"cmp"
 	"maps"
 	"slices"
 	"strings"
@@ -239,22 +240,19 @@ func (j *Journal) Counts() (changes map[ChangeType]uint64, rejected map[Fault]ui
 
 // difference says how a record differs from the one before.
 func difference(was, is *Node) string {
+	const empty = `""`
 	var parts []string
 	note := func(name, from, to string) {
 		if from != to {
-			parts = append(parts, name+" "+quoteEmpty(from)+" → "+quoteEmpty(to))
+			parts = append(parts, name+" "+cmp.Or(from, empty)+" → "+cmp.Or(to, empty))
 		}
 	}
 	note("endpoint", was.Endpoint.String(), is.Endpoint.String())
 	note("metadata left out", leftOut(was), leftOut(is))
-	keys := make(map[string]struct{}, len(is.Metadata))
-	for _, metadata := range []map[string]string{was.Metadata, is.Metadata} {
-		for k := range metadata {
-			keys[k] = struct{}{}
-		}
-	}
+	keys := slices.AppendSeq(slices.Collect(maps.Keys(was.Metadata)), maps.Keys(is.Metadata))
+	slices.Sort(keys)
 	const most = 5
-	for _, k := range slices.Sorted(maps.Keys(keys)) {
+	for _, k := range slices.Compact(keys) {
 		if len(parts) > most {
 			break
 		}
@@ -264,7 +262,7 @@ func difference(was, is *Node) string {
 		case k == KeyInstance && from != to:
 			parts = append(parts, "another process")
 		case !had:
-			parts = append(parts, Clip(k)+" "+quoteEmpty(Clip(to)))
+			parts = append(parts, Clip(k)+" "+cmp.Or(Clip(to), empty))
 		case !has:
 			parts = append(parts, Clip(k)+" gone")
 		default:
@@ -285,11 +283,4 @@ func leftOut(n *Node) string {
 		keys = append(keys[:most:most], "…")
 	}
 	return strings.Join(keys, ", ")
-}
-
-func quoteEmpty(s string) string {
-	if s == "" {
-		return `""`
-	}
-	return s
 }

@@ -25,7 +25,7 @@ type Parser struct {
 	// What is known of records without their time and load: nil if they came once.
 	young, old map[fingerprint]*pattern
 	size       int       // of what is young
-	turned     time.Time // when what was young became old
+	rotated    time.Time // when what was young became old
 }
 
 // A fingerprint stands for a record without its time and load. No writer can know
@@ -56,7 +56,7 @@ func (p *Parser) Parse(data []byte) (Node, error) {
 	}
 	v := findVariables(data)
 	print := v.fingerprint(data)
-	known, found := p.recall(print)
+	known, found := p.lookUp(print)
 	if known != nil && known.fit {
 		if n := known.node; v.fill(&n, data) {
 			return n, nil
@@ -66,32 +66,32 @@ func (p *Parser) Parse(data []byte) (Node, error) {
 	switch {
 	case err != nil:
 	case !found:
-		p.remember(print, nil)
+		p.store(print, nil)
 	case known == nil:
 		known = &pattern{node: n, fit: v.prove(data, n), size: len(data)}
 		known.node.Load, known.node.LastSeen = 0, time.Time{}
-		p.remember(print, known)
+		p.store(print, known)
 	}
 	return n, err
 }
 
-func (p *Parser) remember(print fingerprint, known *pattern) {
+func (p *Parser) store(print fingerprint, known *pattern) {
 	p.young[print] = known
 	p.size += known.bytes()
 }
 
-// recall returns what is known of a record, and forgets what did not come for
+// lookUp returns what is known of a record, and forgets what did not come for
 // long.
-func (p *Parser) recall(print fingerprint) (known *pattern, found bool) {
-	if p.young == nil || p.size > maxPatterns || time.Since(p.turned) > patternsAge {
+func (p *Parser) lookUp(print fingerprint) (known *pattern, found bool) {
+	if p.young == nil || p.size > maxPatterns || time.Since(p.rotated) > patternsAge {
 		p.young, p.old = make(map[fingerprint]*pattern), p.young
-		p.size, p.turned = 0, time.Now()
+		p.size, p.rotated = 0, time.Now()
 	}
 	if known, found = p.young[print]; found {
 		return known, true
 	}
 	if known, found = p.old[print]; found {
-		p.remember(print, known)
+		p.store(print, known)
 	}
 	return known, found
 }

@@ -104,7 +104,7 @@ func TestParserForgets(t *testing.T) {
 	}
 	for why, turn := range map[string]func(){
 		"they are too many": func() { p.size = maxPatterns + 1 },
-		"time has passed":   func() { p.turned = time.Now().Add(-patternsAge - time.Second) },
+		"time has passed":   func() { p.rotated = time.Now().Add(-patternsAge - time.Second) },
 	} {
 		turn()
 		parse(0, 3)

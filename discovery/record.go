@@ -151,26 +151,6 @@ const (
 	kindArray   kind = "an array"
 )
 
-func kindOf(data []byte) kind {
-	if len(data) == 0 {
-		return kindAbsent
-	}
-	switch data[0] {
-	case 'n':
-		return kindAbsent
-	case '"':
-		return kindString
-	case 't', 'f':
-		return kindBoolean
-	case '{':
-		return kindObject
-	case '[':
-		return kindArray
-	default:
-		return kindNumber
-	}
-}
-
 // A value is one value of a record. A null leaves it as it is.
 type value struct {
 	kind kind
@@ -179,20 +159,24 @@ type value struct {
 
 // UnmarshalJSON reads the value, whatever it is.
 func (v *value) UnmarshalJSON(data []byte) error {
-	switch k := kindOf(data); k {
-	case kindAbsent:
+	switch data[0] {
+	case 'n':
 		return nil
-	case kindString:
+	case '{':
+		*v = value{kind: kindObject}
+	case '[':
+		*v = value{kind: kindArray}
+	case 't', 'f':
+		*v = value{kindBoolean, string(data)}
+	case '"':
 		s := data[1 : len(data)-1]
 		if bytes.IndexByte(s, '\\') >= 0 {
-			v.kind = k
+			v.kind = kindString
 			return json.Unmarshal(data, &v.text)
 		}
-		*v = value{k, string(s)}
-	case kindNumber, kindBoolean:
-		*v = value{k, string(data)}
+		*v = value{kindString, string(s)}
 	default:
-		*v = value{kind: k}
+		*v = value{kindNumber, string(data)}
 	}
 	return nil
 }

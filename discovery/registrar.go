@@ -362,22 +362,17 @@ func (r *Registrar) leave(ctx context.Context) error {
 		}
 	}
 	// Also where it was not listed: a failed announcement may still have arrived.
-	err := r.withdraw(ctx, n)
-	if err == nil && listed {
+	if err := r.announcer.Withdraw(ctx, n); err != nil {
+		return fmt.Errorf("removing the record of node %q, which now lapses instead: %w", n.ID, err)
+	}
+	if listed {
 		o.Logger.Info("left", "node", n.ID)
 	}
-	return err
+	return nil
 }
 
 // draining returns the node as it is announced before it leaves.
 func draining(n Node) Node { return n.with(KeyState, string(StateDraining)) }
-
-func (r *Registrar) withdraw(ctx context.Context, n Node) error {
-	if err := r.announcer.Withdraw(ctx, n); err != nil {
-		return fmt.Errorf("removing the record of node %q, which now lapses instead: %w", n.ID, err)
-	}
-	return nil
-}
 
 // notReadyError says that the node is well announced as absent.
 type notReadyError struct{ error }

@@ -142,26 +142,16 @@ const (
 	Overridden
 )
 
+var eventTypes = [...]string{
+	Put: "put", Beat: "beat", Left: "left", Expired: "expired", Rejected: "rejected", Synced: "synced", Overridden: "overridden",
+}
+
 // String returns the name of the type in lower case.
 func (t EventType) String() string {
-	switch t {
-	case Put:
-		return "put"
-	case Beat:
-		return "beat"
-	case Left:
-		return "left"
-	case Expired:
-		return "expired"
-	case Rejected:
-		return "rejected"
-	case Synced:
-		return "synced"
-	case Overridden:
-		return "overridden"
-	default:
-		return fmt.Sprintf("EventType(%d)", uint8(t))
+	if int(t) < len(eventTypes) && t > 0 {
+		return eventTypes[t]
 	}
+	return fmt.Sprintf("EventType(%d)", uint8(t))
 }
 
 // An Event is one thing that a registry reported.

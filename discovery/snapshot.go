@@ -6,7 +6,6 @@ import (
 	"net"
 	"net/netip"
 	"slices"
-	"sort"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -271,12 +270,13 @@ func (s *Snapshot) Service(name string) []*Entry { return s.services[name] }
 
 // Node returns the node with the id, or nil.
 func (s *Snapshot) Node(id string) *Entry {
-	i := sort.Search(len(s.nodes), func(i int) bool { return s.nodes[i].Node.ID >= id })
-	if i < len(s.nodes) && s.nodes[i].Node.ID == id {
+	if i, found := slices.BinarySearchFunc(s.nodes, id, byID); found {
 		return s.nodes[i]
 	}
 	return nil
 }
+
+func byID(e *Entry, id string) int { return strings.Compare(e.Node.ID, id) }
 
 // Superseded returns a channel that is closed when there is a newer snapshot.
 // To follow a directory: load its snapshot, use it, wait for this, load again.
@@ -339,9 +339,7 @@ func (s *Snapshot) succeed(changed map[string]*Entry, synced bool) *Snapshot {
 func merge(entries []*Entry, ids []string, get func(id string) *Entry) []*Entry {
 	merged := make([]*Entry, 0, len(entries)+len(ids))
 	for _, id := range ids {
-		i, found := slices.BinarySearchFunc(entries, id, func(e *Entry, id string) int {
-			return strings.Compare(e.Node.ID, id)
-		})
+		i, found := slices.BinarySearchFunc(entries, id, byID)
 		merged = append(merged, entries[:i]...)
 		if found {
 			i++
