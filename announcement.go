@@ -179,9 +179,6 @@ var instances sync.Map
 // announcedHere reports whether a record with the token was written by this
 // process.
 func announcedHere(instance string) bool {
-	if instance == "" {
-		return false
-	}
 	_, ok := instances.Load(instance)
 	return ok
 }

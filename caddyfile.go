@@ -209,39 +209,33 @@ func access(to *[]string) caddyblock.Option {
 
 // metadata is the option 'metadata <key> <value>', or a block of such pairs.
 func metadata(to *map[string]string) caddyblock.Option {
-	set := func(args []string) error {
-		if _, ok := (*to)[args[0]]; ok {
-			return fmt.Errorf("the key %q is given twice, want it once", args[0])
+	add := func(pair ...string) error {
+		if len(pair) != 2 {
+			return caddyblock.ErrUsage
 		}
-		if args[0] == "" {
+		if _, ok := (*to)[pair[0]]; ok {
+			return fmt.Errorf("the key %q is given twice, want it once", pair[0])
+		}
+		if pair[0] == "" {
 			return errors.New("the key is empty, want <key> <value>")
 		}
 		if *to == nil {
 			*to = make(map[string]string)
 		}
-		(*to)[args[0]] = args[1]
+		(*to)[pair[0]] = pair[1]
 		return nil
 	}
 	return caddyblock.Option{Usage: "<key> <value>, or a block of such lines", Repeatable: true, Custom: func(d *caddyfile.Dispenser) error {
-		if args := d.RemainingArgs(); len(args) == 2 {
-			return set(args)
-		} else if len(args) != 0 {
-			return caddyblock.ErrUsage
+		if args := d.RemainingArgs(); len(args) > 0 {
+			return add(args...)
 		}
-		pairs := 0
-		for nesting := d.Nesting(); d.NextBlock(nesting); pairs++ {
-			args := append([]string{d.Val()}, d.RemainingArgs()...)
-			if len(args) != 2 {
-				return caddyblock.ErrUsage
-			}
-			if err := set(args); err != nil {
-				return err
+		err := caddyblock.ErrUsage // of an empty block
+		for nesting := d.Nesting(); d.NextBlock(nesting); {
+			if err = add(append([]string{d.Val()}, d.RemainingArgs()...)...); err != nil {
+				break
 			}
 		}
-		if pairs == 0 {
-			return caddyblock.ErrUsage
-		}
-		return nil
+		return err
 	}}
 }
 

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"maps"
 	"net"
 	"net/netip"
@@ -52,27 +53,34 @@ func listeners(ctx caddy.Context) ([]listener, error) {
 // listenersOf is listeners for those who have the app, which need not have been
 // provisioned: then nothing is known of TLS.
 func listenersOf(app *caddyhttp.App) (found []listener) {
-	for _, name := range slices.Sorted(maps.Keys(app.Servers)) {
-		if name == "remaining_auto_https_redirects" {
-			continue // Caddy's own, and nothing to proxy to
+	for name, a := range listenAddresses(app) {
+		if name == "remaining_auto_https_redirects" || a.StartPort == 0 {
+			continue // the first is Caddy's own, and nothing to proxy to
 		}
-		server := app.Servers[name]
-		if server == nil {
-			continue
+		scheme := "http"
+		if len(app.Servers[name].TLSConnPolicies) > 0 && a.StartPort != uint(cmp.Or(app.HTTPPort, caddyhttp.DefaultHTTPPort)) {
+			scheme = "https"
 		}
-		for _, address := range server.Listen {
-			a, ok := networkAddress(address)
-			if !ok || a.StartPort == 0 {
-				continue
-			}
-			scheme := "http"
-			if len(server.TLSConnPolicies) > 0 && a.StartPort != uint(cmp.Or(app.HTTPPort, caddyhttp.DefaultHTTPPort)) {
-				scheme = "https"
-			}
-			found = append(found, listener{scheme, a.Host, a.StartPort})
-		}
+		found = append(found, listener{scheme, a.Host, a.StartPort})
 	}
 	return found
+}
+
+// listenAddresses yields where the servers of an app listen, with their names, by
+// which they are sorted, as far as a network leads there.
+func listenAddresses(app *caddyhttp.App) iter.Seq2[string, caddy.NetworkAddress] {
+	return func(yield func(string, caddy.NetworkAddress) bool) {
+		for _, name := range slices.Sorted(maps.Keys(app.Servers)) {
+			if app.Servers[name] == nil {
+				continue // Caddy refuses it
+			}
+			for _, listen := range app.Servers[name].Listen {
+				if a, ok := networkAddress(listen); ok && !yield(name, a) {
+					return
+				}
+			}
+		}
+	}
 }
 
 // localAddress returns the local address from which the registry is reached. No
@@ -86,14 +94,9 @@ func localAddress(ctx context.Context, registry []string) (string, error) {
 	var err error
 	for _, address := range registry {
 		var conn net.Conn
-		if conn, err = new(net.Dialer).DialContext(ctx, "udp", address); err != nil {
-			continue
-		}
-		var host string
-		host, _, err = net.SplitHostPort(conn.LocalAddr().String())
-		_ = conn.Close()
-		if err == nil {
-			return host, nil
+		if conn, err = new(net.Dialer).DialContext(ctx, "udp", address); err == nil {
+			_ = conn.Close()
+			return conn.LocalAddr().(*net.UDPAddr).AddrPort().Addr().Unmap().String(), nil
 		}
 	}
 	return "", fmt.Errorf("finding the local address that reaches the registry: %w; the option endpoint <url> makes that unnecessary", err)
@@ -180,16 +183,9 @@ func fieldOf(v reflect.Value, path ...string) reflect.Value {
 
 // ownSockets returns the sockets on which the HTTP servers of the configuration listen.
 func ownSockets(ctx caddy.Context) (sockets []netip.AddrPort) {
-	app := parentOf[*caddyhttp.App](ctx)
-	if app == nil {
-		return nil
-	}
-	for _, server := range app.Servers {
-		if server == nil {
-			continue // Caddy refuses it
-		}
-		for _, listen := range server.Listen {
-			sockets = append(sockets, socketsOf(listen)...)
+	if app := parentOf[*caddyhttp.App](ctx); app != nil {
+		for _, a := range listenAddresses(app) {
+			sockets = append(sockets, socketsOf(a)...)
 		}
 	}
 	return sockets
@@ -199,11 +195,7 @@ func ownSockets(ctx caddy.Context) (sockets []netip.AddrPort) {
 // interface is left out: looking it up would make loading a configuration depend on
 // the network, and to take it for every address would take those of other servers on
 // this machine for its own. What goes round through it ends by its hops.
-func socketsOf(listen string) (sockets []netip.AddrPort) {
-	address, ok := networkAddress(listen)
-	if !ok {
-		return nil
-	}
+func socketsOf(address caddy.NetworkAddress) (sockets []netip.AddrPort) {
 	var hosts []netip.Addr
 	if addr, err := netip.ParseAddr(address.Host); err == nil {
 		hosts = []netip.Addr{addr}

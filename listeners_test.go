@@ -3,11 +3,13 @@ package caddydiscovery
 import (
 	"fmt"
 	"net"
+	"net/netip"
 	"strconv"
 	"testing"
 
 	"github.com/caddy-discovery/caddy-discovery/internal/freeport"
 	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 )
 
 func TestRegistrarDefaults(t *testing.T) {
@@ -131,7 +133,12 @@ func TestOwnSockets(t *testing.T) {
 		"eth0:80":                "[]",
 		"unix//run/caddy.sock":   "[]",
 	} {
-		if got := fmt.Sprint(socketsOf(listen)); got != want {
+		app := &caddyhttp.App{Servers: map[string]*caddyhttp.Server{"a": {Listen: []string{listen}}, "null": nil}}
+		var sockets []netip.AddrPort
+		for _, a := range listenAddresses(app) {
+			sockets = append(sockets, socketsOf(a)...)
+		}
+		if got := fmt.Sprint(sockets); got != want {
 			t.Errorf("%s: %s, want %s", listen, got, want)
 		}
 	}

@@ -45,10 +45,8 @@ type NATSConnection struct {
 }
 
 func (c *NATSConnection) provision() error {
-	for i := range c.URLs {
-		if err := ReplaceGlobals(&c.URLs[i]); err != nil {
-			return fmt.Errorf("URL: %w", err)
-		}
+	if err := replaceURLs(c.URLs); err != nil {
+		return err
 	}
 	if err := ReplaceGlobals(&c.Credentials, &c.NKey, &c.Token, &c.User, &c.Password); err != nil {
 		return fmt.Errorf("credentials: %w", err)
@@ -62,6 +60,15 @@ func (c *NATSConnection) provision() error {
 // HasLogin reports whether the server is told who connects.
 func (c *NATSConnection) HasLogin() bool {
 	return c.Credentials != "" || c.NKey != "" || c.Token != "" || c.User != "" || c.TLSCertificate != "" || hasUser(c.URLs)
+}
+
+func replaceURLs(urls []string) error {
+	for i := range urls {
+		if err := ReplaceGlobals(&urls[i]); err != nil {
+			return fmt.Errorf("URL: %w", err)
+		}
+	}
+	return nil
 }
 
 // hasUser reports whether one of the URLs of a registry names a user.

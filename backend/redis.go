@@ -104,10 +104,8 @@ func (r *Redis) Provision(ctx caddy.Context) error {
 	if err := r.TLSClient.provision(); err != nil {
 		return err
 	}
-	for i := range r.URLs {
-		if err := ReplaceGlobals(&r.URLs[i]); err != nil {
-			return fmt.Errorf("URL: %w", err)
-		}
+	if err := replaceURLs(r.URLs); err != nil {
+		return err
 	}
 	if err := ReplaceGlobals(&r.Key, &r.Username, &r.Password,
 		&r.SentinelMaster, &r.SentinelUsername, &r.SentinelPassword); err != nil {
