@@ -51,7 +51,7 @@ func (l *loop) lapse(lapsing []*tracked, reason string) {
 				"service", service, "lapsed", of.lost, "nodes", of.all)
 		}
 	}
-	for _, n := range l.suspicion.recall(v) {
+	for _, n := range l.suspicion.askLapsed(v) {
 		l.probeLapsed(n)
 	}
 }

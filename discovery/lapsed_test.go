@@ -21,7 +21,7 @@ func ids(nodes []*lapsedNode) string {
 	return strings.Join(all, " ")
 }
 
-func TestLapsedNodesIsBounded(t *testing.T) {
+func TestLapsedNodesAreBounded(t *testing.T) {
 	record := newLapsed("a0000", "orders", 0).entry.Node.footprint() + len("node.a0000")
 	for _, test := range []struct {
 		name        string
@@ -58,7 +58,7 @@ func TestLapsedNodesIsBounded(t *testing.T) {
 	}
 }
 
-func TestLapsedNodesTooLarge(t *testing.T) {
+func TestLapsedNodesThatDoNotFitAreNotKept(t *testing.T) {
 	nodes := newLapsedNodes(10, 100, newCounts())
 	nodes.add(newLapsed("a", "orders", time.Hour), 0, false)
 	if len(nodes.byID) != 0 || nodes.bytes != 0 || len(nodes.unasked) != 0 {
@@ -68,7 +68,7 @@ func TestLapsedNodesTooLarge(t *testing.T) {
 
 // What is being asked stays until it has answered, however many lapse meanwhile, and
 // is like any other from then on.
-func TestLapsedNodesAwaitsAnswers(t *testing.T) {
+func TestLapsedNodesStayUntilTheyAnswer(t *testing.T) {
 	nodes := newLapsedNodes(10, 1<<30, newCounts())
 	asked := make([]*lapsedNode, 30)
 	for i := range asked {
@@ -121,7 +121,7 @@ func TestLapsedNodesAwaitsAnswers(t *testing.T) {
 	}
 }
 
-func TestLapsedNodesAwaitsABoundedNumber(t *testing.T) {
+func TestLapsedNodesAreAskedWithinBounds(t *testing.T) {
 	nodes := newLapsedNodes(10, 1<<30, newCounts())
 	nodes.pending = MaxNodes
 	if nodes.addAsked(newLapsed("a", "orders", time.Hour), 0) || nodes.byID["a"] == nil {
@@ -138,7 +138,7 @@ func TestLapsedNodesAwaitsABoundedNumber(t *testing.T) {
 	}
 }
 
-func TestLapsedNodesCounts(t *testing.T) {
+func TestLapsedNodesCountForAWhile(t *testing.T) {
 	nodes := newLapsedNodes(100, 1<<30, newCounts())
 	nodes.add(newLapsed("a", "orders", 10), 0, false)
 	nodes.add(newLapsed("b", "orders", 19), 1, true)
@@ -165,7 +165,7 @@ func TestLapsedNodesCounts(t *testing.T) {
 	counts("1: 1 orders, 0 billing, 2 kept")
 }
 
-func TestLapsedNodesAsks(t *testing.T) {
+func TestLapsedNodesAreAskedOnce(t *testing.T) {
 	nodes := newLapsedNodes(100, 1<<30, newCounts())
 	for i, id := range []string{"b", "a", "c"} {
 		nodes.add(newLapsed(id, "orders", 100), time.Duration(i), false)

@@ -17,37 +17,44 @@ import (
 	"github.com/caddy-discovery/caddy-discovery/discovery/discoverytest"
 )
 
-func TestLossGuard(t *testing.T) {
+// Of too many nodes that fall silent at once those stay that accept connections.
+func TestLossGuardHoldsWhoAccepts(t *testing.T) {
 	for _, test := range []struct {
-		name         string
-		nodes, lapse int // so many nodes, of which the last so many fall silent
-		guard        *int
-		accept       int // of which the last so many accept connections
-		want         string
+		name string
+		// A letter for each node: h is heard on, s falls silent and accepts connections,
+		// d falls silent and accepts none.
+		fleet string
+		guard *int
+		want  string
 	}{
-		{"a few", 10, 5, nil, 5, "n0 n1 n2 n3 n4"},
-		{"too many", 10, 6, nil, 6, "n0 n1 n2 n3 n4:held n5:held n6:held n7:held n8:held n9:held"},
-		{"too many, some dead", 10, 6, nil, 2, "n0 n1 n2 n3 n8:held n9:held"},
-		{"all", 4, 4, nil, 4, "n0:held n1:held n2:held n3:held"},
-		{"all, all dead", 4, 4, nil, 0, ""},
-		{"a small fleet", 2, 2, nil, 2, "n0:held n1:held"},
-		{"a small fleet, one dead", 2, 2, nil, 1, "n1:held"},
-		{"a small fleet, one silent", 2, 1, nil, 1, "n0"},
-		{"a fleet of one", 1, 1, nil, 1, "n0:held"},
-		{"a fleet of one, dead", 1, 1, nil, 0, ""},
-		{"a strict guard", 10, 3, new(20), 3, "n0 n1 n2 n3 n4 n5 n6 n7:held n8:held n9:held"},
-		{"a strict guard, its floor", 10, 2, new(1), 2, "n0 n1 n2 n3 n4 n5 n6 n7"},
-		{"no guard", 4, 4, new(0), 4, ""},
+		{"a few", "hhhhhsssss", nil, "n0 n1 n2 n3 n4"},
+		{"too many", "hhhhssssss", nil, "n0 n1 n2 n3 n4:held n5:held n6:held n7:held n8:held n9:held"},
+		{"too many, some dead", "hhhhddddss", nil, "n0 n1 n2 n3 n8:held n9:held"},
+		{"all", "ssss", nil, "n0:held n1:held n2:held n3:held"},
+		{"all, all dead", "dddd", nil, ""},
+		{"a small fleet", "ss", nil, "n0:held n1:held"},
+		{"a small fleet, one dead", "ds", nil, "n1:held"},
+		{"a small fleet, one silent", "hs", nil, "n0"},
+		{"a fleet of one", "s", nil, "n0:held"},
+		{"a fleet of one, dead", "d", nil, ""},
+		{"a strict guard", "hhhhhhhsss", new(20), "n0 n1 n2 n3 n4 n5 n6 n7:held n8:held n9:held"},
+		{"a strict guard, its floor", "hhhhhhhhss", new(1), "n0 n1 n2 n3 n4 n5 n6 n7"},
+		{"no guard", "ssss", new(0), ""},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				nodes := fleet(test.nodes)
-				n := newNetwork(nodes[test.nodes-test.accept:]...)
+				nodes, n, heard := fleet(len(test.fleet)), newNetwork(), 0
+				for i, letter := range test.fleet {
+					n.set(letter != 'd', nodes[i])
+					if letter == 'h' {
+						heard = i + 1
+					}
+				}
 				m := discoverytest.NewMemory()
 				write(m, nodes...)
 				d := follow(t, m.Open(), discovery.Options{LossGuard: test.guard, Probe: n.probe})
 				time.Sleep(20 * time.Second)
-				write(m, nodes[:test.nodes-test.lapse]...)
+				write(m, nodes[:heard]...)
 				time.Sleep(10*time.Second + coalesced)
 				expectStates(t, d, test.want, "a lease after they fell silent")
 			})
@@ -57,7 +64,7 @@ func TestLossGuard(t *testing.T) {
 
 // A fleet does not lapse in one instant: its heartbeats are spread. Those that went
 // before there were too many come back.
-func TestLossGuardBringsBack(t *testing.T) {
+func TestLossGuardBringsBackWhoWentBefore(t *testing.T) {
 	for _, marker := range []bool{false, true} {
 		t.Run(fmt.Sprint("by expiry markers ", marker), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -103,7 +110,7 @@ func TestLossGuardBringsBack(t *testing.T) {
 
 // Records that run out in the registry in one burst are one mass lapse, of which
 // no part is believed.
-func TestLossGuardExpiryBurst(t *testing.T) {
+func TestBurstOfExpiriesIsOneMassLapse(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		nodes := fleet(100)
 		n := newNetwork(nodes...)
@@ -129,7 +136,9 @@ func TestLossGuardExpiryBurst(t *testing.T) {
 	})
 }
 
-func TestHeld(t *testing.T) {
+// A held node is asked once a lease, and is heard, leaves, refuses or is given up as the
+// exception.
+func TestHeldNodesAreAskedEachLease(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		nodes := fleet(4)
 		n := newNetwork(nodes...)
@@ -178,7 +187,7 @@ func TestHeld(t *testing.T) {
 }
 
 // Those that are most of a service stay for as long as they accept.
-func TestHeldForLong(t *testing.T) {
+func TestHeldNodesStayWhileTheyAreMany(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		nodes := fleet(4)
 		n := newNetwork(nodes...)
@@ -206,7 +215,7 @@ func TestHeldForLong(t *testing.T) {
 
 // A guard that doubts only the lapse of all nodes holds them for as long as all are
 // silent, like any other.
-func TestHeldForLongByTheLaxestGuard(t *testing.T) {
+func TestHeldNodesStayByTheLaxestGuard(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		nodes := fleet(4)
 		n := newNetwork(nodes...)
@@ -225,7 +234,7 @@ func TestHeldForLongByTheLaxestGuard(t *testing.T) {
 
 // Nodes that would be given up in the very moment in which all others lapse, or
 // just before it, are part of that mass lapse.
-func TestHeldIntoMassLapse(t *testing.T) {
+func TestHeldNodesBelongToTheNextMassLapse(t *testing.T) {
 	const all = "n0:held n1:held n2:held n3:held n4:held n5:held n6:held n7:held n8:held n9:held"
 	for _, test := range []struct {
 		name   string
@@ -302,7 +311,7 @@ func TestFirstListingOfManyOverdue(t *testing.T) {
 
 // A service may be cut off from the registry while all others are not, however few
 // of the nodes are its own.
-func TestLossGuardOfService(t *testing.T) {
+func TestLossGuardOfEachService(t *testing.T) {
 	for _, test := range []struct {
 		name    string
 		silent  int // of the ten of orders
@@ -374,7 +383,7 @@ func TestLossGuardOfService(t *testing.T) {
 
 // A node that hangs, and was held only because strangers vanished at the same time,
 // does not stay for ever; and strangers that no request would reach do not count.
-func TestHeldAmongStrangers(t *testing.T) {
+func TestHeldNodesDoNotDependOnStrangers(t *testing.T) {
 	for _, test := range []struct {
 		name   string
 		permit bool
@@ -426,7 +435,7 @@ func TestHeldAmongStrangers(t *testing.T) {
 }
 
 // That a node's old record is listed again after an outage is no heartbeat.
-func TestHeldThroughOutage(t *testing.T) {
+func TestHeldNodesStayThroughAnOutage(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		nodes := fleet(3)
 		n := newNetwork(nodes...)
@@ -454,7 +463,7 @@ func TestHeldThroughOutage(t *testing.T) {
 
 // What the registry says of a node while it is being asked, or since it lapsed,
 // outweighs that it answers.
-func TestLossGuardHearsTheRegistry(t *testing.T) {
+func TestRegistryOutweighsAnAnswer(t *testing.T) {
 	for _, test := range []struct {
 		name string
 		say  func(s *stream, nodes []discovery.Node)
@@ -588,7 +597,7 @@ func TestHoldForWantOfAnAnswer(t *testing.T) {
 }
 
 // A proxy may start in the middle of a mass lapse, or after it.
-func TestFirstListingMostlyOverdue(t *testing.T) {
+func TestFirstListingThatIsMostlyOverdue(t *testing.T) {
 	for _, test := range []struct {
 		name    string
 		nodes   int
@@ -680,7 +689,8 @@ func TestFirstListingInMassLapse(t *testing.T) {
 	})
 }
 
-func TestProbesAreBounded(t *testing.T) {
+// Nodes stay in use while a bounded number of them is asked at once.
+func TestNodesStayWhileTheyAreAsked(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		nodes := fleet(1000)
 		n := newNetwork()
@@ -717,7 +727,7 @@ func TestRunEndsWhileProbing(t *testing.T) {
 }
 
 // A node that takes no new requests takes none for being held either.
-func TestHeldKeepsItsOwnState(t *testing.T) {
+func TestHeldNodesKeepTheirOwnState(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		nodes := fleet(3)
 		nodes[1].Metadata[discovery.KeyState] = "draining"
@@ -737,7 +747,7 @@ func TestHeldKeepsItsOwnState(t *testing.T) {
 }
 
 // A mass lapse is one line, not one for each node of a large fleet.
-func TestLossGuardLogs(t *testing.T) {
+func TestMassLapseIsOneLine(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		log, logs := newLog(slog.LevelInfo)
 		nodes := fleet(1000)

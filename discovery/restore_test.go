@@ -47,7 +47,7 @@ func unreachable() *discoverytest.Memory {
 	return m
 }
 
-func TestWarmStart(t *testing.T) {
+func TestWarmStartUsesWhoAccepts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := warmFile(t)
 		nodes := fleet(4)
@@ -133,7 +133,7 @@ func TestWarmStartNotNeeded(t *testing.T) {
 
 // What the first listing lacks leaves at once where that proves something, and has
 // a lease to be heard where it does not.
-func TestWarmStartMeetsListing(t *testing.T) {
+func TestFirstListingEndsWarmStart(t *testing.T) {
 	for _, test := range []struct {
 		name  string
 		after time.Duration

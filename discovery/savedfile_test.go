@@ -16,7 +16,7 @@ import (
 
 // The file follows every change within seconds, is for its owner's eyes, and is
 // confirmed while nothing changes.
-func TestWarmStartIsKept(t *testing.T) {
+func TestListFollowsEveryChange(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		file := warmFile(t)
 		m := discoverytest.NewMemory()
@@ -72,7 +72,7 @@ func TestWarmStartIsKept(t *testing.T) {
 	})
 }
 
-func TestWarmStartSetsAside(t *testing.T) {
+func TestListThatCannotBeUsedIsSetAside(t *testing.T) {
 	for _, test := range []struct {
 		name   string
 		spoil  func(t *testing.T, w *discovery.WarmStart)
@@ -150,7 +150,7 @@ func spoil(t *testing.T, w *discovery.WarmStart, data []byte) {
 }
 
 // Two on one host have a file each. Whoever starts reads the newest.
-func TestWarmStartSideBySide(t *testing.T) {
+func TestListsOfTwoOnOneHost(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		file := warmFile(t)
 		nodes := fleet(3)
@@ -181,7 +181,7 @@ func TestWarmStartSideBySide(t *testing.T) {
 }
 
 // A folder that cannot be written is a line in the log, and no more.
-func TestWarmStartReadOnly(t *testing.T) {
+func TestFolderThatCannotBeWrittenIsOneLine(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		folder := t.TempDir()
 		blocker := filepath.Join(folder, "file")
@@ -203,7 +203,7 @@ func TestWarmStartReadOnly(t *testing.T) {
 }
 
 // The disk fills up, and is emptied.
-func TestWarmStartRecovers(t *testing.T) {
+func TestListIsSavedOnceThereIsRoom(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		file := warmFile(t)
 		if err := os.MkdirAll(file.Path+".tmp/x", 0o700); err != nil { // in the way of the temporary file

@@ -241,9 +241,9 @@ func (s *suspicion) isException(t *tracked, all, service *losses, at time.Durati
 	return false
 }
 
-// recall returns the nodes that lapsed shortly before an event, belong to it and were
+// askLapsed returns the nodes that lapsed shortly before an event, belong to it and were
 // not asked: to be dialled, and brought back if they accept connections.
-func (s *suspicion) recall(v *event) (asked []*lapsedNode) {
+func (s *suspicion) askLapsed(v *event) (asked []*lapsedNode) {
 	if v.mass {
 		return s.lapsed.ask()
 	}

@@ -122,7 +122,7 @@ func TestSuspicionGivesUpTheException(t *testing.T) {
 
 // Those that lapsed one by one before there were too many belong to the same event, and
 // are asked once.
-func TestSuspicionRecallsWhoLapsedBefore(t *testing.T) {
+func TestSuspicionAsksWhoLapsedBefore(t *testing.T) {
 	s, nodes := suspects(50, everybody, map[string]int{"orders": 6, "billing": 20})
 	lapse := func(id string) (asked string) {
 		v := s.decide([]*tracked{nodes[id]}, 0)
@@ -136,7 +136,7 @@ func TestSuspicionRecallsWhoLapsedBefore(t *testing.T) {
 			t.presence = suspect
 			s.count(t)
 		}
-		return ids(s.recall(v))
+		return ids(s.askLapsed(v))
 	}
 	for _, id := range []string{"billing-0", "orders-0", "orders-1", "orders-2"} {
 		if asked := lapse(id); asked != "" {

@@ -1,0 +1,30 @@
+package discovery
+
+import (
+	"testing"
+	"testing/synctest"
+)
+
+// What tasks return is taken in together, whoever waits for it, and none outlives wait.
+func TestTasks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tasks, ended := newTasks[int](5), make([]bool, 5)
+		for i := range 4 {
+			tasks.start(func() int { ended[i] = true; return i })
+		}
+		synctest.Wait() // all are done, though nobody has received anything
+		sum := 0
+		tasks.take(<-tasks.done, func(i int) {
+			if sum += i; i == 3 {
+				tasks.start(func() int { ended[4] = true; return 4 })
+			}
+		})
+		if sum != 0+1+2+3 || tasks.running != 1 {
+			t.Errorf("%d was returned, %d tasks are running", sum, tasks.running)
+		}
+		tasks.wait()
+		if tasks.running != 0 || !ended[4] {
+			t.Errorf("after the end %d tasks are running", tasks.running)
+		}
+	})
+}
