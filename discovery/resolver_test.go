@@ -52,7 +52,7 @@ func pass(ctx context.Context, r *resolver, d time.Duration) {
 		case <-end:
 			return
 		case l := <-r.done:
-			r.take(l, func(l lookup) { r.found(l) })
+			r.take(l, func(l lookup) { _, _, _ = r.found(l) })
 		case <-r.tick.C:
 			r.refresh()
 		case <-r.crowded.C:
