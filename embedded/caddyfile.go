@@ -64,7 +64,8 @@ func (a *App) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 			if a.Listen == "" || strings.Contains(a.Listen, "{") {
 				return nil // what a placeholder comes to is checked by Provision
 			}
-			return a.checkListen(a.Listen)
+			_, _, err := a.parseListen(a.Listen)
+			return err
 		},
 	}.Parse(d)
 }

@@ -12,6 +12,7 @@
 package embedded
 
 import (
+	"cmp"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -125,16 +126,9 @@ func (a *App) Provision(ctx caddy.Context) error {
 // decides how far the records of a registry may be trusted can ask this of the
 // app `nats_server` without importing this package. It is valid after
 // Provision.
-func (a *App) LoopbackOnly() bool { return isLoopback(a.settings.listen) }
+func (a *App) LoopbackOnly() bool { return isLoopback(a.settings.host) }
 
-func isLoopback(listen string) bool {
-	host, _, err := net.SplitHostPort(listen)
-	if err != nil {
-		return false
-	}
-	ip := net.ParseIP(host)
-	return host == "localhost" || ip.IsLoopback()
-}
+func isLoopback(host string) bool { return host == "localhost" || net.ParseIP(host).IsLoopback() }
 
 // Start starts the server, or takes over the one that an equal configuration
 // already runs.
@@ -191,42 +185,37 @@ func (a *App) resolve(repl *caddy.Replacer) (settings, error) {
 		return settings{}, err
 	}
 
-	if s.listen == "" {
-		s.listen = defaultListen
-	}
-	if err := a.checkListen(s.listen); err != nil {
+	s.listen = cmp.Or(s.listen, defaultListen)
+	var err error
+	if s.host, s.port, err = a.parseListen(s.listen); err != nil {
 		return settings{}, err
 	}
-	if s.store == "" {
-		s.store = filepath.Join(caddy.AppDataDir(), "nats")
-	}
 	// One folder has one name, so that two spellings of it are seen to clash.
-	store, err := filepath.Abs(s.store)
+	store, err := filepath.Abs(cmp.Or(s.store, filepath.Join(caddy.AppDataDir(), "nats")))
 	if err != nil {
 		return settings{}, fmt.Errorf("store %s: %w", s.store, err)
 	}
 	s.store = store
-	switch {
-	case s.maxStore == 0:
-		s.maxStore = defaultMaxStore
-	case s.maxStore < 0:
+	if s.maxStore < 0 {
 		return settings{}, fmt.Errorf("max_store %d: want a number of bytes greater than 0", s.maxStore)
 	}
+	s.maxStore = cmp.Or(s.maxStore, defaultMaxStore)
 	return s, nil
 }
 
-// checkListen reports what is wrong with an address to listen on. Port 0 is refused
-// although a kernel would accept it: no client could know where to connect.
-func (a *App) checkListen(listen string) error {
-	_, port, err := net.SplitHostPort(listen)
-	if n, e := strconv.ParseUint(port, 10, 16); err != nil || e != nil || n == 0 {
-		return fmt.Errorf("listen address %q: want a host and a port from 1 to 65535, such as %s", listen, defaultListen)
-	}
-	if a.User == nil && !isLoopback(listen) {
-		return fmt.Errorf("listen address %s can be reached from other machines, and anybody could write to the registry: "+
+// parseListen reads an address to listen on. Port 0 is refused although a kernel would
+// accept it: no client could know where to connect.
+func (a *App) parseListen(listen string) (host string, port int, err error) {
+	host, digits, err := net.SplitHostPort(listen)
+	n, invalid := strconv.ParseUint(digits, 10, 16)
+	switch {
+	case err != nil || invalid != nil || n == 0:
+		return "", 0, fmt.Errorf("listen address %q: want a host and a port from 1 to 65535, such as %s", listen, defaultListen)
+	case a.User == nil && !isLoopback(host):
+		return "", 0, fmt.Errorf("listen address %s can be reached from other machines, and anybody could write to the registry: "+
 			"set a user and password (and TLS), or listen on a loopback address such as %s", listen, defaultListen)
 	}
-	return nil
+	return host, int(n), nil
 }
 
 // loadCertificate reads a certificate and its key.
@@ -239,7 +228,7 @@ func loadCertificate(certificate, key string) (*tls.Certificate, error) {
 	return &c, nil
 }
 
-// Interface guards.
+// Interface guards
 var (
 	_ caddy.App             = (*App)(nil)
 	_ caddy.Provisioner     = (*App)(nil)

@@ -205,6 +205,8 @@ func TestDefaults(t *testing.T) {
 	}
 	w := settings{
 		listen:   "127.0.0.1:4222",
+		host:     "127.0.0.1",
+		port:     4222,
 		store:    filepath.Join(caddy.AppDataDir(), "nats"),
 		maxStore: 256 << 20,
 	}

@@ -8,7 +8,6 @@ import (
 	"net"
 	"os"
 	"slices"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -31,7 +30,9 @@ const (
 // mean the same server, so they are its key in the pool; they hold secrets and
 // are never printed.
 type settings struct {
-	listen, store    string
+	listen, host     string
+	port             int // host and port are those of listen
+	store            string
 	maxStore         int64
 	user, password   string
 	certificate, key string
@@ -41,9 +42,7 @@ type settings struct {
 // on different addresses could, but since one of the two is about to go anyway,
 // finding out is not worth the while.
 func (s settings) clashes(other settings) bool {
-	_, a, _ := net.SplitHostPort(s.listen)
-	_, b, _ := net.SplitHostPort(other.listen)
-	return a == b || s.store == other.store
+	return s.port == other.port || s.store == other.store
 }
 
 // An instance is a server, running or displaced. It is shared by all the
@@ -158,10 +157,6 @@ func (in *instance) boot() (err error) {
 	if err != nil {
 		return err
 	}
-	opts, err := in.options()
-	if err != nil {
-		return errors.Join(err, lock.Close())
-	}
 	// The server reports a taken port only in its log, in prose. Asking first
 	// gives an error that names the address, and one that callers can match.
 	probe, err := net.Listen("tcp", in.listen)
@@ -172,6 +167,7 @@ func (in *instance) boot() (err error) {
 		return errors.Join(fmt.Errorf("listen address %s: %w", in.listen, err), lock.Close())
 	}
 
+	opts := in.options()
 	srv, err := server.NewServer(opts)
 	if err != nil {
 		return errors.Join(fmt.Errorf("setting up the NATS server: %w", err), lock.Close())
@@ -225,19 +221,11 @@ func (in *instance) halt() error {
 }
 
 // options translates the settings.
-func (in *instance) options() (*server.Options, error) {
-	host, port, err := net.SplitHostPort(in.listen)
-	if err != nil {
-		return nil, fmt.Errorf("listen address %s: %w", in.listen, err)
-	}
-	n, err := strconv.Atoi(port)
-	if err != nil {
-		return nil, fmt.Errorf("listen address %s: %w", in.listen, err)
-	}
+func (in *instance) options() *server.Options {
 	opts := &server.Options{
 		ServerName:             "caddy",
-		Host:                   host,
-		Port:                   n,
+		Host:                   in.host,
+		Port:                   in.port,
 		JetStream:              true,
 		StoreDir:               in.store,
 		JetStreamMaxStore:      in.maxStore,
@@ -255,5 +243,5 @@ func (in *instance) options() (*server.Options, error) {
 			},
 		}
 	}
-	return opts, nil
+	return opts
 }

@@ -297,6 +297,7 @@ func (r *Registry) connect(ctx context.Context) (*session, error) {
 	return r.session, nil
 }
 
+// Interface guards
 var (
 	_ discovery.Registry  = (*Registry)(nil)
 	_ discovery.Verifier  = (*Registry)(nil)

@@ -264,6 +264,7 @@ func explain(parent, ctx context.Context, link *natslink.Link, err error) error 
 	return err
 }
 
+// Interface guards
 var (
 	_ discovery.Registry = (*Registry)(nil)
 	_ discovery.Verifier = (*Registry)(nil)
