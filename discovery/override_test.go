@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -13,8 +11,6 @@ import (
 	"github.com/caddy-discovery/caddy-discovery/discovery"
 	"github.com/caddy-discovery/caddy-discovery/discovery/discoverytest"
 )
-
-func weight(w float64) *float64 { return &w }
 
 func TestOverride(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -40,7 +36,7 @@ func TestOverride(t *testing.T) {
 			}
 		}
 		want("an override from before", "a", discovery.StateDraining, 1)
-		set("b", discovery.Override{Weight: weight(0.25)})
+		set("b", discovery.Override{Weight: new(0.25)})
 		want("a weight", "b", discovery.StateUp, 1)
 		write(m, newNode("b", discovery.KeyWeight, "8"))
 		want("another record", "b", discovery.StateUp, 2)
@@ -64,94 +60,13 @@ func TestOverride(t *testing.T) {
 	})
 }
 
-func TestJoined(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		m := discoverytest.NewMemory()
-		conn := m.Open()
-		write(m, newNode("first"))
-		d := follow(t, conn, discovery.Options{TTL: time.Hour})
-		joined := func(id string) time.Time {
-			t.Helper()
-			time.Sleep(time.Second)
-			synctest.Wait()
-			return d.Snapshot().Node(id).Joined()
-		}
-		if at := joined("first"); !at.IsZero() {
-			t.Errorf("a node of the first listing counts as new since %v", at)
-		}
-		began := time.Now()
-		write(m, newNode("second"))
-		if at := joined("second"); at.Before(began) || time.Since(at) > time.Minute {
-			t.Errorf("a node that joined counts as new since %v, want from %v", at, began)
-		}
-		before := joined("second")
-		write(m, newNode("second", discovery.KeyVersion, "2"))
-		if at := joined("second"); at != before {
-			t.Errorf("an update made the node new again")
-		}
-		for what, n := range map[string]discovery.Node{
-			"another process":    newNode("second", discovery.KeyInstance, "x"),
-			"back from draining": newNode("second", discovery.KeyInstance, "x", discovery.KeyWeight, "2"),
-		} {
-			write(m, newNode("second", discovery.KeyState, "draining"))
-			before = joined("second")
-			write(m, n)
-			if at := joined("second"); !at.After(before) {
-				t.Errorf("%s: it counts as new since %v, want from later on", what, at)
-			}
-		}
-		m.Wipe()
-		write(m, newNode("third"))
-		if at := joined("third"); !at.IsZero() {
-			t.Errorf("a node that is first heard after the registry was wiped counts as new since %v", at)
-		}
-		time.Sleep(2 * time.Hour)
-		write(m, newNode("fourth"))
-		if at := joined("fourth"); at.IsZero() {
-			t.Error("a node that joined long after the registry was wiped does not count as new")
-		}
-	})
-}
-
-func TestAttached(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		m := discoverytest.NewMemory()
-		write(m, newNode("a"))
-		d := follow(t, m.Open(), discovery.Options{})
-		type mine struct{ n atomic.Int64 }
-		type theirs struct{ n atomic.Int64 }
-		attached := func() (*mine, *theirs) {
-			e := d.Snapshot().Node("a")
-			return discovery.Attached[mine](e), discovery.Attached[theirs](e)
-		}
-		a, b := attached()
-		var group sync.WaitGroup
-		for range 8 {
-			group.Go(func() {
-				a, b := attached()
-				a.n.Add(1)
-				b.n.Add(2)
-			})
-		}
-		group.Wait()
-		if a.n.Load() != 8 || b.n.Load() != 16 {
-			t.Errorf("two users meet, or lose what they attached: %d, %d", a.n.Load(), b.n.Load())
-		}
-		write(m, newNode("a", discovery.KeyZone, "eu"))
-		expect(t, d, "a", "updated")
-		if c, d := attached(); c != a || d != b {
-			t.Error("an update of the record lost what was attached")
-		}
-	})
-}
-
 func TestParseOverride(t *testing.T) {
 	until := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	for data, want := range map[string]discovery.Override{
 		`{}`:                   {},
 		`{"state":"draining"}`: {State: discovery.StateDraining},
-		`{"State":"Maintenance","Weight":0.5,"Until":"2026-01-02T03:04:05Z"}`: {State: discovery.StateMaintenance, Weight: weight(0.5), Until: until},
-		`{"weight":0,"by":"ann"}`: {Weight: weight(0)},
+		`{"State":"Maintenance","Weight":0.5,"Until":"2026-01-02T03:04:05Z"}`: {State: discovery.StateMaintenance, Weight: new(0.5), Until: until},
+		`{"weight":0,"by":"ann"}`: {Weight: new(0.0)},
 	} {
 		o, err := discovery.ParseOverride([]byte(data))
 		if err != nil || o.String() != want.String() || !o.Until.Equal(want.Until) {
