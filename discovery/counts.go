@@ -11,27 +11,24 @@ type counts struct {
 // lapsed lately and are gone.
 type count struct{ nodes, suspects, gone int }
 
-// counted is as what a node in use was counted.
+// counted is as what a node in use was counted: the zero counted is no node at all.
 type counted struct {
-	service  string
-	nodes    int // 0 or 1
-	suspects int // 0 or 1
+	service string
+	count
 }
 
 func newCounts() *counts { return &counts{services: make(map[string]*count)} }
 
-// update counts a node in use as is that was counted as was. The zero counted is no
-// node at all.
+// update counts a node in use as is that was counted as was.
 func (c *counts) update(was *counted, is counted) {
-	if *was == is {
-		return
+	if *was != is {
+		c.add(was.service, was.count, -1)
+		c.add(is.service, is.count, +1)
+		*was = is
 	}
-	c.add(was.service, count{nodes: -was.nodes, suspects: -was.suspects})
-	c.add(is.service, count{nodes: is.nodes, suspects: is.suspects})
-	*was = is
 }
 
-func (c *counts) add(service string, n count) {
+func (c *counts) add(service string, n count, times int) {
 	if n == (count{}) {
 		return
 	}
@@ -41,7 +38,9 @@ func (c *counts) add(service string, n count) {
 		c.services[service] = of
 	}
 	for _, t := range []*count{&c.all, of} {
-		t.nodes, t.suspects, t.gone = t.nodes+n.nodes, t.suspects+n.suspects, t.gone+n.gone
+		t.nodes += times * n.nodes
+		t.suspects += times * n.suspects
+		t.gone += times * n.gone
 	}
 	if *of == (count{}) {
 		delete(c.services, service)

@@ -14,7 +14,7 @@ func TestCounts(t *testing.T) {
 	for range 10_000 {
 		is := counted{}
 		if random.IntN(3) > 0 {
-			is = counted{service: services[random.IntN(3)], nodes: 1, suspects: random.IntN(2)}
+			is = counted{services[random.IntN(3)], count{nodes: 1, suspects: random.IntN(2)}}
 		}
 		c.update(&nodes[random.IntN(len(nodes))], is)
 		var all count

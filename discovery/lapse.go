@@ -71,11 +71,8 @@ func (l *loop) lapseOverdue() {
 
 // suspect has a node dialled before its fate is decided. It stays meanwhile.
 func (l *loop) suspect(t *tracked) {
-	if t.presence != held {
-		if t.presence != suspect {
-			t.alone = 0
-		}
-		t.presence = suspect
+	if t.presence == alive || t.presence == restored {
+		t.presence, t.alone = suspect, 0
 		l.suspicion.count(t)
 	}
 	l.extend(t)

@@ -111,7 +111,7 @@ func (l *lapsedNodes) insert(n *lapsedNode, at time.Duration, asked bool) {
 	if n.counts > 0 {
 		n.until = at + n.counts
 		l.recent.put(n)
-		l.counts.add(n.entry.Node.Service(), count{gone: 1})
+		l.counts.add(n.entry.Node.Service(), count{gone: 1}, +1)
 		if !asked {
 			l.setUnasked(n)
 		}
@@ -195,7 +195,7 @@ func (l *lapsedNodes) uncount(n *lapsedNode) {
 	}
 	l.recent.remove(n)
 	service := n.entry.Node.Service()
-	l.counts.add(service, count{gone: -1})
+	l.counts.add(service, count{gone: 1}, -1)
 	if delete(l.unasked[service], n); len(l.unasked[service]) == 0 {
 		delete(l.unasked, service)
 	}

@@ -89,7 +89,7 @@ func (s *suspicion) mattersPerhaps(e *Entry) bool { return e.Address() == "" || 
 func (s *suspicion) count(t *tracked) {
 	is := counted{}
 	if s.matters(t.entry) {
-		is = counted{service: t.entry.Node.Service(), nodes: 1}
+		is = counted{t.entry.Node.Service(), count{nodes: 1}}
 		if t.presence == suspect || t.presence == held {
 			is.suspects = 1
 		}
