@@ -48,7 +48,7 @@ type Checker struct {
 	client  atomic.Pointer[Client]
 	targets atomic.Pointer[map[string]*target] // by node id; what is published is not changed
 	edition atomic.Pointer[edition]
-	wake    chan struct{} // the subscribers have changed; has room for one
+	woken   chan struct{} // the subscribers have changed; has room for one
 
 	mu          sync.Mutex // guards what follows; nothing else happens under it
 	subscribers map[*func(*discovery.Entry) bool]struct{}
@@ -98,7 +98,7 @@ func New(directory *discovery.Directory, options Options) *Checker {
 		directory:   directory,
 		options:     options,
 		lines:       rate.NewLimiter(20, 20),
-		wake:        make(chan struct{}, 1),
+		woken:       make(chan struct{}, 1),
 		subscribers: make(map[*func(*discovery.Entry) bool]struct{}),
 		results:     make(chan result, maxUnderWay),
 	}
@@ -126,18 +126,18 @@ func (c *Checker) Subscribe(wants func(*discovery.Entry) bool, others []*Checker
 	c.subscribers[&wants] = struct{}{}
 	c.others = others
 	c.mu.Unlock()
-	c.stir()
+	c.wake()
 	return func() {
 		c.mu.Lock()
 		delete(c.subscribers, &wants)
 		c.mu.Unlock()
-		c.stir()
+		c.wake()
 	}
 }
 
-func (c *Checker) stir() {
+func (c *Checker) wake() {
 	select {
-	case c.wake <- struct{}{}:
+	case c.woken <- struct{}{}:
 	default:
 	}
 }
@@ -184,7 +184,7 @@ func (c *Checker) Run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-snapshot.Superseded():
-		case <-c.wake:
+		case <-c.woken:
 			c.reconcile(snapshot)
 		case r := <-c.results:
 			c.note(r)
