@@ -2,7 +2,8 @@
 // modules in the namespace discovery.registries, what all of them have in common, and
 // how they are written and loaded. Another plugin adds one with a module that
 // implements Backend, and gives it URLs with
-// [github.com/caddy-discovery/caddy-discovery/discovery/registries.Register].
+// [github.com/caddy-discovery/caddy-discovery/discovery/registries.Register];
+// examples/backend in the repository is such a plugin.
 package backend
 
 import (
@@ -27,7 +28,12 @@ const namespace = "discovery.registries"
 // discovery.registries implement. When one is provisioned, placeholders in its
 // exported fields have been replaced and defaults filled in, so that two of them
 // that encode to the same JSON name the same registry. Its methods may be called
-// concurrently from then on. For a Caddyfile it implements
+// concurrently from then on.
+//
+// Fields with secrets have pass, token, secret, cred, nkey, key_file, tls_, user or auth
+// in their JSON names: those are left out where a file is named after the registry.
+//
+// For a Caddyfile a backend implements
 // [github.com/caddyserver/caddy/v2/caddyconfig/caddyfile.Unmarshaler].
 type Backend interface {
 	caddy.Module
@@ -37,7 +43,7 @@ type Backend interface {
 	Open(log *slog.Logger) (discovery.Registry, error)
 
 	// Addresses returns where the registry is, as host:port; none if it is reached
-	// by other means than a network. Nodes there are taken for a mistake.
+	// by other means than a network. No node may have its endpoint there.
 	Addresses() []string
 
 	// Common returns the options that every backend has. To embed Options is to
@@ -100,7 +106,7 @@ func (o *Options) Provision(caddy.Context) error {
 }
 
 // DirectoryOptions returns the options of the directory of a registry, as far as its
-// backend says them. The error is of a backend that is no JSON object.
+// backend says them. It fails if that does not encode to a JSON object.
 func DirectoryOptions(b Backend) (discovery.Options, error) {
 	o := b.Common()
 	options := discovery.Options{TTL: time.Duration(o.TTL), LossGuard: o.LossGuard, Addresses: b.Addresses()}
