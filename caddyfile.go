@@ -79,6 +79,9 @@ func (u *Upstreams) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 //	    node_id    <id>
 //	    endpoint   <url>
 //	    metadata   <key> <value>
+//	    metadata {
+//	        <key>  <value>
+//	    }
 //	    heartbeat  <duration>
 //	    ttl        <duration>
 //	    load       system|<placeholder>
