@@ -292,8 +292,7 @@ func (l *loop) sync(listed Listing) {
 	l.dir.setCondition(func(c *condition) { c.Connected, c.Since = true, time.Now() })
 
 	nodes, away := len(l.table.nodes), at-l.watch.lostAt
-	switch {
-	case first:
+	if first {
 		rejected := l.rejections.all()
 		l.reporter.firstListing(rejected, l.table.sorted())
 		// It comes last: of a large listing the journal keeps only the end.
@@ -303,15 +302,15 @@ func (l *loop) sync(listed Listing) {
 			log = log.With("changes_by", p.Changes())
 		}
 		log.Info("listed the registry", "nodes", nodes, "rejected", len(rejected), "awaited", awaited, "took", away)
-	default:
-		l.dir.journal.Add(Change{Type: ChangeConnected, Reason: fmt.Sprintf("back after %v, %d nodes, %d awaited, %d left",
-			away.Round(time.Millisecond), nodes, awaited, left)})
-		if wiped {
-			l.log.Warn("the registry is back and has lost data; nodes that it lacks have one lease to be heard again",
-				"nodes", nodes, "awaited", awaited, "away", away)
-		} else {
-			l.log.Info("the registry is back", "nodes", nodes, "awaited", awaited, "left", left, "away", away)
-		}
+		return
+	}
+	l.dir.journal.Add(Change{Type: ChangeConnected, Reason: fmt.Sprintf("back after %v, %d nodes, %d awaited, %d left",
+		away.Round(time.Millisecond), nodes, awaited, left)})
+	if wiped {
+		l.log.Warn("the registry is back and has lost data; nodes that it lacks have one lease to be heard again",
+			"nodes", nodes, "awaited", awaited, "away", away)
+	} else {
+		l.log.Info("the registry is back", "nodes", nodes, "awaited", awaited, "left", left, "away", away)
 	}
 }
 

@@ -44,10 +44,9 @@ func (r *rejections) add(record string, is Rejection) (Rejection, bool) {
 
 // remove notes that a record is not rejected any more: it is good, or it is gone.
 func (r *rejections) remove(record string) {
-	if len(r.byRecord) > 0 {
-		before := len(r.byRecord)
+	if _, stands := r.byRecord[record]; stands {
 		delete(r.byRecord, record)
-		r.changed = r.changed || len(r.byRecord) < before
+		r.changed = true
 	}
 }
 
