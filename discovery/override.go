@@ -143,30 +143,3 @@ func AppendOverride(b []byte, o Override) ([]byte, error) {
 	}
 	return append(b, data...), nil
 }
-
-// under returns the entry of the same node under an override, shown as alive if that is
-// another one.
-func (e *Entry) under(o Override) *Entry {
-	if o.Equal(e.override) {
-		return e
-	}
-	next := *e
-	next.override = o
-	next.state, next.presence, next.weight = next.ownState(), alive, e.Node.Weight()
-	if o.Weight != nil {
-		next.weight = min(next.weight*max(*o.Weight, 0), MaxWeight)
-	}
-	return &next
-}
-
-// ownState is what the operator says of the node, or else its record.
-func (e *Entry) ownState() State {
-	if e.override.State != "" {
-		return e.override.State
-	}
-	return e.Node.State()
-}
-
-// Override returns what an operator has decided about the node; it is zero if
-// nothing was.
-func (e *Entry) Override() Override { return e.override }
