@@ -19,6 +19,9 @@ const (
 	largeMessage = 4 << 10
 	// messageOverhead is about what a message takes beside its data.
 	messageOverhead = 64
+	// statusNoResponders is what the server itself answers to a request that nobody
+	// subscribes to.
+	statusNoResponders = "503"
 )
 
 // An arrival is one message that waits to be emitted.

@@ -12,17 +12,8 @@ import (
 	"github.com/caddy-discovery/caddy-discovery/discovery/internal/natslink"
 )
 
-const (
-	// stall is how long no further answer may come before the answers to a query
-	// count as complete: 200 nodes take 5 to 17 ms.
-	stall = 100 * time.Millisecond
-	// lagLimit is how long what has arrived may take to be emitted.
-	lagLimit = time.Second
-)
-
-// statusNoResponders is what the server itself answers to a request that nobody
-// subscribes to.
-const statusNoResponders = "503"
+// lagLimit is how long what has arrived may take to be emitted.
+const lagLimit = time.Second
 
 // Watch subscribes to what nodes say, asks all of them for their records, and
 // emits what comes, until ctx ends or anything at all goes wrong. Then it returns
@@ -195,37 +186,6 @@ func (w *watch) dispatch(a arrival, t *translator, l *listing) {
 			t.answer(a.data)
 		}
 		l.answered()
-	}
-}
-
-// A listing decides when the listing of a watch is over: its timer says when.
-type listing struct {
-	timer    *time.Timer
-	asked    time.Time
-	deadline time.Time
-	pause    time.Duration // how long the next answer may take; 0 until the first
-	over     bool
-}
-
-// newListing returns the listing of a watch that asked at a time, and is over when
-// listen has passed since.
-func newListing(asked time.Time, listen time.Duration) *listing {
-	return &listing{timer: time.NewTimer(listen), asked: asked, deadline: asked.Add(listen)}
-}
-
-// answered waits for the next answer.
-func (l *listing) answered() {
-	if l.pause == 0 {
-		// Who is far away answers late.
-		l.pause = max(stall, 2*time.Since(l.asked))
-	}
-	l.wait(l.pause)
-}
-
-// wait ends the listing after a time, unless it is over.
-func (l *listing) wait(d time.Duration) {
-	if !l.over {
-		l.timer.Reset(min(d, time.Until(l.deadline)))
 	}
 }
 
