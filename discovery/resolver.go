@@ -9,8 +9,6 @@ import (
 	"net/netip"
 	"slices"
 	"time"
-
-	"github.com/cenkalti/backoff/v5"
 )
 
 const (
@@ -86,7 +84,6 @@ type hostName struct {
 	cost      time.Duration // of its last lookup
 	ended     time.Duration // when that ended
 	failures  int
-	retry     *backoff.ExponentialBackOff
 	next      time.Duration // when it is looked up again
 
 	queued  bool
@@ -378,18 +375,17 @@ func (r *resolver) found(l lookup) (h *hostName, changed bool, failed error) {
 		// when it is dialled.
 		if h.failures++; h.failures == 1 {
 			failed = l.err
-			h.retry = &backoff.ExponentialBackOff{InitialInterval: resolveRetry, Multiplier: 2, RandomizationFactor: 0.2}
-			if len(h.addresses) > 0 {
-				h.retry.InitialInterval = resolveEvery
-			}
 		}
-		h.retry.MaxInterval = resolveEvery
+		wait, most := resolveRetry, resolveEvery
+		if len(h.addresses) > 0 {
+			wait = resolveEvery
+		}
 		if h.cost > patience[classFailing] {
-			h.retry.MaxInterval = resolveSeldom
+			most = resolveSeldom
 		}
-		h.next = now() + h.retry.NextBackOff()
+		h.next = now() + jitter(min(wait<<min(h.failures-1, 10), most))
 	} else {
-		h.failures, h.retry = 0, nil
+		h.failures = 0
 		h.next = now() + jitter(resolveEvery)
 		changed = r.put(h.name, l.addresses)
 	}
