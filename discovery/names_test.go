@@ -84,7 +84,7 @@ func addresses(d *discovery.Directory, id string) string {
 	return fmt.Sprint(e.Addresses(), " ", e.Address())
 }
 
-func TestNames(t *testing.T) {
+func TestHostNamesAreFollowed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		z := newZone("orders.internal", "10.0.0.9 fd00::1 10.0.0.8 ::ffff:10.0.0.9")
 		m := discoverytest.NewMemory()
@@ -214,7 +214,7 @@ func TestLookupsAreBounded(t *testing.T) {
 
 // A name that was allowed is denied once it points where nothing may go, each
 // of its addresses counted, and allowed again when it points elsewhere.
-func TestRebinding(t *testing.T) {
+func TestRebindingIsDenied(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		z := newZone("orders", "10.0.0.9")
 		m := discoverytest.NewMemory()
@@ -250,7 +250,7 @@ func TestRebinding(t *testing.T) {
 }
 
 // A probe goes where requests may go, and nowhere else.
-func TestProbePermitted(t *testing.T) {
+func TestProbesGoWhereRequestsMay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		nodes := fleet(5)
 		nodes[3] = atEndpoint(nodes[3], "http://good:80")
@@ -437,7 +437,7 @@ func (s *sockets) set(address string, up bool) {
 }
 
 // A name with several addresses is dialled at one that answers, and stays there.
-func TestNameWithSeveralAddresses(t *testing.T) {
+func TestAddressThatAnswersIsUsed(t *testing.T) {
 	const first, second, third = "10.0.0.8:80", "10.0.0.9:80", "[fd00::1]:80"
 	for name, test := range map[string]struct {
 		up, lost []string

@@ -78,7 +78,7 @@ func resolverTest(t *testing.T, test func(t *testing.T, r *resolver, s *nameServ
 	})
 }
 
-func TestResolver(t *testing.T) {
+func TestResolverKnowsTheNamesThatAreUsed(t *testing.T) {
 	resolverTest(t, func(t *testing.T, r *resolver, s *nameServer, wait func(time.Duration)) {
 		s.answers["a"] = "10.0.0.1"
 		if known := r.use("1", "a"); len(known) > 0 || r.untried != 1 {
