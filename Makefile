@@ -4,10 +4,11 @@
 
 MODULE := github.com/caddy-discovery/caddy-discovery
 
-# What the binary is made of: everything but tests, documents and the packages
-# that are programs of their own.
+# What the binary is made of: everything but tests, what they use, documents and
+# the packages that are programs of their own.
 SOURCES := $(shell find . \( -path './.*' -o -path ./bin -o -path ./benchmarks -o -path ./examples \
-	-o -path ./integration -o -path ./internal -o -path ./scripts -o -path ./tools -o -name testdata \) -prune \
+	-o -path ./integration -o -path ./internal/demo -o -path ./internal/freeport -o -path './internal/*test' \
+	-o -path ./scripts -o -path ./tools -o -name testdata \) -prune \
 	-o -type f ! -name '*_test.go' ! -name '*.md' ! -name Caddyfile.example ! -name LICENSE -print)
 
 GOLANGCI_LINT := go tool -modfile=tools/golangci-lint/go.mod golangci-lint
