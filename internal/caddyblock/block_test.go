@@ -224,3 +224,19 @@ func TestCheckDuration(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestCheckURL(t *testing.T) {
+	for value, want := range map[string]string{
+		"http://127.0.0.1:9000/healthz": "",
+		"https://h":                     "",
+		"":                              `option: invalid URL "", want http://host[:port][/path] or https://…`,
+		"h:9000":                        `option: invalid URL "h:9000", want http://host[:port][/path] or https://…`,
+		"ftp://u:hunter2@h":             `option: invalid URL "ftp://…@h", want http://host[:port][/path] or https://…`,
+		"http://":                       `option: invalid URL "http://", want http://host[:port][/path] or https://…`,
+	} {
+		err := CheckURL("option", value)
+		if (err == nil) != (want == "") || err != nil && err.Error() != want {
+			t.Errorf("%q: %v, want %q", value, err, want)
+		}
+	}
+}
