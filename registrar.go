@@ -16,6 +16,7 @@ import (
 
 	"github.com/caddy-discovery/caddy-discovery/backend"
 	"github.com/caddy-discovery/caddy-discovery/discovery"
+	"github.com/caddy-discovery/caddy-discovery/discovery/systemload"
 	"github.com/caddy-discovery/caddy-discovery/internal/caddyblock"
 	"github.com/caddy-discovery/caddy-discovery/internal/health"
 )
@@ -190,7 +191,7 @@ func (n *ProxyNode) checkNode() error {
 
 func (n *ProxyNode) node(endpoint discovery.Endpoint) discovery.Node {
 	// The load stands until the node's own gives a number.
-	return discovery.Node{ID: n.NodeID, Endpoint: endpoint, Metadata: n.Metadata, Load: discovery.SystemLoad()}
+	return discovery.Node{ID: n.NodeID, Endpoint: endpoint, Metadata: n.Metadata, Load: systemload.PerCore()}
 }
 
 func (n *ProxyNode) options() discovery.RegistrarOptions {
@@ -208,7 +209,7 @@ func (n *ProxyNode) options() discovery.RegistrarOptions {
 
 func (n *ProxyNode) load() float64 {
 	if n.Load == "system" {
-		return discovery.SystemLoad()
+		return systemload.PerCore()
 	}
 	v, err := strconv.ParseFloat(strings.TrimSpace(caddy.NewReplacer().ReplaceAll(n.Load, "")), 64)
 	if err != nil {

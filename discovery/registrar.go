@@ -48,7 +48,7 @@ type RegistrarOptions struct {
 	// which waits for it: it must return at once. A negative or not
 	// finite value says that it is not known just now: then the last one that was
 	// is announced, and before any was the load that the node carries, which is
-	// also the default.
+	// also the default. Package systemload has the load of the machine.
 	Load func() float64
 	// Ready, where given, is asked before each heartbeat, by the goroutine of Run; while
 	// it returns an error the node is not listed. Its context ends after the lease, and

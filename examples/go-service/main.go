@@ -21,6 +21,7 @@ import (
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
 	"github.com/caddy-discovery/caddy-discovery/discovery/registries"
+	"github.com/caddy-discovery/caddy-discovery/discovery/systemload"
 )
 
 func main() {
@@ -72,7 +73,7 @@ func run(ctx context.Context, registryURL, listen, id, service string, heartbeat
 		ID:       id,
 		Endpoint: endpoint,
 		Metadata: map[string]string{discovery.KeyService: service},
-	}, discovery.RegistrarOptions{Heartbeat: heartbeat, Load: discovery.SystemLoad, Logger: slog.Default()})
+	}, discovery.RegistrarOptions{Heartbeat: heartbeat, Load: systemload.PerCore, Logger: slog.Default()})
 	if err != nil {
 		return err
 	}

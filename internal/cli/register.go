@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
+	"github.com/caddy-discovery/caddy-discovery/discovery/systemload"
 	"github.com/caddy-discovery/caddy-discovery/internal/caddyblock"
 	"github.com/caddy-discovery/caddy-discovery/internal/health"
 )
@@ -58,7 +59,7 @@ func (f *registerFlags) node(id, url string) (discovery.Node, error) {
 // registrar returns how the node is to be listed, and sets its load where that stays
 // the same.
 func (f *registerFlags) registrar(n *discovery.Node) (discovery.RegistrarOptions, error) {
-	o := discovery.RegistrarOptions{Heartbeat: f.heartbeat, TTL: f.ttl, Drain: &f.drains, Load: discovery.SystemLoad}
+	o := discovery.RegistrarOptions{Heartbeat: f.heartbeat, TTL: f.ttl, Drain: &f.drains, Load: systemload.PerCore}
 	switch {
 	case f.heartbeat <= 0:
 		return o, fmt.Errorf("--heartbeat: invalid duration %v, want one above 0", f.heartbeat)
