@@ -526,7 +526,8 @@ func TestAddressThatAnswersIsUsed(t *testing.T) {
 	})
 }
 
-// The addresses of many nodes cost a bounded number of connections.
+// However many addresses a name has, and however often its node fails, that costs a
+// bounded number of connections.
 func TestAddressesAreTriedWithinBounds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &sockets{up: make(map[string]bool)}
