@@ -145,9 +145,9 @@ func standing(n discovery.Node) string { return n.Endpoint.String() + " " + stri
 
 // live returns how the nodes stand that were heard within a lease, by the
 // registry's own clock.
-func (p *faultyKV) live(lease time.Duration) (map[string]string, error) {
+func (r *faultyKV) live(lease time.Duration) (map[string]string, error) {
 	nodes := make(map[string]string)
-	err := p.do(func(ctx context.Context, kv jetstream.KeyValue) error {
+	err := r.do(func(ctx context.Context, kv jetstream.KeyValue) error {
 		w, err := kv.WatchAll(ctx, jetstream.IgnoreDeletes())
 		if err != nil {
 			return err
@@ -172,14 +172,14 @@ func (p *faultyKV) live(lease time.Duration) (map[string]string, error) {
 	return nodes, err
 }
 
-func (p *faultyRedis) live(lease time.Duration) (map[string]string, error) {
+func (r *faultyRedis) live(lease time.Duration) (map[string]string, error) {
 	ctx, cancel := shortContext()
 	defer cancel()
 	nodes := make(map[string]string)
-	if p.layout == "keys" {
-		keys, err := p.client.Keys(ctx, setKey+":*").Result()
+	if r.layout == "keys" {
+		keys, err := r.client.Keys(ctx, setKey+":*").Result()
 		for _, key := range keys {
-			record, err := p.client.Get(ctx, key).Result()
+			record, err := r.client.Get(ctx, key).Result()
 			if errors.Is(err, goredis.Nil) {
 				continue
 			}
@@ -194,12 +194,12 @@ func (p *faultyRedis) live(lease time.Duration) (map[string]string, error) {
 		}
 		return nodes, err
 	}
-	now, err := p.client.Time(ctx).Result()
+	now, err := r.client.Time(ctx).Result()
 	if err != nil {
 		return nil, err
 	}
 	// Of two members of one node the later one counts.
-	members, err := p.client.ZRangeArgs(ctx, goredis.ZRangeArgs{
+	members, err := r.client.ZRangeArgs(ctx, goredis.ZRangeArgs{
 		Key: setKey, ByScore: true, Start: now.Add(-lease).UnixMilli(), Stop: "+inf",
 	}).Result()
 	for _, member := range members {
