@@ -50,7 +50,8 @@ type Checker struct {
 	edition atomic.Pointer[edition]
 	woken   chan struct{} // the subscribers have changed; has room for one
 
-	mu          sync.Mutex // guards what follows; nothing else happens under it
+	mu sync.Mutex // guards what follows; nothing else happens under it
+	// subscribers is a set of pointers, because functions cannot be compared.
 	subscribers map[*func(*discovery.Entry) bool]struct{}
 	others      []*Checker // see Subscribe; nil once they were asked
 
