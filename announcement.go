@@ -45,9 +45,9 @@ func signal(c chan<- struct{}) {
 	}
 }
 
-// leave withdraws the node and returns when that is done. It may be called more
-// than once.
-func (a *announcement) leave() {
+// withdraw takes the node out of service, and returns when that is done. It may be
+// called more than once.
+func (a *announcement) withdraw() {
 	a.cancel()
 	<-a.done
 }

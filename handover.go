@@ -145,13 +145,13 @@ func (all *announcer) release(c *announcedConfig) {
 			continue
 		}
 		delete(all.nodes, a.key)
-		all.leaving.Go(func() { all.giveWay(a, time.Duration(n.TTL)) })
+		all.leaving.Go(func() { all.handOver(a, time.Duration(n.TTL)) })
 	}
 }
 
-// leave takes all nodes of an exiting Caddy out of service, and returns when
+// withdraw takes all nodes of an exiting Caddy out of service, and returns when
 // their records are gone.
-func (all *announcer) leave(c *announcedConfig) {
+func (all *announcer) withdraw(c *announcedConfig) {
 	all.mu.Lock()
 	all.configs = nil
 	all.wake() // who waits for a successor waits no longer
@@ -161,7 +161,7 @@ func (all *announcer) leave(c *announcedConfig) {
 	}
 	var group sync.WaitGroup
 	for _, a := range c.announcements {
-		group.Go(a.leave)
+		group.Go(a.withdraw)
 	}
 	group.Wait()
 }
@@ -224,10 +224,10 @@ func (all *announcer) successors(a *announcement) (found []*announcement, change
 	return found, all.changed
 }
 
-// giveWay waits until the successors are announced, for as long as the record that
+// handOver waits until the successors are announced, for as long as the record that
 // stands is good without being renewed, and leaves. A successor announces once more
 // after that: whatever was under way has arrived by then.
-func (all *announcer) giveWay(a *announcement, lease time.Duration) {
+func (all *announcer) handOver(a *announcement, lease time.Duration) {
 	timeout := time.NewTimer(lease)
 	defer timeout.Stop()
 	successors, changed := all.successors(a)
@@ -239,7 +239,7 @@ func (all *announcer) giveWay(a *announcement, lease time.Duration) {
 			waiting = false
 		}
 	}
-	a.leave()
+	a.withdraw()
 	for _, b := range successors {
 		b.renew()
 	}

@@ -114,7 +114,7 @@ func (app *Registrar) Provision(ctx caddy.Context) error {
 	// might close first. Its own event comes before all of them.
 	return onEvent(ctx, "stopping", func() {
 		if caddy.Exiting() {
-			announcements.leave(app.announced)
+			announcements.withdraw(app.announced)
 		}
 	})
 }

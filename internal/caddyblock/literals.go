@@ -105,26 +105,24 @@ func (s *standIn) tree(field string, tree any) any {
 	return tree
 }
 
+// text replaces the placeholders in a text of a field.
 func (s *standIn) text(field, text string) string {
-	repl, found := caddy.NewEmptyReplacer(), false
-	value := s.part
 	begins := strings.HasPrefix(text, "{")
+	value, found := s.part, false
 	if begins {
 		value = s.whole
 	}
+	repl := caddy.NewEmptyReplacer()
 	repl.Map(func(key string) (any, bool) {
-		if !isGlobal(key) {
-			return nil, false
-		}
-		found = true
-		return value, true
+		global := isGlobal(key)
+		found = found || global
+		return value, global
 	})
 	filled := repl.ReplaceKnown(text, "")
-	if !found {
-		return text // as it is, with what may be escaped in it
-	}
-	s.found = true
+	s.found = s.found || found
 	switch {
+	case !found:
+		return text // as it is, with what may be escaped in it
 	case field == "urls" && begins:
 		return s.url
 	case !begins && s.without:
