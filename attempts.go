@@ -30,6 +30,7 @@ type policyWrapper struct {
 	logger  *zap.Logger
 	loops   rate.Sometimes // for the log
 
+	shown  int  // how many upstreams the policy chooses among at first; 0: all
 	tracks bool // what requests have been through is of interest
 	hosts  bool // the candidates' states are of interest
 	nodes  bool // the chosen node is asked for by a placeholder
@@ -65,10 +66,7 @@ type attempts struct {
 	current []candidates      // what the sources returned for the present attempt
 	chosen  *chosen           // nil unless it is asked for
 
-	inline struct { // for the usual case, to save allocations
-		current [1]candidates
-		nodes   [2]*discovery.Entry
-	}
+	inline [1]candidates // for the usual case, to save an allocation
 }
 
 // candidates are what one source returned for one attempt.
@@ -98,21 +96,13 @@ func (w *policyWrapper) attempts(r *http.Request) *attempts {
 		return a
 	}
 	a = &attempts{request: r}
-	a.current = a.inline.current[:0]
+	a.current = a.inline[:0]
 	vars[attemptsKey] = a
 	if w.nodes {
 		a.chosen = chosenOf(vars, r)
 		a.chosen.node = nil // that of an earlier handler
 	}
 	return a
-}
-
-// room returns where to put the nodes of the present attempt.
-func (a *attempts) room() []*discovery.Entry {
-	if len(a.current) > 0 {
-		return nil // another source has
-	}
-	return a.inline.nodes[:0]
 }
 
 // returned notes what a source returns for the present attempt.
@@ -194,12 +184,23 @@ func (w *policyWrapper) choose(pool reverseproxy.UpstreamPool, a *attempts, r *h
 		pool = w.handler.Upstreams
 		return w.Selector.Select(pool, r, rw), pool
 	}
-	selected := w.Selector.Select(pool, r, rw)
+	selected := w.ask(pool, r, rw)
 	if selected == nil && countsFailures(w.handler) && (w.handler.CB == nil || w.handler.CB.OK()) {
 		pool = withoutFailures(pool, a)
-		selected = w.Selector.Select(pool, r, rw)
+		selected = w.ask(pool, r, rw)
 	}
 	return selected, pool
+}
+
+// ask has the policy choose among the first upstreams, and if it can take none of them
+// among those that stand in: to show it all at once would give each the same chance.
+func (w *policyWrapper) ask(pool reverseproxy.UpstreamPool, r *http.Request, rw http.ResponseWriter) *reverseproxy.Upstream {
+	for ; w.shown > 0 && len(pool) > w.shown; pool = pool[w.shown:] {
+		if selected := w.Selector.Select(pool[:w.shown], r, rw); selected != nil {
+			return selected
+		}
+	}
+	return w.Selector.Select(pool, r, rw)
 }
 
 // countsFailures reports whether the handler leaves alone for some time what has failed.

@@ -11,7 +11,12 @@ import (
 // three retries are enough only if none of them goes where the request has failed.
 func TestRetriesMoveOn(t *testing.T) {
 	for name, source := range map[string]string{
-		"all":         "dynamic discovery {\nregistry memory %s\n}\nlb_policy first",
+		"random":      "dynamic discovery {\nregistry memory %s\n}",
+		"round robin": "dynamic discovery {\nregistry memory %s\n}\nlb_policy round_robin",
+		"choose":      "dynamic discovery {\nregistry memory %s\n}\nlb_policy random_choose 2",
+		"least load":  "dynamic discovery {\nregistry memory %s\n}\nlb_policy least_load",
+		"least conn":  "dynamic discovery {\nregistry memory %s\n}\nlb_policy least_conn",
+		"first":       "dynamic discovery {\nregistry memory %s\n}\nlb_policy first",
 		"pick":        "dynamic discovery {\nregistry memory %s\npick 1\n}",
 		"pick 2":      "dynamic discovery {\nregistry memory %s\npick 2\n}\nlb_policy round_robin",
 		"pick hash":   "dynamic discovery {\nregistry memory %s\npick 1 hash {query.key}\n}\nlb_policy first",
@@ -19,7 +24,8 @@ func TestRetriesMoveOn(t *testing.T) {
 		"subset pick": "dynamic discovery {\nregistry memory %s\nsubset 2\npick 1\n}",
 		"prefer":      "dynamic discovery {\nregistry memory %s\nprefer zone near\npick 2\n}",
 		"multi":       "dynamic multi {\ndiscovery {\nregistry memory %s\npick 1\n}\n}",
-		"multi all":   "dynamic multi {\ndiscovery {\nregistry memory %s\n}\n}\nlb_policy first",
+		"multi first": "dynamic multi {\ndiscovery {\nregistry memory %s\n}\n}\nlb_policy first",
+		"multi all":   "dynamic multi {\ndiscovery {\nregistry memory %s\n}\n}\nlb_policy round_robin",
 	} {
 		t.Run(name, func(t *testing.T) {
 			registry, m := newMemory(t)

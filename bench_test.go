@@ -16,6 +16,7 @@ import (
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
 	"github.com/caddy-discovery/caddy-discovery/discovery/discoverytest"
+	"github.com/caddy-discovery/caddy-discovery/internal/picker"
 )
 
 // BenchmarkLookup is what a request costs here, before Caddy does its part with
@@ -23,15 +24,24 @@ import (
 func BenchmarkLookup(b *testing.B) {
 	for _, kind := range []struct {
 		name, options string
+		policy        string
 		weight        func(i int) string // "" for none
 		want          int                // how many upstreams; 0 for all
 	}{
-		{"all", "", nil, 0},
-		{"pick", "pick 2", nil, 2},
-		{"pick-weighted", "pick 2", func(i int) string { return fmt.Sprint(1 + i%7) }, 2},
-		{"pick-slow_start", "pick 2\nslow_start 30s", nil, 2},
-		{"pick-hash", "pick 2 hash {http.request.method}", nil, 2},
-		{"subset-pick", "subset 100\npick 2", nil, 2},
+		{"random", "", "random", nil, 1},
+		{"random-weighted", "", "random", weighted, 1},
+		{"random-slow_start", "slow_start 30s", "random", nil, 1},
+		{"random_choose", "", "random_choose", nil, 2},
+		{"round_robin", "", "round_robin", nil, 1},
+		{"round_robin-weighted", "", "round_robin", weighted, 1},
+		{"first", "", "first", nil, 1},
+		{"least_load", "", "least_load", nil, loadCandidates},
+		{"all", "", "somebodys", nil, 0},
+		{"pick", "pick 2", "random", nil, 2},
+		{"pick-weighted", "pick 2", "random", weighted, 2},
+		{"pick-slow_start", "pick 2\nslow_start 30s", "random", nil, 2},
+		{"pick-hash", "pick 2 hash {http.request.method}", "random", nil, 2},
+		{"subset-pick", "subset 100\npick 2", "random", nil, 2},
 	} {
 		for _, nodes := range []int{1, 10, 100, 1_000, 10_000} {
 			b.Run(fmt.Sprintf("%s/nodes=%d", kind.name, nodes), func(b *testing.B) {
@@ -39,7 +49,7 @@ func BenchmarkLookup(b *testing.B) {
 				memories.Store(b.Name(), m)
 				defer memories.Delete(b.Name())
 				fill(b, m, nodes, kind.weight)
-				u := source(b, "registry memory "+b.Name()+"\nservice orders\n"+kind.options)
+				u := source(b, "registry memory "+b.Name()+"\nservice orders\n"+kind.options, "load_balancing", policy(kind.policy))
 				r := request()
 				want := min(cmp.Or(kind.want, nodes), nodes)
 				b.ReportAllocs()
@@ -77,9 +87,8 @@ func BenchmarkBareDraw(b *testing.B) {
 // BenchmarkPicker is what the first request after a change of the fleet costs, at most
 // 20 times a second.
 func BenchmarkPicker(b *testing.B) {
-	weighted := func(i int) string { return fmt.Sprint(1 + i%7) }
 	for _, kind := range []struct{ name, options string }{
-		{"all", ""}, {"pick", "pick 2"}, {"pick-hash", "pick 2 hash {client_ip}"}, {"subset", "subset 100\npick 2"},
+		{"random", ""}, {"pick", "pick 2"}, {"pick-hash", "pick 2 hash {client_ip}"}, {"subset", "subset 100\npick 2"},
 		{"prefer", "prefer zone eu\npick 2"},
 	} {
 		for _, nodes := range []int{100, 10_000} {
@@ -92,11 +101,12 @@ func BenchmarkPicker(b *testing.B) {
 				snapshot := u.directory.Snapshot()
 				b.ReportAllocs()
 				key := ""
-				if u.builder.Hashed {
+				if u.Pick != nil && u.Pick.Hash != "" {
 					key = "a"
 				}
+				choice := picker.Choice{Strategy: u.shortlist.strategy, Key: key}
 				for b.Loop() {
-					if u.builder.Build(snapshot, &u.pickers.Query).Pick(nil, key, nil) == nil {
+					if u.builder.Build(snapshot, &u.pickers.Query).Pick(nil, choice, nil) == nil {
 						b.Fatal("nothing was picked")
 					}
 				}
@@ -104,6 +114,9 @@ func BenchmarkPicker(b *testing.B) {
 		}
 	}
 }
+
+// weighted gives nodes different weights.
+func weighted(i int) string { return fmt.Sprint(1 + i%7) }
 
 // fill lists a service of some nodes.
 func fill(tb testing.TB, m *discoverytest.Memory, nodes int, weight func(i int) string) {

@@ -159,24 +159,30 @@ func source(tb testing.TB, options string, pairs ...any) *Upstreams {
 	if err := u.UnmarshalCaddyfile(caddyfile.NewTestDispenser("discovery {\n" + options + "\n}")); err != nil {
 		tb.Fatal(err)
 	}
+	config := map[string]any{"dynamic_upstreams": caddyconfig.JSONModuleObject(u, "source", "discovery", nil)}
+	for i := 0; i < len(pairs); i += 2 {
+		config[pairs[i].(string)] = pairs[i+1]
+	}
+	u = handlerOf(tb, config).DynamicUpstreams.(*Upstreams)
+	u.directory.start()
+	<-u.directory.Synced()
+	return u
+}
+
+// handlerOf provisions a handler by itself, outside of a server.
+func handlerOf(tb testing.TB, config map[string]any) *reverseproxy.Handler {
+	tb.Helper()
 	ctx, err := caddy.ProvisionContext(&caddy.Config{Admin: &caddy.AdminConfig{Disabled: true}})
 	if err != nil {
 		tb.Fatal(err)
 	}
 	ctx, cancel := caddy.NewContext(ctx)
 	tb.Cleanup(cancel) // cleans up what is loaded below
-	config := map[string]any{"dynamic_upstreams": caddyconfig.JSONModuleObject(u, "source", "discovery", nil)}
-	for i := 0; i < len(pairs); i += 2 {
-		config[pairs[i].(string)] = pairs[i+1]
-	}
 	handler, err := ctx.LoadModuleByID("http.handlers.reverse_proxy", caddyconfig.JSON(config, nil))
 	if err != nil {
 		tb.Fatal(err)
 	}
-	u = handler.(*reverseproxy.Handler).DynamicUpstreams.(*Upstreams)
-	u.directory.start()
-	<-u.directory.Synced()
-	return u
+	return handler.(*reverseproxy.Handler)
 }
 
 // runningSource returns the source of the config that runs, which has one.

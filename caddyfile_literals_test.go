@@ -32,8 +32,6 @@ func TestLiterals(t *testing.T) {
 		at           int    // the line of the block that is at fault, from 1; 0: the line is accepted
 		want         string // in the error
 	}{
-		{"source", "slow_start 1m", 1, "slow_start needs pick"},
-		{"source", "service a\nslow_start 1m\nscheme http", 2, "slow_start needs pick"},
 		{"source", "pick 2 hash tenant", 1, `hash "tenant" is no placeholder`},
 		{"source", "pick 2 hash {client_ip}\nslow_start 1m", 0, ""},
 		{"source", "slow_start 1m\npick 2", 0, ""},

@@ -85,7 +85,7 @@ func TestRetryAtAnotherAddress(t *testing.T) {
 	u := source(t, "registry memory "+registry)
 	var tried picker.AddressSet
 	for _, want := range []string{"10.0.0.1:80", "10.0.0.2:80", "10.0.0.1:80"} {
-		upstreams := u.upstreams([]*discovery.Entry{d.Snapshot().Node("a")}, &tried)
+		upstreams := u.upstreams([]*discovery.Entry{d.Snapshot().Node("a")}, &tried, new(lookup))
 		if len(upstreams) != 1 || upstreams[0].Dial != want {
 			t.Fatalf("after %v: %v, want %s", tried, upstreams, want)
 		}

@@ -22,13 +22,16 @@ import (
 // load. Whatever the fleet's measure of load is, a report is seconds old when it
 // is used, and every proxy has the same one: so that they do not all send
 // everything to the one idle node, the load is corrected by what this proxy itself
-// has in flight to a node and has sent to it lately. Among equals one is chosen
-// at random.
+// has in flight to a node and has sent to it lately. A node of twice the weight takes
+// twice as much of either before it counts as equally loaded. Among equals one is
+// chosen at random. In a fleet of more than eight nodes it is the least loaded of eight
+// that are drawn by weight, or of those of pick.
 //
 // It needs the upstream source "discovery". Upstreams of another source beside it
 // count as loaded as much as the average.
 type LeastLoad struct {
 	random func() uint64
+	weight func(*discovery.Entry) float64 // nil: candidates are drawn by it, and it counts no more
 }
 
 // CaddyModule returns the Caddy module information.
@@ -97,6 +100,9 @@ func (l *LeastLoad) Select(pool reverseproxy.UpstreamPool, r *http.Request, _ ht
 			load, recent = e.Load(), peerOf(e).recent.count(now)
 		}
 		s := score(load, mean, up.Host.NumRequests(), recent)
+		if e != nil && l.weight != nil {
+			s /= l.weight(e)
+		}
 		switch {
 		case best == nil || s < least:
 			ties = 1

@@ -39,7 +39,7 @@ func selected(t *testing.T, u *Upstreams, r *http.Request) *reverseproxy.Upstrea
 		t.Fatal(err)
 	}
 	host(pool)
-	return u.wrapper.Select(pool, r, nil)
+	return u.handler.LoadBalancing.SelectionPolicy.Select(pool, r, nil)
 }
 
 func TestLeastLoad(t *testing.T) {

@@ -36,7 +36,10 @@ const (
 // atomic load. A registry that is away drops nobody: the last known nodes stay
 // in use.
 //
-// Nodes that are draining, in maintenance or have weight 0 get no new requests.
+// Nodes that are draining, in maintenance or have weight 0 get no new requests. Under the
+// policies random, random_choose, round_robin and least_load the others get requests by
+// their weights. A request costs the same in a fleet of any size under these and under
+// first, because the source returns only the nodes that the policy is to choose among.
 // Nodes with the role "proxy" are left out unless service or where asks for
 // something, and this very process is always left out, so that proxies that list
 // themselves do not proxy to each other in a circle. A request that has come through
@@ -97,8 +100,8 @@ type Upstreams struct {
 	// more than what is said there
 	Deny []string `json:"deny,omitempty"`
 	// How many of these nodes a request may go to, drawn for each request or
-	// hashed from a value of it. Without it weights have no effect but for weight
-	// 0. Default: all of them
+	// hashed from a value of it, and among which the handler's policy then chooses.
+	// Default: the policy chooses among all of them
 	Pick *Pick `json:"pick,omitempty"`
 
 	// How many of these nodes this proxy uses at all: always the same ones, chosen
@@ -112,8 +115,9 @@ type Upstreams struct {
 	ProxyID string `json:"proxy_id,omitempty"`
 
 	// How long a new node takes to get its full share of the requests, beginning
-	// with a tenth of it. It needs pick. Nodes that were there when this proxy
-	// first saw the registry are not new. Default: no time
+	// with a tenth of it. It needs a policy that knows shares (random,
+	// random_choose, round_robin, least_load) or pick. Nodes that were there when
+	// this proxy first saw the registry are not new. Default: no time
 	SlowStart caddy.Duration `json:"slow_start,omitempty"`
 
 	// Active health checks of the nodes. Default: none
@@ -135,6 +139,7 @@ type Upstreams struct {
 	https     bool           // the transport speaks TLS
 	insecure  bool           // and takes any certificate
 	wrapper   *policyWrapper // nil if nothing needs what requests have been through
+	shortlist shortlist
 	rules     *discovery.Rules
 	unguarded bool // see tellUnguarded
 
@@ -225,9 +230,6 @@ func (u *Upstreams) checkOptions() error {
 		caddyblock.CheckDuration("slow_start", u.SlowStart)); err != nil {
 		return err
 	}
-	if u.SlowStart > 0 && u.Pick == nil {
-		return errors.New("slow_start needs pick: without it every node is returned, and Caddy's policies know no shares; want a line such as 'pick 2'")
-	}
 	if u.SyncTimeout == 0 {
 		u.SyncTimeout = defaultSyncTimeout
 	}
@@ -279,12 +281,10 @@ func (u *Upstreams) inspectHandler(ctx caddy.Context) error {
 	w := wrapPolicy(u.handler, u.logger)
 	if _, ok := w.Selector.(*reverseproxy.WeightedRoundRobinSelection); ok {
 		return errors.New("lb_policy weighted_round_robin gives its weights by position, and a discovered list has no fixed positions; " +
-			"want another policy, such as random, round_robin or least_conn")
+			"want lb_policy round_robin, which goes by the weights in the nodes' records (metadata \"weight\")")
 	}
-	if u.Pick != nil {
-		if err := u.Pick.check(w.Selector); err != nil {
-			return err
-		}
+	if err := u.chooseShortlist(ctx, w); err != nil {
+		return err
 	}
 	u.track(w, mentionsNodes(ctx, u.handler))
 	u.warnOfLoops()
@@ -295,15 +295,44 @@ func (u *Upstreams) inspectHandler(ctx caddy.Context) error {
 	return nil
 }
 
+// chooseShortlist decides which nodes requests get, by what the handler's policy needs.
+func (u *Upstreams) chooseShortlist(ctx caddy.Context, w *policyWrapper) error {
+	beside := parentOf[*reverseproxy.MultiUpstreams](ctx) != nil
+	if u.Pick != nil {
+		if err := u.Pick.check(w.Selector); err != nil {
+			return err
+		}
+		u.shortlist = u.Pick.shortlist()
+	} else {
+		u.shortlist = shortlistFor(w.Selector, beside, u.passive() != nil)
+		w.shown = u.shortlist.shown
+		if l, ok := w.Selector.(*LeastLoad); ok {
+			l.weight = func(e *discovery.Entry) float64 { return e.Weight() * u.builder.Share(e) }
+		}
+	}
+	if u.SlowStart > 0 {
+		return u.shortlist.checkSlowStart(w.Selector, beside)
+	}
+	return nil
+}
+
+// passive returns the passive health checks of the handler, nil if there are none.
+func (u *Upstreams) passive() *reverseproxy.PassiveHealthChecks {
+	if hc := u.handler.HealthChecks; hc != nil {
+		return hc.Passive
+	}
+	return nil
+}
+
 // track has the wrapper note what requests have been through if anything needs that:
 // retries, least_load, the passive health checks of candidates that are few, or
 // placeholders of the chosen node.
 func (u *Upstreams) track(w *policyWrapper, nodes bool) {
-	lb, hc := u.handler.LoadBalancing, u.handler.HealthChecks
+	lb := u.handler.LoadBalancing
 	_, byLoad := w.Selector.(*LeastLoad)
-	passive := hc != nil && hc.Passive != nil && (u.Pick != nil || u.Subset > 0 || len(u.Prefer) > 0)
+	passive := u.passive() != nil && (u.shortlist.size > 0 || u.Subset > 0 || len(u.Prefer) > 0)
 	if passive {
-		u.builder.Unavailable = passiveChecks{hc.Passive}.unavailable
+		u.builder.Unavailable = passiveChecks{u.passive()}.unavailable
 	}
 	if passive || nodes || byLoad || lb.Retries > 0 || lb.TryDuration > 0 {
 		u.wrapper, w.tracks = w, true
@@ -338,9 +367,7 @@ func (u *Upstreams) provisionPickers() {
 	b.Own, b.Denied = announcedHere, u.denied
 	b.Subset, b.ProxyID = u.Subset, u.ProxyID
 	b.Random, b.SlowStart = rand.Uint64, time.Duration(u.SlowStart)
-	if u.Pick != nil {
-		b.Count, b.Hashed = u.Pick.Count, u.Pick.Hash != ""
-	}
+	b.Strategy = u.shortlist.strategy
 }
 
 // provisionChecks has the nodes checked that the source wants.
@@ -380,33 +407,73 @@ func (u *Upstreams) start() {
 	})
 }
 
-// GetUpstreams returns the nodes for a request: sorted by id, or in the order in
-// which they were picked. They are freshly allocated, because Caddy writes to them
+// GetUpstreams returns the nodes for a request among which the handler's policy is to
+// choose. They are freshly allocated, because Caddy writes to them
 // (https://github.com/caddyserver/caddy/issues/5736).
 func (u *Upstreams) GetUpstreams(r *http.Request) ([]*reverseproxy.Upstream, error) {
 	p := u.pickerFor(r)
-	if u.givenUp() {
-		return u.upstreams(nil, nil), nil
+	if p.Empty() || u.givenUp() {
+		u.directory.stats.lookups.count(false)
+		return nil, nil
 	}
 	var a *attempts
+	var tried *picker.AddressSet
 	if u.wrapper != nil {
-		a = u.wrapper.attempts(r)
+		if a = u.wrapper.attempts(r); a != nil {
+			tried = &a.tried
+		}
 	}
-	if a == nil {
-		var few [4]*discovery.Entry // on the stack
-		return u.upstreams(p.Pick(nil, u.Pick.key(r), few[:0]), nil), nil
-	}
-	if !a.tried.Empty() {
-		for _, e := range p.At(&a.tried) {
+	if !tried.Empty() {
+		for _, e := range p.At(tried) {
 			if e.Named() {
 				u.directory.Failed(e, u.dial(e)) // its name may stand for other addresses
 			}
 		}
 	}
-	nodes := p.Pick(&a.tried, u.Pick.key(r), a.room())
-	upstreams := u.upstreams(nodes, &a.tried)
-	a.returned(nodes, upstreams)
+	var l lookup
+	nodes := p.Pick(tried, picker.Choice{Strategy: u.shortlist.strategy, Key: u.Pick.key(r)}, l.room(u.shortlist.size))
+	upstreams := u.upstreams(nodes, tried, &l)
+	if a != nil {
+		a.returned(nodes, upstreams)
+	}
 	return upstreams, nil
+}
+
+// A lookup has the room for what is returned. Where that is no more than two nodes it
+// takes one allocation.
+type lookup struct{ few *fewUpstreams }
+
+type fewUpstreams struct {
+	nodes     [2]*discovery.Entry
+	upstreams [2]*reverseproxy.Upstream
+	block     [2]reverseproxy.Upstream
+}
+
+// room returns where so many nodes can be put; 0: they need no room.
+func (l *lookup) room(n int) []*discovery.Entry {
+	switch {
+	case n == 0:
+		return nil
+	case n > len(l.few.nodes):
+		return make([]*discovery.Entry, 0, n)
+	}
+	l.few = new(fewUpstreams)
+	return l.few.nodes[:0]
+}
+
+// upstreams returns so many upstreams.
+func (l *lookup) upstreams(n int) []*reverseproxy.Upstream {
+	var block []reverseproxy.Upstream
+	var upstreams []*reverseproxy.Upstream
+	if l.few != nil && n <= len(l.few.block) {
+		block, upstreams = l.few.block[:n], l.few.upstreams[:n]
+	} else {
+		block, upstreams = make([]reverseproxy.Upstream, n), make([]*reverseproxy.Upstream, n)
+	}
+	for i := range upstreams {
+		upstreams[i] = &block[i]
+	}
+	return upstreams
 }
 
 // pickerFor returns the picker for a request, which may have to wait for it: see
@@ -463,19 +530,15 @@ func (u *Upstreams) query(expand func(string) string) picker.Query {
 // upstreams makes what Caddy wants of nodes. One that is tried again is dialled at
 // another address, if its host name has one. Where there is none, policyWrapper.choose
 // falls back to static upstreams.
-func (u *Upstreams) upstreams(nodes []*discovery.Entry, tried *picker.AddressSet) []*reverseproxy.Upstream {
+func (u *Upstreams) upstreams(nodes []*discovery.Entry, tried *picker.AddressSet, l *lookup) []*reverseproxy.Upstream {
 	u.directory.stats.lookups.count(len(nodes) > 0)
-	if len(nodes) == 0 {
-		return nil
-	}
-	block := make([]reverseproxy.Upstream, len(nodes))
-	upstreams := make([]*reverseproxy.Upstream, len(nodes))
+	upstreams := l.upstreams(len(nodes))
 	for i, e := range nodes {
-		block[i].Dial = u.dial(e)
-		if !tried.Empty() && !u.https && tried.Has(block[i].Dial) {
-			block[i].Dial = e.AddressBeside(tried.Has)
+		up := upstreams[i]
+		up.Dial = u.dial(e)
+		if !tried.Empty() && !u.https && tried.Has(up.Dial) {
+			up.Dial = e.AddressBeside(tried.Has)
 		}
-		upstreams[i] = &block[i]
 	}
 	return upstreams
 }

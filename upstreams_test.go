@@ -11,8 +11,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
-
 	"github.com/caddy-discovery/caddy-discovery/internal/freeport"
 )
 
@@ -200,23 +198,6 @@ func TestNoProxyLoops(t *testing.T) {
 	})
 	if got := fmt.Sprint(served(t, "http://127.0.0.1:"+asking)); got != "map[other:6]" {
 		t.Errorf("the source that asks for proxies is served by %s, want the other proxy and never this one", got)
-	}
-}
-
-func TestLookupAllocations(t *testing.T) {
-	name, m := newMemory(t)
-	for i := range 100 {
-		list(t, m, fmt.Sprint("n", i), fmt.Sprint("http://10.0.0.1:", 1000+i), "service", "orders")
-	}
-	u := source(t, "registry memory "+name+"\nservice orders")
-	r := httptest.NewRequest("GET", "/", nil)
-	var got []*reverseproxy.Upstream
-	allocations := testing.AllocsPerRun(100, func() { got, _ = u.GetUpstreams(r) })
-	if len(got) != 100 || got[0].Dial != "10.0.0.1:1000" {
-		t.Errorf("looked up %d upstreams, the first at %v", len(got), got)
-	}
-	if allocations > 2 {
-		t.Errorf("a lookup takes %v allocations, want at most 2", allocations)
 	}
 }
 

@@ -26,7 +26,7 @@ func TestCacheIsBounded(t *testing.T) {
 	}
 	snapshot := snapshotOf(t, nodes...)
 	b := newBuilder()
-	b.Count, b.Hashed = 2, true
+	b.Strategy = Owners(2)
 	query := func(zone string) Query {
 		return Query{ByService: true, Service: "orders", Prefer: []Criterion{{"zone", []string{zone}}}}
 	}

@@ -82,7 +82,8 @@ func newBuilder() *Builder {
 			Own:    func(string) bool { return false },
 			Denied: func(*discovery.Entry) Reason { return "" },
 		},
-		Random: rand.New(rand.NewPCG(1, 2)).Uint64,
+		Strategy: All{},
+		Random:   rand.New(rand.NewPCG(1, 2)).Uint64,
 	}
 }
 

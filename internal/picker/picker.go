@@ -7,8 +7,9 @@
 //  1. The [Filter] leaves out the nodes that the source does not use.
 //  2. The others become tiers by the preferences of the query.
 //  3. With a subset each tier keeps the nodes that belong to this proxy (subset.go).
-//  4. What a request asks of a tier is derived: an alias table to draw from by
-//     weight (alias.go), or a ring to find the owners of a key (ring.go).
+//  4. What the [Strategy] asks of a tier is derived: an alias table to draw from by
+//     weight (alias.go), a rotation in which nodes take turns (rotation.go), or a ring
+//     to find the owners of a key (ring.go).
 //
 // A [Cache] keeps the pickers of the newest snapshot. For each attempt a request asks
 // its picker for nodes with [Picker.Pick].
@@ -28,10 +29,8 @@ import (
 type Builder struct {
 	Filter
 
-	// Count is how many nodes a request gets; 0: all of them.
-	Count int
-	// Hashed says that the nodes of a request are found by a key of it.
-	Hashed bool
+	// Strategy is by which most requests choose.
+	Strategy Strategy
 	// Random returns the random numbers of the draws.
 	Random func() uint64
 	// SlowStart is how long a new node takes to get its full share; 0: no time.
@@ -148,35 +147,35 @@ func (p *Picker) At(addresses *AddressSet) []*discovery.Entry {
 }
 
 // Pick returns the nodes for one attempt of a request that has failed where tried
-// says; nil if nowhere. With a key, the same nodes come for it each time, in the same
-// order. It may return a slice of the picker, to be read only, and else appends to
+// says; nil if nowhere. It may return a slice of the picker, to be read only, and else appends to
 // into.
 //
 // The tiers are asked in turn: the first one in which a node can serve gives all of
 // the nodes. Where none can, those will do that have failed for other requests but
 // have room, then any of the first tier: Caddy may know better, or wait and try again.
-func (p *Picker) Pick(tried *AddressSet, key string, into []*discovery.Entry) []*discovery.Entry {
+func (p *Picker) Pick(tried *AddressSet, c Choice, into []*discovery.Entry) []*discovery.Entry {
 	if p.Empty() {
 		return nil
 	}
-	a := attempt{builder: p.builder, key: key, tried: tried, unavailable: p.builder.Unavailable}
+	a := attempt{Choice: c, builder: p.builder, tried: tried, unavailable: p.builder.Unavailable}
 	for _, a.lenient = range [...]bool{false, true} {
 		for _, t := range p.tiers {
-			if nodes := t.pick(&a, into); len(nodes) > 0 {
+			if nodes := c.Strategy.pick(t, a, into); len(nodes) > 0 {
 				return nodes
 			}
 		}
 	}
-	return p.tiers[0].pick(&attempt{builder: p.builder, key: key}, into)
+	return c.Strategy.pick(p.tiers[0], attempt{Choice: c, builder: p.builder}, into)
 }
 
-// inherit gives the tiers the rings of those that they replace, to derive theirs
-// from.
+// inherit gives the tiers the rings and rotations of those that they replace, to derive
+// theirs from.
 func (p *Picker) inherit(last *Picker) {
 	for _, t := range p.tiers {
 		for _, old := range last.tiers {
 			if old.rank == t.rank {
 				t.ring.Store(old.ring.Load())
+				t.rotation.Store(old.rotation.Load())
 			}
 		}
 	}
@@ -185,29 +184,19 @@ func (p *Picker) inherit(last *Picker) {
 // prepare derives what the first request will need; the other tiers follow when they
 // are needed.
 func (p *Picker) prepare() {
-	switch {
-	case p.Empty() || p.builder.Count == 0:
-	case p.builder.Hashed:
-		p.tiers[0].hashRing()
-	default:
-		p.tiers[0].weights()
+	if !p.Empty() {
+		p.builder.Strategy.prepare(p.tiers[0], p.builder)
 	}
 }
 
+// pointerBytes is what one takes.
+const pointerBytes = 8
+
 // size returns about how many bytes the picker takes once all of it is in use.
 func (p *Picker) size() int {
-	const slot = 8 // a pointer, or a slot of an alias table
 	size := 0
 	for _, t := range p.tiers {
-		size += (len(t.nodes) + len(t.reserve)) * slot
-		switch {
-		case p.builder.Count == 0:
-		case p.builder.Hashed:
-			_, points := ringStep(t.nodes)
-			size += ringBytes(len(t.nodes), points)
-		default:
-			size += len(t.nodes) * slot
-		}
+		size += (len(t.nodes)+len(t.reserve))*pointerBytes + p.builder.Strategy.size(t)
 	}
 	return size
 }

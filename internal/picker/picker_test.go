@@ -13,7 +13,12 @@ import (
 )
 
 // pick returns the ids of the nodes for an attempt.
-func pick(p *Picker, tried *AddressSet, key string) []string { return ids(p.Pick(tried, key, nil)) }
+func pick(p *Picker, tried *AddressSet, key string) []string {
+	if p.Empty() {
+		return nil
+	}
+	return ids(p.Pick(tried, Choice{Strategy: p.builder.Strategy, Key: key}, nil))
+}
 
 func TestNodesAreDrawnByWeight(t *testing.T) {
 	weights := map[string]float64{"a": 1, "b": 2, "c": 0.5, "d": 7, "e": 1}
@@ -33,7 +38,7 @@ func TestNodesAreDrawnByWeight(t *testing.T) {
 		}
 	}
 	b := newBuilder()
-	b.Count = 2
+	b.Strategy = Draw(2)
 	p := b.Build(snapshotOf(t, nodes...), &Query{})
 	counts := make(map[string]int)
 	for range draws {
@@ -51,7 +56,7 @@ func TestNodesAreDrawnByWeight(t *testing.T) {
 
 func TestAPickIsBoundedByTheFleet(t *testing.T) {
 	b := newBuilder()
-	b.Count = 5
+	b.Strategy = Draw(5)
 	p := b.Build(snapshotOf(t, node("a", "weight", "1e9"), node("b", "weight", "1e-9"), node("c", "weight", "0")), &Query{})
 	for range 100 {
 		if got := fmt.Sprint(pick(p, nil, "")); got != "[a b]" {
@@ -87,14 +92,16 @@ func TestNoNodeCanServe(t *testing.T) {
 	for what, set := range map[string]func(*Builder, *Query){
 		"all":         func(*Builder, *Query) {},
 		"prefer":      func(_ *Builder, q *Query) { q.Prefer = []Criterion{{"zone", []string{"eu"}}} },
-		"pick":        func(b *Builder, _ *Query) { b.Count = 1 },
+		"pick":        func(b *Builder, _ *Query) { b.Strategy = Draw(1) },
 		"subset":      func(b *Builder, _ *Query) { b.Subset = 1 },
-		"subset pick": func(b *Builder, _ *Query) { b.Subset, b.Count = 1, 1 },
-		"pick hash":   func(b *Builder, _ *Query) { b.Count, b.Hashed = 1, true },
+		"turns":       func(b *Builder, _ *Query) { b.Strategy = Turns(2) },
+		"leading":     func(b *Builder, _ *Query) { b.Strategy = Leading(2) },
+		"subset pick": func(b *Builder, _ *Query) { b.Subset, b.Strategy = 1, Draw(1) },
+		"pick hash":   func(b *Builder, _ *Query) { b.Strategy = Owners(1) },
 	} {
 		builder, q, key := newBuilder(), new(Query), ""
 		set(builder, q)
-		if builder.Hashed {
+		if builder.Strategy == Owners(1) {
 			key = "x"
 		}
 		p := builder.Build(snapshot, q)
@@ -114,20 +121,20 @@ func TestNoNodeCanServe(t *testing.T) {
 func TestUnavailableNodesGiveWay(t *testing.T) {
 	near, far := node("near", "zone", "eu"), node("far", "zone", "us")
 	snapshot := snapshotOf(t, near, far)
-	for _, count := range []int{0, 1} {
+	for _, strategy := range []Strategy{All{}, Draw(1), Turns(1), Leading(1)} {
 		for _, test := range []struct {
 			failing, full, want string
 		}{
 			{"", "", "near"}, {"near", "", "far"}, {"", "near", "far"}, {"far", "near", "far"}, {"near far", "", "near"}, {"", "near far", "near"},
 		} {
 			b := newBuilder()
-			b.Count = count
+			b.Strategy = strategy
 			b.Unavailable = func(e *discovery.Entry, lenient bool) bool {
 				return strings.Contains(test.full, e.Node.ID) || !lenient && strings.Contains(test.failing, e.Node.ID)
 			}
 			p := b.Build(snapshot, &Query{Prefer: []Criterion{{"zone", []string{"eu"}}}})
 			if got := strings.Join(pick(p, nil, ""), " "); got != test.want {
-				t.Errorf("pick %d, failing %q, full %q: picked %q, want %q", count, test.failing, test.full, got, test.want)
+				t.Errorf("%T, failing %q, full %q: picked %q, want %q", strategy, test.failing, test.full, got, test.want)
 			}
 		}
 	}
@@ -141,9 +148,10 @@ func TestNewNodesStartSlowly(t *testing.T) {
 	put(t, m, node("b"))
 	d := follow(t, m)
 	const draws = 20_000
-	for _, hashed := range []bool{false, true} {
+	for _, strategy := range []Strategy{Draw(1), Owners(1)} {
 		b := newBuilder()
-		b.Count, b.Hashed, b.SlowStart = 1, hashed, time.Hour
+		b.Strategy, b.SlowStart = strategy, time.Hour
+		_, hashed := strategy.(Owners)
 		// As if so much of the ramp were over.
 		count := func(joined time.Time, part float64) map[string]int {
 			p, counts, key := b.Build(d.Snapshot(), &Query{}), make(map[string]int), ""
@@ -186,24 +194,29 @@ func TestNewNodesStartSlowly(t *testing.T) {
 func TestPickingAllocatesNothing(t *testing.T) {
 	snapshot := snapshotOf(t, plain(100)...)
 	for what, set := range map[string]func(*Builder){
-		"all":         func(*Builder) {},
-		"pick":        func(b *Builder) { b.Count = 2 },
-		"slow start":  func(b *Builder) { b.Count, b.SlowStart = 2, time.Hour },
-		"hashed":      func(b *Builder) { b.Count, b.Hashed = 2, true },
-		"unavailable": func(b *Builder) { b.Count, b.Unavailable = 2, func(*discovery.Entry, bool) bool { return false } },
-		"subset":      func(b *Builder) { b.Count, b.Subset = 2, 50 },
+		"all":        func(*Builder) {},
+		"pick":       func(b *Builder) { b.Strategy = Draw(2) },
+		"slow start": func(b *Builder) { b.Strategy, b.SlowStart = Draw(2), time.Hour },
+		"hashed":     func(b *Builder) { b.Strategy = Owners(2) },
+		"turns":      func(b *Builder) { b.Strategy = Turns(2) },
+		"leading":    func(b *Builder) { b.Strategy = Leading(2) },
+		"unavailable": func(b *Builder) {
+			b.Strategy, b.Unavailable = Draw(2), func(*discovery.Entry, bool) bool { return false }
+		},
+		"subset": func(b *Builder) { b.Strategy, b.Subset = Draw(2), 50 },
 	} {
 		b := newBuilder()
 		set(b)
 		p, into, key := b.Build(snapshot, &Query{}), make([]*discovery.Entry, 0, 2), ""
-		if b.Hashed {
+		if b.Strategy == Owners(2) {
 			key = "x"
 		}
+		choice := Choice{Strategy: b.Strategy, Key: key}
 		var got []*discovery.Entry
-		if n := testing.AllocsPerRun(100, func() { got = p.Pick(nil, key, into) }); n > 0 {
+		if n := testing.AllocsPerRun(100, func() { got = p.Pick(nil, choice, into) }); n > 0 {
 			t.Errorf("%s: %v allocations", what, n)
 		}
-		if want := max(b.Count, 2); len(got) < want || slices.Contains(got, nil) {
+		if len(got) < 2 || slices.Contains(got, nil) {
 			t.Errorf("%s: picked %v", what, ids(got))
 		}
 	}

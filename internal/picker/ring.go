@@ -217,7 +217,7 @@ func (t *tier) owners(key uint64, n int, a *attempt, into []*discovery.Entry) []
 			return false
 		}
 		// A new node takes over its keys one by one, and keeps those it has.
-		share := a.share(e)
+		share := a.builder.Share(e)
 		return share >= 1 || unit(mix(key^Hash(e.Node.ID))) < share
 	}
 	i := r.find(key)

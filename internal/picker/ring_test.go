@@ -14,7 +14,7 @@ import (
 func TestKeysKeepTheirNodes(t *testing.T) {
 	const fleet, keys = 100, 20_000
 	b := newBuilder()
-	b.Count, b.Hashed = 3, true
+	b.Strategy = Owners(3)
 	owners := func(nodes []discovery.Node) [][]string {
 		p := b.Build(snapshotOf(t, nodes...), &Query{})
 		all := make([][]string, keys)

@@ -77,9 +77,9 @@ func TestNearestIsExact(t *testing.T) {
 // subset that fail, as many as those, and that no others are used.
 func TestSubsetReplacesWhatFails(t *testing.T) {
 	snapshot := snapshotOf(t, plain(60)...)
-	for _, count := range []int{0, 2} {
+	for _, strategy := range []Strategy{All{}, Draw(2), Turns(1), Turns(2), Leading(10)} {
 		b := newBuilder()
-		b.Subset, b.ProxyID, b.Count = 10, "p", count
+		b.Subset, b.ProxyID, b.Strategy = 10, "p", strategy
 		p := b.Build(snapshot, &Query{})
 		used := func(tried *AddressSet) map[string]int {
 			used := make(map[string]int)
@@ -92,7 +92,7 @@ func TestSubsetReplacesWhatFails(t *testing.T) {
 		}
 		usual := used(nil)
 		if len(usual) != 10 {
-			t.Fatalf("pick %d: %d nodes are used, want 10", count, len(usual))
+			t.Fatalf("%T: %d nodes are used, want 10", strategy, len(usual))
 		}
 		var tried AddressSet
 		var failed []string
@@ -104,11 +104,11 @@ func TestSubsetReplacesWhatFails(t *testing.T) {
 		}
 		now := used(&tried)
 		if len(now) != 10 {
-			t.Errorf("pick %d: %d nodes are used while 4 of the usual 10 fail, want 10", count, len(now))
+			t.Errorf("%T: %d nodes are used while 4 of the usual 10 fail, want 10", strategy, len(now))
 		}
 		for _, id := range failed {
 			if now[id] > 0 {
-				t.Errorf("pick %d: %s is used although the request failed there", count, id)
+				t.Errorf("%T: %s is used although the request failed there", strategy, id)
 			}
 		}
 	}

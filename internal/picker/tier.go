@@ -20,14 +20,17 @@ type tier struct {
 
 	tableOnce sync.Once
 	table     aliasTable
-	ringOnce  sync.Once
-	ring      atomic.Pointer[ring] // before it is needed, that of an earlier tier
+	// Before these are needed they are those of an earlier tier.
+	ringOnce     sync.Once
+	ring         atomic.Pointer[ring]
+	rotationOnce sync.Once
+	rotation     atomic.Pointer[rotation]
 }
 
 // An attempt is one try of one request, which decides which nodes can serve it.
 type attempt struct {
+	Choice
 	builder     *Builder
-	key         string      // by which its nodes are found; "": they are drawn
 	tried       *AddressSet // where the request has failed; nil: nowhere
 	unavailable func(e *discovery.Entry, lenient bool) bool
 	lenient     bool
@@ -48,29 +51,26 @@ func (a *attempt) canServe(e *discovery.Entry) bool {
 // rampStart is the part of its share that a node gets at first.
 const rampStart = 0.1
 
-// share returns which part of its share a node gets: less than 1 while it is new.
-func (a *attempt) share(e *discovery.Entry) float64 {
-	ramp := a.builder.SlowStart
-	if ramp <= 0 {
+// Share returns which part of its share a node gets: less than 1 while it is new.
+func (b *Builder) Share(e *discovery.Entry) float64 {
+	if b.SlowStart <= 0 {
 		return 1
 	}
 	since := e.Joined()
 	if since.IsZero() {
 		return 1
 	}
-	return min(1, rampStart+(1-rampStart)*max(0, float64(time.Since(since))/float64(ramp)))
+	return min(1, rampStart+(1-rampStart)*max(0, float64(time.Since(since))/float64(b.SlowStart)))
 }
 
-// pick returns the tier's nodes for an attempt, none if none of them can serve.
-func (t *tier) pick(a *attempt, into []*discovery.Entry) []*discovery.Entry {
-	switch n := a.builder.Count; {
-	case n == 0:
-		return t.all(a)
-	case a.key != "":
-		return t.owners(Hash(a.key), n, a, into)
-	default:
-		return t.draw(n, a, into)
+// yields reports whether the node lets this request go to another one, as it does with
+// a part of them while it is new.
+func (a *attempt) yields(e *discovery.Entry) bool {
+	if a.builder.SlowStart <= 0 {
+		return false
 	}
+	share := a.builder.Share(e)
+	return share < 1 && unit(a.builder.Random()) >= share
 }
 
 // all returns all nodes, without those that failed this request; nil if none of
@@ -116,13 +116,8 @@ func (t *tier) draw(n int, a *attempt, into []*discovery.Entry) []*discovery.Ent
 			}
 		}
 		e := t.nodes[i]
-		if slices.Contains(into, e) {
+		if slices.Contains(into, e) || a.yields(e) {
 			continue
-		}
-		if a.builder.SlowStart > 0 {
-			if share := a.share(e); share < 1 && unit(random()) >= share {
-				continue
-			}
 		}
 		if a.selective() && !a.canServe(e) {
 			if e = t.standIn(int(i), a, nil); e == nil || slices.Contains(into, e) {
@@ -152,7 +147,7 @@ func (t *tier) drawRest(n int, a *attempt, into []*discovery.Entry) []*discovery
 		if slices.Contains(into, e) || !a.canServe(e) {
 			continue
 		}
-		next := arrival{math.Log(-math.Log(1-unit(a.builder.Random()))) - math.Log(e.Weight()) - math.Log(a.share(e)), e}
+		next := arrival{math.Log(-math.Log(1-unit(a.builder.Random()))) - math.Log(e.Weight()) - math.Log(a.builder.Share(e)), e}
 		if len(first) == want {
 			if first[want-1].time <= next.time {
 				continue
