@@ -163,14 +163,14 @@ func source(tb testing.TB, options string, pairs ...any) *Upstreams {
 	for i := 0; i < len(pairs); i += 2 {
 		config[pairs[i].(string)] = pairs[i+1]
 	}
-	u = handlerOf(tb, config).DynamicUpstreams.(*Upstreams)
+	u = provisionHandler(tb, config).DynamicUpstreams.(*Upstreams)
 	u.directory.start()
 	<-u.directory.Synced()
 	return u
 }
 
-// handlerOf provisions a handler by itself, outside of a server.
-func handlerOf(tb testing.TB, config map[string]any) *reverseproxy.Handler {
+// provisionHandler provisions a handler by itself, outside of a server.
+func provisionHandler(tb testing.TB, config map[string]any) *reverseproxy.Handler {
 	tb.Helper()
 	ctx, err := caddy.ProvisionContext(&caddy.Config{Admin: &caddy.AdminConfig{Disabled: true}})
 	if err != nil {

@@ -189,7 +189,7 @@ func TestEachOfEqualNodesHasOneTurnInARound(t *testing.T) {
 func TestUnderMultiPoliciesSeeAllSources(t *testing.T) {
 	name := hundred(t)
 	for what, want := range map[string]int{"random": 100, "round_robin": 100, "random_choose": 100, "least_conn": 100, "first": 1} {
-		handler := handlerOf(t, map[string]any{
+		handler := provisionHandler(t, map[string]any{
 			"load_balancing": policy(what),
 			"dynamic_upstreams": map[string]any{"source": "multi", "sources": []any{
 				map[string]any{"source": "discovery", "registry": map[string]any{"backend": "memory", "name": name}},
