@@ -4,6 +4,7 @@ package cli
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -111,6 +112,19 @@ func newTable(w io.Writer, heads ...string) *table {
 	t := &table{tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)}
 	t.row(heads...)
 	return t
+}
+
+// printAll prints elements as JSON, or as the rows of a table.
+func printAll[T any](w io.Writer, asJSON bool, elements []T, heads []string, row func(T) []string) error {
+	if asJSON {
+		return json.NewEncoder(w).Encode(elements)
+	}
+	t := newTable(w, heads...)
+	defer t.flush()
+	for _, e := range elements {
+		t.row(row(e)...)
+	}
+	return nil
 }
 
 func (t *table) row(cells ...string) {

@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"io"
 	"strconv"
 	"strings"
 	"time"
@@ -156,23 +155,15 @@ func historyCommand() *cobra.Command {
 				views[i].Reason = r.Err.Error()
 			}
 		}
-		if asJSON {
-			return json.NewEncoder(cmd.OutOrStdout()).Encode(views)
-		}
-		printRevisions(cmd.OutOrStdout(), views)
-		return nil
+		return printAll(cmd.OutOrStdout(), asJSON, views, []string{"REVISION", "TIME", "TYPE", "ENDPOINT", "LOAD", "MORE"}, revisionView.row)
 	})
 }
 
-func printRevisions(w io.Writer, revisions []revisionView) {
-	t := newTable(w, "REVISION", "TIME", "TYPE", "ENDPOINT", "LOAD", "MORE")
-	defer t.flush()
-	for _, v := range revisions {
-		load := ""
-		if v.Endpoint != "" {
-			load = strconv.FormatFloat(v.Load, 'g', 3, 64)
-		}
-		t.row(strconv.FormatUint(v.Revision, 10), v.Time.Local().Format("2006-01-02 15:04:05.000"), v.Type, v.Endpoint, load,
-			cmp.Or(v.Reason, pairs(v.Metadata, discovery.KeyInstance)))
+func (v revisionView) row() []string {
+	load := ""
+	if v.Endpoint != "" {
+		load = strconv.FormatFloat(v.Load, 'g', 3, 64)
 	}
+	return []string{strconv.FormatUint(v.Revision, 10), v.Time.Local().Format("2006-01-02 15:04:05.000"), v.Type, v.Endpoint, load,
+		cmp.Or(v.Reason, pairs(v.Metadata, discovery.KeyInstance))}
 }

@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"bufio"
 	"cmp"
 	"context"
 	"fmt"
@@ -47,14 +46,12 @@ prints what the admin API does.`,
 			return fmt.Errorf("--state: unknown state %q, want one of %s", state, strings.Join(view.States, ", "))
 		}
 		return flags.follow(ctx, func(_ context.Context, f *fleet) error {
-			out := bufio.NewWriter(cmd.OutOrStdout())
-			defer out.Flush()
 			nodes := slices.DeleteFunc(f.nodes(service), func(v view.Node) bool { return state != "" && v.State != state })
 			if !asJSON {
-				printNodes(out, nodes)
+				printNodes(cmd.OutOrStdout(), nodes)
 				return nil
 			}
-			a := view.NewArray(out)
+			a := view.NewArray(cmd.OutOrStdout())
 			for _, v := range nodes {
 				a.Add(v)
 			}

@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -220,29 +219,21 @@ func overridesCommand() *cobra.Command {
 				}
 				views = append(views, v)
 			}
-			if asJSON {
-				return json.NewEncoder(cmd.OutOrStdout()).Encode(views)
-			}
-			printOverrides(cmd.OutOrStdout(), views)
-			return nil
+			return printAll(cmd.OutOrStdout(), asJSON, views, []string{"ID", "STATE", "WEIGHT", "UNTIL", "LISTED"}, overrideView.row)
 		})
 	})
 }
 
-func printOverrides(w io.Writer, overrides []overrideView) {
-	t := newTable(w, "ID", "STATE", "WEIGHT", "UNTIL", "LISTED")
-	defer t.flush()
-	for _, v := range overrides {
-		weight, until, listed := "", "", "no"
-		if v.Weight != nil {
-			weight = "× " + strconv.FormatFloat(*v.Weight, 'g', -1, 64)
-		}
-		if v.Until != nil {
-			until = "for " + age(time.Until(*v.Until))
-		}
-		if v.Listed {
-			listed = "yes"
-		}
-		t.row(v.ID, v.State, weight, until, listed)
+func (v overrideView) row() []string {
+	weight, until, listed := "", "", "no"
+	if v.Weight != nil {
+		weight = "× " + strconv.FormatFloat(*v.Weight, 'g', -1, 64)
 	}
+	if v.Until != nil {
+		until = "for " + age(time.Until(*v.Until))
+	}
+	if v.Listed {
+		listed = "yes"
+	}
+	return []string{v.ID, v.State, weight, until, listed}
 }

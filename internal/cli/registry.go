@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"slices"
@@ -23,7 +24,8 @@ import (
 
 // registryFlags are the flags that say which registry, and how to enter it.
 type registryFlags struct {
-	warn    func(string) // tells the user, once
+	stderr  func() io.Writer
+	warned  bool
 	urls    []string
 	options []string
 	timeout time.Duration
@@ -39,13 +41,7 @@ const (
 )
 
 func (f *registryFlags) add(cmd *cobra.Command) {
-	told := false
-	f.warn = func(what string) {
-		if !told {
-			fmt.Fprintln(cmd.ErrOrStderr(), "Warning:", what)
-		}
-		told = true
-	}
+	f.stderr = cmd.ErrOrStderr
 	flags := cmd.Flags()
 	flags.StringArrayVarP(&f.urls, "registry", "r", nil, "the registry's `URL`; several for several servers of one (default $"+registryVariable+", or "+defaultRegistry+")")
 	flags.StringArrayVarP(&f.options, "option", "o", nil, "an `option` of the backend as in a Caddyfile, such as 'key_prefix node.'")
@@ -151,8 +147,9 @@ func (f *registryFlags) exposed() string {
 // backend returns the backend that the flags name. What only reads does not create
 // what is missing: a mistyped name is to be an error.
 func (f *registryFlags) backend(ctx caddy.Context, create bool) (backend.Backend, error) {
-	if where := f.exposed(); where != "" {
-		f.warn("a secret in " + where + " is shown to every user of this machine by ps; want --password-env, --password-file, --token-env or --token-file, or the URL in the variable " + registryVariable)
+	if where := f.exposed(); where != "" && !f.warned {
+		fmt.Fprintln(f.stderr(), "Warning: a secret in", where, "is shown to every user of this machine by ps; want --password-env, --password-file, --token-env or --token-file, or the URL in the variable", registryVariable)
+		f.warned = true // the registry may be opened twice
 	}
 	urls := f.urls
 	if len(urls) == 0 {

@@ -2,7 +2,6 @@ package health
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -89,8 +88,6 @@ func (o *Options) check(ctx context.Context, client Client, node *discovery.Entr
 	}
 	return nil
 }
-
-func isTimeout(err error) bool { return errors.Is(err, context.DeadlineExceeded) }
 
 // Request returns the request of a check of a node that is dialled at the address.
 // The host is what its endpoint says, which may be a name.

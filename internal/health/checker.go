@@ -4,6 +4,7 @@ package health
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"maps"
 	"math/rand/v2"
@@ -299,7 +300,7 @@ func (c *Checker) note(r result) {
 	}
 	t.checked = true
 	t.due = r.began.Add(interval)
-	t.late = isTimeout(r.err)
+	t.late = errors.Is(r.err, context.DeadlineExceeded)
 	c.schedule.add(t)
 }
 
