@@ -49,3 +49,27 @@ func TestLinesOfTheCoreLookLikeCaddys(t *testing.T) {
 		t.Errorf("below the level: %q", out.String())
 	}
 }
+
+// TestProcessLogOutlivesConfigs holds that a logger writes to what is the default log
+// at that moment, with what was added to it before.
+func TestProcessLogOutlivesConfigs(t *testing.T) {
+	var first, second bytes.Buffer
+	plain := &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+		if a.Key == slog.TimeKey {
+			return slog.Attr{}
+		}
+		return a
+	}}
+	var current slog.Handler = slog.NewTextHandler(&first, plain)
+	log := slog.New(processHandler(func() slog.Handler { return current })).With("registry", "r").WithGroup("g")
+	log.Info("one", "n", 1)
+	current = slog.NewTextHandler(&second, plain)
+	log.Info("two", "n", 2)
+	log.Debug("quiet")
+	if want := "level=INFO msg=one registry=r g.n=1\n"; first.String() != want {
+		t.Errorf("the first log has %q, want %q", first.String(), want)
+	}
+	if want := "level=INFO msg=two registry=r g.n=2\n"; second.String() != want {
+		t.Errorf("the second log has %q, want %q", second.String(), want)
+	}
+}
