@@ -56,6 +56,7 @@ func newLoop(d *Directory) *loop {
 		expiry:     stoppedTimer(),
 	}
 	l.restorer = newRestorer(l.prober, o.TTL, l.overrides.of, l.publisher.restore, &d.journal)
+	l.resolver.pin(l.location.names())
 	l.locateRegistry()
 	return l
 }

@@ -97,13 +97,13 @@ func (l *loop) onFailure(f failure) {
 // askLocation asks the registry where else it is.
 func (l *loop) askLocation() {
 	if l.location.ask() {
+		l.resolver.pin(l.location.names())
 		l.locateRegistry()
 	}
 }
 
 // locateRegistry makes known where the registry itself is.
 func (l *loop) locateRegistry() {
-	l.resolver.pin(l.location.names())
 	sockets := l.location.sockets(l.resolver.of)
 	if was := l.dir.registry.Swap(&sockets); !slices.Equal(*was, sockets) {
 		l.publisher.other = true

@@ -38,6 +38,28 @@ func TestRegistryByName(t *testing.T) {
 	})
 }
 
+// A name that cannot be resolved is asked for no more often because another one of the
+// registry keeps changing.
+func TestRegistryNameThatFailsWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		z := newZone("nats-1", "10.0.0.1")
+		follow(t, discoverytest.NewMemory().Open(), discovery.Options{Lookup: z.lookup, Addresses: []string{"nats-1:4222", "nats-2:4222"}})
+		pass := func(d time.Duration) (asked int) {
+			before := z.asked["nats-2"]
+			for i := range int(d / time.Second) {
+				z.set("nats-1", fmt.Sprintf("10.0.0.%d", 1+i%200))
+				time.Sleep(time.Second)
+			}
+			synctest.Wait()
+			return z.asked["nats-2"] - before
+		}
+		pass(2 * time.Minute) // until it is asked for as seldom as one that is known
+		if asked := pass(10 * time.Minute); asked < 15 || asked > 26 {
+			t.Errorf("a name that fails was asked for %d times in ten minutes, want about 20", asked)
+		}
+	})
+}
+
 // A server of the registry is no node, whoever named it.
 func TestRegistryTellsWhereItIs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
