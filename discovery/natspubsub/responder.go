@@ -38,10 +38,11 @@ type responder struct {
 }
 
 // serve sees to it that queries on the connection are answered, until it is lost. It
-// is called before anything else is published there.
+// is called before anything else is published there. A connection that is lost is left
+// alone: the next one may be served already.
 func (a *responder) serve(link *natslink.Link) error {
 	a.mu.Lock()
-	if a.closed || a.link == link {
+	if a.closed || a.link == link || link.IsClosed() {
 		a.mu.Unlock()
 		return nil
 	}
