@@ -149,7 +149,10 @@ func routesMention(v reflect.Value, depth int) bool {
 			}
 		}
 	case reflect.Struct:
-		if route, ok := v.Interface().(caddyhttp.Route); ok {
+		// A struct is copied to look at it as what it is. Others than routes may change
+		// meanwhile: upstreams whose health is being checked.
+		if v.Type() == reflect.TypeFor[caddyhttp.Route]() {
+			route := v.Interface().(caddyhttp.Route)
 			return slices.ContainsFunc(route.HandlersRaw, mentionedIn) || // it is not loaded yet
 				slices.ContainsFunc(route.Handlers, func(h caddyhttp.MiddlewareHandler) bool {
 					return mentioned(h) || routesMention(reflect.ValueOf(h), configDepth)

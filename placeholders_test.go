@@ -1,12 +1,19 @@
 package caddydiscovery
 
 import (
+	"context"
+	"encoding/json"
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"reflect"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
 	"github.com/caddy-discovery/caddy-discovery/internal/freeport"
 )
@@ -106,6 +113,31 @@ func TestNodePlaceholdersInResponses(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestMentionsAreFoundBesideWhatRuns looks through a handler whose upstreams' health
+// changes meanwhile, as that of static ones that are checked actively does.
+func TestMentionsAreFoundBesideWhatRuns(t *testing.T) {
+	type upstream struct{ unhealthy int32 }
+	checked := new(upstream)
+	handler := &struct {
+		Upstreams []*upstream
+		Routes    caddyhttp.RouteList
+	}{[]*upstream{checked}, caddyhttp.RouteList{{HandlersRaw: []json.RawMessage{[]byte(`"{` + nodePlaceholder + `id}"`)}}}}
+	ctx, cancel := context.WithCancel(t.Context())
+	var checks sync.WaitGroup
+	checks.Go(func() {
+		for ctx.Err() == nil {
+			atomic.AddInt32(&checked.unhealthy, 1)
+		}
+	})
+	for range 1000 {
+		if !routesMention(reflect.ValueOf(handler), configDepth) {
+			t.Fatal("the route is not found")
+		}
+	}
+	cancel()
+	checks.Wait()
 }
 
 // TestPlaceholdersCostNothingUnused holds that a source of which nobody wants to
