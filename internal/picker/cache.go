@@ -49,10 +49,9 @@ const (
 	maxPickerBytes = 128 << 20
 )
 
-// Picker returns the picker of a snapshot, where queries vary that for q, whose
-// criteria it may change. The first request that sees a new snapshot takes it up;
-// those that come meanwhile get the picker before, so that no request waits for
-// another, unless that one is empty.
+// Picker returns the picker of a snapshot, where queries vary that for q. The first
+// request that sees a new snapshot takes it up; those that come meanwhile get the picker
+// before, so that no request waits for another, unless that one is empty.
 func (c *Cache) Picker(s *discovery.Snapshot, q *Query) *Picker {
 	v := c.current.Load()
 	if v == nil || v.snapshot != s || v.version != c.Version() || v.expired() {
@@ -103,7 +102,8 @@ func (c *Cache) pickerOf(v *view, q *Query) *Picker {
 	if v.fixed != nil {
 		return v.fixed
 	}
-	if !v.reduce(q) || len(q.candidates(v.snapshot)) == 0 {
+	q, ok := v.reduce(q)
+	if !ok || len(q.candidates(v.snapshot)) == 0 {
 		return new(Picker)
 	}
 	key := q.key()
@@ -121,16 +121,20 @@ func (c *Cache) pickerOf(v *view, q *Query) *Picker {
 
 func (v *view) expired() bool { return v.fixed != nil && v.fixed.expired() }
 
-// reduce leaves out of a query what no node has, so that what clients make up costs
+// reduce returns a query without what no node has, so that what clients make up costs
 // nothing: all of it gets one picker. What has expanded to nothing goes, too. It
 // reports false if no node can fulfil the query.
-func (v *view) reduce(q *Query) bool {
-	for _, criteria := range [][]Criterion{q.Where, q.Prefer} {
+func (v *view) reduce(q *Query) (*Query, bool) {
+	reduced := Query{q.ByService, q.Service, slices.Clone(q.Where), slices.Clone(q.Prefer)}
+	for _, criteria := range [][]Criterion{reduced.Where, reduced.Prefer} {
 		for i, c := range criteria {
-			criteria[i].Values = slices.DeleteFunc(c.Values, func(value string) bool { return value == "" || !v.values[c.Key][value] })
+			unknown := func(value string) bool { return value == "" || !v.values[c.Key][value] }
+			if slices.ContainsFunc(c.Values, unknown) {
+				criteria[i].Values = slices.DeleteFunc(slices.Clone(c.Values), unknown)
+			}
 		}
 	}
-	return !slices.ContainsFunc(q.Where, func(c Criterion) bool { return len(c.Values) == 0 })
+	return &reduced, !slices.ContainsFunc(reduced.Where, func(c Criterion) bool { return len(c.Values) == 0 })
 }
 
 // keep keeps a picker for later requests with the same query. Where there is no

@@ -89,6 +89,23 @@ func TestMadeUpQueries(t *testing.T) {
 	}
 }
 
+// TestQueryOutlivesASnapshot has a query find nothing in the snapshot before and a node
+// in the next, as for a request that comes while that is taken up.
+func TestQueryOutlivesASnapshot(t *testing.T) {
+	before, now := snapshotOf(t, node("a", "zone", "1")), snapshotOf(t, node("a", "zone", "1"), node("b", "zone", "2"))
+	now.Number = before.Number + 1
+	q := Query{Where: []Criterion{{"zone", []string{"2"}}}, Prefer: []Criterion{{"zone", []string{"2", "1"}}}}
+	c := newCache(newBuilder(), q, true)
+	for _, test := range []struct {
+		snapshot *discovery.Snapshot
+		want     string
+	}{{before, "[]"}, {now, "[b]"}} {
+		if got := fmt.Sprint(ids(c.Picker(test.snapshot, &q).First())); got != test.want {
+			t.Errorf("with snapshot %d the query gets %s, want %s", test.snapshot.Number, got, test.want)
+		}
+	}
+}
+
 // TestNoRequestWaitsForAnother has a picker be built: meanwhile others get the one
 // before, and if that is empty they wait for the new one.
 func TestNoRequestWaitsForAnother(t *testing.T) {
