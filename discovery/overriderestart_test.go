@@ -13,52 +13,6 @@ import (
 	"github.com/caddy-discovery/caddy-discovery/discovery/discoverytest"
 )
 
-// decide sets the overrides of nodes.
-func decide(t *testing.T, r discovery.Registry, o discovery.Override, ids ...string) {
-	t.Helper()
-	for _, id := range ids {
-		if err := r.(discovery.Overrider).SetOverride(context.Background(), id, o); err != nil {
-			t.Fatal(err)
-		}
-	}
-}
-
-var drained = discovery.Override{State: discovery.StateDraining}
-
-// What an operator decided holds on whichever way a node comes into use.
-func TestOverrideHoldsWhenNodesComeBack(t *testing.T) {
-	for name, comeBack := range map[string]func(t *testing.T, m *discoverytest.Memory, nodes []discovery.Node, n *network) *discovery.Directory{
-		"decided while it was lapsed, and taken back by the loss guard": func(t *testing.T, m *discoverytest.Memory, nodes []discovery.Node, n *network) *discovery.Directory {
-			d := follow(t, m.Open(), discovery.Options{Probe: n.probe})
-			time.Sleep(time.Second)
-			write(m, nodes[1:]...)
-			time.Sleep(29*time.Second + coalesced)
-			expectStates(t, d, "n1 n2 n3", "the first one has lapsed")
-			decide(t, m.Open(), drained, "n0")
-			return d
-		},
-		"a first listing that is mostly overdue": func(t *testing.T, m *discoverytest.Memory, _ []discovery.Node, n *network) *discovery.Directory {
-			decide(t, m.Open(), drained, "n0")
-			time.Sleep(time.Minute)
-			return follow(t, m.Open(), discovery.Options{Probe: n.probe})
-		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				nodes := fleet(4)
-				m := discoverytest.NewMemory()
-				write(m, nodes...)
-				d := comeBack(t, m, nodes, newNetwork(nodes...))
-				time.Sleep(2 * time.Second)
-				expectStates(t, d, "n0:draining n1:held n2:held n3:held", "all accept connections")
-				decide(t, m.Open(), discovery.Override{}, "n0")
-				time.Sleep(coalesced)
-				expectStates(t, d, "n0:held n1:held n2:held n3:held", "undrained")
-			})
-		})
-	}
-}
-
 // A drain outlives the restart of a proxy whose registry is away, and counts from
 // the first moment on; what was decided meanwhile counts when the registry is back.
 func TestOverrideOutlivesRestart(t *testing.T) {
@@ -68,9 +22,9 @@ func TestOverrideOutlivesRestart(t *testing.T) {
 		n := newNetwork(nodes...)
 		m := discoverytest.NewMemory()
 		write(m, nodes...)
-		decide(t, m.Open(), drained, "n0")
-		decide(t, m.Open(), discovery.Override{State: discovery.StateMaintenance, Until: time.Now().Add(time.Minute)}, "n1")
-		decide(t, m.Open(), drained, "not-listed")
+		setOverride(t, m.Open(), drained, "n0")
+		setOverride(t, m.Open(), discovery.Override{State: discovery.StateMaintenance, Until: time.Now().Add(time.Minute)}, "n1")
+		setOverride(t, m.Open(), drained, "not-listed")
 		options := discovery.Options{WarmStart: file, Probe: n.probe}
 		once(t, m.Open(), options, func(d *discovery.Directory) {
 			expectStates(t, d, "n0:draining n1:maintenance n2", "listed")
@@ -107,7 +61,7 @@ func TestOverrideOutlivesRestart(t *testing.T) {
 			expectStates(t, d, "n0 n1 n2", "undrained")
 		})
 		// What was taken back while nobody ran is not remembered.
-		decide(t, m.Open(), drained, "n0")
+		setOverride(t, m.Open(), drained, "n0")
 		once(t, m.Open(), options, func(*discovery.Directory) { time.Sleep(coalesced) })
 		if err := m.Open().(discovery.Overrider).ClearOverride(context.Background(), "n0"); err != nil {
 			t.Fatal(err)
@@ -146,8 +100,7 @@ func TestOverridesThatCannotBeRead(t *testing.T) {
 	})
 }
 
-// A file of before there were overrides in it is good, and one with a bad override
-// is not.
+// The file holds the overrides beside the nodes, also of nodes that are not listed.
 func TestOverridesAreInTheSavedList(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		file := warmFile(t)
@@ -163,7 +116,7 @@ func TestOverridesAreInTheSavedList(t *testing.T) {
 		if len(lines) != 4 { // a header, a node, the checksum, and what follows its end
 			t.Fatalf("%d lines: %s", len(lines), data)
 		}
-		decide(t, m.Open(), drained, "n0", "n1")
+		setOverride(t, m.Open(), drained, "n0", "n1")
 		once(t, m.Open(), discovery.Options{WarmStart: file}, func(*discovery.Directory) {})
 		if data, err = os.ReadFile(file.Path); err != nil || strings.Count(string(data), "draining") != 2 {
 			t.Errorf("the overrides are not kept: %s, %v", data, err)
