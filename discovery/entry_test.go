@@ -47,8 +47,12 @@ func TestJoined(t *testing.T) {
 				t.Errorf("%s: it counts as new since %v, want from later on", what, at)
 			}
 		}
+		before = joined("second")
 		m.Wipe()
 		write(m, newNode("third"))
+		if at := joined("second"); at != before {
+			t.Errorf("a node that joined before the registry was wiped counts as new since %v, want from %v", at, before)
+		}
 		if at := joined("third"); !at.IsZero() {
 			t.Errorf("a node that is first heard after the registry was wiped counts as new since %v", at)
 		}
@@ -56,6 +60,33 @@ func TestJoined(t *testing.T) {
 		write(m, newNode("fourth"))
 		if at := joined("fourth"); at.IsZero() {
 			t.Error("a node that joined long after the registry was wiped does not count as new")
+		}
+	})
+}
+
+// A registry that does not keep what it lists tells of nodes that were there before.
+func TestJoinedOnRegistryThatKeepsNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newScripted()
+		d := follow(t, w, discovery.Options{})
+		s := <-w.streams
+		s.sync(discovery.Listing{Partial: true})
+		s.put("", 0, newNode("heard"))
+		time.Sleep(discovery.DefaultTTL)
+		s.put("", 0, newNode("joins"))
+		expect(t, d, "joins", "a lease later")
+		if at := d.Snapshot().Node("joins").Joined(); at.IsZero() {
+			t.Error("a node that joined when all had been heard does not count as new")
+		}
+		s.put("", 0, newNode("heard"))
+		s.end <- discovery.ErrBroken
+		s = <-w.streams
+		s.sync(discovery.Listing{Partial: true})
+		s.put("", 0, newNode("other"))
+		time.Sleep(coalesced)
+		synctest.Wait()
+		if at := d.Snapshot().Node("other").Joined(); !at.IsZero() {
+			t.Errorf("a node that is first heard after an outage counts as new since %v", at)
 		}
 	})
 }

@@ -156,6 +156,10 @@ func TestFirstListingEndsWarmStart(t *testing.T) {
 		{"not understood", time.Second, discovery.Listing{Epoch: "e", Revision: 9}, func(s *stream) {
 			s.emit(discovery.Event{Type: discovery.Rejected, Key: "ka", Err: discovery.ErrInvalid})
 		}, true},
+		{"not understood, and then run out", time.Second, discovery.Listing{Epoch: "e", Revision: 9}, func(s *stream) {
+			s.emit(discovery.Event{Type: discovery.Rejected, Key: "ka", Err: discovery.ErrInvalid})
+			s.emit(discovery.Event{Type: discovery.Expired, Key: "ka"})
+		}, false},
 		{"not understood, as many others", time.Second, discovery.Listing{Epoch: "e", Revision: 9}, func(s *stream) {
 			for i := range 1000 {
 				s.emit(discovery.Event{Type: discovery.Rejected, Key: fmt.Sprint("junk-", i), Err: discovery.ErrInvalid})
