@@ -176,6 +176,38 @@ func TestUnmarshalBlock(t *testing.T) {
 	}
 }
 
+// terse is somebody else's backend, whose error names no place.
+type terse struct{ foreign }
+
+func (terse) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{ID: "discovery.registries.terse", New: func() caddy.Module { return new(terse) }}
+}
+
+func (*terse) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+	d.Next()
+	if d.NextArg() {
+		return d.Errf("too much: %s", d.Val())
+	}
+	return errors.New("too little")
+}
+
+// TestUnmarshalNamesThePlace holds that an error has file and line once, whether the
+// backend says them or not.
+func TestUnmarshalNamesThePlace(t *testing.T) {
+	caddy.RegisterModule(terse{})
+	for source, want := range map[string]string{
+		"terse":     "registry terse: too little, at Testfile:1",
+		"terse x":   "too much: x, at Testfile:1",
+		"\n\nother": `registry: unknown backend "other", want one of terse, at Testfile:3`,
+	} {
+		d := caddyfile.NewTestDispenser(source)
+		d.Next()
+		if _, err := Unmarshal(d); err == nil || !strings.HasPrefix(err.Error(), want) || strings.Count(err.Error(), "Testfile") != 1 {
+			t.Errorf("%q: %v, want %s", source, err, want)
+		}
+	}
+}
+
 func TestHasLogin(t *testing.T) {
 	for _, c := range []struct {
 		backend interface {

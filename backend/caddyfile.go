@@ -34,8 +34,12 @@ func Unmarshal(d *caddyfile.Dispenser) (json.RawMessage, error) {
 		return nil, d.Errf("registry: unknown backend %q, want one of %s", discovery.RedactURL(name), strings.Join(known, ", "))
 	}
 	module, err := caddyfile.UnmarshalModule(d, namespace+"."+name)
-	if err != nil {
+	switch {
+	case err == nil:
+	case strings.Contains(err.Error(), ", at "): // as a dispenser's errors have it
 		return nil, err
+	default:
+		return nil, d.WrapErr(fmt.Errorf("registry %s: %w", name, err))
 	}
 	return caddyconfig.JSONModuleObject(module, "backend", name, nil), nil
 }
