@@ -34,7 +34,9 @@ const namespace = "discovery.registries"
 // in their JSON names: those are left out where a file is named after the registry.
 //
 // For a Caddyfile a backend implements
-// [github.com/caddyserver/caddy/v2/caddyconfig/caddyfile.Unmarshaler].
+// [github.com/caddyserver/caddy/v2/caddyconfig/caddyfile.Unmarshaler]: its name is the
+// first token, the URLs are the arguments of that, and [Options.UnmarshalBlock] reads the
+// block. An error without file and line gets them from [Unmarshal].
 type Backend interface {
 	caddy.Module
 
@@ -51,9 +53,9 @@ type Backend interface {
 	Common() Options
 }
 
-// A LoginReporter is a backend that knows whether its registry is told who connects.
-// One on loopback that is not, anybody on the machine can write to, and a source says
-// so in the log.
+// A LoginReporter is a backend that knows whether its registry is told who connects. To
+// a registry on loopback without a login anybody on the machine can write, and a source
+// says so in the log.
 type LoginReporter interface {
 	// HasLogin reports whether the configuration names a user, a token or the like.
 	HasLogin() bool

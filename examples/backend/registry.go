@@ -69,8 +69,9 @@ type watch struct {
 }
 
 // Open returns the registry in the file that the URL names, without looking for it.
-// Its folder must be there by the time the registry is used; the file is made then. A watch looks at the file each time that poll has passed, by default
-// five times in a second. The error wraps [discovery.ErrInvalid].
+// Its folder must be there by the time the registry is used; the file is made then. A
+// watch looks at the file each time that poll has passed, by default five times in a
+// second. The error wraps [discovery.ErrInvalid].
 func Open(url string, poll time.Duration) (*Registry, error) {
 	scheme, path, found := strings.Cut(url, "://")
 	if !found || !strings.EqualFold(scheme, Scheme) || !filepath.IsAbs(path) {
