@@ -1,6 +1,7 @@
 package backend
 
 import (
+	"cmp"
 	"log/slog"
 
 	"github.com/caddyserver/caddy/v2"
@@ -37,13 +38,7 @@ func (NATS) CaddyModule() caddy.ModuleInfo {
 // Provision expands placeholders and completes the options, so that two
 // spellings of one registry become equal.
 func (n *NATS) Provision(ctx caddy.Context) error {
-	if err := n.Options.Provision(ctx); err != nil {
-		return err
-	}
-	if err := n.NATSConnection.provision(); err != nil {
-		return err
-	}
-	if err := ReplaceGlobals(&n.SubjectPrefix); err != nil {
+	if err := cmp.Or(n.Options.Provision(ctx), n.NATSConnection.provision(), ReplaceGlobals(&n.SubjectPrefix)); err != nil {
 		return err
 	}
 	resolved, err := natspubsub.Config{

@@ -1,6 +1,7 @@
 package backend
 
 import (
+	"cmp"
 	"log/slog"
 	"time"
 
@@ -71,16 +72,12 @@ func (NATSKV) CaddyModule() caddy.ModuleInfo {
 // Provision expands placeholders and completes the options, so that two
 // spellings of one registry become equal.
 func (n *NATSKV) Provision(ctx caddy.Context) error {
-	if err := n.Options.Provision(ctx); err != nil {
-		return err
-	}
-	if err := n.NATSConnection.provision(); err != nil {
-		return err
-	}
-	if err := ReplaceGlobals(&n.Bucket, &n.KeyPrefix, &n.Domain); err != nil {
-		return err
-	}
-	if err := caddyblock.CheckDuration("bucket_ttl", n.BucketTTL); err != nil {
+	if err := cmp.Or(
+		n.Options.Provision(ctx),
+		n.NATSConnection.provision(),
+		ReplaceGlobals(&n.Bucket, &n.KeyPrefix, &n.Domain),
+		caddyblock.CheckDuration("bucket_ttl", n.BucketTTL),
+	); err != nil {
 		return err
 	}
 	resolved, err := natskv.Config{

@@ -1,6 +1,7 @@
 package backend
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -98,20 +99,13 @@ func (Redis) CaddyModule() caddy.ModuleInfo {
 // Provision expands placeholders and completes the options, so that two
 // spellings of one registry become equal.
 func (r *Redis) Provision(ctx caddy.Context) error {
-	if err := r.Options.Provision(ctx); err != nil {
-		return err
-	}
-	if err := r.TLSClient.provision(); err != nil {
-		return err
-	}
-	if err := replaceURLs(r.URLs); err != nil {
-		return err
-	}
-	if err := ReplaceGlobals(&r.Key, &r.Username, &r.Password,
-		&r.SentinelMaster, &r.SentinelUsername, &r.SentinelPassword); err != nil {
-		return err
-	}
-	if err := caddyblock.CheckDuration("poll", r.Poll); err != nil {
+	if err := cmp.Or(
+		r.Options.Provision(ctx),
+		r.TLSClient.provision(),
+		replaceURLs(r.URLs),
+		ReplaceGlobals(&r.Key, &r.Username, &r.Password, &r.SentinelMaster, &r.SentinelUsername, &r.SentinelPassword),
+		caddyblock.CheckDuration("poll", r.Poll),
+	); err != nil {
 		return err
 	}
 	sentinelTLS := ""
