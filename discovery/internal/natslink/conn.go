@@ -265,12 +265,12 @@ func (c *Conn) dialAny(ctx context.Context, candidates []address) (*Link, error)
 		if errors.Is(err, discovery.ErrInvalid) {
 			return nil, err // a file of ours: the next server will not mend it
 		}
-		failure := describe(err)
-		if failure.sentinel == discovery.ErrCredentials {
+		kind, text := describe(err)
+		if kind == discovery.ErrCredentials {
 			// Somebody is there, which says more than that others are not.
 			sentinel = discovery.ErrCredentials
 		}
-		failures = append(failures, a.String()+": "+failure.text)
+		failures = append(failures, a.String()+": "+text)
 		causes = append(causes, err)
 	}
 	return nil, &dialError{

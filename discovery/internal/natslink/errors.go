@@ -16,15 +16,9 @@ import (
 	"github.com/caddy-discovery/caddy-discovery/discovery"
 )
 
-// A description is what an error of the client means.
-type description struct {
-	sentinel error
-	text     string
-}
-
 // describe says what went wrong with a connection and what would help. Its
 // text holds nothing that was secret.
-func describe(err error) description {
+func describe(err error) (kind error, text string) {
 	var (
 		authority   x509.UnknownAuthorityError
 		hostname    x509.HostnameError
@@ -32,47 +26,42 @@ func describe(err error) description {
 		remote      *net.OpError
 		dns         *net.DNSError
 	)
-	unreachable := func(format string, args ...any) description {
-		return description{discovery.ErrUnreachable, fmt.Sprintf(format, args...)}
-	}
-	refused := func(format string, args ...any) description {
-		return description{discovery.ErrCredentials, fmt.Sprintf(format, args...)}
-	}
+	kind = discovery.ErrUnreachable
 	switch {
 	case errors.Is(err, errServerWaits):
-		return unreachable("it accepts the connection and does not answer; if it waits for the TLS handshake (handshake_first), set tls_handshake_first on")
+		return kind, "it accepts the connection and does not answer; if it waits for the TLS handshake (handshake_first), set tls_handshake_first on"
 	case errors.Is(err, errServerSpeaks):
-		return unreachable("it does not begin with the TLS handshake; set tls_handshake_first off")
+		return kind, "it does not begin with the TLS handshake; set tls_handshake_first off"
 	case isAuth(err):
-		return refused("%s", authText(err))
+		return discovery.ErrCredentials, authText(err)
 	case errors.As(err, &authority):
-		return unreachable("the server's certificate is signed by an unknown authority; name it with tls_ca")
+		return kind, "the server's certificate is signed by an unknown authority; name it with tls_ca"
 	case errors.As(err, &hostname):
-		return unreachable("the server's certificate is for another name (%v); name it with tls_server_name", hostname)
+		return kind, fmt.Sprintf("the server's certificate is for another name (%v); name it with tls_server_name", hostname)
 	case errors.As(err, &certificate):
-		return unreachable("the server's certificate is not valid: %v", certificate.Err)
+		return kind, fmt.Sprintf("the server's certificate is not valid: %v", certificate.Err)
 	case errors.As(err, &remote) && remote.Op == "remote error", errors.Is(err, nats.ErrTLS) && isClosed(err):
 		// In TLS 1.3 a server refuses a client's certificate after the client
 		// took the handshake for done.
-		return refused("the server refused the TLS client certificate, or there is none; see tls_client_auth (%v)", trim(err))
+		return discovery.ErrCredentials, fmt.Sprintf("the server refused the TLS client certificate, or there is none; see tls_client_auth (%v)", trim(err))
 	case errors.Is(err, nats.ErrSecureConnWanted):
-		return unreachable("the server does not offer TLS")
+		return kind, "the server does not offer TLS"
 	case errors.Is(err, nats.ErrSecureConnRequired):
-		return unreachable("the server demands TLS")
+		return kind, "the server demands TLS"
 	case errors.Is(err, nats.ErrTLS):
-		return unreachable("TLS failed: %v", trim(err))
+		return kind, fmt.Sprintf("TLS failed: %v", trim(err))
 	case errors.As(err, &dns):
-		return unreachable("cannot resolve the name: %s", dns.Err)
+		return kind, fmt.Sprintf("cannot resolve the name: %s", dns.Err)
 	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, nats.ErrNoServers):
-		return unreachable("connection refused")
+		return kind, "connection refused"
 	case errors.Is(err, nats.ErrStaleConnection):
-		return unreachable("it stopped answering")
+		return kind, "it stopped answering"
 	case isTimeout(err):
-		return unreachable("it does not answer")
+		return kind, "it does not answer"
 	case isClosed(err):
-		return unreachable("the server closed the connection")
+		return kind, "the server closed the connection"
 	default:
-		return unreachable("%v", trim(err))
+		return kind, trim(err)
 	}
 }
 

@@ -204,7 +204,7 @@ func (l *Link) fail(why error) {
 func (l *Link) onClosed(nc *nats.Conn) {
 	cause := "it was closed"
 	if err := nc.LastError(); err != nil {
-		cause = describe(err).text
+		_, cause = describe(err)
 	}
 	l.fail(fmt.Errorf("%w: lost the connection to %s: %s", discovery.ErrUnreachable, l.Address(), cause))
 	l.mu.Lock()
@@ -229,7 +229,7 @@ func (l *Link) onError(nc *nats.Conn, _ *nats.Subscription, err error) {
 	}()
 	if isAuth(err) {
 		// The server closes the connection next, without repeating the reason.
-		l.fail(fmt.Errorf("%w: %s: %s", discovery.ErrCredentials, l.Address(), describe(err).text))
+		l.fail(fmt.Errorf("%w: %s: %s", discovery.ErrCredentials, l.Address(), authText(err)))
 		return
 	}
 	if !errors.Is(err, nats.ErrPermissionViolation) {
