@@ -120,12 +120,6 @@ func (c Config) Resolve() (Config, error) {
 	return c, nil
 }
 
-// Validate returns the error of [Config.Resolve].
-func (c Config) Validate() error {
-	_, err := c.Resolve()
-	return err
-}
-
 // String names the bucket and its servers, and no secret:
 // "nats_kv://10.0.0.5:4222/catga_nodes".
 func (c Config) String() string {

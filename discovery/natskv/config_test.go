@@ -69,7 +69,7 @@ func TestResolveRefuses(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			err := test.config.Validate()
+			_, err := test.config.Resolve()
 			wantError(t, err, discovery.ErrInvalid, test.words...)
 			if _, err := natskv.Open(test.config); !errors.Is(err, discovery.ErrInvalid) {
 				t.Errorf("Open returned %v", err)

@@ -67,12 +67,6 @@ func (c Config) Resolve() (Config, error) {
 	return c, nil
 }
 
-// Validate returns the error of [Config.Resolve].
-func (c Config) Validate() error {
-	_, err := c.Resolve()
-	return err
-}
-
 // String names the prefix and the servers, and no secret:
 // "nats+pubsub://10.0.0.5:4222/catga.nodes".
 func (c Config) String() string {

@@ -274,16 +274,6 @@ func (c *Config) resolveRest() error {
 	return nil
 }
 
-// Validate reports why Open would refuse the configuration. The error wraps
-// [discovery.ErrInvalid].
-func (c Config) Validate() error {
-	c, err := c.Resolve()
-	if err == nil {
-		err = c.checkFiles()
-	}
-	return err
-}
-
 // Addresses returns the host:port of every URL, nil if the configuration is
 // invalid. Under Sentinel these are the Sentinels', and a Cluster may have more
 // than are named.
