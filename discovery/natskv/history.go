@@ -17,12 +17,8 @@ import (
 // has none, and so has every node of a bucket that does not exist but may be
 // created.
 func (r *Registry) History(ctx context.Context, id string, limit int) ([]discovery.Revision, error) {
-	what := fmt.Sprintf("reading the history of node %q", id)
-	if err := discovery.ValidateID(id); err != nil {
-		return nil, fmt.Errorf("%s: %w", what, err)
-	}
 	var revisions []discovery.Revision
-	err := r.do(ctx, what, feedNeeds(), func(ctx context.Context, s *session) error {
+	err := r.do(ctx, fmt.Sprintf("reading the history of node %q", id), discovery.ValidateID(id), feedNeeds(), func(ctx context.Context, s *session) error {
 		info, err := s.stream(ctx)
 		if errors.Is(err, jetstream.ErrStreamNotFound) && !r.config.NoCreate {
 			return nil

@@ -1,6 +1,7 @@
 package natskv
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -18,7 +19,7 @@ const overridesHistory = 10
 // none.
 func (r *Registry) Overrides(ctx context.Context) (map[string]discovery.Override, error) {
 	var all map[string]discovery.Override
-	err := r.do(ctx, "reading the overrides", r.config.overrideNeeds(feedNeeds()...), func(ctx context.Context, s *session) error {
+	err := r.do(ctx, "reading the overrides", nil, r.config.overrideNeeds(feedNeeds()...), func(ctx context.Context, s *session) error {
 		f, _, err := s.openOverrides(ctx)
 		if errors.Is(err, jetstream.ErrStreamNotFound) {
 			return nil
@@ -65,16 +66,9 @@ func (s *session) overridesInfo(ctx context.Context) (*jetstream.StreamInfo, err
 // it is missing, unless the configuration forbids it. It fails with
 // [discovery.ErrInvalid] for an override that cannot be kept.
 func (r *Registry) SetOverride(ctx context.Context, id string, o discovery.Override) error {
-	what := fmt.Sprintf("overriding node %q", id)
-	err := o.Validate()
-	if err == nil {
-		err = discovery.ValidateID(id)
-	}
-	if err != nil {
-		return fmt.Errorf("%s: %w", what, err)
-	}
-	bucket := r.config.overridesBucket()
-	return r.do(ctx, what, append(r.config.overrideNeeds("STREAM.CREATE."), "$KV."+bucket+"."), func(ctx context.Context, s *session) error {
+	bucket, invalid := r.config.overridesBucket(), cmp.Or(o.Validate(), discovery.ValidateID(id))
+	needs := append(r.config.overrideNeeds("STREAM.CREATE."), "$KV."+bucket+".")
+	return r.do(ctx, fmt.Sprintf("overriding node %q", id), invalid, needs, func(ctx context.Context, s *session) error {
 		kv, err := s.js.KeyValue(ctx, bucket)
 		if errors.Is(err, jetstream.ErrBucketNotFound) {
 			if err := s.createOverrides(ctx); err != nil {
@@ -101,12 +95,9 @@ func (r *Registry) SetOverride(ctx context.Context, id string, o discovery.Overr
 
 // ClearOverride removes the node's override. One that is not there is no error.
 func (r *Registry) ClearOverride(ctx context.Context, id string) error {
-	what := fmt.Sprintf("clearing the override of node %q", id)
-	if err := discovery.ValidateID(id); err != nil {
-		return fmt.Errorf("%s: %w", what, err)
-	}
-	bucket := r.config.overridesBucket()
-	return r.do(ctx, what, append(r.config.overrideNeeds(), "$KV."+bucket+"."), func(ctx context.Context, s *session) error {
+	bucket, invalid := r.config.overridesBucket(), discovery.ValidateID(id)
+	needs := append(r.config.overrideNeeds(), "$KV."+bucket+".")
+	return r.do(ctx, fmt.Sprintf("clearing the override of node %q", id), invalid, needs, func(ctx context.Context, s *session) error {
 		kv, err := s.js.KeyValue(ctx, bucket)
 		if errors.Is(err, jetstream.ErrBucketNotFound) {
 			return nil

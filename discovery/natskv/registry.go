@@ -76,13 +76,9 @@ func (r *Registry) Located() []string { return r.conn.Located() }
 // bucket. A bucket that is missing is created first, unless the configuration
 // forbids it. It fails with [discovery.ErrFull] when the bucket has no room.
 func (r *Registry) Announce(ctx context.Context, n discovery.Node) error {
-	what := fmt.Sprintf("announcing node %q", n.ID)
-	record, err := discovery.AppendRecord(nil, n, time.Now())
-	if err != nil {
-		return fmt.Errorf("%s: %w", what, err)
-	}
+	record, invalid := discovery.AppendRecord(nil, n, time.Now())
 	key := r.config.key(n.ID)
-	return r.do(ctx, what, r.writes(key), func(ctx context.Context, s *session) error {
+	return r.do(ctx, fmt.Sprintf("announcing node %q", n.ID), invalid, r.writes(key), func(ctx context.Context, s *session) error {
 		revision, err := s.put(ctx, key, record)
 		if err != nil {
 			return err
@@ -126,13 +122,9 @@ func (s *session) put(ctx context.Context, key string, record []byte) (uint64, e
 // Drain puts the node's record in place of the one that stands, if that names the
 // same instance, and reports whether it did.
 func (r *Registry) Drain(ctx context.Context, n discovery.Node) (own bool, err error) {
-	what := fmt.Sprintf("announcing that node %q drains", n.ID)
-	record, err := discovery.AppendRecord(nil, n, time.Now())
-	if err != nil {
-		return false, fmt.Errorf("%s: %w", what, err)
-	}
+	record, invalid := discovery.AppendRecord(nil, n, time.Now())
 	key := r.config.key(n.ID)
-	err = r.do(ctx, what, r.readsAndWrites(key), func(ctx context.Context, s *session) (err error) {
+	err = r.do(ctx, fmt.Sprintf("announcing that node %q drains", n.ID), invalid, r.readsAndWrites(key), func(ctx context.Context, s *session) (err error) {
 		own, err = r.change(ctx, s, key, n, func(kv jetstream.KeyValue, last uint64) error {
 			revision, err := kv.Update(ctx, key, record, last)
 			if err == nil {
@@ -148,12 +140,8 @@ func (r *Registry) Drain(ctx context.Context, n discovery.Node) (own bool, err e
 // Withdraw removes the node's record if its metadata names the same instance as
 // n does. A record that is not there, or is somebody else's, is no error.
 func (r *Registry) Withdraw(ctx context.Context, n discovery.Node) error {
-	what := fmt.Sprintf("withdrawing node %q", n.ID)
-	if err := discovery.ValidateID(n.ID); err != nil {
-		return fmt.Errorf("%s: %w", what, err)
-	}
 	key := r.config.key(n.ID)
-	return r.do(ctx, what, r.readsAndWrites(key), func(ctx context.Context, s *session) error {
+	return r.do(ctx, fmt.Sprintf("withdrawing node %q", n.ID), discovery.ValidateID(n.ID), r.readsAndWrites(key), func(ctx context.Context, s *session) error {
 		_, err := r.change(ctx, s, key, n, func(kv jetstream.KeyValue, last uint64) error {
 			err := kv.Delete(ctx, key, jetstream.LastRevision(last))
 			if err == nil {
@@ -234,13 +222,9 @@ func read(ctx context.Context, kv jetstream.KeyValue, key string) (n discovery.N
 
 // Record returns the node's record, the zero Node if there is none that can be read.
 func (r *Registry) Record(ctx context.Context, id string) (discovery.Node, error) {
-	what := fmt.Sprintf("reading the record of node %q", id)
-	if err := discovery.ValidateID(id); err != nil {
-		return discovery.Node{}, fmt.Errorf("%s: %w", what, err)
-	}
 	key := r.config.key(id)
 	var node discovery.Node
-	err := r.do(ctx, what, reads, func(ctx context.Context, s *session) error {
+	err := r.do(ctx, fmt.Sprintf("reading the record of node %q", id), discovery.ValidateID(id), reads, func(ctx context.Context, s *session) error {
 		kv, err := s.bucket(ctx)
 		if err != nil {
 			return err
@@ -265,8 +249,11 @@ func (r *Registry) writes(key string) []string {
 }
 
 // do runs f on the connection, for five seconds at most, and explains its error; see
-// session.do.
-func (r *Registry) do(ctx context.Context, what string, needs []string, f func(context.Context, *session) error) error {
+// session.do. What is invalid from the start is not tried.
+func (r *Registry) do(ctx context.Context, what string, invalid error, needs []string, f func(context.Context, *session) error) error {
+	if invalid != nil {
+		return fmt.Errorf("%s: %w", what, invalid)
+	}
 	bounded, cancel := context.WithTimeout(ctx, operationTimeout)
 	defer cancel()
 	s, err := r.connect(bounded)

@@ -82,7 +82,7 @@ type watch struct {
 func (r *Registry) begin(ctx context.Context) (*watch, error) {
 	w := &watch{ended: make(chan struct{}), foreign: newForeignKeys()}
 	started := time.Now()
-	err := r.do(ctx, r.watching(), feedNeeds(), func(ctx context.Context, s *session) (err error) {
+	err := r.do(ctx, r.watching(), nil, feedNeeds(), func(ctx context.Context, s *session) (err error) {
 		w.session, w.overrides = s, newOverridesWatcher(s)
 		w.feed, w.info, err = s.openWhole(ctx)
 		return err

@@ -1,6 +1,7 @@
 package redis
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"hash/fnv"
@@ -145,10 +146,7 @@ func (r *Registry) Overrides(ctx context.Context) (map[string]discovery.Override
 // SetOverride replaces the node's override. It returns the errors of
 // [Registry.Announce].
 func (r *Registry) SetOverride(ctx context.Context, id string, o discovery.Override) error {
-	err := o.Validate()
-	if err == nil {
-		err = discovery.ValidateID(id)
-	}
+	err := cmp.Or(o.Validate(), discovery.ValidateID(id))
 	if err == nil && !o.Until.IsZero() {
 		err = r.overrides.readClock(ctx)
 	}
