@@ -44,8 +44,10 @@ type Backend interface {
 	// the registrar connect, and retry. The logger outlives every config.
 	Open(log *slog.Logger) (discovery.Registry, error)
 
-	// Addresses returns where the registry is, as host:port; none if it is reached
-	// by other means than a network. No node may have its endpoint there.
+	// Addresses returns where the registry is, as host:port. No node may have its
+	// endpoint there; if all of it is on loopback, nodes may be on loopback, too. None if
+	// it is reached by other means than a network: then nodes are on loopback only where
+	// the source's allow names that.
 	Addresses() []string
 
 	// Common returns the options that every backend has. To embed Options is to

@@ -2,6 +2,7 @@ package filebackend
 
 import (
 	"errors"
+	"fmt"
 	"log/slog"
 	"strings"
 	"time"
@@ -62,12 +63,14 @@ func (f *File) Provision(ctx caddy.Context) error {
 	if err := f.Options.Provision(ctx); err != nil {
 		return err
 	}
-	url := strings.Join(f.URLs, " ")
-	if err := backend.ReplaceGlobals(&url); err != nil {
+	if len(f.URLs) != 1 {
+		return fmt.Errorf("have %d URLs, want one such as file:///run/fleet/nodes.json", len(f.URLs))
+	}
+	if err := backend.ReplaceGlobals(&f.URLs[0]); err != nil {
 		return err
 	}
 	var err error
-	if f.registry, err = Open(url, time.Duration(f.Poll)); err != nil {
+	if f.registry, err = Open(f.URLs[0], time.Duration(f.Poll)); err != nil {
 		return err
 	}
 	// Two spellings of one registry become equal.

@@ -77,6 +77,15 @@ func TestCaddyfileMistakes(t *testing.T) {
 	}
 }
 
+// TestOneURL holds that a registry is one file.
+func TestOneURL(t *testing.T) {
+	for _, urls := range [][]string{nil, {"file:///a", "file:///b"}, {"file:///a file:///b", ""}} {
+		if err := (&File{URLs: urls}).Provision(caddy.Context{}); err == nil || !strings.Contains(err.Error(), "want one such as") {
+			t.Errorf("%q: %v, want an error", urls, err)
+		}
+	}
+}
+
 // TestProxy holds that Caddy proxies to a node that a service lists in the file, and
 // lists itself there until it ends.
 func TestProxy(t *testing.T) {
