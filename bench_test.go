@@ -16,7 +16,6 @@ import (
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
 	"github.com/caddy-discovery/caddy-discovery/discovery/discoverytest"
-	"github.com/caddy-discovery/caddy-discovery/internal/picker"
 )
 
 // BenchmarkLookup is what a request costs here, before Caddy does its part with
@@ -35,6 +34,9 @@ func BenchmarkLookup(b *testing.B) {
 		{"round_robin", "", "round_robin", nil, 1},
 		{"round_robin-weighted", "", "round_robin", weighted, 1},
 		{"first", "", "first", nil, 1},
+		{"least_conn", "", "least_conn", nil, 1},
+		{"ip_hash", "", "ip_hash", nil, 1},
+		{"cookie", "", "cookie", nil, 1},
 		{"least_load", "", "least_load", nil, loadCandidates},
 		{"all", "", "somebodys", nil, 0},
 		{"pick", "pick 2", "random", nil, 2},
@@ -100,11 +102,7 @@ func BenchmarkPicker(b *testing.B) {
 				u := source(b, "registry memory "+strconv.Quote(b.Name())+"\nservice orders\n"+kind.options)
 				snapshot := u.directory.Snapshot()
 				b.ReportAllocs()
-				key := ""
-				if u.Pick != nil && u.Pick.Hash != "" {
-					key = "a"
-				}
-				choice := picker.Choice{Strategy: u.shortlist.strategy, Key: key}
+				choice := u.shortlist.choice(request())
 				for b.Loop() {
 					if u.builder.Build(snapshot, &u.pickers.Query).Pick(nil, choice, nil) == nil {
 						b.Fatal("nothing was picked")

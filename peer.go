@@ -36,6 +36,14 @@ func hostOf(e *discovery.Entry) *reverseproxy.Host {
 	return nil
 }
 
+// inFlight returns how many requests the node has from this process.
+func inFlight(e *discovery.Entry) int {
+	if host := hostOf(e); host != nil {
+		return host.NumRequests()
+	}
+	return 0
+}
+
 // noteHost remembers Caddy's state of the node's address. Caddy forgets an
 // address that no handler considered for an hour and makes another state for it
 // then, so that this is called with every upstream.

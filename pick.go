@@ -55,9 +55,6 @@ func (p *Pick) check(policy reverseproxy.Selector) error {
 // key returns the value of the request that decides about its nodes, "" if there
 // is none.
 func (p *Pick) key(r *http.Request) string {
-	if p == nil || p.Hash == "" {
-		return ""
-	}
 	repl, ok := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
 	if !ok {
 		return ""

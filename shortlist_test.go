@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -52,6 +53,14 @@ var builtIn = map[string]struct {
 	"round_robin":     {policy("round_robin"), 1, 2},
 	"first":           {policy("first"), 1, 2},
 	"least_load":      {leastLoad, loadCandidates, loadCandidates},
+	"least_conn":      {policy("least_conn"), 1, 2},
+	"ip_hash":         {policy("ip_hash"), 1, 2},
+	"uri_hash":        {policy("uri_hash"), 1, 2},
+	"cookie":          {policy("cookie"), 1, 2},
+	"header":          {policy("header", "field", "X-Key"), 1, 2},
+	"header in turn":  {policy("header", "field", "X-Key", "fallback", map[string]any{"policy": "round_robin"}), 1, 2},
+	"query, choose 3": {policy("query", "key", "key", "fallback", map[string]any{"policy": "random_choose", "choose": 3}), 3, 3},
+	"query, query":    {policy("query", "key", "key", "fallback", map[string]any{"policy": "query", "key": "other"}), 100, 100},
 	"somebody's":      {policy("somebodys"), 100, 100},
 }
 
@@ -94,7 +103,10 @@ func TestLookupAllocations(t *testing.T) {
 		if _, err := u.GetUpstreams(r); err != nil { // makes the picker, and what is known of the request
 			t.Fatal(err)
 		}
-		most := map[int]float64{1: 1, 2: 1, 3: 3, loadCandidates: 3, 100: 2}[test.want]
+		most := map[int]float64{1: 2, 2: 1, 3: 3, loadCandidates: 3, 100: 2}[test.want]
+		if strings.HasPrefix(what, "query") {
+			most += 3 // parsed queries, and room for what the key would find
+		}
 		if got := testing.AllocsPerRun(100, func() {
 			_, _ = u.GetUpstreams(r)
 			if a, _ := attemptsOf(r); a != nil {
@@ -124,6 +136,7 @@ func TestWeightsCountWithoutAnOption(t *testing.T) {
 		"random, passive checks": {"load_balancing", policy("random"), "health_checks", passive},
 		"random_choose":          {"load_balancing", policy("random_choose")},
 		"round_robin":            {"load_balancing", policy("round_robin")},
+		"least_conn":             {"load_balancing", policy("least_conn")},
 		"round_robin, passive":   {"load_balancing", policy("round_robin"), "health_checks", passive},
 	} {
 		u := source(t, "registry memory "+name, options...)
@@ -150,7 +163,7 @@ func TestWeightsCountWithoutAnOption(t *testing.T) {
 
 // TestSlowStartNeedsNoOption has a new node get less at first, under plain policies.
 func TestSlowStartNeedsNoOption(t *testing.T) {
-	for _, name := range []string{"random", "random_choose", "round_robin", "least_load"} {
+	for _, name := range []string{"random", "random_choose", "round_robin", "least_conn", "least_load"} {
 		t.Run(name, func(t *testing.T) {
 			registry, m := newMemory(t)
 			list(t, m, "a", "http://"+at("a"))
@@ -188,7 +201,7 @@ func TestEachOfEqualNodesHasOneTurnInARound(t *testing.T) {
 // as if they were one's, and in a chain keep the order of the sources.
 func TestUnderMultiPoliciesSeeAllSources(t *testing.T) {
 	name := hundred(t)
-	for what, want := range map[string]int{"random": 100, "round_robin": 100, "random_choose": 100, "least_conn": 100, "first": 1} {
+	for what, want := range map[string]int{"random": 100, "round_robin": 100, "random_choose": 100, "least_conn": 100, "first": 1, "ip_hash": 1, "cookie": 100} {
 		handler := provisionHandler(t, map[string]any{
 			"load_balancing": policy(what),
 			"dynamic_upstreams": map[string]any{"source": "multi", "sources": []any{

@@ -37,9 +37,9 @@ const (
 // in use.
 //
 // Nodes that are draining, in maintenance or have weight 0 get no new requests. Under the
-// policies random, random_choose, round_robin and least_load the others get requests by
-// their weights. A request costs the same in a fleet of any size under these and under
-// first, because the source returns only the nodes that the policy is to choose among.
+// policies random, random_choose, round_robin, least_conn and least_load the others get
+// requests by their weights. Whatever policy of Caddy's the handler has, the source returns
+// only the nodes that it would choose of all, because each one more costs Caddy a lock.
 // Nodes with the role "proxy" are left out unless service or where asks for
 // something, and this very process is always left out, so that proxies that list
 // themselves do not proxy to each other in a circle. A request that has come through
@@ -116,7 +116,7 @@ type Upstreams struct {
 
 	// How long a new node takes to get its full share of the requests, beginning
 	// with a tenth of it. It needs a policy that knows shares (random,
-	// random_choose, round_robin, least_load) or pick. Nodes that were there when
+	// random_choose, round_robin, least_conn, least_load) or pick. Nodes that were there when
 	// this proxy first saw the registry are not new. Default: no time
 	SlowStart caddy.Duration `json:"slow_start,omitempty"`
 
@@ -325,7 +325,7 @@ func (u *Upstreams) passive() *reverseproxy.PassiveHealthChecks {
 }
 
 // track has the wrapper note what requests have been through if anything needs that:
-// retries, least_load, the passive health checks of candidates that are few, or
+// retries, least_load, least_conn, the passive health checks of candidates that are few, or
 // placeholders of the chosen node.
 func (u *Upstreams) track(w *policyWrapper, nodes bool) {
 	lb := u.handler.LoadBalancing
@@ -334,9 +334,10 @@ func (u *Upstreams) track(w *policyWrapper, nodes bool) {
 	if passive {
 		u.builder.Unavailable = passiveChecks{u.passive()}.unavailable
 	}
-	if passive || nodes || byLoad || lb.Retries > 0 || lb.TryDuration > 0 {
+	counts := u.shortlist.counts
+	if passive || nodes || counts || byLoad || lb.Retries > 0 || lb.TryDuration > 0 {
 		u.wrapper, w.tracks = w, true
-		w.hosts = w.hosts || passive
+		w.hosts = w.hosts || passive || counts
 		w.nodes = w.nodes || nodes
 	}
 }
@@ -367,7 +368,8 @@ func (u *Upstreams) provisionPickers() {
 	b.Own, b.Denied = announcedHere, u.denied
 	b.Subset, b.ProxyID = u.Subset, u.ProxyID
 	b.Random, b.SlowStart = rand.Uint64, time.Duration(u.SlowStart)
-	b.Strategy = u.shortlist.strategy
+	b.Strategy, b.TLS, b.Token = u.shortlist.strategy, u.https, u.shortlist.token
+	b.InFlight = inFlight
 }
 
 // provisionChecks has the nodes checked that the source wants.
@@ -431,7 +433,7 @@ func (u *Upstreams) GetUpstreams(r *http.Request) ([]*reverseproxy.Upstream, err
 		}
 	}
 	var l lookup
-	nodes := p.Pick(tried, picker.Choice{Strategy: u.shortlist.strategy, Key: u.Pick.key(r)}, l.room(u.shortlist.size))
+	nodes := p.Pick(tried, u.shortlist.choice(r), l.room(u.shortlist.size))
 	upstreams := u.upstreams(nodes, tried, &l)
 	if a != nil {
 		a.returned(nodes, upstreams)

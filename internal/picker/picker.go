@@ -8,8 +8,8 @@
 //  2. The others become tiers by the preferences of the query.
 //  3. With a subset each tier keeps the nodes that belong to this proxy (subset.go).
 //  4. What the [Strategy] asks of a tier is derived: an alias table to draw from by
-//     weight (alias.go), a rotation in which nodes take turns (rotation.go), or a ring
-//     to find the owners of a key (ring.go).
+//     weight (alias.go), a rotation in which nodes take turns (rotation.go), a ring
+//     to find the owners of a key (ring.go), and the like.
 //
 // A [Cache] keeps the pickers of the newest snapshot. For each attempt a request asks
 // its picker for nodes with [Picker.Pick].
@@ -40,6 +40,13 @@ type Builder struct {
 	// ProxyID decides which nodes those are.
 	ProxyID string
 
+	// TLS says that nodes are dialled by the names of their endpoints.
+	TLS bool
+	// InFlight returns how many requests a node has from this process. It is for
+	// LeastBusy.
+	InFlight func(*discovery.Entry) int
+	// Token returns that of the sessions of an address. It is for Session.
+	Token func(address string) string
 	// Unavailable reports whether Caddy would not send the node a request now: because
 	// it serves as many as it may, or, unless lenient, has failed lately. Nil: it would.
 	Unavailable func(e *discovery.Entry, lenient bool) bool
@@ -168,7 +175,7 @@ func (p *Picker) Pick(tried *AddressSet, c Choice, into []*discovery.Entry) []*d
 	return c.Strategy.pick(p.tiers[0], attempt{Choice: c, builder: p.builder}, into)
 }
 
-// inherit gives the tiers the rings and rotations of those that they replace, to derive
+// inherit gives the tiers the rings and the like of those that they replace, to derive
 // theirs from.
 func (p *Picker) inherit(last *Picker) {
 	for _, t := range p.tiers {
@@ -176,6 +183,7 @@ func (p *Picker) inherit(last *Picker) {
 			if old.rank == t.rank {
 				t.ring.Store(old.ring.Load())
 				t.rotation.Store(old.rotation.Load())
+				t.session.Store(old.session.Load())
 			}
 		}
 	}

@@ -24,6 +24,8 @@ type Choice struct {
 	// Key is a value of the request. The strategies that know keys choose the same nodes
 	// for it each time, in the same order.
 	Key string
+	// Else is the choice where a Session has no node.
+	Else *Choice
 }
 
 // All is the strategy of who chooses among all nodes, sorted by id.

@@ -25,6 +25,11 @@ type tier struct {
 	ring         atomic.Pointer[ring]
 	rotationOnce sync.Once
 	rotation     atomic.Pointer[rotation]
+	sessionOnce  sync.Once
+	session      atomic.Pointer[sessions]
+
+	addressOnce sync.Once
+	addressList *addressList
 }
 
 // An attempt is one try of one request, which decides which nodes can serve it.
@@ -102,25 +107,19 @@ func (t *tier) all(a *attempt) []*discovery.Entry {
 // drawn by weight, one after the other and without replacement. The time it takes
 // does not depend on the size of the tier, unless hardly any node can serve.
 func (t *tier) draw(n int, a *attempt, into []*discovery.Entry) []*discovery.Entry {
-	table, size, random := t.weights(), uint64(len(t.nodes)), a.builder.Random
+	table := t.weights()
 	n = min(n, len(t.nodes))
 	// Nodes that were drawn already, that cannot serve, or that are to get less
 	// than their share for some time, are drawn and put back: the odds among the
 	// others remain what they are.
 	for tries := 16 + 8*n; len(into) < n && tries > 0; tries-- {
-		x := random()
-		i := (x >> 32) * size >> 32
-		if table != nil {
-			if slot := table[i]; uint32(x) > slot.keep {
-				i = uint64(slot.other)
-			}
-		}
+		i := t.drawOne(table, a)
 		e := t.nodes[i]
 		if slices.Contains(into, e) || a.yields(e) {
 			continue
 		}
 		if a.selective() && !a.canServe(e) {
-			if e = t.standIn(int(i), a, nil); e == nil || slices.Contains(into, e) {
+			if e = t.standIn(i, a, nil); e == nil || slices.Contains(into, e) {
 				continue
 			}
 		}
@@ -130,6 +129,18 @@ func (t *tier) draw(n int, a *attempt, into []*discovery.Entry) []*discovery.Ent
 		into = t.drawRest(n, a, into)
 	}
 	return into
+}
+
+// drawOne draws an index by weight.
+func (t *tier) drawOne(table aliasTable, a *attempt) int {
+	x := a.builder.Random()
+	i := (x >> 32) * uint64(len(t.nodes)) >> 32
+	if table != nil {
+		if slot := table[i]; uint32(x) > slot.keep {
+			i = uint64(slot.other)
+		}
+	}
+	return int(i)
 }
 
 // drawRest completes a draw by a look at every node, when most draws are in vain:
