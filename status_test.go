@@ -284,8 +284,8 @@ func TestStatusPageFollowsTheFleet(t *testing.T) {
 	m.Put("c", fmt.Appendf(nil, record, 0.1))
 	s.next("nodes")
 	m.Put("c", fmt.Appendf(nil, record, 0.5))
-	if want = s.next("vitals"); !strings.Contains(want, `"id":"c","load":0.5`) {
-		t.Errorf("vitals: %s", want)
+	if want = s.next("liveness"); !strings.Contains(want, `"id":"c","load":0.5`) {
+		t.Errorf("liveness: %s", want)
 	}
 }
 

@@ -21,10 +21,10 @@ const (
 	// streamWriteTimeout is how long a reader may take for what is sent to him before
 	// he counts as gone.
 	streamWriteTimeout = 10 * time.Second
-	// vitalsInterval is how often the page is told of heartbeats, changeInterval at
+	// livenessInterval is how often the page is told of heartbeats, changeInterval at
 	// most how often of changes.
-	vitalsInterval = time.Second
-	changeInterval = 50 * time.Millisecond
+	livenessInterval = time.Second
+	changeInterval   = 50 * time.Millisecond
 	// nodesAtOnce is how many nodes one event carries, journalAtFirst how many entries
 	// of the journals a new reader gets.
 	nodesAtOnce    = 500
@@ -88,7 +88,7 @@ func (w *eventWriter) flush() bool {
 //	nodes       these are new, or their records are
 //	gone        these are not there any more
 //	rejected    all rejected records of a registry
-//	vitals      heartbeats, and changes of health
+//	liveness    heartbeats, and changes of health
 //	journal     more of it
 //	ready       that was all there is for now
 //
@@ -104,19 +104,19 @@ type followedDirectory struct {
 	snapshot   *discovery.Snapshot
 	rejections []discovery.Rejection
 	number     uint64 // of the last change of the journal
-	vitals     map[*discovery.Entry]vitalSigns
+	shown      map[*discovery.Entry]liveness
 }
 
-// vitalSigns is what a heartbeat or a health check changes.
-type vitalSigns struct {
+// liveness is what a heartbeat or a health check changes.
+type liveness struct {
 	heard         time.Time
 	load          float64
 	state, reason string
 }
 
-func vitalSignsOf(e *discovery.Entry, sources []view.Source) vitalSigns {
+func livenessOf(e *discovery.Entry, sources []view.Source) liveness {
 	state, reason := view.StateOf(e, sources)
-	return vitalSigns{e.LastHeard(), e.Load(), state, reason}
+	return liveness{e.LastHeard(), e.Load(), state, reason}
 }
 
 type statusNode struct {
@@ -126,7 +126,7 @@ type statusNode struct {
 	view.Node
 }
 
-type statusVitals struct {
+type statusLiveness struct {
 	Directory int             `json:"r"`
 	ID        string          `json:"id"`
 	Load      float64         `json:"load"`
@@ -151,7 +151,7 @@ func (s *statusStream) run(ended, stopping <-chan struct{}) {
 		return
 	}
 	s.send("ready", struct{}{})
-	tick := time.NewTicker(vitalsInterval)
+	tick := time.NewTicker(livenessInterval)
 	defer tick.Stop()
 	pause := time.NewTimer(0)
 	defer pause.Stop()
@@ -170,7 +170,7 @@ func (s *statusStream) run(ended, stopping <-chan struct{}) {
 		}
 		if ticked {
 			s.sendRegistries()
-			s.sendVitals()
+			s.sendLiveness()
 		}
 		if !s.sendChanges() {
 			return
@@ -203,7 +203,7 @@ func (s *statusStream) follow(directories []*sharedDirectory) {
 	for _, d := range directories {
 		last[d] = d.Journal().Last()
 		s.followed = append(s.followed, &followedDirectory{
-			sharedDirectory: d, snapshot: new(discovery.Snapshot), number: last[d], vitals: make(map[*discovery.Entry]vitalSigns),
+			sharedDirectory: d, snapshot: new(discovery.Snapshot), number: last[d], shown: make(map[*discovery.Entry]liveness),
 		})
 	}
 	s.sendRegistries()
@@ -269,14 +269,14 @@ func (s *statusStream) sendDifference(i int, d *followedDirectory, next *discove
 	name := d.name()
 	for was, is := range differences(d.snapshot.Nodes(), next.Nodes()) {
 		if was != nil {
-			delete(d.vitals, was)
+			delete(d.shown, was)
 		}
 		if is == nil {
 			gone = append(gone, statusGone{i, was.Node.ID})
 			continue
 		}
 		nodes = append(nodes, statusNode{i, view.Seconds(is.LeaseEnd().Sub(is.LastHeard())), is.Weight(), view.OfNode(name, is, sources)})
-		d.vitals[is] = vitalSignsOf(is, sources)
+		d.shown[is] = livenessOf(is, sources)
 		if len(nodes) == nodesAtOnce {
 			s.send("nodes", nodes)
 			nodes = nodes[:0]
@@ -319,23 +319,23 @@ func differences(was, is []*discovery.Entry) iter.Seq2[*discovery.Entry, *discov
 	}
 }
 
-// sendVitals sends which nodes were heard since, or are in another state.
-func (s *statusStream) sendVitals() {
-	var vitals []statusVitals
+// sendLiveness sends which nodes were heard since, or are in another state.
+func (s *statusStream) sendLiveness() {
+	var changed []statusLiveness
 	for i, d := range s.followed {
 		of := d.namedSources()
 		for _, e := range d.snapshot.Nodes() {
-			signs := vitalSignsOf(e, of)
-			if signs == d.vitals[e] {
+			now := livenessOf(e, of)
+			if now == d.shown[e] {
 				continue
 			}
-			d.vitals[e] = signs
+			d.shown[e] = now
 			v := view.OfNode("", e, of)
-			vitals = append(vitals, statusVitals{i, v.ID, v.Load, v.LeaseLeft, v.State, v.Reason, v.Sources})
+			changed = append(changed, statusLiveness{i, v.ID, v.Load, v.LeaseLeft, v.State, v.Reason, v.Sources})
 		}
 	}
-	if len(vitals) > 0 {
-		s.send("vitals", vitals)
+	if len(changed) > 0 {
+		s.send("liveness", changed)
 	}
 }
 

@@ -10,9 +10,9 @@ import (
 
 func words(s string) []string { return strings.Fields(s) }
 
-// obstacle is what the rules say of an endpoint; host names stand for the
+// check is what the rules say of an endpoint; host names stand for the
 // addresses behind them.
-func obstacle(t *testing.T, r *Rules, endpoint, resolved string, registry ...netip.AddrPort) string {
+func check(t *testing.T, r *Rules, endpoint, resolved string, registry ...netip.AddrPort) string {
 	t.Helper()
 	parsed, err := ParseEndpoint(endpoint)
 	if err != nil {
@@ -179,7 +179,7 @@ func TestRules(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if got := obstacle(t, r, test.endpoint, test.resolved, registry...); got != test.want {
+			if got := check(t, r, test.endpoint, test.resolved, registry...); got != test.want {
 				t.Errorf("%q, want %q", got, test.want)
 			}
 		})

@@ -190,9 +190,9 @@ var faults = []fault{
 		})
 		l := steady(rig.t, url, pace)
 		for i := range 6 {
-			beaten := rig.heartbeats()
+			before := rig.heartbeats()
 			rig.proxy.reload(strings.Replace(rig.options(), rig.block(rig.link.address()), with(rig.block(rig.link.address()), fmt.Sprintf("ttl %ds", 60+i)), 1), rig.sites())
-			eventually(rig.t, "it is announced", func() bool { return rig.heartbeats() > beaten })
+			eventually(rig.t, "it is announced", func() bool { return rig.heartbeats() > before })
 		}
 		rig.proxy.reload(rig.options(), rig.sites())
 		pauseFor(outage)
@@ -327,7 +327,7 @@ func (rig *testRig) run(f fault) result {
 	served := 0
 	eventually(t, "the load runs", func() bool { served = l.served(); return served > 20 })
 	f.do(rig)
-	over, beaten := time.Now(), rig.heartbeats()
+	over, before := time.Now(), rig.heartbeats()
 
 	joined := newService(t, "orders-new")
 	rig.mu.Lock()
@@ -358,7 +358,7 @@ func (rig *testRig) run(f fault) result {
 		}
 		slices.Sort(listed)
 		listed = slices.Compact(listed)
-		if found.listed == 0 && slices.Contains(listed, ownID) && rig.heartbeats() > beaten {
+		if found.listed == 0 && slices.Contains(listed, ownID) && rig.heartbeats() > before {
 			found.listed = time.Since(over)
 		}
 		nodes := rig.nodes()

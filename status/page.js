@@ -73,7 +73,7 @@
     return row;
   }
 
-  function vitals(n, row, now) {
+  function showLiveness(n, row, now) {
     if (n.state === "rejected") return;
     const left = Math.max(n.ends - now, 0);
     const bar = row.querySelector("progress"), text = bar.nextSibling;
@@ -103,7 +103,7 @@
         head.append(title); body.append(head);
       }
       const row = rows.get(n.key) || rowOf(n);
-      vitals(n, row, now);
+      showLiveness(n, row, now);
       kept.set(n.key, row); body.append(row);
     }
     rows = kept;
@@ -162,7 +162,7 @@
     for (const n of m.nodes) upsert(n);
     draw();
   });
-  on("vitals", (list) => {
+  on("liveness", (list) => {
     const now = seconds();
     for (const v of list) {
       const n = nodes.get(keyOf(v.r, v.id, false));
@@ -174,7 +174,7 @@
       }
       n.load = v.load; n.ends = now + v.lease_left;
       const row = rows.get(n.key);
-      if (row) vitals(n, row, now);
+      if (row) showLiveness(n, row, now);
     }
   });
   on("registries", (list) => {
@@ -186,7 +186,7 @@
   on("ready", () => { first = false; draw(); });
   stream.onerror = () => live("connection lost, retrying");
 
-  setInterval(() => { const now = seconds(); for (const [key, row] of rows) { const n = nodes.get(key); if (n) vitals(n, row, now); } }, 1000);
+  setInterval(() => { const now = seconds(); for (const [key, row] of rows) { const n = nodes.get(key); if (n) showLiveness(n, row, now); } }, 1000);
 
   // ---- what the reader does
   for (const s of ["up", "draining", "maintenance", "unhealthy", "held", "restored", "rejected"]) byId("state").append(element("option", "", s));
