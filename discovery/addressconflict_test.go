@@ -130,3 +130,27 @@ func TestAddressOfRestoredNodeTaken(t *testing.T) {
 		})
 	}
 }
+
+// A listing that shows another node at an address first says nothing of the one that is
+// there as well, and is listed next.
+func TestAddressInAListing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newScripted()
+		d := follow(t, w, discovery.Options{})
+		s := <-w.streams
+		s.put("", 1, atEndpoint(newNode("old"), "http://10.0.0.1:80"))
+		s.sync(discovery.Listing{Revision: 1})
+		synctest.Wait()
+		time.Sleep(time.Second)
+		s.end <- discovery.ErrBroken
+		s = <-w.streams
+		s.put("", 2, atEndpoint(newNode("new", "service", "pay"), "http://10.0.0.1:80"))
+		s.put("", 3, atEndpoint(newNode("old"), "http://10.0.0.1:80"))
+		s.sync(discovery.Listing{Revision: 3})
+		time.Sleep(coalesced)
+		expect(t, d, "new old", "both are listed")
+		if changes, _ := d.Journal().Counts(); changes[discovery.ChangeLapsed] > 0 {
+			t.Errorf("changes %v, want that nobody lapsed", changes)
+		}
+	})
+}

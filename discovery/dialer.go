@@ -155,6 +155,10 @@ func (d *dialer) reach(ctx context.Context, e *Entry) (netip.Addr, error) {
 // the connection out may pass, and else stands for requests as well: it counts for
 // nothing a few times in a row only, of which times is the number.
 func inconclusive(err error, times *int) bool {
+	if err == nil {
+		*times = 0
+		return false
+	}
 	is := func(other error) bool { return errors.Is(err, other) }
 	if is(syscall.EACCES) || is(syscall.EPERM) {
 		*times++

@@ -92,10 +92,7 @@ func (l *loop) probeSuspect(t *tracked) {
 	t.probe = l.prober.ask(func() *Entry { return t.entry }, func(a answer) {
 		t.probe = nil
 		switch {
-		case inconclusive(a.err, &t.forbidden):
-			l.hold(t)
-		case a.err == nil:
-			t.forbidden = 0
+		case inconclusive(a.err, &t.forbidden), a.err == nil:
 			l.hold(t)
 		case !l.watch.listed:
 			// The registry was lost meanwhile, maybe because this machine's network

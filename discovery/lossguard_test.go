@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -133,6 +134,30 @@ func TestBurstOfExpiriesIsOneMassLapse(t *testing.T) {
 		if nodes, held := d.Status().Nodes, inState(d, discovery.StateHeld); held != 100 || nodes != 100 {
 			t.Errorf("%d nodes, %d held", nodes, held)
 		}
+	})
+}
+
+// A node whose record ran out and is there again in the same burst has not lapsed.
+func TestExpiredAndHeardInOneBurst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var busy sync.Mutex
+		w := newScripted()
+		d := follow(t, w, discovery.Options{Permit: func(*discovery.Entry) bool {
+			busy.Lock()
+			defer busy.Unlock()
+			return true
+		}})
+		s := <-w.streams
+		s.put("ka", 1, newNode("a"))
+		s.put("kb", 2, newNode("b"))
+		s.sync(discovery.Listing{})
+		synctest.Wait()
+		busy.Lock()
+		s.put("kc", 3, newNode("c")) // the loop waits with that
+		s.emit(discovery.Event{Type: discovery.Expired, ID: "a", Key: "ka", Revision: 4})
+		s.put("ka", 5, newNode("a"))
+		busy.Unlock()
+		expect(t, d, "a b c", "heard again")
 	})
 }
 
@@ -594,6 +619,29 @@ func TestHoldForWantOfAnAnswer(t *testing.T) {
 			})
 		})
 	}
+}
+
+// What this machine does not let out counts anew once a node has accepted a connection.
+func TestForbiddenProbesCountInARow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		nodes := fleet(3)
+		n := newNetwork()
+		n.err = &net.OpError{Op: "dial", Err: syscall.EACCES}
+		m := discoverytest.NewMemory()
+		write(m, nodes...)
+		d := follow(t, m.Open(), discovery.Options{Probe: n.probe})
+		const held = "n0:held n1:held n2:held"
+		time.Sleep(3*discovery.DefaultTTL + coalesced)
+		expectStates(t, d, held, "forbidden three times")
+		n.set(true, nodes...)
+		time.Sleep(discovery.DefaultTTL)
+		expectStates(t, d, held, "they accept")
+		n.set(false, nodes...)
+		time.Sleep(3 * discovery.DefaultTTL)
+		expectStates(t, d, held, "forbidden three times more")
+		time.Sleep(discovery.DefaultTTL)
+		expectStates(t, d, "", "and once more")
+	})
 }
 
 // A proxy may start in the middle of a mass lapse, or after it.

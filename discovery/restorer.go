@@ -108,7 +108,7 @@ func (r *restorer) answered(n *restorable, a answer) {
 	if len(a.addresses) > 0 {
 		n.entry = n.entry.at(a.addresses)
 	}
-	id := n.entry.Node.ID
+	id, unclear := n.entry.Node.ID, inconclusive(a.err, &n.forbidden)
 	switch {
 	case a.err == nil && !n.inUse:
 		n.inUse = true
@@ -118,7 +118,7 @@ func (r *restorer) answered(n *restorable, a answer) {
 			Type: ChangeRestored, ID: id, Entry: n.entry,
 			Reason: "it was listed before, the registry cannot be listed yet, and it accepts connections",
 		})
-	case a.err != nil && n.inUse && !inconclusive(a.err, &n.forbidden):
+	case a.err != nil && n.inUse && !unclear:
 		n.inUse = false
 		r.show(id, nil)
 	}

@@ -15,16 +15,17 @@ import (
 type restoring struct {
 	*restorer
 	up      map[string]bool // by address
+	refusal error           // what those say that are not
 	dialled []string
 	shown   map[string]*Entry
 }
 
 func newRestoring() *restoring {
-	r := &restoring{up: make(map[string]bool), shown: make(map[string]*Entry)}
+	r := &restoring{up: make(map[string]bool), refusal: syscall.ECONNREFUSED, shown: make(map[string]*Entry)}
 	p := newProber(newDialer(Options{Probe: func(_ context.Context, address string) error {
 		r.dialled = append(r.dialled, address)
 		if !r.up[address] {
-			return syscall.ECONNREFUSED
+			return r.refusal
 		}
 		return nil
 	}}))
@@ -100,6 +101,36 @@ func TestRestorerUsesWhatAccepts(t *testing.T) {
 		r.pass(t, 10*DefaultTTL)
 		if len(r.dialled) != before || r.begin() {
 			t.Error("it goes on after its end")
+		}
+	})
+}
+
+// A node in use that this machine may not dial stays for a few times in a row.
+func TestRestorerKeepsWhoCannotBeDialled(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRestoring()
+		r.wanted, r.refusal = true, syscall.EACCES
+		for _, address := range []string{"10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80"} {
+			r.up[address] = true
+		}
+		r.begin()
+		r.pass(t, time.Second)
+		const all = "a:restored b:restored c:restored"
+		for _, round := range []struct {
+			up     bool
+			leases time.Duration
+			want   string
+		}{
+			{false, maxForbidden, all},
+			{true, 1, all},
+			{false, maxForbidden, all},
+			{false, 1, ""},
+		} {
+			for address := range r.up {
+				r.up[address] = round.up
+			}
+			r.pass(t, round.leases*DefaultTTL)
+			r.expect(t, round.want, fmt.Sprintf("%+v", round))
 		}
 	})
 }
