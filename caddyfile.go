@@ -1,6 +1,7 @@
 package caddydiscovery
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -244,17 +245,13 @@ func metadata(to *map[string]string) caddyblock.Option {
 
 // checkLiterals is what Provision checks of the source itself.
 func (u *Upstreams) checkLiterals() error {
-	if u.ProxyID == "" {
-		u.ProxyID = "1" // the default is made where it is needed
-	}
+	u.ProxyID = cmp.Or(u.ProxyID, "1") // the default is made where it is needed
 	return u.checkOptions()
 }
 
 // checkLiterals is what Provision checks of the node itself.
 func (n *ProxyNode) checkLiterals() error {
-	if n.NodeID == "" {
-		n.NodeID = "1"
-	}
+	n.NodeID = cmp.Or(n.NodeID, "1")
 	if err := n.complete(); err != nil {
 		return err
 	}

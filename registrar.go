@@ -143,10 +143,11 @@ func (n *ProxyNode) provision(ctx caddy.Context) error {
 // complete expands placeholders and completes the options that depend on nothing
 // else, or refuses them.
 func (n *ProxyNode) complete() error {
-	if err := backend.ReplaceGlobals(&n.NodeID, &n.Endpoint, &n.HealthURL); err != nil {
-		return err
-	}
-	if err := cmp.Or(caddyblock.CheckDuration("heartbeat", n.Heartbeat), caddyblock.CheckDuration("ttl", n.TTL)); err != nil {
+	if err := cmp.Or(
+		backend.ReplaceGlobals(&n.NodeID, &n.Endpoint, &n.HealthURL),
+		caddyblock.CheckDuration("heartbeat", n.Heartbeat),
+		caddyblock.CheckDuration("ttl", n.TTL),
+	); err != nil {
 		return err
 	}
 	n.Heartbeat = cmp.Or(n.Heartbeat, caddy.Duration(discovery.DefaultHeartbeat))
@@ -178,15 +179,11 @@ func (n *ProxyNode) complete() error {
 func (n *ProxyNode) checkNode() error {
 	// A stand-in endpoint lets everything else be checked now, although the
 	// default one is found out only when the config runs.
-	endpoint := n.Endpoint
-	if endpoint == "" {
-		endpoint = "http://127.0.0.1:80"
-	}
-	parsed, err := discovery.ParseEndpoint(endpoint)
+	endpoint, err := discovery.ParseEndpoint(cmp.Or(n.Endpoint, "http://127.0.0.1:80"))
 	if err != nil {
 		return err
 	}
-	return n.options().Validate(n.node(parsed))
+	return n.options().Validate(n.node(endpoint))
 }
 
 func (n *ProxyNode) node(endpoint discovery.Endpoint) discovery.Node {

@@ -7,6 +7,7 @@
 package backend
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
@@ -94,15 +95,9 @@ func (o *Options) Provision(caddy.Context) error {
 	if err := caddyblock.CheckDuration("ttl", o.TTL); err != nil {
 		return err
 	}
-	if o.TTL == 0 {
-		o.TTL = caddy.Duration(discovery.DefaultTTL)
-	}
-	if o.WarmStart == nil {
-		o.WarmStart = new(true)
-	}
-	if o.LossGuard == nil {
-		o.LossGuard = new(discovery.DefaultLossGuard)
-	}
+	o.TTL = cmp.Or(o.TTL, caddy.Duration(discovery.DefaultTTL))
+	o.WarmStart = cmp.Or(o.WarmStart, new(true))
+	o.LossGuard = cmp.Or(o.LossGuard, new(discovery.DefaultLossGuard))
 	if *o.LossGuard < 0 || *o.LossGuard > 100 {
 		return fmt.Errorf("loss_guard: invalid percentage %d, want 1 to 100, or 0 for none", *o.LossGuard)
 	}

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"net/url"
+	"slices"
 	"strings"
 )
 
@@ -47,12 +48,8 @@ func publicName(b Backend) (string, error) {
 
 // isSecret reports whether a setting of this name may be, or lead to, a secret.
 func isSecret(name string) bool {
-	for _, word := range []string{"pass", "token", "secret", "cred", "nkey", "key_file", "tls_", "user", "auth"} {
-		if strings.Contains(strings.ToLower(name), word) {
-			return true
-		}
-	}
-	return false
+	words := []string{"pass", "token", "secret", "cred", "nkey", "key_file", "tls_", "user", "auth"}
+	return slices.ContainsFunc(words, func(word string) bool { return strings.Contains(strings.ToLower(name), word) })
 }
 
 func withoutUserInfo(value any) any {

@@ -1,6 +1,7 @@
 package discovery
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"net/netip"
@@ -139,12 +140,8 @@ func NewDirectory(w Watcher, o Options) *Directory {
 	if o.TTL <= 0 {
 		o.TTL = DefaultTTL
 	}
-	if o.LossGuard == nil {
-		o.LossGuard = new(DefaultLossGuard)
-	}
-	if o.Logger == nil {
-		o.Logger = slog.New(slog.DiscardHandler)
-	}
+	o.LossGuard = cmp.Or(o.LossGuard, new(DefaultLossGuard))
+	o.Logger = cmp.Or(o.Logger, slog.New(slog.DiscardHandler))
 	d := &Directory{
 		watcher:  w,
 		options:  o,

@@ -225,9 +225,7 @@ func (l *loop) takeOut(t *tracked) {
 
 // reject takes in a record that cannot be accepted.
 func (l *loop) reject(e *Event, err error) {
-	if err == nil {
-		err = Invalidf(FaultRecord, "record: the backend gave no reason")
-	}
+	err = cmp.Or(err, Invalidf(FaultRecord, "record: the backend gave no reason"))
 	record := e.record()
 	t, final := l.table.byRecord[record], errors.Is(err, ErrForbidden)
 	if final {

@@ -69,15 +69,11 @@ type RegistrarOptions struct {
 func (o RegistrarOptions) withDefaults() RegistrarOptions {
 	o.Heartbeat = cmp.Or(o.Heartbeat, DefaultHeartbeat)
 	o.TTL = cmp.Or(o.TTL, 3*o.Heartbeat)
-	if o.Drain == nil {
-		o.Drain = new(DefaultDrain)
-	}
+	o.Drain = cmp.Or(o.Drain, new(DefaultDrain))
 	if o.OnHeartbeat == nil {
 		o.OnHeartbeat = func(error) {}
 	}
-	if o.Logger == nil {
-		o.Logger = slog.New(slog.DiscardHandler)
-	}
+	o.Logger = cmp.Or(o.Logger, slog.New(slog.DiscardHandler))
 	return o
 }
 
@@ -197,11 +193,7 @@ func (r *Registrar) current() (Node, RegistrarOptions) {
 // less often; see [RegistrarOptions].OnHeartbeat and Logger.
 func (r *Registrar) Run(ctx context.Context) error {
 	s := &r.standing
-	s.retry = &backoff.ExponentialBackOff{
-		InitialInterval: firstRetry, MaxInterval: lastRetry,
-		Multiplier: 2, RandomizationFactor: 0.5,
-	}
-	s.retry.Reset()
+	s.retry = newBackOff()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {

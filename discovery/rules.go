@@ -1,6 +1,7 @@
 package discovery
 
 import (
+	"cmp"
 	"fmt"
 	"net"
 	"net/netip"
@@ -135,22 +136,22 @@ func (p *embedded4) reach(bits int) int {
 	return p.at + bits
 }
 
-// eachEmbedded calls f with each place of the address at which an IPv4 address may
-// stand, until it returns false.
-func eachEmbedded(addr netip.Addr, f func(p *embedded4) bool) {
+// placesOf returns the places of the address at which an IPv4 address may stand.
+func placesOf(addr netip.Addr) (places []*embedded4) {
 	if !addr.Is6() || addr == netip.IPv6Unspecified() || addr == netip.IPv6Loopback() {
-		return
+		return nil
 	}
 	for i := range embeddings {
-		if embeddings[i].prefix.Contains(addr) && !f(&embeddings[i]) {
-			return
+		if embeddings[i].prefix.Contains(addr) {
+			places = append(places, &embeddings[i])
 		}
 	}
 	bytes := addr.As16()
 	// The first byte has the bits that say whether it is unique and whether a group.
 	if bytes[8]&^0x03 == 0 && bytes[9] == 0 && bytes[10] == 0x5e && bytes[11] == 0xfe {
-		f(&isatap)
+		places = append(places, &isatap)
 	}
+	return places
 }
 
 var privateRanges = []netip.Prefix{
@@ -170,11 +171,8 @@ var privateRanges = []netip.Prefix{
 // single address, LocalPorts on this machine, Listeners and the registry itself. The
 // error wraps [ErrInvalid].
 func NewRules(a Access) (*Rules, error) {
-	r := &Rules{loopback: a.Loopback, localPorts: a.LocalPorts}
+	r := &Rules{loopback: a.Loopback, localPorts: a.LocalPorts, listeners: make(map[uint16][]netip.Addr)}
 	for _, l := range a.Listeners {
-		if r.listeners == nil {
-			r.listeners = make(map[uint16][]netip.Addr)
-		}
 		r.listeners[l.Port()] = append(r.listeners[l.Port()], l.Addr().Unmap().WithZone(""))
 	}
 	var err error
@@ -265,12 +263,8 @@ func (p *patterns) contains(addr netip.Addr) (string, bool) {
 			return prefix.String(), true
 		}
 	}
-	if p.private {
-		for _, prefix := range privateRanges {
-			if prefix.Contains(addr) {
-				return PrivateRanges, true
-			}
-		}
+	if p.private && slices.ContainsFunc(privateRanges, func(prefix netip.Prefix) bool { return prefix.Contains(addr) }) {
+		return PrivateRanges, true
 	}
 	return "", false
 }
@@ -278,12 +272,7 @@ func (p *patterns) contains(addr netip.Addr) (string, bool) {
 // lifts reports whether an explicit range holds the address and is at least so
 // narrow.
 func (p *patterns) lifts(addr netip.Addr, bits int) bool {
-	for _, prefix := range p.explicit {
-		if prefix.Bits() >= bits && prefix.Contains(addr) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(p.explicit, func(prefix netip.Prefix) bool { return prefix.Bits() >= bits && prefix.Contains(addr) })
 }
 
 // AllowsName reports whether Allow names the host itself, by a glob.
@@ -332,9 +321,7 @@ func ordinary(addresses []netip.Addr) bool {
 				return false
 			}
 		}
-		hides := false
-		eachEmbedded(addr, func(*embedded4) bool { hides = true; return false })
-		if hides {
+		if len(placesOf(addr)) > 0 {
 			return false
 		}
 	}
@@ -346,33 +333,30 @@ func (r *Rules) checkAddress(addr netip.Addr, port uint16, ordinary bool, regist
 	if !addr.IsValid() {
 		return "no address"
 	}
+	reason := ""
 	if !ordinary {
-		if reason := r.checkReserved(addr, addr, nil); reason != "" {
-			return reason
-		}
+		reason = r.checkReserved(addr, addr, nil)
 	}
-	reason := r.checkMeaning(addr, addr, port, registry)
-	if ordinary || reason != "" {
+	if reason = cmp.Or(reason, r.checkMeaning(addr, addr, port, registry)); ordinary || reason != "" {
 		return reason
 	}
 	guesses, padding := 0, 0
-	eachEmbedded(addr, func(p *embedded4) bool {
+	for _, p := range placesOf(addr) {
 		meaning := p.in(addr)
 		if p.guess {
 			if guesses++; meaning.As4()[0] == 0 {
 				padding++
-				return true
+				continue
 			}
 		}
-		if reason = r.checkReserved(addr, meaning, p); reason == "" {
-			reason = r.checkMeaning(addr, meaning, port, registry)
+		if reason := cmp.Or(r.checkReserved(addr, meaning, p), r.checkMeaning(addr, meaning, port, registry)); reason != "" {
+			return reason
 		}
-		return reason == ""
-	})
-	if reason == "" && guesses > 0 && guesses == padding && !r.allow.lifts(addr, addr.BitLen()) {
+	}
+	if guesses > 0 && guesses == padding && !r.allow.lifts(addr, addr.BitLen()) {
 		return "unspecified"
 	}
-	return reason
+	return ""
 }
 
 // checkReserved checks one meaning of an address, which stands at a place of it,
@@ -426,12 +410,9 @@ func (r *Rules) listens(addr netip.Addr, port uint16) bool {
 // isRegistry reports whether a socket is one of the registry. One on this machine
 // may listen on each of its addresses.
 func isRegistry(addr netip.Addr, port uint16, registry []netip.AddrPort) bool {
-	for _, s := range registry {
-		if s.Port() == port && (s.Addr() == addr || (isLocal(s.Addr()) && isLocal(addr))) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(registry, func(s netip.AddrPort) bool {
+		return s.Port() == port && (s.Addr() == addr || (isLocal(s.Addr()) && isLocal(addr)))
+	})
 }
 
 // machine is what is known of this machine's addresses, for a while: a flood of

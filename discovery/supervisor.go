@@ -1,6 +1,7 @@
 package discovery
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"sync/atomic"
@@ -64,20 +65,27 @@ type verification struct {
 
 func newSupervisor(w Watcher, revision *atomic.Uint64) supervisor {
 	s := supervisor{
-		watcher:  w,
-		messages: make(chan message, 256),
-		backoff: &backoff.ExponentialBackOff{
-			InitialInterval: firstRetry, MaxInterval: lastRetry,
-			Multiplier: 2, RandomizationFactor: 0.5,
-		},
+		watcher:       w,
+		messages:      make(chan message, 256),
+		backoff:       newBackOff(),
 		retry:         stoppedTimer(),
 		verifications: newTasks[verification](1),
 		lostAt:        now(),
 		revision:      revision,
 	}
 	s.verifier, _ = As[Verifier](w)
-	s.backoff.Reset()
 	return s
+}
+
+// newBackOff returns the waits between tries of what the registry refuses or does not
+// answer.
+func newBackOff() *backoff.ExponentialBackOff {
+	b := &backoff.ExponentialBackOff{
+		InitialInterval: firstRetry, MaxInterval: lastRetry,
+		Multiplier: 2, RandomizationFactor: 0.5,
+	}
+	b.Reset()
+	return b
 }
 
 // listedOnce reports whether the registry has been listed whole.
@@ -96,13 +104,7 @@ func (s *supervisor) start(ctx context.Context) {
 			case <-ctx.Done():
 			}
 		})
-		if cause := context.Cause(ctx); cause != nil {
-			err = cause
-		}
-		if err == nil {
-			err = fmt.Errorf("%w: it ended without saying why", ErrBroken)
-		}
-		s.messages <- message{ended: err}
+		s.messages <- message{ended: cmp.Or(context.Cause(ctx), err, fmt.Errorf("%w: it ended without saying why", ErrBroken))}
 	}()
 }
 

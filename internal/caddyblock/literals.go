@@ -1,6 +1,7 @@
 package caddyblock
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"slices"
@@ -29,9 +30,7 @@ func Literals[T any](module *T, check func(*T) error, unexpanded ...string) func
 			if err = check(candidate); err == nil {
 				return nil
 			}
-			if first == nil {
-				first = err
-			}
+			first = cmp.Or(first, err)
 			if !s.found {
 				break // nothing depends on a placeholder
 			}

@@ -1,6 +1,7 @@
 package natslink
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -195,9 +196,7 @@ func (l *Link) drop(why error) {
 func (l *Link) fail(why error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.why == nil {
-		l.why = why
-	}
+	l.why = cmp.Or(l.why, why)
 }
 
 // onClosed runs once, when the client has given up the connection.

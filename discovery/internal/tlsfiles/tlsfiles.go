@@ -3,6 +3,7 @@
 package tlsfiles
 
 import (
+	"cmp"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -46,10 +47,7 @@ func (f Files) Config(host string) (*tls.Config, error) {
 	if err := f.Validate(); err != nil {
 		return nil, err
 	}
-	config := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: host}
-	if f.ServerName != "" {
-		config.ServerName = f.ServerName
-	}
+	config := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: cmp.Or(f.ServerName, host)}
 	if f.CA != "" {
 		pem, err := os.ReadFile(f.CA)
 		if err != nil {
