@@ -357,7 +357,7 @@ func (u *Upstreams) provisionPickers() {
 	})
 	u.pickers.Builder = &u.builder
 	u.pickers.Version = func() uint64 { return 0 }
-	u.pickers.Built = u.onBuilt
+	u.pickers.Built, u.pickers.Charge = u.onBuilt, u.directory.Charge
 
 	b := &u.builder
 	b.Scheme = u.Scheme

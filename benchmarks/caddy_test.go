@@ -5,6 +5,7 @@ package benchmarks
 import (
 	"bufio"
 	"bytes"
+	"flag"
 	"fmt"
 	"io"
 	"net"
@@ -20,8 +21,13 @@ import (
 	"time"
 )
 
+var otherBinary = flag.String("binary", "", "the Caddy to measure. Default: one that is built from here")
+
 // build makes the binary, once, the way a user does.
 var build = sync.OnceValues(func() (string, error) {
+	if *otherBinary != "" {
+		return filepath.Abs(*otherBinary)
+	}
 	if out, err := exec.Command("make", "-C", "..", "build").CombinedOutput(); err != nil {
 		return "", fmt.Errorf("make build: %w\n%s", err, out)
 	}

@@ -78,7 +78,7 @@ func measurePlane(b *testing.B, f *fleet) plane {
 	}
 	measure := func(rate int, every time.Duration, send func(int)) stretch {
 		b.Helper()
-		s := pace(b, admin, p, w, rate, every, send)
+		s := pace(b, admin, p, w, stretchLength, rate, every, send)
 		f.settle()
 		awaitNodes(b, admin, next-first)
 		return s
@@ -118,7 +118,7 @@ func measurePlane(b *testing.B, f *fleet) plane {
 
 // pace sends records at a steady rate, those of a short while together, and
 // measures once that has gone on for some time.
-func pace(b *testing.B, admin string, p, watcher *program, rate int, every time.Duration, send func(int)) stretch {
+func pace(b *testing.B, admin string, p, watcher *program, length time.Duration, rate int, every time.Duration, send func(int)) stretch {
 	b.Helper()
 	const runIn = 3 * time.Second // the list is on disk by then
 	var group sync.WaitGroup
@@ -133,7 +133,7 @@ func pace(b *testing.B, admin string, p, watcher *program, rate int, every time.
 					send(sent)
 					sent++
 				}
-				if since > runIn+stretchLength+100*time.Millisecond {
+				if since > runIn+length+100*time.Millisecond {
 					return
 				}
 			}
@@ -142,7 +142,7 @@ func pace(b *testing.B, admin string, p, watcher *program, rate int, every time.
 	time.Sleep(runIn)
 	snapshots := scrape(b, admin, "caddy_discovery_snapshots_total")
 	used, bare, from := p.cpu(b), watcher.cpu(b), time.Now()
-	time.Sleep(stretchLength)
+	time.Sleep(length)
 	used, bare, took := p.cpu(b)-used, watcher.cpu(b)-bare, time.Since(from)
 	snapshots = scrape(b, admin, "caddy_discovery_snapshots_total") - snapshots
 	group.Wait()

@@ -147,7 +147,7 @@ func TestRejectionsAreBounded(t *testing.T) {
 	})
 }
 
-func TestSnapshotRate(t *testing.T) {
+func TestSnapshotsFollowChanges(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newScripted()
 		d := follow(t, w, discovery.Options{})
@@ -160,34 +160,42 @@ func TestSnapshotRate(t *testing.T) {
 		expect(t, d, "first", "the first change after a quiet spell")
 		time.Sleep(time.Minute)
 
-		// 1000 changes a second, for 10 seconds. Any second counts, wherever it
+		// 1000 changes a second, for 10 seconds, each seen at once; then as many for a
+		// source whose pools take a millisecond to make. Any second counts, wherever it
 		// begins.
-		var published []time.Time
-		last := d.Snapshot().Number
-		for i := range 10_000 {
-			id := fmt.Sprintf("n%03d", i%500)
-			if i/500%2 == 0 {
-				s.put("", 0, newNode(id))
-			} else {
-				s.emit(discovery.Event{Type: discovery.Left, ID: id})
+		storm := func(seen func()) (published []time.Time) {
+			last := d.Snapshot().Number
+			for i := range 10_000 {
+				id := fmt.Sprintf("n%03d", i%500)
+				if i/500%2 == 0 {
+					s.put("", 0, newNode(id))
+				} else {
+					s.emit(discovery.Event{Type: discovery.Left, ID: id})
+				}
+				synctest.Wait()
+				if now := d.Snapshot().Number; now != last {
+					seen()
+					published = append(published, time.Now())
+					last = now
+				}
+				time.Sleep(time.Millisecond)
 			}
-			synctest.Wait()
-			if now := d.Snapshot().Number; now != last {
-				published = append(published, time.Now())
-				last = now
-			}
-			time.Sleep(time.Millisecond)
+			return published
 		}
+		if published := storm(func() {}); len(published) != 10_000 {
+			t.Errorf("%d snapshots of 10,000 changes a millisecond apart", len(published))
+		}
+		published := storm(func() { d.Charge(time.Millisecond) })
 		for i := range published {
 			n := i
 			for n < len(published) && published[n].Sub(published[i]) < time.Second {
 				n++
 			}
-			if n-i > 20 {
-				t.Fatalf("%d snapshots within a second", n-i)
+			if n-i > 50 {
+				t.Fatalf("%d snapshots of a millisecond within a second", n-i)
 			}
 		}
-		if len(published) < 100 {
+		if len(published) < 450 {
 			t.Errorf("only %d snapshots in 10 seconds of changes", len(published))
 		}
 		time.Sleep(time.Second)

@@ -45,7 +45,7 @@ func newLoop(d *Directory) *loop {
 		table:      newTable(),
 		overrides:  overrides{end: stoppedTimer()},
 		rejections: newRejections(),
-		publisher:  newPublisher(&d.snapshot, d.synced),
+		publisher:  newPublisher(&d.snapshot, d.synced, &d.charged),
 		reporter:   newReporter(&d.journal, o.Logger),
 		location:   newLocation(o.Addresses, locator),
 		resolver:   newResolver(dialer.lookup),

@@ -3,16 +3,19 @@ package discovery
 import (
 	"sync/atomic"
 	"time"
-
-	"golang.org/x/time/rate"
 )
 
 const (
-	// A storm of changes publishes at most this many snapshots a second. The
-	// burst lets what follows a quiet spell through at once, and the two add up
-	// to 20 in any one second.
-	snapshotRate  = 16
-	snapshotBurst = 4
+	// From one snapshot to the next it takes so many times what the first one cost, with
+	// what was made of it: 5 % of one core go into snapshots, however fast changes come.
+	costFactor = 20
+	// A change never waits for longer. It is what a snapshot costs that takes 2.5 ms,
+	// which no fleet of 10,000 needs; beyond that it matters more to know where nodes
+	// are than what that costs, and 20 snapshots a second were always borne.
+	maxWait = 50 * time.Millisecond
+	// What the memory of a snapshot costs that has to be collected again, for each of its
+	// nodes. It also bounds the rate where the clock is too coarse to show what was spent.
+	collectCost = 10 * time.Nanosecond
 
 	// firstGrace is for how long a first listing is kept back while its host names
 	// are being resolved and its overdue nodes dialled.
@@ -20,8 +23,8 @@ const (
 )
 
 // publisher collects what changes and publishes it in the next snapshot: at once after
-// a quiet spell, else when the rate allows. The first listing is published whole; before
-// it there is nothing to be seen but restored nodes.
+// a quiet spell, else when the last one has been paid, see tooSoon. The first listing is
+// published whole; before it there is nothing to be seen but restored nodes.
 type publisher struct {
 	snapshot *atomic.Pointer[Snapshot]
 	synced   chan struct{} // closed with the first snapshot of a whole listing
@@ -30,17 +33,21 @@ type publisher struct {
 	restored map[string]*Entry // the same, for snapshots before the first listing
 	other    bool              // something changed that is beside the nodes
 
-	limiter  *rate.Limiter
+	published time.Duration                       // when the last snapshot was begun
+	cost      time.Duration                       // what it took to make that
+	charged   *atomic.Int64                       // what was made of it since took
+	took      func(since time.Time) time.Duration // time.Since, but in tests
+
 	wake     *time.Timer   // when publish is to be called again at the latest
 	graceEnd time.Duration // when the first listing is published, whatever is unknown of it
 }
 
-func newPublisher(snapshot *atomic.Pointer[Snapshot], synced chan struct{}) publisher {
+func newPublisher(snapshot *atomic.Pointer[Snapshot], synced chan struct{}, charged *atomic.Int64) publisher {
 	return publisher{
 		snapshot: snapshot, synced: synced,
 		changed: make(map[string]*Entry), restored: make(map[string]*Entry),
-		limiter: rate.NewLimiter(snapshotRate, snapshotBurst),
-		wake:    stoppedTimer(),
+		published: now(), charged: charged, took: time.Since,
+		wake: stoppedTimer(),
 	}
 }
 
@@ -100,21 +107,29 @@ func (p *publisher) publish(known bool) bool {
 	return true
 }
 
-// tooSoon reports whether a snapshot must wait.
+// tooSoon reports whether a snapshot must wait: the last one is not paid yet. What others
+// make of snapshots, such as the sources of requests a choice of nodes, is most of the
+// cost and known to them alone. They charge it when they have done so, which may be
+// after this was asked for the first time.
 func (p *publisher) tooSoon() bool {
-	r := p.limiter.Reserve()
-	if r.Delay() == 0 {
+	cost := p.cost + time.Duration(p.charged.Load())
+	wait := p.published + min(costFactor*cost, maxWait) - now()
+	if wait <= 0 {
 		return false
 	}
-	p.wake.Reset(r.Delay())
-	r.Cancel()
+	p.wake.Reset(wait)
 	return true
 }
 
 // show makes the snapshot with these changes the current one.
 func (p *publisher) show(changed map[string]*Entry, synced bool) {
+	p.published = now()
+	began := time.Now()
 	old := p.snapshot.Load()
-	p.snapshot.Store(old.succeed(changed, synced))
+	next := old.succeed(changed, synced)
+	p.charged.Store(0)
+	p.snapshot.Store(next)
 	close(old.superseded)
 	clear(changed)
+	p.cost = p.took(began) + collectCost*time.Duration(len(next.nodes))
 }

@@ -1,6 +1,7 @@
 package discovery
 
 import (
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -10,7 +11,7 @@ import (
 func testPublisher() *publisher {
 	snapshot := new(atomic.Pointer[Snapshot])
 	snapshot.Store(&Snapshot{superseded: make(chan struct{})})
-	p := newPublisher(snapshot, make(chan struct{}))
+	p := newPublisher(snapshot, make(chan struct{}), new(atomic.Int64))
 	return &p
 }
 
@@ -61,25 +62,82 @@ func TestPublisherFirstListing(t *testing.T) {
 	})
 }
 
-// A storm of changes is published at a bounded rate, and all of it in the end.
-func TestPublisherRate(t *testing.T) {
+// costing has each snapshot take some time.
+func costing(p *publisher, d time.Duration) {
+	p.took = func(time.Time) time.Duration {
+		time.Sleep(d)
+		return d
+	}
+}
+
+// A storm of changes takes 5 % of one core, what is made of the snapshots included, and
+// at the most 20 snapshots a second where that is more. All of it is shown in the end.
+func TestPublisherCost(t *testing.T) {
+	for _, test := range []struct {
+		name            string
+		making, charged time.Duration
+		snapshots       int // in a second
+	}{
+		{"cheap", 10 * time.Microsecond, 0, 5_000},
+		{"dear", time.Millisecond, 0, 50},
+		{"dear to others", 100 * time.Microsecond, 900 * time.Microsecond, 50},
+		{"too dear", time.Millisecond, 9 * time.Millisecond, 20},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p := testPublisher()
+				costing(p, test.making)
+				published := 0
+				for began := time.Now(); time.Since(began) < time.Second; time.Sleep(10 * time.Microsecond) {
+					p.change("a", publishedEntry("a"))
+					if p.publish(true) {
+						published++
+						p.charged.Add(int64(test.charged))
+					}
+				}
+				if published > test.snapshots+1 || published < test.snapshots*9/10 {
+					t.Errorf("%d snapshots in a second, want about %d", published, test.snapshots)
+				}
+				p.change("a", nil)
+				p.publish(true)
+				<-p.wake.C
+				if p.publish(true); len(p.snapshot.Load().Nodes()) != 0 || p.publish(true) {
+					t.Error("the last change is not the last thing that is published")
+				}
+			})
+		})
+	}
+}
+
+// A change waits for what the snapshot before cost, also where that becomes known only
+// while it waits, and is shown at once after a quiet spell.
+func TestPublisherWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := testPublisher()
-		published := 0
-		for began := time.Now(); time.Since(began) < 10*time.Second; time.Sleep(time.Millisecond) {
+		costing(p, 100*time.Microsecond)
+		show := func(what string, want time.Duration, meanwhile func()) {
+			t.Helper()
+			began := time.Now()
 			p.change("a", publishedEntry("a"))
-			if p.publish(true) {
-				published++
+			for !p.publish(true) {
+				meanwhile()
+				<-p.wake.C
+			}
+			if waited := time.Since(began) - 100*time.Microsecond; waited != want {
+				t.Errorf("%s waited for %v, want %v", what, waited, want)
 			}
 		}
-		if most := 10*snapshotRate + snapshotBurst + 1; published > most || published < most-5 {
-			t.Errorf("%d snapshots in 10 seconds, want about %d", published, most)
-		}
-		p.change("a", nil)
-		<-p.wake.C
-		if !p.publish(true) || len(p.snapshot.Load().Nodes()) != 0 || p.publish(true) {
-			t.Error("the last change is not the last thing that is published")
-		}
+		const cost = 100*time.Microsecond + collectCost // of one node
+		nothing := func() {}
+		show("the first listing", 0, nothing)
+		show("the next change", 20*cost-100*time.Microsecond, nothing)
+		charge := sync.OnceFunc(func() { p.charged.Add(int64(time.Millisecond)) })
+		show("one that is charged for", 20*(cost+time.Millisecond)-100*time.Microsecond, charge)
+		p.charged.Add(int64(time.Hour))
+		show("one that is charged for beyond all measure", maxWait-100*time.Microsecond, nothing)
+		time.Sleep(time.Second)
+		p.charged.Add(int64(time.Millisecond))
+		show("one after a quiet spell", 0, nothing)
 	})
 }
 

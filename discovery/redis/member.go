@@ -85,14 +85,17 @@ type node struct {
 	changed bool
 }
 
-// absent notes that a look lacks the node's record, and reports whether that has
-// been so for long enough.
-func (n *node) absent() bool {
+// gone reports whether looks have not found the node's record for so long, by one that
+// began then.
+func (n *node) gone(at time.Time, absence time.Duration) bool {
+	return !n.missing.IsZero() && at.Sub(n.missing) >= absence
+}
+
+// miss notes that a look at everything lacks the node's record.
+func (n *node) miss() {
 	if n.missing.IsZero() {
 		n.missing = time.Now()
-		return false
 	}
-	return time.Since(n.missing) >= absence
 }
 
 // event returns an event about the node. A record without an id has a made-up key, to

@@ -18,8 +18,11 @@ import (
 const (
 	// A record must be absent from two looks at least this far apart before its
 	// node counts as gone: the fleets in the wild replace a member of the set by
-	// removing it and then adding a new one, in two steps.
-	absence = 500 * time.Millisecond
+	// removing it and then adding a new one, in two steps, a round trip apart.
+	absence = 40 * time.Millisecond
+	// Where a node that counted as gone was back within this time, its writer is far
+	// away, or pauses. From then on the records of this set must be absent for as long.
+	longAbsence = 500 * time.Millisecond
 	// Sets up to this size are always looked at whole: it takes the server a
 	// tenth of a millisecond.
 	smallSet = 256
@@ -45,6 +48,9 @@ type setView struct {
 	nodes   map[string]*node
 	gone    map[string]uint64 // left by this entry of the stream, which a late look may not know
 
+	absence  time.Duration        // how long records must be absent
+	vanished map[string]time.Time // when nodes counted as gone because theirs was; of the last while
+
 	listed      bool // the listing is complete
 	narrow      bool // only the set may be read
 	subscribed  bool // to notifications
@@ -62,12 +68,17 @@ type setView struct {
 	longAt      time.Time // when they were looked at last
 }
 
-func (l *sortedSet) watch(ctx context.Context, f *feed) (view, error) {
-	v := &setView{
+func newSetView(l *sortedSet, f *feed) *setView {
+	return &setView{
 		sortedSet: l, feed: f,
 		members: make(map[string]*member), nodes: make(map[string]*node), gone: make(map[string]uint64),
 		long: make(longMembers), margin: minMargin,
+		absence: l.absence(), vanished: make(map[string]time.Time),
 	}
+}
+
+func (l *sortedSet) watch(ctx context.Context, f *feed) (view, error) {
+	v := newSetView(l, f)
 	var err error
 	if v.blocking, err = l.client.owner(ctx, l.keys.set); err != nil {
 		return nil, err
@@ -90,7 +101,7 @@ func (v *setView) remember() {
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.previous = ids
+	v.previous, v.slow = ids, v.absence > absence
 }
 
 func (v *setView) follow(ctx context.Context) (err error) {
@@ -144,7 +155,7 @@ func (v *setView) list(ctx context.Context) (listing discovery.Listing, took tim
 	}
 	if v.lacksPrevious() {
 		// A record that is being replaced just now must not count as removed.
-		if !pause(ctx, absence) {
+		if !pause(ctx, longAbsence) {
 			return listing, 0, ctx.Err()
 		}
 		second, err := v.lookAtAll(ctx)
@@ -213,7 +224,7 @@ func (v *setView) apply(l *setLook) (next request, err error) {
 	if err := v.advance(l); err != nil {
 		return request{}, err
 	}
-	if v.vanished(l) {
+	if v.emptied(l) {
 		if v.epoch == "" {
 			return request{}, fmt.Errorf("%w: the set was emptied", discovery.ErrBroken)
 		}
@@ -225,20 +236,31 @@ func (v *setView) apply(l *setLook) (next request, err error) {
 	for _, n := range v.assign(l, &next) {
 		v.update(n, l, &next)
 	}
-	if l.whole {
+	switch {
+	case l.whole:
 		v.sweep(l)
-	} else if len(v.members) != l.count && l.seq >= v.streamed {
+	case l.seq < v.streamed: // the stream has told newer things
+	case len(v.members) == l.count:
+		v.takeOut(l) // what was missing still is: the look accounts for every member
+	default:
 		next.whole = true
 	}
 	if next.whole {
 		return next, nil
 	}
+	return v.lookAgain(), nil
+}
+
+// lookAgain returns the look that decides on the nodes whose record is missing: a partial
+// one will do, unless an older record took the place of one that is missing.
+func (v *setView) lookAgain() (q request) {
 	for _, n := range v.nodes {
 		if !n.missing.IsZero() {
-			return request{whole: true, after: absence}, nil
+			q.add(request{some: true, soon: true, whole: n.best != n.current})
+			q.after = v.absence
 		}
 	}
-	return request{}, nil
+	return q
 }
 
 // advance takes over which data and where in the sequence of changes the look was
@@ -266,10 +288,10 @@ func (v *setView) advance(l *setLook) error {
 	return nil
 }
 
-// vanished reports whether the whole set is gone at once: somebody deleted it, or it
+// emptied reports whether the whole set is gone at once: somebody deleted it, or it
 // ran out because nobody wrote for long. Nobody said of a node that it left, so
 // the leases decide; and if the data went with it, so does the epoch.
-func (v *setView) vanished(l *setLook) bool {
+func (v *setView) emptied(l *setLook) bool {
 	present := 0 // nodes that this look should find
 	for _, n := range v.nodes {
 		if n.missing.IsZero() && n.seq <= l.seq {
@@ -391,6 +413,9 @@ func (v *setView) update(n *node, l *setLook, next *request) {
 	age := time.Duration(max(l.clock-best.score, 0) * float64(time.Millisecond))
 	switch {
 	case was == nil:
+		if at, ok := v.vanished[n.id]; ok && time.Since(at) < longAbsence {
+			v.absence = longAbsence
+		}
 		v.put(n, best, age, 0)
 	case best == was:
 		n.missing, n.seen = time.Time{}, l.seq
@@ -410,29 +435,44 @@ func (v *setView) update(n *node, l *setLook, next *request) {
 			delete(v.members, was.text)
 		}
 		v.put(n, best, 0, 0)
-	case l.whole && n.absent():
+	case l.whole && n.gone(l.started, v.absence):
 		// The record is gone, and left an older one that nobody removed.
 		v.left(n, 0)
 		v.nodes[n.id] = n
 		v.put(n, best, age, 0)
+	case l.whole:
+		n.miss()
 	}
 }
 
-// sweep emits Left for the nodes whose record whole looks have lacked for long enough,
-// and forgets the members that this one lacks.
+// sweep takes out the nodes whose record looks have lacked for long enough, and forgets
+// the members that this one, at everything, lacks.
 func (v *setView) sweep(l *setLook) {
+	v.takeOut(l)
+	for _, n := range v.nodes {
+		if n.look != v.looks && n.seq <= l.seq {
+			n.miss()
+		}
+	}
+	maps.DeleteFunc(v.members, func(_ string, m *member) bool { return m.look != v.looks && m.seq <= l.seq })
+	maps.DeleteFunc(v.gone, func(_ string, seq uint64) bool { return seq <= l.seq })
+}
+
+// takeOut emits Left for the nodes whose record this look still lacks, for long enough.
+func (v *setView) takeOut(l *setLook) {
 	var gone []*node
 	for _, n := range v.nodes {
-		if n.look != v.looks && n.seq <= l.seq && n.absent() {
+		if n.look != v.looks && n.seq <= l.seq && (l.whole || n.best == n.current) && n.gone(l.started, v.absence) {
 			gone = append(gone, n)
 		}
 	}
 	slices.SortFunc(gone, func(a, b *node) int { return cmp.Compare(a.id, b.id) })
+	now := time.Now()
+	maps.DeleteFunc(v.vanished, func(_ string, at time.Time) bool { return now.Sub(at) >= longAbsence })
 	for _, n := range gone {
 		v.left(n, 0)
+		v.vanished[n.id] = now
 	}
-	maps.DeleteFunc(v.members, func(_ string, m *member) bool { return m.look != v.looks && m.seq <= l.seq })
-	maps.DeleteFunc(v.gone, func(_ string, seq uint64) bool { return seq <= l.seq })
 }
 
 // put emits a node's record, which from now on is the current one.

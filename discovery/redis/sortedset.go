@@ -30,6 +30,17 @@ type sortedSet struct {
 
 	mu       sync.Mutex
 	previous map[string]bool // the nodes that the last watch knew at its end
+	slow     bool            // and whether it found writers that replace a record slowly
+}
+
+// absence returns how long records must be absent before their nodes count as gone.
+func (l *sortedSet) absence() time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.slow {
+		return longAbsence
+	}
+	return absence
 }
 
 // setKeys are the set and what lies beside it, as the package's documentation says.

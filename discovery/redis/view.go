@@ -62,6 +62,7 @@ type request struct {
 	size  int             // of them, in bytes
 
 	overrides bool          // the operators' overrides, which are no part of the look
+	soon      bool          // some does not wait until the server has had a rest
 	after     time.Duration // when to look; add leaves it alone
 }
 
@@ -88,6 +89,7 @@ func (q *request) add(o request) {
 	q.whole = q.whole || o.whole
 	q.some = q.some || o.some
 	q.overrides = q.overrides || o.overrides
+	q.soon = q.soon || o.soon
 	for key := range o.keys {
 		q.want(key)
 	}

@@ -164,17 +164,21 @@ func (w *watch) start(ctx context.Context) (due time.Time) {
 	switch {
 	case w.looking || w.pending.none():
 	case w.urgent || !now.Before(w.restUntil):
-		w.look(ctx)
+		q := w.pending
+		w.pending, w.urgent = request{overrides: q.overrides}, false
+		w.look(ctx, q)
+	case w.pending.soon:
+		// A look at everything that is pending as well goes on waiting.
+		w.pending.some, w.pending.soon = false, false
+		w.look(ctx, request{some: true})
 	case due.IsZero() || w.restUntil.Before(due):
 		due = w.restUntil
 	}
 	return due
 }
 
-// look starts a look for what is pending.
-func (w *watch) look(ctx context.Context) {
-	q := w.pending
-	w.pending, w.urgent = request{overrides: q.overrides}, false
+// look starts a look for what the request asks for.
+func (w *watch) look(ctx context.Context, q request) {
 	w.looking = true
 	w.looks++
 	read := w.view.look(q)
@@ -189,8 +193,10 @@ func (w *watch) look(ctx context.Context) {
 // question took too long, breaks the watch.
 func (w *watch) apply(l finishedLook) error {
 	w.looking = false
-	if l.costly {
-		w.restUntil = time.Now().Add(min(restFactor*l.took, w.client.config.Poll))
+	if now := time.Now(); l.costly {
+		// One that did not wait for the rest to end adds to it.
+		rest := max(w.restUntil.Sub(now), 0) + restFactor*l.took
+		w.restUntil = now.Add(min(rest, w.client.config.Poll))
 	}
 	if l.err != nil {
 		return l.err

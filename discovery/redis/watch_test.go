@@ -153,6 +153,34 @@ func TestLooksAgain(t *testing.T) {
 	})
 }
 
+// TestLooksSoon: the look that decides whether a record is gone does not wait until the
+// server has had a rest, which gets the longer for it; a look at everything does wait.
+func TestLooksSoon(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		v := &fakeView{takes: 100 * time.Millisecond, told: true, next: []request{{some: true, soon: true, after: 40 * time.Millisecond}, {whole: true}}}
+		w, _ := startWatch(t, v)
+		w.messages <- &goredis.Message{}
+		time.Sleep(139 * time.Millisecond)
+		if looks, _ := v.seen(); len(looks) != 1 {
+			t.Errorf("looked for %+v, too early", looks)
+		}
+		time.Sleep(2 * time.Millisecond)
+		if looks, _ := v.seen(); len(looks) != 2 || looks[1].whole {
+			t.Errorf("looked for %+v, want a second look at some", looks)
+		}
+		// That one ends at 240 ms, when 760 ms of the rest are left, and 900 come to it.
+		time.Sleep(1900*time.Millisecond - 142*time.Millisecond)
+		if looks, _ := v.seen(); len(looks) != 2 {
+			t.Errorf("looked for %+v before the server had a rest", looks)
+		}
+		time.Sleep(3 * time.Millisecond)
+		if looks, _ := v.seen(); len(looks) != 3 || !looks[2].whole {
+			t.Errorf("looked for %+v, want a look at everything", looks)
+		}
+	})
+}
+
 // TestSlowLookBreaks: a server that takes long for one question was away.
 func TestSlowLookBreaks(t *testing.T) {
 	t.Parallel()

@@ -178,7 +178,9 @@ func (c *Checker) Run(ctx context.Context) {
 	for {
 		snapshot := c.directory.Snapshot()
 		if snapshot != c.snapshot {
+			began := time.Now()
 			c.reconcile(snapshot)
+			c.directory.Charge(time.Since(began))
 		}
 		c.begin(ctx, &underWay)
 		timer.Reset(min(c.schedule.wait(time.Now()), c.publish()))

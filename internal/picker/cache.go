@@ -4,6 +4,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
 )
@@ -22,6 +23,8 @@ type Cache struct {
 	// all requests, nil where they vary. Turned says that it has nodes and the one before
 	// had none, or the other way round.
 	Built func(s *discovery.Snapshot, p *Picker, turned bool)
+	// Charge is told how long it took to make pickers of a snapshot.
+	Charge func(took time.Duration)
 
 	current atomic.Pointer[view]
 	build   sync.Mutex // held while a view is built; the old one serves meanwhile
@@ -79,6 +82,7 @@ func (c *Cache) renew(s *discovery.Snapshot) (v *view, turned bool) {
 		last.snapshot.Number == s.Number && last.version >= version && !last.expired()) {
 		return last, false
 	}
+	defer c.charge(time.Now())
 	v = &view{snapshot: s, version: version}
 	if c.Varies {
 		v.pickers = make(map[string]*Picker)
@@ -113,11 +117,14 @@ func (c *Cache) pickerOf(v *view, q *Query) *Picker {
 	if p != nil && !p.expired() {
 		return p
 	}
+	defer c.charge(time.Now())
 	p = c.Builder.Build(v.snapshot, q)
 	p.prepare()
 	v.keep(key, p)
 	return p
 }
+
+func (c *Cache) charge(began time.Time) { c.Charge(time.Since(began)) }
 
 func (v *view) expired() bool { return v.fixed != nil && v.fixed.expired() }
 

@@ -14,6 +14,7 @@ func newCache(b *Builder, q Query, varies bool) *Cache {
 	return &Cache{
 		Builder: b, Query: q, Varies: varies,
 		Version: func() uint64 { return 0 }, Built: func(*discovery.Snapshot, *Picker, bool) {},
+		Charge: func(time.Duration) {},
 	}
 }
 
