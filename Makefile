@@ -21,7 +21,7 @@ SOAK_RELOADS ?= 1000
 BENCH        ?= .
 PKG          ?= ./...
 
-.PHONY: build demo test lint bench bench-backends bench-proxy reliability soak fuzz clean help
+.PHONY: build demo test lint bench bench-backends bench-changes bench-proxy reliability soak fuzz clean help
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -71,6 +71,9 @@ bench: ## all benchmarks but that of bench-proxy; BENCH=<regexp> and PKG=<packag
 bench-backends: ## compare the kinds of registry; writes docs/benchmarks.md
 	@scripts/need-redis
 	go test -run '^$$' -bench '^BenchmarkBackends$$' -benchtime 1x -timeout 30m ./benchmarks -args -report $(CURDIR)/docs
+
+bench-changes: ## time changes that follow each other without a pause; writes docs/benchmarks.md
+	go test -run '^$$' -bench '^BenchmarkBackToBack$$' -benchtime 1x -timeout 30m ./benchmarks -args -report $(CURDIR)/docs
 
 bench-proxy: ## compare with static upstreams, nginx and HAProxy; writes docs/benchmarks.md
 	@scripts/need-nginx-haproxy

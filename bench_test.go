@@ -86,8 +86,8 @@ func BenchmarkBareDraw(b *testing.B) {
 	}
 }
 
-// BenchmarkPicker is what the first request after a change of the fleet costs, at most
-// 20 times a second.
+// BenchmarkPicker is what the first request after a change of the fleet costs. The
+// directory is charged for it.
 func BenchmarkPicker(b *testing.B) {
 	for _, kind := range []struct{ name, options string }{
 		{"random", ""}, {"pick", "pick 2"}, {"pick-hash", "pick 2 hash {client_ip}"}, {"subset", "subset 100\npick 2"},

@@ -32,6 +32,7 @@ func TestMaxNodes(t *testing.T) {
 		}
 		s.emit(discovery.Event{Type: discovery.Left, ID: "n000000"})
 		s.put("", 0, n)
+		time.Sleep(coalesced)
 		synctest.Wait()
 		if d.Snapshot().Node(n.ID) == nil || len(d.Status().Rejections) != 0 {
 			t.Errorf("a node that left made no room: %+v", d.Status().Rejections)

@@ -17,6 +17,10 @@ const (
 	// nodes. It also bounds the rate where the clock is too coarse to show what was spent.
 	collectCost = 10 * time.Nanosecond
 
+	// After a quiet spell so much of what snapshots have to wait for is forgiven, which is
+	// nothing to a large fleet, and lets some changes of a small one through at once.
+	credit = time.Millisecond
+
 	// firstGrace is for how long a first listing is kept back while its host names
 	// are being resolved and its overdue nodes dialled.
 	firstGrace = 500 * time.Millisecond
@@ -34,8 +38,8 @@ type publisher struct {
 	other    bool              // something changed that is beside the nodes
 
 	published time.Duration                       // when the last snapshot was begun
-	cost      time.Duration                       // what it took to make that
-	charged   *atomic.Int64                       // what was made of it since took
+	paid      time.Duration                       // until when the snapshots so far take no more than their share
+	charged   *atomic.Int64                       // what was made of the last one since took
 	took      func(since time.Time) time.Duration // time.Since, but in tests
 
 	wake     *time.Timer   // when publish is to be called again at the latest
@@ -46,7 +50,7 @@ func newPublisher(snapshot *atomic.Pointer[Snapshot], synced chan struct{}, char
 	return publisher{
 		snapshot: snapshot, synced: synced,
 		changed: make(map[string]*Entry), restored: make(map[string]*Entry),
-		published: now(), charged: charged, took: time.Since,
+		published: now(), paid: now() - credit, charged: charged, took: time.Since,
 		wake: stoppedTimer(),
 	}
 }
@@ -112,8 +116,8 @@ func (p *publisher) publish(known bool) bool {
 // cost and known to them alone. They charge it when they have done so, which may be
 // after this was asked for the first time.
 func (p *publisher) tooSoon() bool {
-	cost := p.cost + time.Duration(p.charged.Load())
-	wait := p.published + min(costFactor*cost, maxWait) - now()
+	due := p.paid + costFactor*time.Duration(p.charged.Load())
+	wait := min(due, p.published+maxWait) - now()
 	if wait <= 0 {
 		return false
 	}
@@ -124,12 +128,12 @@ func (p *publisher) tooSoon() bool {
 // show makes the snapshot with these changes the current one.
 func (p *publisher) show(changed map[string]*Entry, synced bool) {
 	p.published = now()
+	p.paid = min(max(p.paid+costFactor*time.Duration(p.charged.Swap(0)), p.published-credit), p.published)
 	began := time.Now()
 	old := p.snapshot.Load()
 	next := old.succeed(changed, synced)
-	p.charged.Store(0)
 	p.snapshot.Store(next)
 	close(old.superseded)
 	clear(changed)
-	p.cost = p.took(began) + collectCost*time.Duration(len(next.nodes))
+	p.paid += costFactor * (p.took(began) + collectCost*time.Duration(len(next.nodes)))
 }

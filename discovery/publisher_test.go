@@ -130,7 +130,7 @@ func TestPublisherWait(t *testing.T) {
 		const cost = 100*time.Microsecond + collectCost // of one node
 		nothing := func() {}
 		show("the first listing", 0, nothing)
-		show("the next change", 20*cost-100*time.Microsecond, nothing)
+		show("the next change", 20*cost-100*time.Microsecond-credit, nothing)
 		charge := sync.OnceFunc(func() { p.charged.Add(int64(time.Millisecond)) })
 		show("one that is charged for", 20*(cost+time.Millisecond)-100*time.Microsecond, charge)
 		p.charged.Add(int64(time.Hour))
