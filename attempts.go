@@ -2,6 +2,7 @@ package caddydiscovery
 
 import (
 	"iter"
+	"math"
 	"net/http"
 	"slices"
 	"time"
@@ -141,6 +142,9 @@ func (w *policyWrapper) Select(pool reverseproxy.UpstreamPool, r *http.Request, 
 	if n := hops(r.Header); n > maxHops {
 		return w.refuseLoop(r, rw, n)
 	}
+	if slices.ContainsFunc(pool, isForStatic) {
+		pool = slices.DeleteFunc(slices.Clone(pool), isForStatic)
+	}
 	var a *attempts
 	if w.tracks {
 		a = w.attempts(r)
@@ -169,6 +173,12 @@ func (w *policyWrapper) Select(pool reverseproxy.UpstreamPool, r *http.Request, 
 	a.current = a.current[:0]
 	return selected
 }
+
+// standsForStatic is how many requests an upstream may have that is none, and says that
+// its source has no node.
+const standsForStatic = math.MinInt
+
+func isForStatic(up *reverseproxy.Upstream) bool { return up.MaxRequests == standsForStatic }
 
 // choose asks the policy, and returns what it chose and from which upstreams:
 //

@@ -140,6 +140,7 @@ type Upstreams struct {
 	insecure  bool           // and takes any certificate
 	wrapper   *policyWrapper // nil if nothing needs what requests have been through
 	shortlist shortlist
+	beside    bool // other sources may be beside this one, under multi
 	rules     *discovery.Rules
 	unguarded bool // see tellUnguarded
 
@@ -297,21 +298,21 @@ func (u *Upstreams) inspectHandler(ctx caddy.Context) error {
 
 // chooseShortlist decides which nodes requests get, by what the handler's policy needs.
 func (u *Upstreams) chooseShortlist(ctx caddy.Context, w *policyWrapper) error {
-	beside := parentOf[*reverseproxy.MultiUpstreams](ctx) != nil
+	u.beside = parentOf[*reverseproxy.MultiUpstreams](ctx) != nil
 	if u.Pick != nil {
 		if err := u.Pick.check(w.Selector); err != nil {
 			return err
 		}
 		u.shortlist = u.Pick.shortlist()
 	} else {
-		u.shortlist = shortlistFor(w.Selector, beside, u.passive() != nil)
+		u.shortlist = shortlistFor(w.Selector, u.beside, u.passive() != nil)
 		w.shown = u.shortlist.shown
 		if l, ok := w.Selector.(*LeastLoad); ok {
 			l.weight = func(e *discovery.Entry) float64 { return e.Weight() * u.builder.Share(e) }
 		}
 	}
 	if u.SlowStart > 0 {
-		return u.shortlist.checkSlowStart(w.Selector, beside)
+		return u.shortlist.checkSlowStart(w.Selector, u.beside)
 	}
 	return nil
 }
@@ -416,7 +417,7 @@ func (u *Upstreams) GetUpstreams(r *http.Request) ([]*reverseproxy.Upstream, err
 	p := u.pickerFor(r)
 	if p.Empty() || u.givenUp() {
 		u.directory.stats.lookups.count(false)
-		return nil, nil
+		return u.none(), nil
 	}
 	var a *attempts
 	var tried *picker.AddressSet
@@ -439,6 +440,16 @@ func (u *Upstreams) GetUpstreams(r *http.Request) ([]*reverseproxy.Upstream, err
 		a.returned(nodes, upstreams)
 	}
 	return upstreams, nil
+}
+
+// none returns what there is where no node can serve. Alone that is nothing. Under multi,
+// which logs for each request that a source has none, it is a stand-in for the static
+// upstreams, if there are any: see policyWrapper.choose.
+func (u *Upstreams) none() []*reverseproxy.Upstream {
+	if !u.beside || len(u.handler.Upstreams) == 0 {
+		return nil
+	}
+	return []*reverseproxy.Upstream{{Dial: u.handler.Upstreams[0].Dial, MaxRequests: standsForStatic}}
 }
 
 // A lookup has the room for what is returned. Where that is no more than two nodes it
