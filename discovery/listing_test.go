@@ -165,3 +165,34 @@ func TestNewerOfTwoKeysCounts(t *testing.T) {
 		})
 	}
 }
+
+// The first snapshot of a listing shows the overdue nodes that accept connections.
+func TestFirstListingWaitsForProbes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		nodes := fleet(4)
+		n := newNetwork(nodes...)
+		n.delay = 100 * time.Millisecond
+		m := discoverytest.NewMemory()
+		write(m, nodes...)
+		time.Sleep(time.Minute)
+		d := follow(t, m.Open(), discovery.Options{Probe: n.probe})
+		<-d.Synced()
+		expectStates(t, d, "n0:held n1:held n2:held n3:held", "listed")
+	})
+}
+
+// The first snapshot of a listing shows the address of a host name that answers.
+func TestFirstListingWaitsForAddresses(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		z := newZone("orders", "10.0.0.1 10.0.0.2")
+		n := newNetwork(atEndpoint(newNode("a"), "http://10.0.0.2:80"))
+		n.delay = 10 * time.Millisecond
+		m := discoverytest.NewMemory()
+		write(m, atEndpoint(newNode("a"), "http://orders:80"))
+		d := follow(t, m.Open(), discovery.Options{Probe: n.probe, Lookup: z.lookup})
+		<-d.Synced()
+		if address := d.Snapshot().Node("a").Address(); address != "10.0.0.2:80" {
+			t.Errorf("the node is at %q, want where it answers", address)
+		}
+	})
+}

@@ -28,10 +28,10 @@ type Override struct {
 //
 // Where they cannot be had, the watch goes on without, and those that were emitted
 // last stand: nobody is put back into service because something cannot be read. If
-// the registry says that this user may not read them, that is so at once. If it does
-// not say anything, the watch waits for them for a moment, which its backend chooses by how long its other questions took, and emits
-// them when they come. A [Directory] also has those that its warm-start file
-// remembers: those end by the clock of the machine, which alone reads that file, and
+// the registry says that this user may not read them, the watch goes on at once. If it
+// says nothing, the watch waits for them for a moment, by how long its other questions
+// took, and emits them when they come. A [Directory] also has those that its warm-start
+// file holds: they end by the clock of this machine, which alone reads that file, and
 // while there is no registry to ask.
 //
 // When an override ends is kept by the registry's clock, so that "for 15 minutes" is as

@@ -72,6 +72,28 @@ func TestOverrideOutlivesRestart(t *testing.T) {
 	})
 }
 
+// Overrides count as known for as long as a watch goes on that would have told of others.
+func TestOverridesStayKnownWhileWatched(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		nodes := fleet(1)
+		options := discovery.Options{WarmStart: warmFile(t), Probe: newNetwork(nodes...).probe}
+		m := discoverytest.NewMemory()
+		write(m, nodes...)
+		setOverride(t, m.Open(), drained, "n0")
+		once(t, m.Open(), options, func(*discovery.Directory) {
+			for range 30 * 60 * 3 {
+				write(m, nodes...)
+				time.Sleep(20 * time.Second)
+			}
+		})
+		m.Break()
+		d := follow(t, m.Open(), options)
+		d.Restore()
+		time.Sleep(time.Second)
+		expectStates(t, d, "n0:draining", "restarted after thirty hours")
+	})
+}
+
 // Who may not read the overrides any more goes by those that it knew, for a day
 // over restarts.
 func TestOverridesThatCannotBeRead(t *testing.T) {

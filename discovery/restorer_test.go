@@ -105,6 +105,39 @@ func TestRestorerUsesWhatAccepts(t *testing.T) {
 	})
 }
 
+// An answer that comes when its node has left, or the list is used no more, counts for
+// nothing.
+func TestRestorerIgnoresLateAnswers(t *testing.T) {
+	for name, test := range map[string]struct {
+		meanwhile func(r *restoring)
+		want      string
+	}{
+		"one left":          {func(r *restoring) { r.dropRecord("node.a") }, "b:restored c:restored"},
+		"the registry came": {func(r *restoring) { r.end() }, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := newRestoring()
+				r.wanted = true
+				for _, address := range []string{"10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80"} {
+					r.up[address] = true
+				}
+				r.begin()
+				for len(r.prober.waiting) > 0 { // one after the other, as the probe is not for many
+					waiting := r.prober.waiting
+					r.prober.waiting = waiting[:1:1]
+					r.prober.dialWaiting(t.Context(), 0)
+					r.prober.waiting = waiting[1:]
+					synctest.Wait()
+				}
+				test.meanwhile(r)
+				r.pass(t, time.Second)
+				r.expect(t, test.want, "the answers are here")
+			})
+		})
+	}
+}
+
 // A node in use that this machine may not dial stays for a few times in a row.
 func TestRestorerKeepsWhoCannotBeDialled(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

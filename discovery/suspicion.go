@@ -175,7 +175,8 @@ func (s *suspicion) of(v *event, e *Entry) *losses {
 	return v.services[service]
 }
 
-// judge completes an event whose losses are known.
+// judge tells whether an event is a mass lapse, or else of which services it is an outage,
+// once its losses are known.
 func (s *suspicion) judge(v *event) {
 	if v.mass = s.isMass(v.all); v.mass {
 		return
@@ -187,8 +188,7 @@ func (s *suspicion) judge(v *event) {
 	}
 }
 
-// decide decides about nodes in use whose leases ran out together, by a time up to
-// which all nodes are counted.
+// decide decides about nodes in use whose leases ran out together, at a time.
 func (s *suspicion) decide(lapsing []*tracked, at time.Duration) *event {
 	v := s.newEvent()
 	for _, t := range lapsing {

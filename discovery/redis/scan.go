@@ -86,8 +86,8 @@ func (s *scan) step(ctx context.Context) ([]string, error) {
 }
 
 // scanOn makes one pass after another until the watch ends, and asks the loop to look at
-// keys that it does not know. It leaves the server in peace for most of the time. A failure is
-// left to the looks: they break the watch if the server is ill.
+// keys that it does not know. It leaves the server in peace for most of the time. A
+// failure is left to the looks: they break the watch if the server is ill.
 func (v *keysView) scanOn(ctx context.Context, wait time.Duration) {
 	var pass *scan
 	var began time.Time
