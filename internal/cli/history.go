@@ -16,11 +16,7 @@ import (
 )
 
 func watchCommand() *cobra.Command {
-	var (
-		flags  registryFlags
-		asJSON bool
-		id     string
-	)
+	var flags registryFlags
 	cmd := &cobra.Command{
 		Use:   "watch [--id <id>] [--json]",
 		Short: "Shows what becomes of the nodes, as it happens",
@@ -32,14 +28,14 @@ interrupted, and one when the registry is lost or found.`,
 		Args: cobra.NoArgs,
 	}
 	flags.add(cmd)
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON, one object a line")
-	cmd.Flags().StringVar(&id, "id", "", "only this `node`")
+	asJSON := cmd.Flags().Bool("json", false, "print JSON, one object a line")
+	id := cmd.Flags().String("id", "", "only this `node`")
 	return command(cmd, func(ctx context.Context, cmd *cobra.Command, _ []string) error {
 		return flags.follow(ctx, func(ctx context.Context, f *fleet) error {
 			fmt.Fprintf(cmd.ErrOrStderr(), "watching %s with %d nodes\n", f.registry, len(f.Snapshot().Nodes()))
 			out, encoder := cmd.OutOrStdout(), json.NewEncoder(cmd.OutOrStdout())
-			f.watch(ctx, id, func(c discovery.Change) (err error) {
-				if asJSON {
+			f.watch(ctx, *id, func(c discovery.Change) (err error) {
+				if *asJSON {
 					return encoder.Encode(view.OfChange(f.registry.String(), c))
 				}
 				_, err = fmt.Fprintln(out, changeLine(c))
@@ -108,11 +104,7 @@ type revisionView struct {
 }
 
 func historyCommand() *cobra.Command {
-	var (
-		flags  registryFlags
-		asJSON bool
-		limit  int
-	)
+	var flags registryFlags
 	cmd := &cobra.Command{
 		Use:     "history <id> [--limit <n>] [--json]",
 		Short:   "Shows the past records of a node",
@@ -121,11 +113,11 @@ func historyCommand() *cobra.Command {
 		Args:    cobra.ExactArgs(1),
 	}
 	flags.add(cmd)
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
-	cmd.Flags().IntVar(&limit, "limit", 0, "at most so `many`; 0 means all there are")
+	asJSON := cmd.Flags().Bool("json", false, "print JSON")
+	limit := cmd.Flags().Int("limit", 0, "at most so `many`; 0 means all there are")
 	return command(cmd, func(ctx context.Context, cmd *cobra.Command, args []string) error {
-		if limit < 0 {
-			return fmt.Errorf("--limit: invalid number %d, want 0 or more", limit)
+		if *limit < 0 {
+			return fmt.Errorf("--limit: invalid number %d, want 0 or more", *limit)
 		}
 		c, err := flags.open(ctx, false)
 		if err != nil {
@@ -138,7 +130,7 @@ func historyCommand() *cobra.Command {
 		if !ok {
 			return fmt.Errorf("%s keeps no history: %w", c.registry, discovery.ErrUnsupported)
 		}
-		revisions, err := historian.History(ctx, args[0], limit)
+		revisions, err := historian.History(ctx, args[0], *limit)
 		if err != nil {
 			return err
 		}
@@ -155,7 +147,7 @@ func historyCommand() *cobra.Command {
 				views[i].Reason = r.Err.Error()
 			}
 		}
-		return printAll(cmd.OutOrStdout(), asJSON, views, []string{"REVISION", "TIME", "TYPE", "ENDPOINT", "LOAD", "MORE"}, revisionView.row)
+		return printAll(cmd.OutOrStdout(), *asJSON, views, []string{"REVISION", "TIME", "TYPE", "ENDPOINT", "LOAD", "MORE"}, revisionView.row)
 	})
 }
 

@@ -18,11 +18,7 @@ import (
 )
 
 func nodesCommand() *cobra.Command {
-	var (
-		flags          registryFlags
-		asJSON         bool
-		service, state string
-	)
+	var flags registryFlags
 	cmd := &cobra.Command{
 		Use:   "nodes [--service <name>] [--state <state>] [--json]",
 		Short: "Lists the nodes of a registry",
@@ -37,17 +33,17 @@ prints what the admin API does.`,
 		Args: cobra.NoArgs,
 	}
 	flags.add(cmd)
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
-	cmd.Flags().StringVar(&service, "service", "", "only nodes of this `service`")
-	cmd.Flags().StringVar(&state, "state", "", "only nodes in this `state`")
+	asJSON := cmd.Flags().Bool("json", false, "print JSON")
+	service := cmd.Flags().String("service", "", "only nodes of this `service`")
+	state := cmd.Flags().String("state", "", "only nodes in this `state`")
 	_ = cmd.RegisterFlagCompletionFunc("state", cobra.FixedCompletions(view.States, cobra.ShellCompDirectiveNoFileComp))
 	return command(cmd, func(ctx context.Context, cmd *cobra.Command, _ []string) error {
-		if state != "" && !slices.Contains(view.States, state) {
-			return fmt.Errorf("--state: unknown state %q, want one of %s", state, strings.Join(view.States, ", "))
+		if *state != "" && !slices.Contains(view.States, *state) {
+			return fmt.Errorf("--state: unknown state %q, want one of %s", *state, strings.Join(view.States, ", "))
 		}
 		return flags.follow(ctx, func(_ context.Context, f *fleet) error {
-			nodes := slices.DeleteFunc(f.nodes(service), func(v view.Node) bool { return state != "" && v.State != state })
-			if !asJSON {
+			nodes := slices.DeleteFunc(f.nodes(*service), func(v view.Node) bool { return *state != "" && v.State != *state })
+			if !*asJSON {
 				printNodes(cmd.OutOrStdout(), nodes)
 				return nil
 			}

@@ -187,10 +187,7 @@ type overrideView struct {
 }
 
 func overridesCommand() *cobra.Command {
-	var (
-		flags  registryFlags
-		asJSON bool
-	)
+	var flags registryFlags
 	cmd := &cobra.Command{
 		Use:     "overrides [--json]",
 		Short:   "Lists what operators have decided",
@@ -199,7 +196,7 @@ func overridesCommand() *cobra.Command {
 		Args:    cobra.NoArgs,
 	}
 	flags.add(cmd)
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	asJSON := cmd.Flags().Bool("json", false, "print JSON")
 	return command(cmd, func(ctx context.Context, cmd *cobra.Command, _ []string) error {
 		return flags.follow(ctx, func(ctx context.Context, f *fleet) error {
 			ctx, cancel := context.WithTimeout(ctx, flags.timeout)
@@ -220,7 +217,7 @@ func overridesCommand() *cobra.Command {
 				}
 				views = append(views, v)
 			}
-			return printAll(cmd.OutOrStdout(), asJSON, views, []string{"ID", "STATE", "WEIGHT", "UNTIL", "LISTED"}, overrideView.row)
+			return printAll(cmd.OutOrStdout(), *asJSON, views, []string{"ID", "STATE", "WEIGHT", "UNTIL", "LISTED"}, overrideView.row)
 		})
 	})
 }

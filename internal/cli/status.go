@@ -17,10 +17,6 @@ import (
 )
 
 func statusCommand() *cobra.Command {
-	var (
-		address string
-		asJSON  bool
-	)
 	cmd := &cobra.Command{
 		Use:   "status [--address <admin>] [--json]",
 		Short: "Shows how a running Caddy and its registries are",
@@ -31,10 +27,10 @@ code 1 if one of them is not being watched right now.`,
   $ caddy discovery status --address localhost:2020 --json`,
 		Args: cobra.NoArgs,
 	}
-	cmd.Flags().StringVar(&address, "address", "", "the `address` of the admin API (default localhost:2019, or $CADDY_ADMIN)")
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	address := cmd.Flags().String("address", "", "the `address` of the admin API (default localhost:2019, or $CADDY_ADMIN)")
+	asJSON := cmd.Flags().Bool("json", false, "print JSON")
 	return command(cmd, func(_ context.Context, cmd *cobra.Command, _ []string) error {
-		admin, err := caddycmd.DetermineAdminAPIAddress(address, nil, "", "")
+		admin, err := caddycmd.DetermineAdminAPIAddress(*address, nil, "", "")
 		if err != nil {
 			return err
 		}
@@ -42,7 +38,7 @@ code 1 if one of them is not being watched right now.`,
 		if err := askRunning(admin, "/discovery/registries", &registries); err != nil {
 			return err
 		}
-		if asJSON {
+		if *asJSON {
 			if err := json.NewEncoder(cmd.OutOrStdout()).Encode(registries); err != nil {
 				return err
 			}
