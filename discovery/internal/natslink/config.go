@@ -52,7 +52,8 @@ func (c Config) Resolve(what, name string) (resolved Config, named string, err e
 		u.Path, u.RawPath = "", ""
 		c.URLs = append(c.URLs, u.String())
 	}
-	return c, name, c.Validate()
+	_, err = c.addresses()
+	return c, name, err
 }
 
 // parsed returns the URLs, or the default one.
@@ -69,14 +70,6 @@ func (c Config) parsed() ([]*url.URL, error) {
 		}
 	}
 	return urls, nil
-}
-
-// Validate reports, as an error that wraps [discovery.ErrInvalid], whether the
-// configuration contradicts itself or a URL cannot be read. It opens no file:
-// files are read whenever a server is dialled, so that rotated ones are used.
-func (c Config) Validate() error {
-	_, err := c.addresses()
-	return err
 }
 
 // Addresses returns the "host:port" of every URL, without user info, in the
@@ -162,7 +155,8 @@ type address struct {
 // String never shows user info.
 func (a address) String() string { return a.url.Scheme + "://" + a.url.Host }
 
-// addresses validates the configuration and returns what it names.
+// addresses validates the configuration and returns what it names. It opens no file:
+// files are read whenever a server is dialled, so that rotated ones are used.
 func (c Config) addresses() ([]address, error) {
 	var logins []string
 	for _, login := range []struct{ option, value string }{

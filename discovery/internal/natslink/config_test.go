@@ -40,7 +40,7 @@ func TestValidate(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			err := test.config.Validate()
+			_, err := natslink.New(test.config)
 			if test.want == "" {
 				if err != nil {
 					t.Fatal(err)

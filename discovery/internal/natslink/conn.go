@@ -64,8 +64,9 @@ type Conn struct {
 	abort      context.CancelFunc // ends the dialling that is under way
 }
 
-// New returns a connection that is not dialled yet. The error is that of
-// [Config.Validate].
+// New returns a connection that is not dialled yet. The error wraps
+// [discovery.ErrInvalid]: the configuration contradicts itself, or a URL cannot be
+// read.
 func New(config Config) (*Conn, error) {
 	addresses, err := config.addresses()
 	if err != nil {

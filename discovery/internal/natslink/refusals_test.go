@@ -163,6 +163,7 @@ func TestInboxPrefix(t *testing.T) {
 	}
 
 	for _, prefix := range []string{"_INBOX.>", "a..b", ".", "a b", "$SYS", "a*", "é"} {
-		wantError(t, natslink.Config{Options: natsconn.Options{InboxPrefix: prefix}}.Validate(), discovery.ErrInvalid, "inbox prefix", "_INBOX_proxy")
+		_, err := natslink.New(natslink.Config{Options: natsconn.Options{InboxPrefix: prefix}})
+		wantError(t, err, discovery.ErrInvalid, "inbox prefix", "_INBOX_proxy")
 	}
 }

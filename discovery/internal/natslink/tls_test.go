@@ -47,5 +47,6 @@ func TestHandshakeFirst(t *testing.T) {
 	wantError(t, err, discovery.ErrUnreachable, "tls_handshake_first on")
 	_, err = open(t, natslink.Config{URLs: []string{speaks.URL()}, Options: natsconn.Options{TLSCA: speaks.TLS.CA, TLSHandshakeFirst: true}}).Get(t.Context())
 	wantError(t, err, discovery.ErrUnreachable, "tls_handshake_first off")
-	wantError(t, natslink.Config{URLs: []string{"wss://h"}, Options: natsconn.Options{TLSHandshakeFirst: true}}.Validate(), discovery.ErrInvalid, "wss://")
+	_, err = natslink.New(natslink.Config{URLs: []string{"wss://h"}, Options: natsconn.Options{TLSHandshakeFirst: true}})
+	wantError(t, err, discovery.ErrInvalid, "wss://")
 }
