@@ -58,13 +58,10 @@ func (n *savedNode) entry(ttl time.Duration) *Entry {
 	return newEntry(n.node, n.node.LeaseOr(ttl), newLiveness(n.node.Load, n.heard.Sub(processStart), now()))
 }
 
-// inUse reports whether the list is in use.
-func (r *restorer) inUse() bool { return r.byID != nil }
-
 // begin begins to use the list if there is one and somebody asked for it, and reports
 // whether it did.
 func (r *restorer) begin() bool {
-	if !r.wanted || r.list == nil || r.inUse() {
+	if !r.wanted || r.list == nil || r.byID != nil {
 		return false
 	}
 	r.byID = make(map[string]*restorable, len(r.list.nodes))

@@ -53,7 +53,10 @@ func newTable() table {
 		nodes:     make(map[string]*tracked),
 		byRecord:  make(map[string]*tracked),
 		addresses: make(addrIndex),
-		leases:    newLeases(),
+		leases: timeQueue[tracked]{
+			time:  func(t *tracked) time.Duration { return t.due },
+			place: func(t *tracked) *int { return &t.place },
+		},
 	}
 }
 
@@ -127,13 +130,5 @@ func (t *table) overdue(at time.Duration) *tracked {
 			return n
 		}
 		t.requeue(n)
-	}
-}
-
-// newLeases returns a queue of nodes in the order in which their leases run out.
-func newLeases() timeQueue[tracked] {
-	return timeQueue[tracked]{
-		time:  func(t *tracked) time.Duration { return t.due },
-		place: func(t *tracked) *int { return &t.place },
 	}
 }
