@@ -212,7 +212,7 @@ const (
 )
 
 // lateHandlers are the handlers that were still under way when their config ended.
-var lateHandlers lateEmitters
+var lateHandlers = lateEmitters{late: make(map[*emitter]struct{})}
 
 func init() { caddy.OnExit(func(context.Context) { lateHandlers.exit() }) }
 
@@ -227,9 +227,6 @@ type lateEmitters struct {
 func (l *lateEmitters) add(m *emitter) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.late == nil {
-		l.late = make(map[*emitter]struct{})
-	}
 	l.late[m] = struct{}{}
 	go func() {
 		timer := time.AfterFunc(handlerGrace, m.interrupt)

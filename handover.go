@@ -15,7 +15,7 @@ import (
 )
 
 // announcements are those of this process.
-var announcements = announcer{nodes: make(map[announcementKey]*wantedNode)}
+var announcements = announcer{nodes: make(map[announcementKey]*wantedNode), changed: make(chan struct{})}
 
 func init() {
 	caddy.OnExit(func(context.Context) { announcements.leaving.Wait() })
@@ -168,9 +168,7 @@ func (all *announcer) withdraw(c *announcedConfig) {
 
 // wake wakes those who wait for a change. The caller holds mu.
 func (all *announcer) wake() {
-	if all.changed != nil {
-		close(all.changed)
-	}
+	close(all.changed)
 	all.changed = make(chan struct{})
 }
 

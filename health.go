@@ -73,10 +73,8 @@ func (h *Health) check() error {
 	if h.TCP && (h.URI != "" || h.Status != "" || len(h.Headers) > 0) {
 		return errors.New("health: tcp asks nothing, so that uri, status and header have no meaning beside it; want either")
 	}
-	for name, d := range map[string]caddy.Duration{"interval": h.Interval, "timeout": h.Timeout} {
-		if err := caddyblock.CheckDuration("health: "+name, d); err != nil {
-			return err
-		}
+	if err := cmp.Or(caddyblock.CheckDuration("health: interval", h.Interval), caddyblock.CheckDuration("health: timeout", h.Timeout)); err != nil {
+		return err
 	}
 	for name, n := range map[string]int{"passes": h.Passes, "fails": h.Fails} {
 		if n < 0 || n > maxChecks {
