@@ -266,7 +266,7 @@ func (c *Conn) dialAny(ctx context.Context, candidates []address) (*Link, error)
 		if errors.Is(err, discovery.ErrInvalid) {
 			return nil, err // a file of ours: the next server will not mend it
 		}
-		kind, text := describe(err)
+		text, kind := describe(err)
 		if kind == discovery.ErrCredentials {
 			// Somebody is there, which says more than that others are not.
 			sentinel = discovery.ErrCredentials

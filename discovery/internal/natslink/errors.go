@@ -18,7 +18,7 @@ import (
 
 // describe says what went wrong with a connection and what would help. Its
 // text holds nothing that was secret.
-func describe(err error) (kind error, text string) {
+func describe(err error) (text string, kind error) {
 	var (
 		authority   x509.UnknownAuthorityError
 		hostname    x509.HostnameError
@@ -29,39 +29,39 @@ func describe(err error) (kind error, text string) {
 	kind = discovery.ErrUnreachable
 	switch {
 	case errors.Is(err, errServerWaits):
-		return kind, "it accepts the connection and does not answer; if it waits for the TLS handshake (handshake_first), set tls_handshake_first on"
+		return "it accepts the connection and does not answer; if it waits for the TLS handshake (handshake_first), set tls_handshake_first on", kind
 	case errors.Is(err, errServerSpeaks):
-		return kind, "it does not begin with the TLS handshake; set tls_handshake_first off"
+		return "it does not begin with the TLS handshake; set tls_handshake_first off", kind
 	case isAuth(err):
-		return discovery.ErrCredentials, authText(err)
+		return authText(err), discovery.ErrCredentials
 	case errors.As(err, &authority):
-		return kind, "the server's certificate is signed by an unknown authority; name it with tls_ca"
+		return "the server's certificate is signed by an unknown authority; name it with tls_ca", kind
 	case errors.As(err, &hostname):
-		return kind, fmt.Sprintf("the server's certificate is for another name (%v); name it with tls_server_name", hostname)
+		return fmt.Sprintf("the server's certificate is for another name (%v); name it with tls_server_name", hostname), kind
 	case errors.As(err, &certificate):
-		return kind, fmt.Sprintf("the server's certificate is not valid: %v", certificate.Err)
+		return fmt.Sprintf("the server's certificate is not valid: %v", certificate.Err), kind
 	case errors.As(err, &remote) && remote.Op == "remote error", errors.Is(err, nats.ErrTLS) && isClosed(err):
 		// In TLS 1.3 a server refuses a client's certificate after the client
 		// took the handshake for done.
-		return discovery.ErrCredentials, fmt.Sprintf("the server refused the TLS client certificate, or there is none; see tls_client_auth (%v)", trim(err))
+		return fmt.Sprintf("the server refused the TLS client certificate, or there is none; see tls_client_auth (%v)", trim(err)), discovery.ErrCredentials
 	case errors.Is(err, nats.ErrSecureConnWanted):
-		return kind, "the server does not offer TLS"
+		return "the server does not offer TLS", kind
 	case errors.Is(err, nats.ErrSecureConnRequired):
-		return kind, "the server demands TLS"
+		return "the server demands TLS", kind
 	case errors.Is(err, nats.ErrTLS):
-		return kind, fmt.Sprintf("TLS failed: %v", trim(err))
+		return fmt.Sprintf("TLS failed: %v", trim(err)), kind
 	case errors.As(err, &dns):
-		return kind, fmt.Sprintf("cannot resolve the name: %s", dns.Err)
+		return fmt.Sprintf("cannot resolve the name: %s", dns.Err), kind
 	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, nats.ErrNoServers):
-		return kind, "connection refused"
+		return "connection refused", kind
 	case errors.Is(err, nats.ErrStaleConnection):
-		return kind, "it stopped answering"
+		return "it stopped answering", kind
 	case isTimeout(err):
-		return kind, "it does not answer"
+		return "it does not answer", kind
 	case isClosed(err):
-		return kind, "the server closed the connection"
+		return "the server closed the connection", kind
 	default:
-		return kind, trim(err)
+		return trim(err), kind
 	}
 }
 

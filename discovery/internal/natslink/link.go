@@ -203,7 +203,7 @@ func (l *Link) fail(why error) {
 func (l *Link) onClosed(nc *nats.Conn) {
 	cause := "it was closed"
 	if err := nc.LastError(); err != nil {
-		_, cause = describe(err)
+		cause, _ = describe(err)
 	}
 	l.fail(fmt.Errorf("%w: lost the connection to %s: %s", discovery.ErrUnreachable, l.Address(), cause))
 	l.mu.Lock()
