@@ -15,8 +15,8 @@ import (
 	"github.com/caddy-discovery/caddy-discovery/internal/picker"
 )
 
-// obstacles returns what is in the way of each listed node.
-func obstacles(u *Upstreams) map[string]string {
+// reasons returns why the source sends no requests to the listed nodes.
+func reasons(u *Upstreams) map[string]string {
 	found := make(map[string]string)
 	for _, e := range u.directory.Snapshot().Nodes() {
 		found[e.Node.ID], _ = u.standing(e)
@@ -46,7 +46,7 @@ func TestAccess(t *testing.T) {
 			registry, m := newMemory(t)
 			list(t, m, "a", c.endpoint)
 			u := source(t, "registry memory "+registry+" {\naddress "+c.registry+"\n}\n"+c.options)
-			eventually(t, "the verdict is "+c.want, func() bool { return obstacles(u)["a"] == c.want })
+			eventually(t, "the verdict is "+c.want, func() bool { return reasons(u)["a"] == c.want })
 			upstreams, err := u.GetUpstreams(httptest.NewRequest("GET", "/", nil))
 			if err != nil || (len(upstreams) == 1) != (c.want == "") {
 				t.Errorf("%d upstreams, %v", len(upstreams), err)
@@ -115,7 +115,7 @@ func TestNamesAreDialledAsChecked(t *testing.T) {
 	dialled := func() string {
 		upstreams, _ := u.GetUpstreams(httptest.NewRequest("GET", "/", nil))
 		if len(upstreams) != 1 {
-			return fmt.Sprint(obstacles(u))
+			return fmt.Sprint(reasons(u))
 		}
 		return upstreams[0].Dial
 	}

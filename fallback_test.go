@@ -5,8 +5,12 @@ import (
 	"strings"
 	"testing"
 
+	"go.uber.org/zap"
+	logtest "go.uber.org/zap/zaptest/observer"
+
 	"github.com/caddy-discovery/caddy-discovery/discovery/discoverytest"
 	"github.com/caddy-discovery/caddy-discovery/internal/freeport"
+	"github.com/caddy-discovery/caddy-discovery/internal/picker"
 )
 
 func TestStaticFallback(t *testing.T) {
@@ -106,4 +110,19 @@ func TestMulti(t *testing.T) {
 	eventually(t, "the second source serves while the first is empty", func() bool { return fmt.Sprint(served(t, url)) == "map[b:6]" })
 	list(t, m, "a", service(t, "a").URL)
 	eventually(t, "the first source comes first", func() bool { return fmt.Sprint(served(t, url)) == "map[a:6]" })
+}
+
+// TestLinesOfAFlappingNode holds that the only node of a source, which comes and goes as
+// fast as it can, does not fill the log.
+func TestLinesOfAFlappingNode(t *testing.T) {
+	name, _ := newMemory(t)
+	u := source(t, "registry memory "+name)
+	core, logs := logtest.New(zap.InfoLevel)
+	u.logger = zap.New(core)
+	for range 100 * turnRate {
+		u.onBuilt(u.directory.Snapshot(), new(picker.Picker), true)
+	}
+	if n := logs.FilterMessage("no node can serve").Len(); n == 0 || n >= 50*turnRate {
+		t.Errorf("%d lines, want %d and a few", n, turnRate)
+	}
 }

@@ -38,7 +38,7 @@ func TestMaxStale(t *testing.T) {
 	port := freeport.String(t)
 	list(t, m, "a", service(t, "a").URL)
 	load(t, `http://127.0.0.1:`+port+` {
-		handle /patient {
+		handle /unlimited {
 			reverse_proxy {
 				dynamic discovery {
 					registry memory `+name+`
@@ -67,8 +67,8 @@ func TestMaxStale(t *testing.T) {
 		return func() bool {
 			status, body := get(t, url)
 			_, static := get(t, url+"/static")
-			_, patient := get(t, url+"/patient")
-			return fmt.Sprint(status, body, " ", static, " ", patient) == want
+			_, unlimited := get(t, url+"/unlimited")
+			return fmt.Sprint(status, body, " ", static, " ", unlimited) == want
 		}
 	}
 	eventually(t, "a serves", answers("200a a a"))

@@ -17,6 +17,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 	"go.uber.org/zap"
+	"golang.org/x/time/rate"
 
 	"github.com/caddy-discovery/caddy-discovery/backend"
 	"github.com/caddy-discovery/caddy-discovery/discovery"
@@ -28,6 +29,9 @@ import (
 const (
 	schemeAuto         = "auto"
 	defaultSyncTimeout = caddy.Duration(2 * time.Second)
+
+	// How many lines a second a source logs of having no node, or having one again.
+	turnRate = 20
 )
 
 // Upstreams is a dynamic upstream source that returns the nodes that a registry
@@ -157,7 +161,8 @@ type Upstreams struct {
 	releasing sync.Once
 
 	logger  *zap.Logger
-	emitter *emitter // nil where another source of the config emits the events
+	turns   *rate.Limiter // of lines that the source has no node, or has one again
+	emitter *emitter      // nil where another source of the config emits the events
 }
 
 // A Criterion is a condition on a node's metadata.
@@ -358,6 +363,7 @@ func (u *Upstreams) provisionPickers() {
 	})
 	u.pickers.Builder = &u.builder
 	u.pickers.Version = func() uint64 { return 0 }
+	u.turns = rate.NewLimiter(turnRate, turnRate)
 	u.pickers.Built, u.pickers.Charge = u.onBuilt, u.directory.Charge
 
 	b := &u.builder
@@ -577,11 +583,12 @@ func (u *Upstreams) givenUp() bool {
 }
 
 // onBuilt is told of new pickers, and logs when the source begins or ends to have no
-// node: once each, not for each request.
+// node: once each, not for each request, and a node that comes and goes as fast as it can
+// writes no more than turnRate lines a second.
 func (u *Upstreams) onBuilt(snapshot *discovery.Snapshot, p *picker.Picker, turned bool) {
 	u.tellUnguarded(snapshot)
 	switch {
-	case !turned:
+	case !turned || !u.turns.Allow():
 		return
 	case !p.Empty():
 		u.logger.Info("nodes can serve again", zap.String("service", u.Service), zap.Int("nodes", len(p.First())))
