@@ -23,10 +23,10 @@ import (
 const envNodes = "BENCHMARK_NODES"
 
 // Every address in 127.0.0.0/8 is this machine, so that one listener is as many
-// nodes as there are addresses. A few processes share it, because ten proxies
+// nodes as there are addresses. A few processes share it, because a dozen proxies
 // with ten thousand connections each are more files than one may have open.
 const (
-	nodeProcesses = 6
+	nodeProcesses = 8
 	nodeConns     = 15_000 // of each process
 )
 
