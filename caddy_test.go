@@ -20,6 +20,7 @@ import (
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
 	"github.com/caddy-discovery/caddy-discovery/discovery/discoverytest"
+	"github.com/caddy-discovery/caddy-discovery/internal/freeport"
 )
 
 // patience bounds every wait, far beyond what anything needs.
@@ -114,6 +115,15 @@ func list(t testing.TB, m *discoverytest.Memory, id, endpoint string, pairs ...s
 		t.Fatal(err)
 	}
 	m.Put(id, record)
+}
+
+// serveNodes loads a site with a source of the nodes of a memory registry, which has the
+// options, and with the rest of its handler. It returns the URL.
+func serveNodes(t *testing.T, registry, options, rest string) string {
+	t.Helper()
+	url := "http://127.0.0.1:" + freeport.String(t)
+	load(t, url+" {\nreverse_proxy {\ndynamic discovery {\nregistry memory "+registry+"\n"+options+"\n}\n"+rest+"\n}\n}")
+	return url
 }
 
 // get returns the status and body of a request.

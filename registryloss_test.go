@@ -11,16 +11,8 @@ import (
 
 func TestRegistryLossKeepsServing(t *testing.T) {
 	name, m := newMemory(t)
-	port := freeport.String(t)
 	list(t, m, "a", service(t, "a").URL, "lease", "100ms")
-	load(t, `http://127.0.0.1:`+port+` {
-		reverse_proxy {
-			dynamic discovery {
-				registry memory `+name+`
-			}
-		}
-	}`)
-	url := "http://127.0.0.1:" + port
+	url := serveNodes(t, name, "", "")
 	eventually(t, "a serves", func() bool {
 		list(t, m, "a", "http://"+strings.TrimPrefix(service(t, "a").URL, "http://"), "lease", "100ms")
 		_, body := get(t, url)
@@ -82,16 +74,8 @@ func TestMaxStale(t *testing.T) {
 // connection stands and nothing comes.
 func TestSilentRegistryKeepsServing(t *testing.T) {
 	name, m := newMemory(t)
-	port := freeport.String(t)
 	list(t, m, "a", service(t, "a").URL, "lease", "500ms")
-	load(t, `http://127.0.0.1:`+port+` {
-		reverse_proxy {
-			dynamic discovery {
-				registry memory `+name+`
-			}
-		}
-	}`)
-	url := "http://127.0.0.1:" + port
+	url := serveNodes(t, name, "", "")
 	if _, body := get(t, url); body != "a" {
 		t.Fatalf("answered %q, want the node", body)
 	}

@@ -12,6 +12,25 @@ import (
 	"github.com/caddy-discovery/caddy-discovery/internal/freeport"
 )
 
+// troubledService starts a service that answers with its id, breaks the connection of a
+// request for /poison, and keeps one for /slow, of which it tells, until it is released.
+// It returns its URL.
+func troubledService(t *testing.T, id string, entered chan<- struct{}, release <-chan struct{}) string {
+	t.Helper()
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case "/poison":
+			panic(http.ErrAbortHandler)
+		case "/slow":
+			entered <- struct{}{}
+			<-release
+		}
+		_, _ = io.WriteString(w, id)
+	}))
+	t.Cleanup(s.Close)
+	return s.URL
+}
+
 // TestFailingNodesGiveWayToTheNextTier has a near node that refuses connections: after
 // the first request Caddy's passive health checks know it, and the far node serves
 // without a retry.
@@ -22,18 +41,7 @@ func TestFailingNodesGiveWayToTheNextTier(t *testing.T) {
 			name, m := newMemory(t)
 			list(t, m, "near", "http://127.0.0.1:"+freeport.String(t), "zone", "eu")
 			list(t, m, "far", service(t, "far").URL, "zone", "us")
-			port := freeport.String(t)
-			load(t, `http://127.0.0.1:`+port+` {
-				reverse_proxy {
-					dynamic discovery {
-						registry memory `+name+`
-						prefer zone eu
-						`+options+`
-					}
-					fail_duration 1m
-				}
-			}`)
-			url := "http://127.0.0.1:" + port + "/?key=1"
+			url := serveNodes(t, name, "prefer zone eu\n"+options, "fail_duration 1m") + "/?key=1"
 			if status, _ := get(t, url); status != 502 {
 				t.Fatalf("status %d, want 502: the near node comes first, and there are no retries", status)
 			}
@@ -50,28 +58,9 @@ func TestFailingNodesGiveWayToTheNextTier(t *testing.T) {
 func TestFullNodesGiveWayToTheNextTier(t *testing.T) {
 	name, m := newMemory(t)
 	began, end := make(chan struct{}), make(chan struct{})
-	near := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path == "/slow" {
-			began <- struct{}{}
-			<-end
-		}
-		_, _ = io.WriteString(w, "near")
-	}))
-	defer near.Close()
-	list(t, m, "near", near.URL, "zone", "eu")
+	list(t, m, "near", troubledService(t, "near", began, end), "zone", "eu")
 	list(t, m, "far", service(t, "far").URL, "zone", "us")
-	port := freeport.String(t)
-	load(t, `http://127.0.0.1:`+port+` {
-		reverse_proxy {
-			dynamic discovery {
-				registry memory `+name+`
-				prefer zone eu
-				pick 1
-			}
-			unhealthy_request_count 1
-		}
-	}`)
-	url := "http://127.0.0.1:" + port
+	url := serveNodes(t, name, "prefer zone eu\npick 1", "unhealthy_request_count 1")
 	if _, body := get(t, url); body != "near" {
 		t.Fatalf("answered %q, want the near node", body)
 	}
@@ -108,26 +97,11 @@ func TestNodesServeWhenAllHaveFailed(t *testing.T) {
 	} {
 		t.Run(strings.NewReplacer("{", "", "}", "").Replace(test.options+" "+test.rest), func(t *testing.T) {
 			name, m := newMemory(t)
-			release := make(chan struct{})
-			entered := make(chan struct{}, 10)
+			entered, release := make(chan struct{}), make(chan struct{})
 			for _, id := range []string{"a", "b", "c"} {
-				s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-					switch r.URL.Path {
-					case "/poison":
-						panic(http.ErrAbortHandler)
-					case "/slow":
-						entered <- struct{}{}
-						<-release
-					}
-					_, _ = io.WriteString(w, id)
-				}))
-				t.Cleanup(s.Close)
-				list(t, m, id, s.URL, "zone", map[string]string{"a": "eu"}[id])
+				list(t, m, id, troubledService(t, id, entered, release), "zone", map[string]string{"a": "eu"}[id])
 			}
-			port := freeport.String(t)
-			load(t, "http://127.0.0.1:"+port+" {\nreverse_proxy {\ndynamic discovery {\nregistry memory "+name+"\n"+test.options+"\n}\n"+test.rest+
-				"\nlb_retries 5\nfail_duration 1h\nunhealthy_request_count 2\n}\n}")
-			url := "http://127.0.0.1:" + port
+			url := serveNodes(t, name, test.options, test.rest+"\nlb_retries 5\nfail_duration 1h\nunhealthy_request_count 2")
 			for range 3 {
 				if status, _ := get(t, url+"/poison"); status != http.StatusBadGateway {
 					t.Fatalf("status %d of a request that every node refuses, want 502", status)
@@ -189,10 +163,7 @@ func TestRetryPassesOverADeadNodeWhenAllHaveFailed(t *testing.T) {
 				list(t, m, id, s.URL, "zone", "us")
 			}
 			list(t, m, "dead", "http://"+at("dead"), "zone", "eu")
-			port := freeport.String(t)
-			load(t, "http://127.0.0.1:"+port+" {\nreverse_proxy {\ndynamic discovery {\nregistry memory "+name+"\nproxy_id proxy\n"+test.options+"\n}\n"+test.rest+
-				"\nlb_retries 1\nfail_duration 1h\n}\n}")
-			url := "http://127.0.0.1:" + port
+			url := serveNodes(t, name, "proxy_id proxy\n"+test.options, test.rest+"\nlb_retries 1\nfail_duration 1h")
 			eventually(t, "both have failed", func() bool {
 				_, _ = get(t, url+"/poison")
 				_, a := failed.Load("a")
@@ -212,27 +183,9 @@ func TestRetryPassesOverADeadNodeWhenAllHaveFailed(t *testing.T) {
 // go to that one.
 func TestFailingNodesServeWhenOthersAreFull(t *testing.T) {
 	name, m := newMemory(t)
-	release := make(chan struct{})
-	entered := make(chan struct{}, 5)
-	endpoints := make(map[string]string)
-	for _, id := range []string{"full", "failing"} {
-		s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			switch r.URL.Path {
-			case "/poison":
-				panic(http.ErrAbortHandler)
-			case "/slow":
-				entered <- struct{}{}
-				<-release
-			}
-			_, _ = io.WriteString(w, id)
-		}))
-		t.Cleanup(s.Close)
-		endpoints[id] = s.URL
-	}
-	list(t, m, "full", endpoints["full"])
-	port := freeport.String(t)
-	load(t, "http://127.0.0.1:"+port+" {\nreverse_proxy {\ndynamic discovery {\nregistry memory "+name+"\npick 1\n}\nfail_duration 1h\nunhealthy_request_count 5\n}\n}")
-	url := "http://127.0.0.1:" + port
+	entered, release := make(chan struct{}), make(chan struct{})
+	list(t, m, "full", troubledService(t, "full", entered, release))
+	url := serveNodes(t, name, "pick 1", "fail_duration 1h\nunhealthy_request_count 5")
 	var slow sync.WaitGroup
 	for range 5 {
 		slow.Go(func() {
@@ -242,7 +195,7 @@ func TestFailingNodesServeWhenOthersAreFull(t *testing.T) {
 		})
 		<-entered
 	}
-	list(t, m, "failing", endpoints["failing"])
+	list(t, m, "failing", troubledService(t, "failing", entered, release))
 	eventually(t, "the other serves", func() bool { _, body := get(t, url); return body == "failing" })
 	if status, _ := get(t, url+"/poison"); status != http.StatusBadGateway {
 		t.Errorf("status %d of a request that the node refuses, want 502", status)

@@ -67,21 +67,21 @@ func TestFirstListingInSeveralAttempts(t *testing.T) {
 func TestLeasesCountFromAgeOfRecord(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := discoverytest.NewMemory()
-		write(m, newNode("fresh"), newNode("old"), newNode("overdue"), newNode("patient", discovery.KeyLease, "1h"))
+		write(m, newNode("fresh"), newNode("old"), newNode("overdue"), newNode("longlease", discovery.KeyLease, "1h"))
 		m.Age("old", 20*time.Second)
 		m.Age("overdue", 30*time.Second)
-		m.Age("patient", 30*time.Minute)
+		m.Age("longlease", 30*time.Minute)
 		start := time.Now()
 		d := follow(t, m.Open(), discovery.Options{})
-		expect(t, d, "fresh old patient", "listed")
+		expect(t, d, "fresh longlease old", "listed")
 		if ago := time.Since(d.Snapshot().Node("old").LastHeard()); ago != 20*time.Second {
 			t.Errorf("old was heard %v ago, want 20s", ago)
 		}
 		lapsesAt(t, d, "old", start.Add(10*time.Second))
 		write(m, newNode("overdue"))
-		expect(t, d, "fresh overdue patient", "heard")
+		expect(t, d, "fresh longlease overdue", "heard")
 		lapsesAt(t, d, "fresh", start.Add(30*time.Second))
-		lapsesAt(t, d, "patient", start.Add(30*time.Minute))
+		lapsesAt(t, d, "longlease", start.Add(30*time.Minute))
 	})
 }
 

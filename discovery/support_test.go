@@ -194,3 +194,14 @@ func (w *scriptedVerifier) Verify(ctx context.Context) error {
 type watchFunc func(ctx context.Context, emit func(discovery.Event)) error
 
 func (f watchFunc) Watch(ctx context.Context, emit func(discovery.Event)) error { return f(ctx, emit) }
+
+// lapsesUnlessHeard holds that of the nodes a and b of a registry that is back just now
+// each has one lease to be heard again: a is heard, b is not.
+func lapsesUnlessHeard(t *testing.T, d *discovery.Directory, m *discoverytest.Memory) {
+	t.Helper()
+	back := d.Status().Since
+	time.Sleep(10 * time.Second)
+	write(m, newNode("a"))
+	lapsesAt(t, d, "b", back.Add(discovery.DefaultTTL))
+	expect(t, d, "a", "a lease later")
+}
