@@ -21,7 +21,7 @@ SOAK_RELOADS ?= 1000
 BENCH        ?= .
 PKG          ?= ./...
 
-.PHONY: build demo test lint bench bench-backends bench-changes bench-proxy reliability soak fuzz clean help
+.PHONY: build demo test test-clients lint bench bench-backends bench-changes bench-proxy reliability soak fuzz clean help
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -56,6 +56,17 @@ test: ## all tests, with the race detector
 	@scripts/need-promtool
 	go test -race -parallel 6 -timeout $(TEST_TIMEOUT) $(PKG)
 	cd examples/backend && go test -race -timeout $(TEST_TIMEOUT) ./...
+
+test-clients: bin/nats ## the example services in Node.js, Python and shell, on real registries behind the real binary
+	@scripts/need-redis
+	@scripts/need-clients
+	cd examples/node-service && npm ci --no-audit --no-fund
+	go test -count=1 -tags clients -timeout $(TEST_TIMEOUT) -run '^TestClients$$' ./integration
+
+# The command nats, for the example in shell.
+bin/nats: tools/nats/go.mod
+	@mkdir -p bin
+	go build -modfile=tools/nats/go.mod -o $@ github.com/nats-io/natscli/nats
 
 lint: ## formatting, vet, and the rules of .golangci.yml
 	@unformatted=$$(gofmt -l .); [ -z "$$unformatted" ] || { echo "gofmt would change:"; echo "$$unformatted"; exit 1; }
