@@ -125,9 +125,9 @@ func unmarshalBlock(d *caddyfile.Dispenser, what string, registry *json.RawMessa
 		return err
 	}
 	if *registry == nil {
-		return d.Errf("%s: the registry is missing; write its URL behind the name, or a line 'registry <backend> [<url>...]' into the block", what)
+		*registry, err = backend.OnlyDeclared(d)
 	}
-	return nil
+	return err
 }
 
 // registryOption is the option 'registry <backend> [<url>...] { … }'.

@@ -78,6 +78,7 @@ func TestCaddyfileErrors(t *testing.T) {
 	registry := func(block string) string {
 		return bare("{\nregistry nats_kv nats://127.0.0.1:4222 {\n" + block + "\n}\n}")
 	}
+	declared := func(lines string) string { return "{\n\tdiscovery {\n" + lines + "\n\t}\n}" }
 	registrar := func(block string) string { return "{\n\tregistrar nats://127.0.0.1:4222 {\n" + block + "\n\t}\n}" }
 	for name, c := range map[string]struct {
 		caddyfile string
@@ -104,10 +105,13 @@ func TestCaddyfileErrors(t *testing.T) {
 		"bad slow_start":           {source("pick 2\nslow_start slowly"), []string{"option slow_start", `"slowly"`, "such as 500ms", "Caddyfile:5"}},
 		"least_load with argument": {"http://:9 {\n\treverse_proxy {\n\t\tlb_policy least_load 2\n\t}\n}", []string{"least_load", `"2"`, "Caddyfile:3"}},
 		"least_load with a block":  {"http://:9 {\n\treverse_proxy {\n\t\tlb_policy least_load {\nx\n}\n\t}\n}", []string{"least_load", `"x"`}},
-		"no registry":              {bare("{\nservice a\n}"), []string{"the registry is missing", "registry <backend>", "Caddyfile:"}},
 		"two registries":           {source("registry nats_kv"), []string{"option registry", "given twice", "Caddyfile:4"}},
 		"registry of nothing":      {bare("{\nregistry\n}"), []string{"option registry", "want: registry <backend>", "Caddyfile:4"}},
-		"unknown backend":          {bare("{\nregistry etcd\n}"), []string{`unknown backend "etcd"`, "nats_kv", "Caddyfile:4"}},
+		"unknown backend":          {bare("{\nregistry etcd http://h\n}"), []string{`unknown backend "etcd"`, "nats, nats_kv, redis", "Caddyfile:4"}},
+		"backend for a name":       {bare("redis"), []string{`named "redis", which is a backend`, "Caddyfile:3"}},
+		"name with a block":        {bare("{\nregistry main {\nttl 1s\n}\n}"), []string{"registry main", "want no block", "nats_kv", "Caddyfile:5"}},
+		"name and more":            {bare("main nats://h"), []string{"registry main", `unexpected argument "nats://h"`, "Caddyfile:3"}},
+		"URL and a name":           {bare("nats://h main"), []string{"main", "nats://", "Caddyfile:3"}},
 		"unknown URL":              {bare("etcd://h"), []string{"etcd://h", "nats://", "registry <backend>", "Caddyfile:3"}},
 		"URL with a password":      {bare("etcd://u:hunter2@h"), []string{"etcd://…@h"}},
 		"URL with a query":         {bare("etcd://h?password=hunter2"), []string{"etcd://h?…"}},
@@ -128,8 +132,19 @@ func TestCaddyfileErrors(t *testing.T) {
 		"registrar: metadata twice": {registrar("metadata zone a\nmetadata zone b"), []string{"option metadata", `"zone" is given twice`, "Caddyfile:4"}},
 		"registrar: metadata block": {registrar("metadata {\nzone\n}"), []string{"option metadata", "<key> <value>"}},
 		"registrar: drain":          {registrar("drain -1s"), []string{"option drain", `"-1s"`, "0s"}},
-		"registrar: no registry":    {"{\n\tregistrar\n}", []string{"the registry is missing", "Caddyfile:2"}},
 		"registrar: two backends":   {"{\n\tregistrar nats://a http://b\n}", []string{"http://b", "Caddyfile:2"}},
+
+		"discovery: argument":       {"{\n\tdiscovery main\n}", []string{"discovery", `"main"`, "'registry <name> <url>'", "Caddyfile:2"}},
+		"discovery: unknown option": {declared("nats://h"), []string{"discovery", `unknown option "nats://h"`, "registry", "Caddyfile:3"}},
+		"discovery: no name":        {declared("registry"), []string{"option registry", "want: registry <name> [<backend>] [<url>...]", "Caddyfile:3"}},
+		"discovery: URL for a name": {declared("registry nats://u:hunter2@h"), []string{`invalid name "nats://…@h"`, "such as main", "Caddyfile:3"}},
+		"discovery: backend's name": {declared("registry redis redis://h"), []string{`named "redis", which is a backend`, "Caddyfile:3"}},
+		"discovery: nothing":        {declared("registry main"), []string{"registry main", "want a URL", "nats, nats_kv, redis", "Caddyfile:3"}},
+		"discovery: another one":    {declared("registry main nats://h\nregistry spare named main"), []string{"registry spare", "cannot be another one", "Caddyfile:4"}},
+		"discovery: unknown URL":    {declared("registry main etcd://u:hunter2@h"), []string{"registry main", "etcd://…@h", "nats://", "Caddyfile:3"}},
+		"discovery: backend option": {declared("registry main nats://h {\nbuckit x\n}"), []string{"registry nats_kv", `unknown option "buckit"`, "Caddyfile:4"}},
+		"discovery: named twice":    {declared("registry main nats://h\nregistry main redis://h"), []string{"the name main is given twice", "Caddyfile:4"}},
+		"discovery: twice, in two":  {"{\ndiscovery {\nregistry main nats://h\nregistry spare nats://h/b\n}\ndiscovery {\nregistry main redis://h\n}\n}", []string{"the name main is given twice", "declared are main, spare", "Caddyfile:7"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := tryAdapt(c.caddyfile)
@@ -145,6 +160,7 @@ func TestCaddyfileErrors(t *testing.T) {
 // when the config is loaded.
 func TestProvisionErrors(t *testing.T) {
 	proxy := func(lines string) string { return "http://:9 {\n\treverse_proxy {\n" + lines + "\n\t}\n}" }
+	const two = "{\n\tdiscovery {\n\t\tregistry spare nats://h/spare\n\t\tregistry main nats://h/main\n\t}\n}\n\n"
 	for name, c := range map[string]struct {
 		caddyfile string
 		want      []string
@@ -178,6 +194,13 @@ func TestProvisionErrors(t *testing.T) {
 		"bad URL":                         {proxy("dynamic discovery {\nregistry nats_kv redis://h\n}"), []string{"redis://h", "nats"}},
 		"two credentials":                 {proxy("dynamic discovery {\nregistry nats_kv {\ntoken a\nuser b c\n}\n}"), []string{"token", "user"}},
 		"unknown variable":                {proxy("dynamic discovery {\nregistry nats_kv {\ntoken {env.DISCOVERY_NOT_SET}\n}\n}"), []string{"DISCOVERY_NOT_SET"}},
+		"no registry":                     {proxy("dynamic discovery"), []string{"the registry is missing", "registry <backend>", "discovery { registry <name> <url> }", "Caddyfile:3"}},
+		"no registry, registrar":          {"{\n\tregistrar\n}", []string{"the registry is missing", "Caddyfile:2"}},
+		"no such registry":                {proxy("dynamic discovery main"), []string{`there is no registry "main"`, "none is declared", "Caddyfile:3"}},
+		"another registry":                {two + proxy("dynamic discovery {\nregistry mian\n}"), []string{`there is no registry "mian"`, "declared are main, spare", "Caddyfile:11"}},
+		"another registry, registrar":     {strings.Replace(two, "{", "{\nregistrar mian", 1), []string{`there is no registry "mian"`, "declared are main, spare", "Caddyfile:2"}},
+		"one of two registries":           {two + proxy("dynamic discovery"), []string{"the registry is missing", "want one of main, spare", "Caddyfile:10"}},
+		"bad settings of a named one":     {strings.Replace(two, "nats://h/spare", "nats_kv {env.DISCOVERY_NOT_SET}", 1), []string{"registry spare", "DISCOVERY_NOT_SET"}},
 		"certificate, no key":             {proxy("dynamic discovery {\nregistry nats_kv {\ntls_client_auth {env.HOME} {env.DISCOVERY_NOT_SET}\n}\n}"), []string{"DISCOVERY_NOT_SET"}},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -13,10 +13,12 @@ import (
 func init() {
 	caddy.RegisterModule(new(Upstreams))
 	caddy.RegisterModule(new(LeastLoad))
+	caddy.RegisterModule(Registries{})
 	caddy.RegisterModule(Registrar{})
 	caddy.RegisterModule(backend.NATSKV{})
 	caddy.RegisterModule(backend.NATS{})
 	caddy.RegisterModule(backend.Redis{})
+	caddy.RegisterModule(backend.Named{})
 	caddy.RegisterModule(Admin{})
 	caddy.RegisterModule(new(StatusPage))
 	caddycmd.RegisterCommand(cli.Command(processLogger("registrar")))

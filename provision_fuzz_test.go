@@ -21,6 +21,7 @@ var provisioned = []string{
 	httpJSON(`{"handler":"reverse_proxy","dynamic_upstreams":{"source":"discovery","registry":{"backend":"nats"},"where":#}}`),
 	httpJSON(`{"handler":"reverse_proxy","load_balancing":{"selection_policy":{"policy":"least_load"}},"dynamic_upstreams":#}`),
 	httpJSON(`#`),
+	`{"admin":{"disabled":true},"apps":{"discovery":#}}`,
 }
 
 func httpJSON(handler string) string {
@@ -54,6 +55,14 @@ var inhospitable = []struct {
 	{3, `{"backend":"redis","db":-1}`, "db"},
 	{3, `{"backend":"nats","loss_guard":-1}`, "loss_guard"},
 	{3, `{"backend":"nats","ttl":-1}`, "ttl"},
+	{3, `{"backend":"named"}`, "the registry is missing"},
+	{3, `{"backend":"named","name":"http://u:hunter2@h"}`, `there is no registry "http://…@h"`},
+	{9, `null`, "cannot be null"},
+	{9, `{"registries":{"main":null}}`, "registry main: it is null"},
+	{9, `{"registries":{"main":{}}}`, "registry main: the registry is missing"},
+	{9, `{"registries":{"main":{"registry":{"backend":"named","name":"main"}}}}`, "cannot be another one"},
+	{9, `{"registries":{"nats":{"registry":{"backend":"nats"}}}}`, "which is a backend"},
+	{9, `{"registries":{"a b":{"registry":{"backend":"nats"}}}}`, "invalid name"},
 	{4, `{"headers":{"Host":[]}}`, "header Host has no value"},
 	{4, `{"headers":{"host":null}}`, "header host has no value"},
 	{4, `{"headers":{"X-A":[]}}`, "header X-A has no value"},

@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -138,25 +139,52 @@ func KeyOf(b Backend) (Key, error) {
 
 // Load loads and provisions the backend that raw is: the value of the field of parent
 // with that name, which has the tag
-// `caddy:"namespace=discovery.registries inline_key=backend"`.
+// `caddy:"namespace=discovery.registries inline_key=backend"`. Nil is the only registry
+// that the discovery app declares, and Named one of those.
 func Load(ctx caddy.Context, parent any, field string, raw json.RawMessage) (Backend, error) {
+	if raw == nil {
+		return new(Named).find(ctx)
+	}
+	return load(ctx, parent, field, raw)
+}
+
+// LoadDeclared is Load for the registry that a declaration is about, which is none that has
+// a name already.
+func LoadDeclared(ctx caddy.Context, parent any, field string, raw json.RawMessage) (Backend, error) {
 	if raw == nil {
 		return nil, errors.New(`the registry is missing; want {"backend": …, "urls": […]}`)
 	}
+	if name, err := backendOf(raw); err == nil && name == named {
+		return nil, fmt.Errorf("it cannot be another one that has a name; want one of the backends %s", strings.Join(backends(), ", "))
+	}
+	return load(ctx, parent, field, raw)
+}
+
+// backendOf returns the name of the backend that raw is.
+func backendOf(raw json.RawMessage) (string, error) {
 	// Where Caddy cannot find the module's name, it prints everything beside it.
 	var name struct{ Backend string }
 	if err := json.Unmarshal(raw, &name); err != nil || name.Backend == "" {
-		return nil, errors.New(`the registry's backend is missing; want {"backend": "<name>", …}`)
+		return "", errors.New(`the registry's backend is missing; want {"backend": "<name>", …}`)
+	}
+	return name.Backend, nil
+}
+
+func load(ctx caddy.Context, parent any, field string, raw json.RawMessage) (Backend, error) {
+	if _, err := backendOf(raw); err != nil {
+		return nil, err
 	}
 	module, err := ctx.LoadModule(parent, field)
 	if err != nil {
 		return nil, fmt.Errorf("loading the registry: %w", err)
 	}
-	b, ok := module.(Backend)
-	if !ok {
-		return nil, fmt.Errorf("loading the registry: %T is not a backend", module)
+	switch b := module.(type) {
+	case *Named:
+		return b.declared, nil
+	case Backend:
+		return b, nil
 	}
-	return b, nil
+	return nil, fmt.Errorf("loading the registry: %T is not a backend", module)
 }
 
 // ReplaceGlobals replaces Caddy's global placeholders ({env.X}, {file.…}) in

@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 
 	"github.com/caddyserver/caddy/v2"
@@ -17,7 +16,8 @@ import (
 )
 
 // Unmarshal reads a registry from Caddyfile tokens, and returns the JSON of its
-// module. The dispenser stands at the backend's name:
+// module. The dispenser stands at the backend's name, or at that of a registry which is
+// declared elsewhere:
 //
 //	<backend> [<url>...] {
 //	    <backend options>
@@ -26,12 +26,15 @@ import (
 // The error names file and line.
 func Unmarshal(d *caddyfile.Dispenser) (json.RawMessage, error) {
 	name := d.Val()
-	var known []string
-	for _, m := range caddy.GetModules(namespace) {
-		known = append(known, m.ID.Name())
-	}
-	if !slices.Contains(known, name) {
-		return nil, d.Errf("registry: unknown backend %q, want one of %s", discovery.RedactURL(name), strings.Join(known, ", "))
+	if !isBackend(name) {
+		if isName(name) && d.CountRemainingArgs() == 0 {
+			raw, err := unmarshalName(d, name)
+			if err == nil && d.NextBlock(d.Nesting()) {
+				err = d.Errf("registry %s: its options stand where it is declared; want no block, or one of the backends %s before it", name, strings.Join(backends(), ", "))
+			}
+			return raw, err
+		}
+		return nil, d.Errf("registry: unknown backend %q, want one of %s, or the name of a registry", discovery.RedactURL(name), strings.Join(backends(), ", "))
 	}
 	module, err := caddyfile.UnmarshalModule(d, namespace+"."+name)
 	switch {
@@ -44,13 +47,36 @@ func Unmarshal(d *caddyfile.Dispenser) (json.RawMessage, error) {
 	return caddyconfig.JSONModuleObject(module, "backend", name, nil), nil
 }
 
+// backends returns the names of the backends there are, sorted.
+func backends() (names []string) {
+	for _, m := range caddy.GetModules(namespace) {
+		if m.ID.Name() != named {
+			names = append(names, m.ID.Name())
+		}
+	}
+	return names
+}
+
+func isBackend(name string) bool {
+	_, err := caddy.GetModule(namespace + "." + name)
+	return err == nil
+}
+
 // UnmarshalURLs reads a registry from the URLs on the rest of the line, whose scheme
-// names the backend, and returns the JSON of its module; nil if there are none. What
-// the line is of stands at the head of a message. The error names file and line.
+// names the backend, or from its name, and returns the JSON of its module; nil if there
+// are none. What the line is of stands at the head of a message. The error names file and
+// line.
 func UnmarshalURLs(d *caddyfile.Dispenser, what string) (json.RawMessage, error) {
 	var urls []string
 	var tokens []caddyfile.Token
 	for d.NextArg() {
+		if len(urls) == 0 && isName(d.Val()) {
+			raw, err := unmarshalName(d, d.Val())
+			if err != nil {
+				return nil, fmt.Errorf("%s: %w", what, err)
+			}
+			return raw, nil
+		}
 		urls, tokens = append(urls, d.Val()), append(tokens, d.Token())
 		switch _, err := NameOf(urls...); {
 		case errors.Is(err, errScheme):
@@ -67,6 +93,70 @@ func UnmarshalURLs(d *caddyfile.Dispenser, what string) (json.RawMessage, error)
 	inner := caddyfile.NewDispenser(append([]caddyfile.Token{name}, tokens...))
 	inner.Next()
 	return Unmarshal(inner)
+}
+
+// UnmarshalDeclared reads the registry that a declaration is about, and returns the JSON of
+// its module. The dispenser stands at the declared name; behind it come
+//
+//	[<backend>] [<url>...] {
+//	    <backend options>
+//	    <own options>
+//	}
+//
+// with the options that the declaration has itself. The error names file and line.
+func UnmarshalDeclared(d *caddyfile.Dispenser, own caddyblock.Options) (json.RawMessage, error) {
+	declared := d.Token()
+	var tokens []caddyfile.Token
+	var words []string
+	for d.NextArg() {
+		tokens, words = append(tokens, d.Token()), append(words, d.Val())
+	}
+	what := "registry " + declared.Text
+	switch {
+	case len(words) == 0:
+		return nil, d.Errf("%s: want a URL behind the name, or one of the backends %s", what, strings.Join(backends(), ", "))
+	case words[0] == named:
+		return nil, d.Errf("%s: it cannot be another one that has a name; want a URL, or one of the backends %s", what, strings.Join(backends(), ", "))
+	case !isBackend(words[0]):
+		name, err := NameOf(words...)
+		if err != nil {
+			return nil, d.Errf("%s: %w; for anything else write one of the backends %s before it", what, err, strings.Join(backends(), ", "))
+		}
+		first := tokens[0]
+		first.Text = name
+		tokens = append([]caddyfile.Token{first}, tokens...)
+	}
+	theirs, ours := divideBlock(d, own)
+	inner := caddyfile.NewDispenser(append(tokens, theirs...))
+	inner.Next()
+	raw, err := Unmarshal(inner)
+	if err != nil {
+		return nil, err
+	}
+	inner = caddyfile.NewDispenser(append([]caddyfile.Token{declared}, ours...))
+	inner.Next()
+	return raw, caddyblock.Block{What: what, Options: own}.Parse(inner)
+}
+
+// divideBlock returns the block behind the dispenser's line as two: one with the lines of
+// the options, one with all others.
+func divideBlock(d *caddyfile.Dispenser, options caddyblock.Options) (others, those []caddyfile.Token) {
+	for nesting := d.Nesting(); d.NextBlock(nesting); {
+		if others == nil {
+			d.Prev()
+			others, those = []caddyfile.Token{d.Token()}, []caddyfile.Token{d.Token()}
+			d.Next()
+		}
+		if _, ok := options[d.Val()]; ok {
+			those = append(those, d.NextSegment()...)
+		} else {
+			others = append(others, d.NextSegment()...)
+		}
+	}
+	if others != nil {
+		others, those = append(others, d.Token()), append(those, d.Token())
+	}
+	return others, those
 }
 
 // errScheme is returned by NameOf for a URL of no backend.
