@@ -3,6 +3,7 @@ package discovery_test
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"testing"
 	"testing/synctest"
@@ -37,6 +38,25 @@ func TestFirstListingIsPublishedWhole(t *testing.T) {
 		<-d.Synced()
 		if got := d.Snapshot(); got.Number != 1 || !got.Synced || len(got.Nodes()) != 1000 || len(got.Service("orders")) != 1000 {
 			t.Fatalf("after it: snapshot %d with %d nodes", got.Number, len(got.Nodes()))
+		}
+	})
+}
+
+// TestAdviceIsLoggedOnce holds that what a registry says of its setup is one line, however
+// often it is listed.
+func TestAdviceIsLoggedOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newScripted()
+		log, lines := newLog(slog.LevelWarn)
+		follow(t, w, discovery.Options{Logger: log})
+		for revision := range uint64(3) {
+			s := <-w.streams
+			s.sync(discovery.Listing{Revision: revision, Advice: "do so"})
+			synctest.Wait()
+			s.end <- errors.New("broke")
+		}
+		if got := lines.containing("set up otherwise"); len(got) != 1 || got[0].fields["advice"] != "do so" {
+			t.Errorf("logged %v", got)
 		}
 	})
 }

@@ -275,6 +275,9 @@ func (l *loop) accept(record string) {
 func (l *loop) sync(listed Listing) {
 	at := now()
 	first, wiped := !l.watch.listedOnce(), l.watch.wiped(listed)
+	if listed.Advice != "" && listed.Advice != l.watch.last.Advice {
+		l.log.Warn("the registry should be set up otherwise", "advice", listed.Advice)
+	}
 	awaited, left := l.compare(listed, wiped, at)
 	l.rejections.endListing(l.watch.number)
 	if wiped || listed.Partial {

@@ -217,4 +217,8 @@ type Listing struct {
 	// Partial says that a node that was not listed may well be there, as on a
 	// registry without persistence.
 	Partial bool
+
+	// Advice says what is amiss with how the registry is set up, and what mends it,
+	// as a sentence for whoever runs it; "" means nothing. It is logged once.
+	Advice string
 }

@@ -15,18 +15,35 @@ import (
 	"github.com/caddy-discovery/caddy-discovery/discovery"
 )
 
+// nodesDescription is of the buckets that were created here.
+const nodesDescription = "nodes of a fleet"
+
+// markerTTL is how long the server keeps a marker of a record that has expired, by which
+// watches learn of it. The server also raises to it every shorter TTL that a writer gives
+// a record of its own, so that it is the least that the server takes. A watch that is cut
+// off for longer misses the marker and finds at its next audit that the bucket has changed.
+const markerTTL = time.Second
+
+// advice says what is to be changed about a bucket that an earlier version created: there
+// markers lived as long as records, and with them every record that was to live for less.
+func (c *Config) advice(bucket *jetstream.StreamConfig) string {
+	if bucket.Description != nodesDescription || bucket.SubjectDeleteMarkerTTL <= markerTTL {
+		return ""
+	}
+	return fmt.Sprintf("in bucket %q a record that its writer gives a TTL of less than %[2]v lives for %[2]v; mend it with: nats stream edit %[3]s --subject-del-markers-ttl=%[4]v --force",
+		c.Bucket, bucket.SubjectDeleteMarkerTTL, c.stream(), markerTTL)
+}
+
 // createNodes creates the bucket of the nodes.
 func (s *session) createNodes(ctx context.Context) error {
 	c := s.config
 	return s.create(ctx, jetstream.KeyValueConfig{
-		Bucket:      c.Bucket,
-		Description: "nodes of a fleet",
-		TTL:         c.BucketTTL,
-		History:     uint8(c.History),
-		MaxBytes:    c.MaxBytes,
-		// With it the server tells of each record that expires. A marker needs
-		// to live no longer than a record.
-		LimitMarkerTTL: c.BucketTTL.Truncate(time.Second),
+		Bucket:         c.Bucket,
+		Description:    nodesDescription,
+		TTL:            c.BucketTTL,
+		History:        uint8(c.History),
+		MaxBytes:       c.MaxBytes,
+		LimitMarkerTTL: markerTTL,
 	}, fmt.Sprintf("--ttl=%s --history=%d --max-bucket-size=%d", c.BucketTTL, c.History, c.MaxBytes))
 }
 

@@ -198,6 +198,7 @@ func (w *watch) finishListing() {
 		Epoch:    w.info.Created.UTC().Format(time.RFC3339Nano),
 		Revision: w.info.State.LastSeq,
 		Expiry:   w.info.Config.MaxAge,
+		Advice:   w.session.config.advice(&w.info.Config),
 	}
 	w.emit(discovery.Event{Type: discovery.Synced, Revision: listing.Revision, Listing: listing})
 	w.progress.sync(listing.Revision)
