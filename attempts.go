@@ -14,6 +14,7 @@ import (
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
 	"github.com/caddy-discovery/caddy-discovery/internal/picker"
+	"github.com/caddy-discovery/caddy-discovery/internal/traffic"
 )
 
 // A policyWrapper takes the place of a handler's selection policy and calls it. There it
@@ -27,14 +28,16 @@ import (
 type policyWrapper struct {
 	reverseproxy.Selector // the policy of the configuration
 
-	handler *reverseproxy.Handler
-	logger  *zap.Logger
-	loops   rate.Sometimes // for the log
+	handler   *reverseproxy.Handler
+	transport http.RoundTripper // of the configuration; nil: Caddy's default
+	logger    *zap.Logger
+	loops     rate.Sometimes // for the log
 
-	shown  int  // how many upstreams the policy chooses among at first; 0: all
-	tracks bool // what requests have been through is of interest
-	hosts  bool // the candidates' states are of interest
-	nodes  bool // the chosen node is asked for by a placeholder
+	shown   int  // how many upstreams the policy chooses among at first; 0: all
+	tracks  bool // what requests have been through is of interest
+	hosts   bool // the candidates' states are of interest
+	nodes   bool // the chosen node is asked for by a placeholder
+	watches bool // what becomes of the attempts is of interest: see observe
 }
 
 // wrapPolicy puts a wrapper in the place of the handler's policy and returns it; the
@@ -52,7 +55,7 @@ func wrapPolicy(handler *reverseproxy.Handler, logger *zap.Logger) *policyWrappe
 	if policy == nil {
 		policy = reverseproxy.RandomSelection{} // Caddy's own default
 	}
-	w := &policyWrapper{Selector: policy, handler: handler, logger: logger, loops: rate.Sometimes{Interval: time.Minute}}
+	w := &policyWrapper{Selector: policy, handler: handler, transport: handler.Transport, logger: logger, loops: rate.Sometimes{Interval: time.Minute}}
 	handler.LoadBalancing.SelectionPolicy = w
 	return w
 }
@@ -66,14 +69,16 @@ type attempts struct {
 	tried   picker.AddressSet // where it was sent so far, all in vain
 	current []candidates      // what the sources returned for the present attempt
 	chosen  *chosen           // nil unless it is asked for
+	watched *watched          // nil unless what becomes of the attempts is of interest
 
 	inline [1]candidates // for the usual case, to save an allocation
 }
 
 // candidates are what one source returned for one attempt.
 type candidates struct {
-	first *reverseproxy.Upstream
-	nodes []*discovery.Entry // of the upstreams, in their order
+	first     *reverseproxy.Upstream
+	nodes     []*discovery.Entry // of the upstreams, in their order
+	observers []traffic.Observer // of the source
 }
 
 // attemptsKey is where a request's variables keep its attempts, at whichever handler.
@@ -96,7 +101,12 @@ func (w *policyWrapper) attempts(r *http.Request) *attempts {
 	if a != nil || vars == nil {
 		return a
 	}
-	a = &attempts{request: r}
+	if w.watches {
+		a = newWatched()
+	} else {
+		a = new(attempts)
+	}
+	a.request = r
 	a.current = a.inline[:0]
 	vars[attemptsKey] = a
 	if w.nodes {
@@ -106,10 +116,10 @@ func (w *policyWrapper) attempts(r *http.Request) *attempts {
 	return a
 }
 
-// returned notes what a source returns for the present attempt.
-func (a *attempts) returned(nodes []*discovery.Entry, upstreams []*reverseproxy.Upstream) {
+// returned notes what a source returns for the present attempt, and who watches it.
+func (a *attempts) returned(nodes []*discovery.Entry, upstreams []*reverseproxy.Upstream, observers []traffic.Observer) {
 	if len(upstreams) > 0 {
-		a.current = append(a.current, candidates{first: upstreams[0], nodes: nodes})
+		a.current = append(a.current, candidates{first: upstreams[0], nodes: nodes, observers: observers})
 	}
 }
 
@@ -137,6 +147,18 @@ func (a *attempts) each(pool reverseproxy.UpstreamPool) iter.Seq2[*discovery.Ent
 	}
 }
 
+// node returns which node an upstream of the pool is, and who watches it; nil if it is
+// none.
+func (a *attempts) node(pool reverseproxy.UpstreamPool, up *reverseproxy.Upstream) (*discovery.Entry, []traffic.Observer) {
+	i := slices.Index(pool, up)
+	for _, c := range a.current {
+		if first := slices.Index(pool, c.first); first >= 0 && first <= i && i-first < len(c.nodes) {
+			return c.nodes[i-first], c.observers
+		}
+	}
+	return nil, nil
+}
+
 // Select calls the policy, and notes what the handler found and the policy chose.
 func (w *policyWrapper) Select(pool reverseproxy.UpstreamPool, r *http.Request, rw http.ResponseWriter) *reverseproxy.Upstream {
 	if n := hops(r.Header); n > maxHops {
@@ -161,12 +183,13 @@ func (w *policyWrapper) Select(pool reverseproxy.UpstreamPool, r *http.Request, 
 	if selected != nil {
 		// If the request comes back, it failed there.
 		a.tried.Add(selected.Dial)
-		if a.chosen != nil {
-			a.chosen.node = nil // it may be none of the pool
-			for e, up := range a.each(pool) {
-				if up == selected {
-					a.chosen.node, a.chosen.address = e, selected.Dial
-				}
+		if a.chosen != nil || a.watched != nil {
+			node, observers := a.node(pool, selected) // nil if it is none of the pool
+			if a.chosen != nil {
+				a.chosen.node, a.chosen.address = node, selected.Dial
+			}
+			if a.watched != nil {
+				a.watched.selected(selected, node, observers)
 			}
 		}
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
+	"github.com/caddy-discovery/caddy-discovery/internal/traffic"
 )
 
 // healthClient reaches nodes for health checks as the requests of a handler reach
@@ -42,7 +43,8 @@ func newHealthClient(handler *reverseproxy.Handler) *healthClient {
 		}
 		return &healthClient{http: t, dial: t.DialContext}
 	}
-	switch t := handler.Transport.(type) {
+	transport := traffic.Real(handler.Transport)
+	switch t := transport.(type) {
 	case *reverseproxy.HTTPTransport:
 		if !slices.Contains(t.Versions, "3") {
 			return own(t.Transport)
@@ -51,7 +53,7 @@ func newHealthClient(handler *reverseproxy.Handler) *healthClient {
 		return &healthClient{http: t, dial: t.Transport.DialContext}
 	case reverseproxy.TLSTransport:
 		if t.TLSEnabled() {
-			return &healthClient{http: handler.Transport, dial: new(net.Dialer).DialContext}
+			return &healthClient{http: transport, dial: new(net.Dialer).DialContext}
 		}
 	}
 	return own(http.DefaultTransport.(*http.Transport))

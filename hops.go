@@ -7,6 +7,8 @@ import (
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 	"go.uber.org/zap"
+
+	"github.com/caddy-discovery/caddy-discovery/internal/traffic"
 )
 
 // maxHops is through how many proxy handlers of Caddy a request may have come, this
@@ -46,7 +48,7 @@ func (w *policyWrapper) refuseLoop(r *http.Request, rw http.ResponseWriter, hops
 			"proxies that list each other as nodes, or a header that a client made up; said once a minute",
 			zap.Int("handlers", hops), zap.Int("most", maxHops), zap.String("host", r.Host), zap.String("remote_addr", r.RemoteAddr))
 	})
-	if _, ok := w.handler.Transport.(*reverseproxy.HTTPTransport); !ok {
+	if _, ok := traffic.Real(w.handler.Transport).(*reverseproxy.HTTPTransport); !ok {
 		return &reverseproxy.Upstream{Dial: "loop:detected", Host: new(reverseproxy.Host)}
 	}
 	// With a body, because writers such as that of encode keep the status until there

@@ -24,6 +24,7 @@ import (
 	"github.com/caddy-discovery/caddy-discovery/internal/caddyblock"
 	"github.com/caddy-discovery/caddy-discovery/internal/health"
 	"github.com/caddy-discovery/caddy-discovery/internal/picker"
+	"github.com/caddy-discovery/caddy-discovery/internal/traffic"
 )
 
 const (
@@ -143,6 +144,7 @@ type Upstreams struct {
 	https     bool           // the transport speaks TLS
 	insecure  bool           // and takes any certificate
 	wrapper   *policyWrapper // nil if nothing needs what requests have been through
+	observers []traffic.Observer
 	shortlist shortlist
 	beside    bool // other sources may be beside this one, under multi
 	rules     *discovery.Rules
@@ -278,13 +280,13 @@ func (u *Upstreams) inspectHandler(ctx caddy.Context) error {
 	if u.handler = parentOf[*reverseproxy.Handler](ctx); u.handler == nil {
 		return errors.New("the discovery source works in a reverse_proxy handler only")
 	}
-	u.inspectTransport(u.handler.Transport)
+	w := wrapPolicy(u.handler, u.logger)
+	u.inspectTransport(w.transport)
 	if u.Health != nil {
-		if err := u.Health.checkTransport(u.handler.Transport); err != nil {
+		if err := u.Health.checkTransport(w.transport); err != nil {
 			return err
 		}
 	}
-	w := wrapPolicy(u.handler, u.logger)
 	if _, ok := w.Selector.(*reverseproxy.WeightedRoundRobinSelection); ok {
 		return errors.New("lb_policy weighted_round_robin gives its weights by position, and a discovered list has no fixed positions; " +
 			"want lb_policy round_robin, which goes by the weights in the nodes' records (metadata \"weight\")")
@@ -381,7 +383,7 @@ func (u *Upstreams) provisionPickers() {
 
 // provisionChecks has the nodes checked that the source wants.
 func (u *Upstreams) provisionChecks(b backend.Backend) (err error) {
-	if u.health, err = acquireChecks(u.Health, b, u.https, u.handler.Transport, u.wants); err != nil {
+	if u.health, err = acquireChecks(u.Health, b, u.https, wrapPolicy(u.handler, u.logger).transport, u.wants); err != nil {
 		return fmt.Errorf("opening the health checks: %w", err)
 	}
 	u.cold.checks = u.health
@@ -443,7 +445,7 @@ func (u *Upstreams) GetUpstreams(r *http.Request) ([]*reverseproxy.Upstream, err
 	nodes := p.Pick(tried, u.shortlist.choice(r), l.room(u.shortlist.size))
 	upstreams := u.upstreams(nodes, tried, &l)
 	if a != nil {
-		a.returned(nodes, upstreams)
+		a.returned(nodes, upstreams, u.observers)
 	}
 	return upstreams, nil
 }
@@ -682,7 +684,7 @@ func (u *Upstreams) closeIdle() {
 	if u.handler == nil {
 		return
 	}
-	if t, ok := u.handler.Transport.(*reverseproxy.HTTPTransport); ok && t.Transport != nil {
+	if t, ok := traffic.Real(u.handler.Transport).(*reverseproxy.HTTPTransport); ok && t.Transport != nil {
 		t.Transport.CloseIdleConnections()
 		// A request of the old config that is sent from now on, because it had to wait
 		// or to try again, leaves another one.
