@@ -196,9 +196,9 @@ func (*terse) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 func TestUnmarshalNamesThePlace(t *testing.T) {
 	caddy.RegisterModule(terse{})
 	for source, want := range map[string]string{
-		"terse":     "registry terse: too little, at Testfile:1",
-		"terse x":   "too much: x, at Testfile:1",
-		"\n\nother": `registry: unknown backend "other", want one of terse, at Testfile:3`,
+		"terse":       "registry terse: too little, at Testfile:1",
+		"terse x":     "too much: x, at Testfile:1",
+		"\n\nother x": `registry: unknown backend "other", want one of terse, or the name of a registry, at Testfile:3`,
 	} {
 		d := caddyfile.NewTestDispenser(source)
 		d.Next()

@@ -38,8 +38,12 @@ the prefix or the database:
   --registry nats://10.0.0.5:4222/catga_nodes
 
 Without --registry the variable CADDY_DISCOVERY_REGISTRY counts, and without that
-nats://127.0.0.1:4222. Secrets are read from files or from variables of the
-environment and never shown.
+nats://127.0.0.1:4222. A registry that a configuration of Caddy declares has a name,
+and its options and login come from there:
+
+  --config /etc/caddy/Caddyfile --registry main
+
+Secrets are read from files or from variables of the environment and never shown.
 
 Exit codes: 0 success; 1 failure; 2 the registry's backend cannot do that, such as
 to drain a node on pub/sub, which keeps nothing; 3 there is no such node.

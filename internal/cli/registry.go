@@ -9,12 +9,14 @@ import (
 	"log/slog"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	caddycmd "github.com/caddyserver/caddy/v2/cmd"
 	"github.com/spf13/cobra"
 
 	"github.com/caddy-discovery/caddy-discovery/backend"
@@ -28,6 +30,8 @@ type registryFlags struct {
 	warned  bool
 	urls    []string
 	options []string
+	config  string
+	adapter string
 	timeout time.Duration
 
 	user, passwordEnv, passwordFile, tokenEnv, tokenFile string
@@ -43,7 +47,9 @@ const (
 func (f *registryFlags) add(cmd *cobra.Command) {
 	f.stderr = cmd.ErrOrStderr
 	flags := cmd.Flags()
-	flags.StringArrayVarP(&f.urls, "registry", "r", nil, "the registry's `URL`; several for several servers of one (default $"+registryVariable+", or "+defaultRegistry+")")
+	flags.StringArrayVarP(&f.urls, "registry", "r", nil, "the registry's `URL`; several for several servers of one (default $"+registryVariable+", or "+defaultRegistry+"); with --config the name that a registry has there")
+	flags.StringVarP(&f.config, "config", "c", "", "a configuration `file` of Caddy in which --registry is declared; where it is the only one, --registry may be left out")
+	flags.StringVar(&f.adapter, "adapter", "", "the `name` of the adapter of that file (default as for caddy run)")
 	flags.StringArrayVarP(&f.options, "option", "o", nil, "an `option` of the backend as in a Caddyfile, such as 'key_prefix node.'")
 	flags.DurationVar(&f.timeout, "timeout", 10*time.Second, "how long to try")
 	flags.StringVar(&f.user, "user", "", "the `name` to log in with")
@@ -67,6 +73,7 @@ func (f *registryFlags) add(cmd *cobra.Command) {
 	for _, scheme := range registries.Schemes() {
 		beginnings = append(beginnings, scheme+"://")
 	}
+	_ = cmd.MarkFlagFilename("config")
 	_ = cmd.RegisterFlagCompletionFunc("registry", cobra.FixedCompletions(beginnings, cobra.ShellCompDirectiveNoSpace))
 }
 
@@ -155,6 +162,12 @@ func (f *registryFlags) backend(ctx caddy.Context, create bool) (backend.Backend
 	if len(urls) == 0 {
 		urls = strings.Fields(os.Getenv(registryVariable))
 	}
+	switch name, err := f.name(urls); {
+	case err != nil:
+		return nil, err
+	case f.config != "":
+		return f.declared(ctx, name, create)
+	}
 	if len(urls) == 0 {
 		urls = []string{defaultRegistry}
 	}
@@ -182,10 +195,65 @@ func (f *registryFlags) backend(ctx caddy.Context, create bool) (backend.Backend
 	if err != nil {
 		return nil, err
 	}
+	return load(ctx, raw)
+}
+
+// load loads the backend that the JSON is.
+func load(ctx caddy.Context, raw json.RawMessage) (backend.Backend, error) {
 	holder := struct {
 		RegistryRaw json.RawMessage `caddy:"namespace=discovery.registries inline_key=backend"`
 	}{raw}
-	return backend.Load(ctx, &holder, "RegistryRaw", holder.RegistryRaw)
+	return backend.LoadDeclared(ctx, &holder, "RegistryRaw", holder.RegistryRaw)
+}
+
+// name returns the name of a registry in the configuration that the flags name, "" for the
+// only one there.
+func (f *registryFlags) name(urls []string) (string, error) {
+	named := len(urls) == 1 && !strings.ContainsAny(urls[0], "/{")
+	switch {
+	case f.config == "" && named:
+		return "", fmt.Errorf("--registry: %q is no URL; if it is the name of a registry in a configuration, --config wants its file", discovery.RedactURL(urls[0]))
+	case f.config == "" || len(f.urls) == 0 && !named: // a variable is for when nothing is said
+		return "", nil
+	case !named:
+		return "", errors.New("--registry: want the name of a registry in the file of --config, or a URL without --config")
+	}
+	return urls[0], nil
+}
+
+// declared returns a registry of the configuration.
+func (f *registryFlags) declared(ctx caddy.Context, name string, create bool) (backend.Backend, error) {
+	if lines, err := f.lines(""); err != nil || len(lines) > 0 {
+		return nil, errors.New("--config: the registry has its options and its login in the configuration; want no flags for them")
+	}
+	raw, _, _, err := caddycmd.LoadConfig(f.config, f.adapter)
+	if err != nil {
+		return nil, fmt.Errorf("--config: %w", err)
+	}
+	var config struct {
+		Apps struct {
+			Discovery struct {
+				Registries map[string]struct {
+					Registry map[string]json.RawMessage `json:"registry"`
+				} `json:"registries"`
+			} `json:"discovery"`
+		} `json:"apps"`
+	}
+	if err := json.Unmarshal(raw, &config); err != nil {
+		return nil, fmt.Errorf("--config: %w", err)
+	}
+	found, err := backend.Find(config.Apps.Discovery.Registries, name)
+	if err != nil {
+		return nil, fmt.Errorf("--config %s: %w", f.config, err)
+	}
+	settings := found.Registry
+	if string(settings["backend"]) == strconv.Quote(registries.NATSKV) && !create && settings["create"] == nil {
+		settings["create"] = json.RawMessage("false")
+	}
+	if raw, err = json.Marshal(settings); err != nil {
+		return nil, err
+	}
+	return load(ctx, raw)
 }
 
 // connection is a registry that a command has opened.
