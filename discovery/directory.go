@@ -79,6 +79,7 @@ type Options struct {
 //	                         |     |                         |
 //	                         |    (5)                        |
 //	                         |     +--- publisher ------(6)--+--> Snapshot, Superseded, Synced
+//	                         |     |       +--- host table   |
 //	                         |     +--- reporter ------------+--> Journal, log
 //	                         +-------------------------------+
 //
@@ -113,6 +114,8 @@ type Directory struct {
 	synced    chan struct{}
 	journal   Journal
 
+	hostRules   atomic.Pointer[HostRules]
+	rulesSet    chan struct{} // holds at most one token
 	restore     chan struct{} // holds at most one token
 	failures    chan failure
 	propagation propagation
@@ -147,6 +150,7 @@ func NewDirectory(w Watcher, o Options) *Directory {
 		watcher:  w,
 		options:  o,
 		synced:   make(chan struct{}),
+		rulesSet: make(chan struct{}, 1),
 		restore:  make(chan struct{}, 1),
 		failures: make(chan failure, 256),
 	}
@@ -191,6 +195,18 @@ func (d *Directory) AwaitListing(ctx context.Context) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		}
+	}
+}
+
+// SetHostRules has the directory look at the hosts that nodes announce, by these rules
+// from the next snapshot on, which comes soon; see [Snapshot.Hosts]. Nil, as before the
+// first call, has it look at none. It may be called from any goroutine, at any time, and
+// returns at once; the last call counts.
+func (d *Directory) SetHostRules(r *HostRules) {
+	d.hostRules.Store(r)
+	select {
+	case d.rulesSet <- struct{}{}:
+	default:
 	}
 }
 

@@ -46,6 +46,8 @@ const (
 	ChangeRestored ChangeType = "restored"
 	// ChangeRejected: its record cannot be accepted.
 	ChangeRejected ChangeType = "rejected"
+	// ChangeHosts: a host that it announces is refused, or is its service's by now.
+	ChangeHosts ChangeType = "hosts"
 
 	// ChangeConnected and ChangeDisconnected are about the registry, not about a
 	// node: they have no id.

@@ -17,6 +17,7 @@ type loop struct {
 	table      table
 	overrides  overrides
 	rejections rejections
+	hosts      *hostTable
 	publisher  publisher
 	reporter   reporter
 	location   location
@@ -45,7 +46,6 @@ func newLoop(d *Directory) *loop {
 		table:      newTable(),
 		overrides:  overrides{end: stoppedTimer()},
 		rejections: newRejections(),
-		publisher:  newPublisher(&d.snapshot, d.synced, &d.charged),
 		reporter:   newReporter(&d.journal, o.Logger),
 		location:   newLocation(o.Addresses, locator),
 		resolver:   newResolver(dialer.lookup),
@@ -55,6 +55,9 @@ func newLoop(d *Directory) *loop {
 		saver:      newSaver(o.WarmStart, o.Logger),
 		expiry:     stoppedTimer(),
 	}
+	l.hosts = newHostTable(func() bool { return l.watch.listed })
+	l.hosts.setRules(d.hostRules.Load())
+	l.publisher = newPublisher(&d.snapshot, d.synced, &d.charged, l.hosts)
 	l.restorer = newRestorer(l.prober, o.TTL, l.overrides.of, l.publisher.restore, &d.journal)
 	l.resolver.pin(l.location.names())
 	l.locateRegistry()
@@ -85,6 +88,10 @@ func (l *loop) run(ctx context.Context) error {
 			l.saver.loads.take(r, l.onLoad)
 		case r := <-l.saver.saves.done:
 			l.saver.saves.take(r, l.saver.saved)
+		case <-l.dir.rulesSet:
+			l.hosts.setRules(l.dir.hostRules.Load())
+		case <-l.hosts.wake.C:
+			l.hosts.woken()
 		case f := <-l.dir.failures:
 			l.onFailure(f)
 		case <-l.dir.restore:
@@ -201,14 +208,18 @@ func (l *loop) publish() {
 		l.publisher.publishRestored()
 	} else if l.publisher.publish(!l.awaitsAnswers()) {
 		l.saver.changed()
+		for _, n := range l.hosts.takeNews() {
+			l.reporter.host(&n)
+		}
 	}
 }
 
 // awaitsAnswers reports whether something is being found out that belongs to a first
-// listing: what host names stand for, who of the overdue accepts connections, and what
-// operators had decided.
+// listing: what host names stand for, who of the overdue accepts connections, what
+// operators had decided, and whose the hosts were.
 func (l *loop) awaitsAnswers() bool {
-	return l.resolver.untried > 0 || l.reacher.busy() || l.prober.busy() || l.saver.loading() && l.overrides.known.IsZero()
+	return l.resolver.untried > 0 || l.reacher.busy() || l.prober.busy() ||
+		l.saver.loading() && (l.overrides.known.IsZero() || l.hosts.used())
 }
 
 // stop ends the goroutines that run started, and waits for them.
@@ -217,6 +228,7 @@ func (l *loop) stop() {
 	l.prober.wait()
 	l.resolver.stop()
 	l.reacher.wait()
+	l.hosts.wake.Stop()
 	l.saver.stop(l.watch.listed, l.savedList)
 }
 

@@ -30,6 +30,8 @@ const (
 	KeyInstance = "instance" // a token that tells two processes with one id apart
 	KeyLease    = "lease"    // how long the node counts as live after it was last heard
 	KeyRole     = "role"     // "proxy": a proxy that lists itself
+	KeyHosts    = "hosts"    // the sites that the node serves: host names, by spaces or commas
+	KeyPaths    = "paths"    // which paths of these, such as /api/*; none means all
 )
 
 // RoleProxy is the role that a proxy writes into its own record.

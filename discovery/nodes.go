@@ -284,6 +284,7 @@ func (l *loop) sync(listed Listing) {
 		l.relearn(at)
 	}
 	l.watch.complete(listed, at)
+	l.hosts.settle()
 	if first {
 		l.reporter.begun = true
 		awaited = l.endRestore(listed, at)

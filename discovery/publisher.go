@@ -35,7 +35,8 @@ type publisher struct {
 
 	changed  map[string]*Entry // by id, nil for nodes that are gone
 	restored map[string]*Entry // the same, for snapshots before the first listing
-	other    bool              // something changed that is beside the nodes
+	hosts    *hostTable
+	other    bool // something changed that is beside the nodes
 
 	published time.Duration                       // when the last snapshot was begun
 	paid      time.Duration                       // until when the snapshots so far take no more than their share
@@ -46,9 +47,9 @@ type publisher struct {
 	graceEnd time.Duration // when the first listing is published, whatever is unknown of it
 }
 
-func newPublisher(snapshot *atomic.Pointer[Snapshot], synced chan struct{}, charged *atomic.Int64) publisher {
+func newPublisher(snapshot *atomic.Pointer[Snapshot], synced chan struct{}, charged *atomic.Int64, hosts *hostTable) publisher {
 	return publisher{
-		snapshot: snapshot, synced: synced,
+		snapshot: snapshot, synced: synced, hosts: hosts,
 		changed: make(map[string]*Entry), restored: make(map[string]*Entry),
 		published: now(), paid: now() - credit, charged: charged, took: time.Since,
 		wake: stoppedTimer(),
@@ -86,9 +87,11 @@ func (p *publisher) startGrace() {
 	p.wake.Reset(firstGrace)
 }
 
-// publishRestored publishes the restored nodes that changed.
+// publishRestored publishes the restored nodes that changed, and the hosts that are
+// remembered.
 func (p *publisher) publishRestored() {
-	if len(p.restored) > 0 && !p.tooSoon() {
+	hosts := p.hosts.pending && (p.hosts.remembers() || len(p.snapshot.Load().nodes) > 0)
+	if (len(p.restored) > 0 || hosts) && !p.tooSoon() {
 		p.show(p.restored, false)
 	}
 }
@@ -100,7 +103,7 @@ func (p *publisher) publish(known bool) bool {
 	switch {
 	case first && !known && now() < p.graceEnd:
 		return false
-	case !first && (len(p.changed) == 0 && !p.other || p.tooSoon()):
+	case !first && (len(p.changed) == 0 && !p.other && !p.hosts.pending || p.tooSoon()):
 		return false
 	}
 	p.show(p.changed, true)
@@ -132,6 +135,7 @@ func (p *publisher) show(changed map[string]*Entry, synced bool) {
 	began := time.Now()
 	old := p.snapshot.Load()
 	next := old.succeed(changed, synced)
+	next.hosts = p.hosts.apply(changed, next.nodes)
 	p.snapshot.Store(next)
 	close(old.superseded)
 	clear(changed)

@@ -66,6 +66,19 @@ func (r *reporter) tell(what ChangeType, e *Entry, reason string, fault Fault) {
 	r.write(slog.LevelInfo, logLines[what], fields)
 }
 
+// host tells what became of a host that a node announces.
+func (r *reporter) host(n *hostNews) {
+	if !r.begun {
+		return
+	}
+	r.journal.Add(Change{Type: ChangeHosts, ID: n.entry.Node.ID, Reason: n.reason, Entry: n.entry})
+	level := slog.LevelInfo
+	if n.conflict {
+		level = slog.LevelWarn
+	}
+	r.line(level, "hosts of a node", "node", n.entry.Node.ID, "service", n.entry.Node.Service(), "reason", n.reason)
+}
+
 // recordRejected tells of a rejected record that is no node's. Listings repeat them,
 // and the log need not.
 func (r *reporter) recordRejected(rejected *Rejection, logged bool) {

@@ -21,6 +21,7 @@ func (l *loop) onLoad(list *savedList) {
 	if list == nil {
 		return
 	}
+	l.hosts.remember(list.hosts)
 	if l.overrides.known.IsZero() {
 		l.overrides.all, l.overrides.known = list.overrides, list.Overrides
 		l.applyOverrides()
@@ -130,6 +131,7 @@ func (l *loop) savedList() *savedList {
 		Written: time.Now(), Epoch: l.watch.last.Epoch, Revision: l.dir.revision.Load(),
 		nodes:     make([]savedNode, 0, len(l.table.nodes)),
 		overrides: l.overrides.all, Overrides: l.overrides.known,
+		hosts: l.hosts.all(),
 	}
 	if !l.watch.listed {
 		list.Written = processStart.Add(l.watch.lostAt)

@@ -34,6 +34,7 @@ type savedList struct {
 
 	nodes     []savedNode
 	overrides map[string]Override
+	hosts     []savedHost
 }
 
 // savedNode is a node in a warm-start file.
@@ -43,13 +44,22 @@ type savedNode struct {
 	node  Node
 }
 
-// savedLine is one line of the file: a node, or what operators have decided
-// about one, which need not be among the nodes.
+// savedHost is a host in a warm-start file, and whose it was.
+type savedHost struct {
+	Host    string    `json:"host,omitempty"`
+	Service string    `json:"service,omitempty"`
+	Since   time.Time `json:"since,omitzero"`
+	Left    time.Time `json:"left,omitzero"`
+}
+
+// savedLine is one line of the file: a node; what operators have decided about one,
+// which need not be among the nodes; or a host.
 type savedLine struct {
 	Override string          `json:"override,omitempty"` // the node's id
 	Key      string          `json:"key,omitempty"`
 	Heard    time.Time       `json:"heard,omitzero"`
-	Record   json.RawMessage `json:"record"`
+	Record   json.RawMessage `json:"record,omitempty"`
+	savedHost
 }
 
 // checksum is the last line of the file, over all lines before it.
@@ -58,7 +68,7 @@ type checksum struct {
 }
 
 // encode writes the list, one JSON object a line: a header, the nodes, the overrides,
-// and a checksum. Equal lists are written equally.
+// the hosts, and a checksum. Equal lists are written equally.
 func (l *savedList) encode(w io.Writer) error {
 	sum := sha256.New()
 	out := bufio.NewWriterSize(io.MultiWriter(w, sum), 64<<10)
@@ -86,6 +96,11 @@ func (l *savedList) encode(w io.Writer) error {
 			return err
 		}
 		if err := encoder.Encode(savedLine{Override: id, Record: record}); err != nil {
+			return err
+		}
+	}
+	for _, h := range l.hosts {
+		if err := encoder.Encode(h); err != nil {
 			return err
 		}
 	}
@@ -130,6 +145,10 @@ func decodeList(r io.Reader) (*savedList, error) {
 			l.addOverride(n.Override, n.Record)
 			continue
 		}
+		if n.Host != "" {
+			l.addHost(n.savedHost)
+			continue
+		}
 		node, err := ParseNode(n.Record)
 		if err != nil {
 			return nil, fmt.Errorf("%w warm-start file: node %d: %w", ErrInvalid, len(l.nodes)+1, err)
@@ -152,6 +171,16 @@ func (l *savedList) addOverride(id string, record []byte) {
 		l.overrides = make(map[string]Override)
 	}
 	l.overrides[id] = o
+}
+
+// maxSavedHosts is more than a directory ever has.
+const maxSavedHosts = maxHostsLeft + maxExcessRoutes + ordinaryRoutes*MaxNodes
+
+// addHost takes up a host, if it is one in normal form.
+func (l *savedList) addHost(h savedHost) {
+	if name, err := parseHost(h.Host); err == nil && name == h.Host && len(l.hosts) < maxSavedHosts {
+		l.hosts = append(l.hosts, h)
+	}
 }
 
 // readLine reads one line, with its end. A line is a record and a little more.

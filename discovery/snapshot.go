@@ -16,7 +16,8 @@ type Snapshot struct {
 
 	nodes      []*Entry
 	services   map[string][]*Entry
-	restored   int // nodes in StateRestored
+	hosts      *Hosts // nil: nobody asked for them
+	restored   int    // nodes in StateRestored
 	superseded chan struct{}
 }
 
@@ -25,6 +26,10 @@ func (s *Snapshot) Nodes() []*Entry { return s.nodes }
 
 // Service returns the nodes whose metadata names the service, sorted by id.
 func (s *Snapshot) Service(name string) []*Entry { return s.services[name] }
+
+// Hosts returns which host is whose, if the directory was asked to look at that by
+// [Directory.SetHostRules]; nil, which has no hosts, before.
+func (s *Snapshot) Hosts() *Hosts { return s.hosts }
 
 // Node returns the node with the id, or nil.
 func (s *Snapshot) Node(id string) *Entry {
