@@ -21,7 +21,7 @@ SOAK_RELOADS ?= 1000
 BENCH        ?= .
 PKG          ?= ./...
 
-.PHONY: build demo test test-clients lint bench bench-backends bench-changes bench-proxy reliability soak fuzz clean help
+.PHONY: build demo test test-clients test-deploy lint bench bench-backends bench-changes bench-proxy reliability soak fuzz clean help
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -62,6 +62,10 @@ test-clients: bin/nats ## the example services in Node.js, Python and shell, on 
 	@scripts/need-clients
 	cd examples/node-service && npm ci --no-audit --no-fund
 	go test -count=1 -tags clients -timeout $(TEST_TIMEOUT) -run '^TestClients$$' ./integration
+
+test-deploy: ## the unit of systemd, the image, and the files of Compose and Kubernetes
+	@scripts/need-systemd
+	cd tools/deploycheck && go test -count=1 ./...
 
 # The command nats, for the example in shell.
 bin/nats: tools/nats/go.mod
