@@ -37,6 +37,7 @@ type policyWrapper struct {
 	tracks  bool // what requests have been through is of interest
 	hosts   bool // the candidates' states are of interest
 	nodes   bool // the chosen node is asked for by a placeholder
+	routes  bool // a source goes by the hosts that nodes announce
 	watches bool // what becomes of the attempts is of interest: see observe
 }
 

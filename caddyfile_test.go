@@ -16,6 +16,7 @@ var update = flag.Bool("update", false, "write the golden files of TestAdapt ane
 // beside it, and provisions it.
 func TestAdapt(t *testing.T) {
 	t.Setenv("DISCOVERY_TEST_SECRET", "s3cret")
+	t.Setenv("DISCOVERY_TEST_HOST", "env.example.com")
 	files, err := filepath.Glob("testdata/adapt/*.caddyfile")
 	if err != nil || len(files) == 0 {
 		t.Fatalf("no golden files: %v", err)
@@ -134,17 +135,22 @@ func TestCaddyfileErrors(t *testing.T) {
 		"registrar: drain":          {registrar("drain -1s"), []string{"option drain", `"-1s"`, "0s"}},
 		"registrar: two backends":   {"{\n\tregistrar nats://a http://b\n}", []string{"http://b", "Caddyfile:2"}},
 
-		"discovery: argument":       {"{\n\tdiscovery main\n}", []string{"discovery", `"main"`, "'registry <name> <url>'", "Caddyfile:2"}},
-		"discovery: unknown option": {declared("nats://h"), []string{"discovery", `unknown option "nats://h"`, "registry", "Caddyfile:3"}},
-		"discovery: no name":        {declared("registry"), []string{"option registry", "want: registry <name> [<backend>] [<url>...]", "Caddyfile:3"}},
-		"discovery: URL for a name": {declared("registry nats://u:hunter2@h"), []string{`invalid name "nats://…@h"`, "such as main", "Caddyfile:3"}},
-		"discovery: backend's name": {declared("registry redis redis://h"), []string{`named "redis", which is a backend`, "Caddyfile:3"}},
-		"discovery: nothing":        {declared("registry main"), []string{"registry main", "want a URL", "nats, nats_kv, redis", "Caddyfile:3"}},
-		"discovery: another one":    {declared("registry main nats://h\nregistry spare named main"), []string{"registry spare", "cannot be another one", "Caddyfile:4"}},
-		"discovery: unknown URL":    {declared("registry main etcd://u:hunter2@h"), []string{"registry main", "etcd://…@h", "nats://", "Caddyfile:3"}},
-		"discovery: backend option": {declared("registry main nats://h {\nbuckit x\n}"), []string{"registry nats_kv", `unknown option "buckit"`, "Caddyfile:4"}},
-		"discovery: named twice":    {declared("registry main nats://h\nregistry main redis://h"), []string{"the name main is given twice", "Caddyfile:4"}},
-		"discovery: twice, in two":  {"{\ndiscovery {\nregistry main nats://h\nregistry spare nats://h/b\n}\ndiscovery {\nregistry main redis://h\n}\n}", []string{"the name main is given twice", "declared are main, spare", "Caddyfile:7"}},
+		"discovery: argument":        {"{\n\tdiscovery main\n}", []string{"discovery", `"main"`, "'registry <name> <url>'", "Caddyfile:2"}},
+		"discovery: unknown option":  {declared("nats://h"), []string{"discovery", `unknown option "nats://h"`, "registry", "Caddyfile:3"}},
+		"discovery: no name":         {declared("registry"), []string{"option registry", "want: registry <name> [<backend>] [<url>...]", "Caddyfile:3"}},
+		"discovery: URL for a name":  {declared("registry nats://u:hunter2@h"), []string{`invalid name "nats://…@h"`, "such as main", "Caddyfile:3"}},
+		"discovery: backend's name":  {declared("registry redis redis://h"), []string{`named "redis", which is a backend`, "Caddyfile:3"}},
+		"discovery: nothing":         {declared("registry main"), []string{"registry main", "want a URL", "nats, nats_kv, redis", "Caddyfile:3"}},
+		"discovery: another one":     {declared("registry main nats://h\nregistry spare named main"), []string{"registry spare", "cannot be another one", "Caddyfile:4"}},
+		"discovery: unknown URL":     {declared("registry main etcd://u:hunter2@h"), []string{"registry main", "etcd://…@h", "nats://", "Caddyfile:3"}},
+		"discovery: backend option":  {declared("registry main nats://h {\nbuckit x\n}"), []string{"registry nats_kv", `unknown option "buckit"`, "Caddyfile:4"}},
+		"discovery: no host":         {declared("registry main nats://h {\nhosts\n}"), []string{"registry main", "option hosts", "want: hosts <host...>", "Caddyfile:4"}},
+		"discovery: URL for a host":  {declared("registry main nats://h {\nbucket b\nhosts https://shop.example.com\n}"), []string{"option hosts", "shop.example.com or *.apps.example.com", "Caddyfile:5"}},
+		"discovery: claim of none":   {declared("registry main nats://h {\nclaim billing\n}"), []string{"option claim", "want: claim <service> <host...>", "Caddyfile:4"}},
+		"discovery: claim by nobody": {declared("registry main nats://h {\nclaim \"\" a.example.com\n}"), []string{"option claim", "billing*", "Caddyfile:4"}},
+		"discovery: bad claim":       {declared("registry main nats://h {\nclaim a 10.0.0.1\n}"), []string{"option claim", "IP address", "Caddyfile:4"}},
+		"discovery: named twice":     {declared("registry main nats://h\nregistry main redis://h"), []string{"the name main is given twice", "Caddyfile:4"}},
+		"discovery: twice, in two":   {"{\ndiscovery {\nregistry main nats://h\nregistry spare nats://h/b\n}\ndiscovery {\nregistry main redis://h\n}\n}", []string{"the name main is given twice", "declared are main, spare", "Caddyfile:7"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := tryAdapt(c.caddyfile)
@@ -201,6 +207,8 @@ func TestProvisionErrors(t *testing.T) {
 		"another registry, registrar":     {strings.Replace(two, "{", "{\nregistrar mian", 1), []string{`there is no registry "mian"`, "declared are main, spare", "Caddyfile:2"}},
 		"one of two registries":           {two + proxy("dynamic discovery"), []string{"the registry is missing", "want one of main, spare", "Caddyfile:10"}},
 		"bad settings of a named one":     {strings.Replace(two, "nats://h/spare", "nats_kv {env.DISCOVERY_NOT_SET}", 1), []string{"registry spare", "DISCOVERY_NOT_SET"}},
+		"hosts of a variable":             {strings.Replace(two, "h/spare", "h/spare {\nhosts {env.DISCOVERY_NOT_SET}\n}", 1), []string{"registry spare", "hosts", "DISCOVERY_NOT_SET"}},
+		"hosts that differ":               {strings.Replace(two, "h/spare", "h/main {\nhosts a.example.com\n}", 1), []string{"main and spare are the same registry", "hosts"}},
 		"certificate, no key":             {proxy("dynamic discovery {\nregistry nats_kv {\ntls_client_auth {env.HOME} {env.DISCOVERY_NOT_SET}\n}\n}"), []string{"DISCOVERY_NOT_SET"}},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -75,8 +75,10 @@ type sharedDirectory struct {
 	opened  atomic.Int64 // when it was started, in Unix nanoseconds
 	running background
 
-	mu      sync.Mutex
-	members []member // replaced, not changed
+	mu          sync.Mutex
+	members     []member // replaced, not changed
+	hostUsers   []*hostUser
+	hostOptions *discovery.HostOptions // as they were applied last; nil: not at all
 }
 
 // A member of a directory is a source that uses its nodes while its config runs.

@@ -62,6 +62,8 @@ var inhospitable = []struct {
 	{9, `{"registries":{"main":{}}}`, "registry main: the registry is missing"},
 	{9, `{"registries":{"main":{"registry":{"backend":"named","name":"main"}}}}`, "cannot be another one"},
 	{9, `{"registries":{"nats":{"registry":{"backend":"nats"}}}}`, "which is a backend"},
+	{9, `{"registries":{"main":{"registry":{"backend":"nats"},"hosts":["a b"]}}}`, "it is no host name"},
+	{9, `{"registries":{"main":{"registry":{"backend":"nats"},"claims":[{"service":"a"}]}}}`, "claim: want a service"},
 	{9, `{"registries":{"a b":{"registry":{"backend":"nats"}}}}`, "invalid name"},
 	{4, `{"headers":{"Host":[]}}`, "header Host has no value"},
 	{4, `{"headers":{"host":null}}`, "header host has no value"},

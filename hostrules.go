@@ -1,0 +1,147 @@
+package caddydiscovery
+
+import (
+	"reflect"
+	"slices"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+
+	"github.com/caddy-discovery/caddy-discovery/discovery"
+)
+
+// A hostUser is a part of a config for which the directory has to look at the hosts that
+// nodes announce, by the rules that the config declares for the registry. While the users
+// of two configs are there the newer one's rules count, so that a reload changes them
+// without another connection, watch or listing.
+type hostUser struct {
+	directory *sharedDirectory
+	rules     *discovery.HostRules
+
+	options discovery.HostOptions // guarded by the directory's mutex
+}
+
+// newHostUser returns a user that has yet to join.
+func newHostUser(ctx caddy.Context, d *sharedDirectory) (*hostUser, error) {
+	options, err := declaredHosts(ctx, d.registry.key)
+	if err != nil {
+		return nil, err
+	}
+	rules, err := discovery.NewHostRules(options)
+	if err != nil {
+		return nil, err
+	}
+	u := &hostUser{directory: d, rules: rules, options: options}
+	// Which sites the config has is known when all of it is provisioned.
+	return u, onEvent(ctx, "started", func() {
+		options.Sites = sites(ctx)
+		u.set(options)
+	})
+}
+
+// join has the rules count, from when requests come or the config has started.
+func (u *hostUser) join() {
+	u.directory.mu.Lock()
+	defer u.directory.mu.Unlock()
+	if !slices.Contains(u.directory.hostUsers, u) {
+		u.directory.hostUsers = append(u.directory.hostUsers, u)
+		u.directory.applyHostRules()
+	}
+}
+
+// set has other rules count for a user that joined, or will.
+func (u *hostUser) set(options discovery.HostOptions) {
+	u.directory.mu.Lock()
+	defer u.directory.mu.Unlock()
+	u.options = options
+	u.directory.applyHostRules()
+}
+
+// leave ends that the rules count, if it joined.
+func (u *hostUser) leave() {
+	u.directory.mu.Lock()
+	defer u.directory.mu.Unlock()
+	if i := slices.Index(u.directory.hostUsers, u); i >= 0 {
+		u.directory.hostUsers = slices.Delete(u.directory.hostUsers, i, i+1)
+		u.directory.applyHostRules()
+	}
+}
+
+// applyHostRules gives the directory the rules of the newest user, nil without one. The
+// caller holds mu. Equal rules are not given twice: all hosts would be looked at anew.
+func (d *sharedDirectory) applyHostRules() {
+	if len(d.hostUsers) == 0 {
+		d.hostOptions = nil
+		d.SetHostRules(nil)
+		return
+	}
+	options := d.hostUsers[len(d.hostUsers)-1].options
+	if d.hostOptions != nil && reflect.DeepEqual(*d.hostOptions, options) {
+		return
+	}
+	rules, err := discovery.NewHostRules(options)
+	if err != nil {
+		return // it was accepted without the sites, and these are host names
+	}
+	d.hostOptions = &options
+	d.SetHostRules(rules)
+}
+
+// sites returns the hosts that the sites of a config name, but for those that are for
+// nodes: one of their routes proxies to what is announced.
+func sites(ctx caddy.Context) []string {
+	app, err := ctx.AppIfConfigured("http")
+	if err != nil {
+		return nil // there is none, or it has failed and so does the config
+	}
+	named := make(map[string]bool) // whether a host is a site of the config's own
+	for _, server := range app.(*caddyhttp.App).Servers {
+		for _, route := range server.Routes {
+			own := !announced(route)
+			for _, set := range route.MatcherSets {
+				for _, host := range hostsOf(set) {
+					if normal, err := discovery.ParseHost(host); err == nil {
+						was, found := named[normal]
+						named[normal] = own && (was || !found)
+					}
+				}
+			}
+		}
+	}
+	var all []string
+	for host, own := range named {
+		if own {
+			all = append(all, host)
+		}
+	}
+	slices.Sort(all)
+	return all
+}
+
+// hostsOf returns the hosts that a set of matchers names.
+func hostsOf(set caddyhttp.MatcherSet) (hosts []string) {
+	for _, m := range set {
+		switch m := m.(type) {
+		case *caddyhttp.MatchHost:
+			hosts = append(hosts, *m...)
+		case caddyhttp.MatchHost:
+			hosts = append(hosts, m...)
+		}
+	}
+	return hosts
+}
+
+// announced reports whether a route is, in any part of it, for what nodes announce.
+func announced(route caddyhttp.Route) bool {
+	return slices.ContainsFunc(route.Handlers, func(handler caddyhttp.MiddlewareHandler) bool {
+		switch h := handler.(type) {
+		case *caddyhttp.Subroute:
+			return slices.ContainsFunc(h.Routes, announced)
+		case *reverseproxy.Handler:
+			w, ok := h.LoadBalancing.SelectionPolicy.(*policyWrapper)
+			return ok && w.routes
+		}
+		return false
+	})
+}
