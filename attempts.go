@@ -34,6 +34,9 @@ type policyWrapper struct {
 	loops     rate.Sometimes // for the log
 
 	shown   int  // how many upstreams the policy chooses among at first; 0: all
+	beside  bool // there may be upstreams of other sources: see merge
+	sources int  // of ours that the handler has
+
 	tracks  bool // what requests have been through is of interest
 	hosts   bool // the candidates' states are of interest
 	nodes   bool // the chosen node is asked for by a placeholder
@@ -69,6 +72,7 @@ type attempts struct {
 	request *http.Request
 	tried   picker.AddressSet // where it was sent so far, all in vain
 	current []candidates      // what the sources returned for the present attempt
+	merged  bool              // the policy sees them in another order
 	chosen  *chosen           // nil unless it is asked for
 	watched *watched          // nil unless what becomes of the attempts is of interest
 
@@ -77,8 +81,10 @@ type attempts struct {
 
 // candidates are what one source returned for one attempt.
 type candidates struct {
-	first     *reverseproxy.Upstream
+	source    int // 1 for the first of the handler, and so on
+	upstreams []*reverseproxy.Upstream
 	nodes     []*discovery.Entry // of the upstreams, in their order
+	race      *picker.Race       // nil where the policy chooses among those of this source alone
 	observers []traffic.Observer // of the source
 }
 
@@ -118,9 +124,9 @@ func (w *policyWrapper) attempts(r *http.Request) *attempts {
 }
 
 // returned notes what a source returns for the present attempt, and who watches it.
-func (a *attempts) returned(nodes []*discovery.Entry, upstreams []*reverseproxy.Upstream, observers []traffic.Observer) {
-	if len(upstreams) > 0 {
-		a.current = append(a.current, candidates{first: upstreams[0], nodes: nodes, observers: observers})
+func (a *attempts) returned(c candidates) {
+	if len(c.upstreams) > 0 {
+		a.current = append(a.current, c)
 	}
 }
 
@@ -128,18 +134,15 @@ func (a *attempts) returned(nodes []*discovery.Entry, upstreams []*reverseproxy.
 // another source, or a static one.
 func (a *attempts) each(pool reverseproxy.UpstreamPool) iter.Seq2[*discovery.Entry, *reverseproxy.Upstream] {
 	return func(yield func(*discovery.Entry, *reverseproxy.Upstream) bool) {
-		var nodes []*discovery.Entry // of the upstreams that come next
-		for i, up := range pool {
-			if a != nil && len(nodes) == 0 {
-				for _, c := range a.current {
-					if c.first == up && len(c.nodes) <= len(pool)-i {
-						nodes = c.nodes
-					}
-				}
+		var next candidates // what is likely to come
+		for _, up := range pool {
+			if a != nil && (len(next.upstreams) == 0 || next.upstreams[0] != up) {
+				next = a.from(up)
 			}
 			var e *discovery.Entry
-			if len(nodes) > 0 {
-				e, nodes = nodes[0], nodes[1:]
+			if len(next.upstreams) > 0 {
+				e = next.nodes[0]
+				next.upstreams, next.nodes = next.upstreams[1:], next.nodes[1:]
 			}
 			if !yield(e, up) {
 				return
@@ -148,16 +151,29 @@ func (a *attempts) each(pool reverseproxy.UpstreamPool) iter.Seq2[*discovery.Ent
 	}
 }
 
-// node returns which node an upstream of the pool is, and who watches it; nil if it is
-// none.
-func (a *attempts) node(pool reverseproxy.UpstreamPool, up *reverseproxy.Upstream) (*discovery.Entry, []traffic.Observer) {
-	i := slices.Index(pool, up)
+// node returns which node an upstream is, and who watches it; nil if it is none.
+func (a *attempts) node(up *reverseproxy.Upstream) (*discovery.Entry, []traffic.Observer) {
 	for _, c := range a.current {
-		if first := slices.Index(pool, c.first); first >= 0 && first <= i && i-first < len(c.nodes) {
-			return c.nodes[i-first], c.observers
+		if i := slices.Index(c.upstreams, up); i >= 0 {
+			return c.nodes[i], c.observers
 		}
 	}
 	return nil, nil
+}
+
+// from returns what a source returned, from an upstream on; nothing if it is not among it.
+func (a *attempts) from(up *reverseproxy.Upstream) candidates {
+	for _, c := range a.current {
+		i := 0
+		if a.merged {
+			i = slices.Index(c.upstreams, up)
+		}
+		if i >= 0 && c.upstreams[i] == up {
+			c.upstreams, c.nodes = c.upstreams[i:], c.nodes[i:]
+			return c
+		}
+	}
+	return candidates{}
 }
 
 // Select calls the policy, and notes what the handler found and the policy chose.
@@ -172,20 +188,24 @@ func (w *policyWrapper) Select(pool reverseproxy.UpstreamPool, r *http.Request, 
 	if w.tracks {
 		a = w.attempts(r)
 	}
+	if w.beside && a != nil {
+		a.forgetBut(pool)
+	}
 	if w.hosts {
 		for e, up := range a.each(pool) {
 			noteHost(e, up)
 		}
 	}
-	selected, pool := w.choose(pool, a, r, rw)
+	selected := w.choose(pool, a, r, rw)
 	if a == nil {
 		return selected
 	}
+	a.putBack(selected)
 	if selected != nil {
 		// If the request comes back, it failed there.
 		a.tried.Add(selected.Dial)
 		if a.chosen != nil || a.watched != nil {
-			node, observers := a.node(pool, selected) // nil if it is none of the pool
+			node, observers := a.node(selected) // nil if it is none
 			if a.chosen != nil {
 				a.chosen.node, a.chosen.address = node, selected.Dial
 			}
@@ -194,7 +214,7 @@ func (w *policyWrapper) Select(pool reverseproxy.UpstreamPool, r *http.Request, 
 			}
 		}
 	}
-	a.current = a.current[:0]
+	a.current, a.merged = a.current[:0], false
 	return selected
 }
 
@@ -204,7 +224,7 @@ const standsForStatic = math.MinInt
 
 func isForStatic(up *reverseproxy.Upstream) bool { return up.MaxRequests == standsForStatic }
 
-// choose asks the policy, and returns what it chose and from which upstreams:
+// choose asks the policy:
 //
 //   - Where no source has a node, from the handler's static upstreams. Caddy itself
 //     falls back to them only if a source returns an error, which it logs for each
@@ -213,24 +233,28 @@ func isForStatic(up *reverseproxy.Upstream) bool { return up.MaxRequests == stan
 //     which everything fails is more likely judged wrongly than down, and a request
 //     that is sent has a chance. Those that are full stay out, and so do all while
 //     the handler's circuit breaker is open.
-func (w *policyWrapper) choose(pool reverseproxy.UpstreamPool, a *attempts, r *http.Request, rw http.ResponseWriter) (*reverseproxy.Upstream, reverseproxy.UpstreamPool) {
+func (w *policyWrapper) choose(pool reverseproxy.UpstreamPool, a *attempts, r *http.Request, rw http.ResponseWriter) *reverseproxy.Upstream {
 	if len(pool) == 0 {
-		pool = w.handler.Upstreams
-		return w.Selector.Select(pool, r, rw), pool
+		return w.Selector.Select(w.handler.Upstreams, r, rw)
 	}
-	selected := w.ask(pool, r, rw)
+	selected := w.ask(pool, a, r, rw)
 	if selected == nil && countsFailures(w.handler) && (w.handler.CB == nil || w.handler.CB.OK()) {
-		pool = withoutFailures(pool, a)
-		selected = w.ask(pool, r, rw)
+		selected = w.ask(withoutFailures(pool, a), a, r, rw)
 	}
-	return selected, pool
+	return selected
 }
 
 // ask has the policy choose among the first upstreams, and if it can take none of them
 // among those that stand in: to show it all at once would give each the same chance.
-func (w *policyWrapper) ask(pool reverseproxy.UpstreamPool, r *http.Request, rw http.ResponseWriter) *reverseproxy.Upstream {
-	for ; w.shown > 0 && len(pool) > w.shown; pool = pool[w.shown:] {
-		if selected := w.Selector.Select(pool[:w.shown], r, rw); selected != nil {
+func (w *policyWrapper) ask(pool reverseproxy.UpstreamPool, a *attempts, r *http.Request, rw http.ResponseWriter) *reverseproxy.Upstream {
+	shown := w.shown
+	if w.beside && a != nil {
+		if pool, a.merged = a.merge(pool); !a.merged {
+			shown = 0
+		}
+	}
+	for ; shown > 0 && len(pool) > shown; pool = pool[shown:] {
+		if selected := w.Selector.Select(pool[:shown], r, rw); selected != nil {
 			return selected
 		}
 	}
@@ -254,8 +278,8 @@ func withoutFailures(pool reverseproxy.UpstreamPool, a *attempts) reverseproxy.U
 	}
 	if a != nil {
 		for i, c := range a.current {
-			if j := slices.Index(pool, c.first); j >= 0 {
-				a.current[i].first = again[j]
+			if j := slices.Index(pool, c.upstreams[0]); j >= 0 && len(c.upstreams) <= len(pool)-j {
+				a.current[i].upstreams = again[j : j+len(c.upstreams)]
 			}
 		}
 	}

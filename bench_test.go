@@ -16,6 +16,7 @@ import (
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
 	"github.com/caddy-discovery/caddy-discovery/discovery/discoverytest"
+	"github.com/caddy-discovery/caddy-discovery/internal/picker"
 )
 
 // BenchmarkLookup is what a request costs here, before Caddy does its part with
@@ -60,6 +61,50 @@ func BenchmarkLookup(b *testing.B) {
 					if err != nil || len(upstreams) != want {
 						b.Fatalf("looked up %d upstreams: %v", len(upstreams), err)
 					}
+				}
+			})
+		}
+	}
+}
+
+// BenchmarkMulti is what a request costs here where the policy chooses among the nodes of
+// two sources, both included.
+func BenchmarkMulti(b *testing.B) {
+	for _, kind := range []string{"random", "random_choose", "round_robin", "least_conn", "ip_hash"} {
+		for _, nodes := range []int{10, 1_000, 10_000} {
+			b.Run(fmt.Sprintf("%s/nodes=%d", kind, nodes), func(b *testing.B) {
+				var sources []any
+				for i := range 2 {
+					name := fmt.Sprint(b.Name(), i)
+					m := discoverytest.NewMemory()
+					memories.Store(name, m)
+					defer memories.Delete(name)
+					fill(b, m, nodes, nil)
+					sources = append(sources, map[string]any{"source": "discovery", "registry": map[string]any{"backend": "memory", "name": name}})
+				}
+				handler := provisionHandler(b, map[string]any{"load_balancing": policy(kind), "dynamic_upstreams": map[string]any{"source": "multi", "sources": sources}})
+				r, states := request(), make(map[string]*reverseproxy.Host)
+				if _, err := handler.DynamicUpstreams.GetUpstreams(r); err != nil { // which waits for the listings
+					b.Fatal(err)
+				}
+				handler.LoadBalancing.SelectionPolicy.Select(nil, r, nil)
+				b.ReportAllocs()
+				for b.Loop() {
+					pool, err := handler.DynamicUpstreams.GetUpstreams(r)
+					if err != nil {
+						b.Fatal(err)
+					}
+					for _, up := range pool {
+						if up.Host = states[up.Dial]; up.Host == nil {
+							up.Host = new(reverseproxy.Host)
+							states[up.Dial] = up.Host
+						}
+					}
+					if handler.LoadBalancing.SelectionPolicy.Select(pool, r, nil) == nil {
+						b.Fatal("nothing was chosen")
+					}
+					a, _ := attemptsOf(r)
+					a.tried = picker.AddressSet{} // for the next one to be a first attempt
 				}
 			})
 		}

@@ -194,7 +194,7 @@ func TestProvisionErrors(t *testing.T) {
 		"health with an unknown variable": {proxy("dynamic discovery nats://127.0.0.1:4222 {\nhealth {\nheader X-Token {env.DISCOVERY_NOT_SET}\n}\n}"), []string{"health: header X-Token", "DISCOVERY_NOT_SET"}},
 		"slow_start under first":          {proxy("dynamic discovery nats://127.0.0.1:4222 {\nslow_start 1m\n}\nlb_policy first"), []string{"slow_start has no effect", "lb_policy first", "round_robin"}},
 		"slow_start under ip_hash":        {proxy("dynamic discovery nats://127.0.0.1:4222 {\nslow_start 1m\n}\nlb_policy ip_hash"), []string{"slow_start has no effect", "lb_policy ip_hash"}},
-		"slow_start under multi":          {proxy("dynamic multi {\ndiscovery nats://127.0.0.1:4222 {\nslow_start 1m\n}\n}"), []string{"slow_start under multi needs pick", "'pick 2'"}},
+		"slow_start under multi, hashing": {proxy("dynamic multi {\ndiscovery nats://127.0.0.1:4222 {\nslow_start 1m\n}\n}\nlb_policy ip_hash"), []string{"slow_start has no effect under lb_policy ip_hash"}},
 		"two buckets":                     {proxy("dynamic discovery {\nregistry nats_kv nats://h/a {\nbucket b\n}\n}"), []string{`"a"`, `"b"`, "bucket"}},
 		"bad bucket":                      {proxy("dynamic discovery nats://h/a.b"), []string{`"a.b"`, "bucket", "letters"}},
 		"bad URL":                         {proxy("dynamic discovery {\nregistry nats_kv redis://h\n}"), []string{"redis://h", "nats"}},

@@ -22,10 +22,16 @@ var memories sync.Map
 // newMemory makes a registry in memory that configs can name until the test ends.
 func newMemory(t testing.TB) (string, *discoverytest.Memory) {
 	t.Helper()
+	return t.Name(), addMemory(t, t.Name())
+}
+
+// addMemory makes one with a name.
+func addMemory(t testing.TB, name string) *discoverytest.Memory {
+	t.Helper()
 	m := discoverytest.NewMemory()
-	memories.Store(t.Name(), m)
-	t.Cleanup(func() { memories.Delete(t.Name()) })
-	return t.Name(), m
+	memories.Store(name, m)
+	t.Cleanup(func() { memories.Delete(name) })
+	return m
 }
 
 // memoryBackend stands for somebody else's backend, and lets the tests of the

@@ -62,49 +62,39 @@ func (s *shortlist) choice(r *http.Request) picker.Choice {
 // among the least loaded eighth of a fleet, nearly always.
 const loadCandidates = 8
 
-// shortlistFor returns the shortlist for a policy. Where other sources are beside this
-// one, a policy that draws or takes turns needs the nodes of all of them. With spare
-// there is one node more than the policy needs, because Caddy may know of the first that
-// it fails or is full before this source does.
-func shortlistFor(policy reverseproxy.Selector, beside, spare bool) shortlist {
+// shortlistFor returns the shortlist for a policy. With spare there is one node more than
+// the policy needs, because Caddy may know of the first that it fails or is full before
+// this source does. Where other sources are beside this one, the policy chooses among what
+// all of them return: see attempts.merge.
+func shortlistFor(policy reverseproxy.Selector, spare bool) shortlist {
 	more := 0
 	if spare {
 		more = 1
 	}
-	_, byLoad := policy.(*LeastLoad)
-	all := shortlist{strategy: picker.All{}, weighs: byLoad}
 	switch p := policy.(type) {
 	case *reverseproxy.FirstSelection:
 		return shortlist{strategy: picker.Leading(1 + more), size: 1 + more}
 	case reverseproxy.RandomSelection, *reverseproxy.RandomSelection:
-		if !beside {
-			return shortlist{strategy: picker.Draw(1 + more), size: 1 + more, shown: 1, weighs: true}
-		}
+		return shortlist{strategy: picker.Draw(1 + more), size: 1 + more, shown: 1, weighs: true}
 	case *reverseproxy.RandomChoiceSelection:
-		if !beside {
-			return shortlist{strategy: picker.Draw(p.Choose), size: p.Choose, weighs: true}
-		}
+		return shortlist{strategy: picker.Draw(p.Choose), size: p.Choose, shown: p.Choose, weighs: true}
 	case *reverseproxy.RoundRobinSelection:
-		if !beside {
-			return shortlist{strategy: picker.Turns(1 + more), size: 1 + more, shown: 1, weighs: true}
-		}
+		return shortlist{strategy: picker.Turns(1 + more), size: 1 + more, shown: 1, weighs: true}
 	case *reverseproxy.LeastConnSelection:
-		if !beside {
-			return shortlist{strategy: picker.LeastBusy(1 + more), size: 1 + more, shown: 1, weighs: true, counts: true}
-		}
+		return shortlist{strategy: picker.LeastBusy(1 + more), size: 1 + more, shown: 1, weighs: true, counts: true}
 	case *LeastLoad:
-		if !beside {
-			return shortlist{strategy: picker.Sample(loadCandidates), size: loadCandidates, weighs: true}
-		}
+		return shortlist{strategy: picker.Sample(loadCandidates), size: loadCandidates, shown: loadCandidates, weighs: true}
 	}
+	all := shortlist{strategy: picker.All{}}
 	if s := hashedShortlist(policy); s.key != nil {
 		s.size = 1 + more
 		other := all
 		if p := fallbackOf(policy); p != nil {
-			other = shortlistFor(p, beside, spare)
+			other = shortlistFor(p, spare)
 		}
 		s.fallback, s.shown, s.counts = &other, other.shown, other.counts
 		s.size = max(s.size, other.size)
+		s.weighs = s.token != nil && other.weighs // new sessions are placed by the fallback
 		if s.strategy == nil {
 			s.strategy = picker.Ranked(1 + more)
 		}
@@ -206,16 +196,13 @@ func (p *Pick) shortlist() shortlist {
 }
 
 // checkSlowStart refuses what would have no effect.
-func (s shortlist) checkSlowStart(policy reverseproxy.Selector, beside bool) error {
+func (s shortlist) checkSlowStart(policy reverseproxy.Selector) error {
 	name := "this policy"
 	if m, ok := policy.(caddy.Module); ok {
 		name = "lb_policy " + m.CaddyModule().ID.Name()
 	}
-	switch {
-	case s.weighs:
+	if s.weighs {
 		return nil
-	case beside:
-		return fmt.Errorf("slow_start under multi needs pick: %s chooses among the nodes of all sources, and knows no shares; want a line such as 'pick 2'", name)
 	}
 	return fmt.Errorf("slow_start has no effect under %s, which knows no shares; want another policy, such as random, round_robin or least_conn", name)
 }

@@ -197,23 +197,6 @@ func TestEachOfEqualNodesHasOneTurnInARound(t *testing.T) {
 	}
 }
 
-// TestUnderMultiPoliciesSeeAllSources has policies choose among the nodes of two sources
-// as if they were one's, and in a chain keep the order of the sources.
-func TestUnderMultiPoliciesSeeAllSources(t *testing.T) {
-	name := hundred(t)
-	for what, want := range map[string]int{"random": 100, "round_robin": 100, "random_choose": 100, "least_conn": 100, "first": 1, "ip_hash": 1, "cookie": 100} {
-		handler := provisionHandler(t, map[string]any{
-			"load_balancing": policy(what),
-			"dynamic_upstreams": map[string]any{"source": "multi", "sources": []any{
-				map[string]any{"source": "discovery", "registry": map[string]any{"backend": "memory", "name": name}},
-			}},
-		})
-		if got, err := handler.DynamicUpstreams.GetUpstreams(request()); err != nil || len(got) != want {
-			t.Errorf("%s: %d upstreams, %v, want %d", what, len(got), err, want)
-		}
-	}
-}
-
 // reluctant is a policy that takes no pool with the first upstream in it.
 type reluctant struct{ seen [][]string }
 

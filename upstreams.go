@@ -121,7 +121,8 @@ type Upstreams struct {
 
 	// How long a new node takes to get its full share of the requests, beginning
 	// with a tenth of it. It needs a policy that knows shares (random,
-	// random_choose, round_robin, least_conn, least_load) or pick. Nodes that were there when
+	// random_choose, round_robin, least_conn, least_load, and cookie with one of them to
+	// fall back to) or pick. Nodes that were there when
 	// this proxy first saw the registry are not new. Default: no time
 	SlowStart caddy.Duration `json:"slow_start,omitempty"`
 
@@ -147,6 +148,7 @@ type Upstreams struct {
 	observers []traffic.Observer
 	shortlist shortlist
 	beside    bool // other sources may be beside this one, under multi
+	number    int  // of this source in its handler, from 1
 	rules     *discovery.Rules
 	unguarded bool // see tellUnguarded
 
@@ -306,20 +308,23 @@ func (u *Upstreams) inspectHandler(ctx caddy.Context) error {
 // chooseShortlist decides which nodes requests get, by what the handler's policy needs.
 func (u *Upstreams) chooseShortlist(ctx caddy.Context, w *policyWrapper) error {
 	u.beside = parentOf[*reverseproxy.MultiUpstreams](ctx) != nil
+	w.beside = u.beside
+	w.sources++
+	u.number = w.sources
 	if u.Pick != nil {
 		if err := u.Pick.check(w.Selector); err != nil {
 			return err
 		}
 		u.shortlist = u.Pick.shortlist()
 	} else {
-		u.shortlist = shortlistFor(w.Selector, u.beside, u.passive() != nil)
+		u.shortlist = shortlistFor(w.Selector, u.passive() != nil)
 		w.shown = u.shortlist.shown
 		if l, ok := w.Selector.(*LeastLoad); ok {
 			l.weight = func(e *discovery.Entry) float64 { return e.Weight() * u.builder.Share(e) }
 		}
 	}
 	if u.SlowStart > 0 {
-		return u.shortlist.checkSlowStart(w.Selector, u.beside)
+		return u.shortlist.checkSlowStart(w.Selector)
 	}
 	return nil
 }
@@ -343,7 +348,7 @@ func (u *Upstreams) track(w *policyWrapper, nodes bool) {
 		u.builder.Unavailable = passiveChecks{u.passive()}.unavailable
 	}
 	counts := u.shortlist.counts
-	if passive || nodes || counts || byLoad || lb.Retries > 0 || lb.TryDuration > 0 {
+	if passive || nodes || counts || byLoad || u.beside || lb.Retries > 0 || lb.TryDuration > 0 {
 		u.wrapper, w.tracks = w, true
 		w.hosts = w.hosts || passive || counts
 		w.nodes = w.nodes || nodes
@@ -442,10 +447,17 @@ func (u *Upstreams) GetUpstreams(r *http.Request) ([]*reverseproxy.Upstream, err
 		}
 	}
 	var l lookup
-	nodes := p.Pick(tried, u.shortlist.choice(r), l.room(u.shortlist.size))
+	choice := u.shortlist.choice(r)
+	if u.beside {
+		choice.Race = new(picker.Race)
+	}
+	nodes := p.Pick(tried, choice, l.room(u.shortlist.size))
 	upstreams := u.upstreams(nodes, tried, &l)
 	if a != nil {
-		a.returned(nodes, upstreams, u.observers)
+		if u.beside && u.Pick != nil { // each of them counts as one
+			choice.Race = &picker.Race{Resort: choice.Race.Resort}
+		}
+		a.returned(candidates{source: u.number, upstreams: upstreams, nodes: nodes, race: choice.Race, observers: u.observers})
 	}
 	return upstreams, nil
 }

@@ -56,7 +56,7 @@ func newAliasTable(nodes []*discovery.Entry) aliasTable {
 }
 
 func (t *tier) weights() aliasTable {
-	t.tableOnce.Do(func() { t.table = newAliasTable(t.nodes) })
+	t.tableOnce.Do(func() { t.table, t.weight = newAliasTable(t.nodes), weigh(t.nodes) })
 	return t.table
 }
 

@@ -26,12 +26,17 @@ func (n LeastBusy) pick(t *tier, a attempt, into []*discovery.Entry) []*discover
 		e = t.leastBusy(&a)
 	}
 	if e == nil {
-		return t.draw(int(n), &a, into) // of the reserve
+		into = t.draw(int(n), &a, into) // of the reserve
+		if a.race != nil && len(into) > 0 {
+			a.race.Counts = true
+			a.race.Busyness, _ = a.busyness(into[0])
+		}
+		return into
 	}
 	if into = append(into, e); len(into) == int(n) {
 		return into
 	}
-	return t.draw(int(n), &a, into)
+	return t.draw(int(n), a.standIns(), into)
 }
 func (LeastBusy) prepare(t *tier, _ *Builder) { t.weights() }
 func (LeastBusy) size(t *tier) int            { return len(t.nodes) * pointerBytes }
@@ -50,6 +55,7 @@ func (t *tier) leastBusyDrawn(a *attempt) *discovery.Entry {
 	var least float64
 	for range idleDraws {
 		i := t.drawOne(table, a)
+		a.drew(t.weight)
 		e := t.nodes[i]
 		if a.yields(e) {
 			continue
@@ -61,11 +67,15 @@ func (t *tier) leastBusyDrawn(a *attempt) *discovery.Entry {
 		}
 		busyness, _ := a.busyness(e)
 		if busyness == 0 {
+			a.firstIdle()
 			return e
 		}
 		if best == nil || busyness < least {
 			best, least = e, busyness
 		}
+	}
+	if best != nil {
+		a.bestOf(least, t.weight) // of which some have as few, nobody knows how many
 	}
 	return best
 }
@@ -89,6 +99,9 @@ func (t *tier) leastBusy(a *attempt) *discovery.Entry {
 				best = e
 			}
 		}
+	}
+	if best != nil {
+		a.bestOf(least, sum)
 	}
 	return best
 }

@@ -164,15 +164,19 @@ func (p *Picker) Pick(tried *AddressSet, c Choice, into []*discovery.Entry) []*d
 	if p.Empty() {
 		return nil
 	}
-	a := attempt{Choice: c, builder: p.builder, tried: tried, unavailable: p.builder.Unavailable}
+	a := attempt{Choice: c, builder: p.builder, tried: tried, unavailable: p.builder.Unavailable, race: c.Race}
 	for _, a.lenient = range [...]bool{false, true} {
 		for _, t := range p.tiers {
+			a.race.reset()
 			if nodes := c.Strategy.pick(t, a, into); len(nodes) > 0 {
 				return nodes
 			}
 		}
 	}
-	return c.Strategy.pick(p.tiers[0], attempt{Choice: c, builder: p.builder}, into)
+	if a.race.reset(); c.Race != nil {
+		c.Race.Resort = true
+	}
+	return c.Strategy.pick(p.tiers[0], attempt{Choice: c, builder: p.builder, race: c.Race}, into)
 }
 
 // inherit gives the tiers the rings and the like of those that they replace, to derive

@@ -5,6 +5,7 @@ import (
 	"math/bits"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
@@ -22,12 +23,18 @@ import (
 // Nodes of the weights 3 and 1 lie at 0 to 1.5 and 1.5 to 2. The points of the rounds
 // are 0 and 1, 0.5 and 1.5, 0.25 and 1.25, 0.75 and 1.75: a a, a b, a a, a b.
 type rotation struct {
-	nodes []*discovery.Entry // sorted by id
-	taken atomic.Uint64      // turns
+	nodes  []*discovery.Entry // sorted by id
+	weight float64            // of all of them
+	taken  atomic.Uint64      // turns
 
 	ends   []float64 // where the part of each node ends; nil: all weigh alike
 	begins []uint32  // by whole numbers, which node's part that is in
 	step   uint64    // from one point of a round to the next, along the line
+
+	// Where the turns are shared with those of other rotations:
+	merger *merger
+	mu     sync.Mutex
+	back   []Turn // those that were taken, and put back
 }
 
 // rotationBytes is what a node takes in a rotation.
@@ -42,11 +49,12 @@ func (t *tier) turns(b *Builder) *rotation {
 // earlier one is; without one it begins anywhere, for many proxies that start at once
 // not to begin with the same node.
 func newRotation(nodes []*discovery.Entry, earlier *rotation, random func() uint64) *rotation {
-	r := &rotation{nodes: nodes}
+	r := &rotation{nodes: nodes, weight: weigh(nodes), merger: new(merger)}
 	if earlier == nil {
 		r.taken.Store(random() >> 24)
 	} else {
-		taken, m := earlier.taken.Load(), uint64(len(earlier.nodes))
+		r.merger = earlier.merger
+		taken, m := earlier.goesOn(), uint64(len(earlier.nodes))
 		next := earlier.nodes[taken%m].Node.ID
 		i, _ := slices.BinarySearchFunc(nodes, next, func(e *discovery.Entry, id string) int { return strings.Compare(e.Node.ID, id) })
 		r.taken.Store(taken/m*uint64(len(nodes)) + uint64(i))
@@ -58,13 +66,16 @@ func newRotation(nodes []*discovery.Entry, earlier *rotation, random func() uint
 	return r
 }
 
+// goesOn returns how many turns were taken and not put back.
+func (r *rotation) goesOn() uint64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.taken.Load() - min(r.taken.Load(), uint64(len(r.back)))
+}
+
 // lay lays the nodes out by their weights.
 func (r *rotation) lay() {
-	n := len(r.nodes)
-	sum := 0.0
-	for _, e := range r.nodes {
-		sum += e.Weight()
-	}
+	n, sum := len(r.nodes), r.weight
 	r.ends, r.begins = make([]float64, n), make([]uint32, 1, n+1)
 	end := 0.0
 	for i, e := range r.nodes {

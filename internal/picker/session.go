@@ -13,6 +13,9 @@ type Session struct{}
 func (Session) pick(t *tier, a attempt, into []*discovery.Entry) []*discovery.Entry {
 	e := t.sessions(a.builder).nodes[a.Key]
 	if e != nil && (!a.selective() || a.canServe(e)) && (len(t.reserve) == 0 || slices.Contains(t.all(&a), e)) {
+		if a.race != nil {
+			a.race.Kept = true
+		}
 		return append(into, e)
 	}
 	a.Choice = *a.Else

@@ -26,6 +26,9 @@ type Choice struct {
 	Key string
 	// Else is the choice where a Session has no node.
 	Else *Choice
+	// Race is told what decides between the nodes and those of other picks; nil if there
+	// are none.
+	Race *Race
 }
 
 // All is the strategy of who chooses among all nodes, sorted by id.
@@ -48,7 +51,7 @@ func (Draw) size(t *tier) int            { return len(t.nodes) * pointerBytes } 
 type Sample int
 
 func (n Sample) pick(t *tier, a attempt, into []*discovery.Entry) []*discovery.Entry {
-	if len(t.nodes) <= int(n) {
+	if len(t.nodes) <= int(n) && a.race == nil {
 		return t.all(&a)
 	}
 	return t.draw(int(n), &a, into)
@@ -81,24 +84,38 @@ type Turns int
 
 func (n Turns) pick(t *tier, a attempt, into []*discovery.Entry) []*discovery.Entry {
 	r := t.turns(a.builder)
+	missed := 0
 	for range t.nodes {
-		i := r.take()
-		e := t.nodes[i]
-		if a.yields(e) {
+		turn, again := Turn{rotation: r}, false
+		if a.race != nil {
+			turn, again = r.takeAgain()
+		}
+		if !again {
+			turn = Turn{rotation: r, index: r.take()}
+		}
+		missed += turn.missed
+		e := t.nodes[turn.index]
+		if !again && a.yields(e) {
+			missed++
 			continue
 		}
 		if a.selective() && !a.canServe(e) {
-			if e = t.standIn(i, &a, nil); e == nil {
+			if e = t.standIn(turn.index, &a, nil); e == nil {
+				missed++
 				continue
 			}
 		}
 		into = append(into, e)
+		if a.race != nil {
+			turn.missed = missed
+			a.race.Turn = turn
+		}
 		break
 	}
 	if len(into) == int(n) {
 		return into
 	}
-	return t.draw(int(n), &a, into)
+	return t.draw(int(n), a.standIns(), into)
 }
 func (Turns) prepare(t *tier, b *Builder) { t.turns(b) }
 func (Turns) size(t *tier) int            { return len(t.nodes) * rotationBytes }

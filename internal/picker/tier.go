@@ -20,6 +20,7 @@ type tier struct {
 
 	tableOnce sync.Once
 	table     aliasTable
+	weight    float64 // of the nodes; there with the table
 	// Before these are needed they are those of an earlier tier.
 	ringOnce     sync.Once
 	ring         atomic.Pointer[ring]
@@ -39,6 +40,7 @@ type attempt struct {
 	tried       *AddressSet // where the request has failed; nil: nowhere
 	unavailable func(e *discovery.Entry, lenient bool) bool
 	lenient     bool
+	race        *Race // nil: nobody asks
 }
 
 // selective reports whether there may be nodes that cannot serve.
@@ -114,6 +116,7 @@ func (t *tier) draw(n int, a *attempt, into []*discovery.Entry) []*discovery.Ent
 	// others remain what they are.
 	for tries := 16 + 8*n; len(into) < n && tries > 0; tries-- {
 		i := t.drawOne(table, a)
+		a.drew(t.weight)
 		e := t.nodes[i]
 		if slices.Contains(into, e) || a.yields(e) {
 			continue
@@ -124,6 +127,7 @@ func (t *tier) draw(n int, a *attempt, into []*discovery.Entry) []*discovery.Ent
 			}
 		}
 		into = append(into, e)
+		a.arrived()
 	}
 	if len(into) < n {
 		into = t.drawRest(n, a, into)
@@ -168,12 +172,15 @@ func (t *tier) drawRest(n int, a *attempt, into []*discovery.Entry) []*discovery
 		i, _ := slices.BinarySearchFunc(first, next, func(x, y arrival) int { return cmp.Compare(x.time, y.time) })
 		first = slices.Insert(first, i, next)
 	}
-	for _, a := range first {
-		into = append(into, a.node)
+	for _, next := range first {
+		into = append(into, next.node)
+		a.arrivedIn(math.Exp(next.time))
 	}
 	for _, e := range t.reserve {
 		if len(into) < n && a.canServe(e) && !slices.Contains(into, e) {
 			into = append(into, e)
+			a.drew(e.Weight())
+			a.arrived()
 		}
 	}
 	return into
