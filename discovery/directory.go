@@ -114,6 +114,8 @@ type Directory struct {
 	synced    chan struct{}
 	journal   Journal
 
+	certificates *certificates
+
 	hostRules   atomic.Pointer[HostRules]
 	rulesSet    chan struct{} // holds at most one token
 	restore     chan struct{} // holds at most one token
@@ -152,7 +154,9 @@ func NewDirectory(w Watcher, o Options) *Directory {
 		synced:   make(chan struct{}),
 		rulesSet: make(chan struct{}, 1),
 		restore:  make(chan struct{}, 1),
-		failures: make(chan failure, 256),
+
+		certificates: newCertificates(),
+		failures:     make(chan failure, 256),
 	}
 	d.registry.Store(new([]netip.AddrPort))
 	d.snapshot.Store(&Snapshot{superseded: make(chan struct{})})

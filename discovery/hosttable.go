@@ -30,7 +30,8 @@ const (
 // announce. All its methods are for one goroutine, which also receives from the channel
 // of wake.
 type hostTable struct {
-	live func() bool // the registry is being watched: that a node is away means something
+	live      func() bool            // the registry is being watched: that a node is away means something
+	certified func(host string) bool // a certificate was allowed for it
 
 	rules   *HostRules // nil: hosts are not looked at
 	pending bool       // there is something to do, though no entry changed
@@ -41,6 +42,7 @@ type hostTable struct {
 	hosts  map[string]*hostState
 	free   timeQueue[hostState] // those for which others wait, by when they are free
 	left   timeQueue[hostState] // those that have left, the one that did first at the head
+	kept   timeQueue[hostState] // the same, those that are kept however many others there are
 	excess int
 	full   map[string]bool // ids of the nodes for whose hosts there is no room
 	// Those without a node while the registry is away: whether these have left it will
@@ -72,6 +74,7 @@ type hostState struct {
 	shared    bool
 	freePlace int
 	leftPlace int
+	keptPlace int
 }
 
 // A hostService is a service that announces a host.
@@ -88,20 +91,17 @@ type hostNews struct {
 	conflict bool // of two services, which somebody has to mend
 }
 
-func newHostTable(live func() bool) *hostTable {
-	unix := func(t time.Time) time.Duration { return time.Duration(t.UnixNano()) }
+func newHostTable(live func() bool, certified func(host string) bool) *hostTable {
+	byLeft := func(place func(*hostState) *int) timeQueue[hostState] {
+		return timeQueue[hostState]{time: func(s *hostState) time.Duration { return time.Duration(s.left.UnixNano()) }, place: place}
+	}
 	return &hostTable{
-		live:  live,
+		live: live, certified: certified,
 		nodes: make(map[string]*hostNode), hosts: make(map[string]*hostState),
 		full: make(map[string]bool), unclear: make(map[string]bool),
-		free: timeQueue[hostState]{
-			time:  func(s *hostState) time.Duration { return unix(s.left) },
-			place: func(s *hostState) *int { return &s.freePlace },
-		},
-		left: timeQueue[hostState]{
-			time:  func(s *hostState) time.Duration { return unix(s.left) },
-			place: func(s *hostState) *int { return &s.leftPlace },
-		},
+		free: byLeft(func(s *hostState) *int { return &s.freePlace }),
+		left: byLeft(func(s *hostState) *int { return &s.leftPlace }),
+		kept: byLeft(func(s *hostState) *int { return &s.keptPlace }),
 		wake: stoppedTimer(),
 	}
 }
@@ -315,7 +315,8 @@ func (t *hostTable) decide(s *hostState, at time.Time) {
 	}
 	if s.left.IsZero() || len(s.services) > 0 {
 		t.left.remove(s)
-	} else {
+		t.kept.remove(s)
+	} else if !t.kept.has(s) {
 		t.left.put(s)
 	}
 }
@@ -391,12 +392,26 @@ func (t *hostTable) takeNews() []hostNews {
 }
 
 // forget forgets hosts that have left long ago, and the first ones to do so where they
-// are too many.
+// are too many; not so those that may have a certificate, and wildcards, of which there
+// are no more than the rules name: records that come and go with one made up name after
+// the other cost nobody the renewal of his.
 func (t *hostTable) forget(at time.Time, touched map[string]*hostState) {
-	for s := t.left.first(); s != nil && (len(t.left.items) > maxHostsLeft || at.Sub(s.left) > hostMemory); s = t.left.first() {
+	for len(t.left.items) > maxHostsLeft {
+		s := t.left.first()
 		t.left.remove(s)
-		delete(t.hosts, s.name)
-		touched[s.name] = nil
+		if t.certified(s.name) || strings.HasPrefix(s.name, wildcard) {
+			t.kept.put(s)
+		} else {
+			delete(t.hosts, s.name)
+			touched[s.name] = nil
+		}
+	}
+	for _, q := range []*timeQueue[hostState]{&t.left, &t.kept} {
+		for s := q.first(); s != nil && at.Sub(s.left) > hostMemory; s = q.first() {
+			q.remove(s)
+			delete(t.hosts, s.name)
+			touched[s.name] = nil
+		}
 	}
 }
 

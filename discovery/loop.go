@@ -55,7 +55,10 @@ func newLoop(d *Directory) *loop {
 		saver:      newSaver(o.WarmStart, o.Logger),
 		expiry:     stoppedTimer(),
 	}
-	l.hosts = newHostTable(func() bool { return l.watch.listed })
+	l.hosts = newHostTable(func() bool { return l.watch.listed }, d.certificates.has)
+	if !l.saver.loading() {
+		d.certificates.load(nil)
+	}
 	l.hosts.setRules(d.hostRules.Load())
 	l.publisher = newPublisher(&d.snapshot, d.synced, &d.charged, l.hosts)
 	l.restorer = newRestorer(l.prober, o.TTL, l.overrides.of, l.publisher.restore, &d.journal)
@@ -90,6 +93,8 @@ func (l *loop) run(ctx context.Context) error {
 			l.saver.saves.take(r, l.saver.saved)
 		case <-l.dir.rulesSet:
 			l.hosts.setRules(l.dir.hostRules.Load())
+		case <-l.dir.certificates.changed:
+			l.saveCertificates()
 		case <-l.hosts.wake.C:
 			l.hosts.woken()
 		case f := <-l.dir.failures:
@@ -229,7 +234,19 @@ func (l *loop) stop() {
 	l.resolver.stop()
 	l.reacher.wait()
 	l.hosts.wake.Stop()
+	select {
+	case <-l.dir.certificates.changed:
+		l.saveCertificates()
+	default:
+	}
 	l.saver.stop(l.watch.listed, l.savedList)
+}
+
+// saveCertificates has the list saved, once there is one that may replace what is saved.
+func (l *loop) saveCertificates() {
+	if l.watch.listedOnce() {
+		l.saver.changed()
+	}
 }
 
 func stoppedTimer() *time.Timer {

@@ -11,7 +11,7 @@ import (
 func testPublisher() *publisher {
 	snapshot := new(atomic.Pointer[Snapshot])
 	snapshot.Store(&Snapshot{superseded: make(chan struct{})})
-	p := newPublisher(snapshot, make(chan struct{}), new(atomic.Int64), newHostTable(func() bool { return true }))
+	p := newPublisher(snapshot, make(chan struct{}), new(atomic.Int64), newHostTable(func() bool { return true }, func(string) bool { return false }))
 	return &p
 }
 

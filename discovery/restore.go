@@ -19,12 +19,17 @@ func (d *Directory) Restore() {
 // onLoad takes in the saved list, nil if there is none.
 func (l *loop) onLoad(list *savedList) {
 	if list == nil {
+		l.dir.certificates.load(nil)
 		return
 	}
+	l.dir.certificates.load(list.certificates)
 	l.hosts.remember(list.hosts)
 	if l.overrides.known.IsZero() {
 		l.overrides.all, l.overrides.known = list.overrides, list.Overrides
 		l.applyOverrides()
+	}
+	if list.outdated {
+		return
 	}
 	if !l.watch.listedOnce() {
 		l.restorer.list = list
@@ -131,7 +136,7 @@ func (l *loop) savedList() *savedList {
 		Written: time.Now(), Epoch: l.watch.last.Epoch, Revision: l.dir.revision.Load(),
 		nodes:     make([]savedNode, 0, len(l.table.nodes)),
 		overrides: l.overrides.all, Overrides: l.overrides.known,
-		hosts: l.hosts.all(),
+		hosts: l.hosts.all(), certificates: l.dir.certificates.all(),
 	}
 	if !l.watch.listed {
 		list.Written = processStart.Add(l.watch.lostAt)

@@ -26,7 +26,8 @@ type WarmStart struct {
 	Registry string
 }
 
-// How old a list may be, and how far ahead of the clock it may come from.
+// How old a list of nodes may be, and how far ahead of the clock it may come from. What it
+// says of hosts and certificates has times of its own.
 const maxListAge = 24 * time.Hour
 
 // So many directories may keep a list of one registry on one machine.
@@ -85,16 +86,18 @@ func (s *savedFile) close() {
 
 // load returns the newest list that can be used, nil if there is none. Those of
 // others are read too: they are whole at any time, and newer than ours where ours
-// is of the last start but one. What is wrong with our own file is told, and the
-// file set aside.
+// is of the last start but one. Certificates are those of all of them. What is wrong with
+// our own file is told, and the file set aside.
 func (s *savedFile) load() *savedList {
 	var newest *savedList
+	var certificates []Certificate
 	for n := range maxSavedFiles {
 		path := s.slot(n)
 		l, err := s.read(path)
 		switch {
 		case errors.Is(err, os.ErrNotExist):
 		case err == nil:
+			certificates = append(certificates, l.certificates...)
 			if newest == nil || l.Written.After(newest.Written) {
 				newest = l
 			}
@@ -105,6 +108,9 @@ func (s *savedFile) load() *savedList {
 				s.log.Warn("cannot set the warm-start file aside; it will be overwritten", "error", err)
 			}
 		}
+	}
+	if newest != nil {
+		newest.certificates = certificates
 	}
 	return newest
 }
@@ -126,6 +132,9 @@ func (s *savedFile) read(path string) (*savedList, error) {
 		return nil, errForeign
 	}
 	if age := time.Since(l.Written); age > maxListAge || age < -maxListAge {
+		if l.outdate() {
+			return l, nil
+		}
 		return nil, fmt.Errorf("it was written %v ago, want at most %v", age.Round(time.Second), maxListAge)
 	}
 	if age := time.Since(l.Overrides); age > maxListAge || age < -maxListAge {

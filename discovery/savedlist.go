@@ -35,6 +35,9 @@ type savedList struct {
 	nodes     []savedNode
 	overrides map[string]Override
 	hosts     []savedHost
+	// Certificates, too, are remembered for longer than the nodes.
+	certificates []Certificate
+	outdated     bool // it is too old to say which nodes there are
 }
 
 // savedNode is a node in a warm-start file.
@@ -53,13 +56,21 @@ type savedHost struct {
 }
 
 // savedLine is one line of the file: a node; what operators have decided about one,
-// which need not be among the nodes; or a host.
+// which need not be among the nodes; a host; or a name that may have a certificate.
 type savedLine struct {
 	Override string          `json:"override,omitempty"` // the node's id
 	Key      string          `json:"key,omitempty"`
 	Heard    time.Time       `json:"heard,omitzero"`
 	Record   json.RawMessage `json:"record,omitempty"`
 	savedHost
+	savedCertificate
+}
+
+// savedCertificate is a Certificate on a line of others.
+type savedCertificate struct {
+	Name  string    `json:"certificate,omitempty"`
+	First time.Time `json:"first,omitzero"`
+	Last  time.Time `json:"last,omitzero"`
 }
 
 // checksum is the last line of the file, over all lines before it.
@@ -68,7 +79,7 @@ type checksum struct {
 }
 
 // encode writes the list, one JSON object a line: a header, the nodes, the overrides,
-// the hosts, and a checksum. Equal lists are written equally.
+// the hosts, the certificates, and a checksum. Equal lists are written equally.
 func (l *savedList) encode(w io.Writer) error {
 	sum := sha256.New()
 	out := bufio.NewWriterSize(io.MultiWriter(w, sum), 64<<10)
@@ -101,6 +112,11 @@ func (l *savedList) encode(w io.Writer) error {
 	}
 	for _, h := range l.hosts {
 		if err := encoder.Encode(h); err != nil {
+			return err
+		}
+	}
+	for _, c := range l.certificates {
+		if err := encoder.Encode(c); err != nil {
 			return err
 		}
 	}
@@ -149,6 +165,10 @@ func decodeList(r io.Reader) (*savedList, error) {
 			l.addHost(n.savedHost)
 			continue
 		}
+		if n.Name != "" {
+			l.addCertificate(Certificate(n.savedCertificate))
+			continue
+		}
 		node, err := ParseNode(n.Record)
 		if err != nil {
 			return nil, fmt.Errorf("%w warm-start file: node %d: %w", ErrInvalid, len(l.nodes)+1, err)
@@ -181,6 +201,19 @@ func (l *savedList) addHost(h savedHost) {
 	if name, err := parseHost(h.Host); err == nil && name == h.Host && len(l.hosts) < maxSavedHosts {
 		l.hosts = append(l.hosts, h)
 	}
+}
+
+// addCertificate takes up a name that may have a certificate.
+func (l *savedList) addCertificate(c Certificate) {
+	if name, err := parseHost(c.Name); err == nil && name == c.Name && len(l.certificates) < maxCertificates {
+		l.certificates = append(l.certificates, c)
+	}
+}
+
+// outdate leaves of a list what is not too old, and reports whether that is anything.
+func (l *savedList) outdate() bool {
+	l.nodes, l.overrides, l.Overrides, l.outdated = nil, nil, time.Time{}, true
+	return len(l.hosts)+len(l.certificates) > 0
 }
 
 // readLine reads one line, with its end. A line is a record and a little more.

@@ -1,0 +1,275 @@
+package discovery
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+)
+
+const (
+	// maxCertificates is how many names are remembered for which a certificate was
+	// allowed. Those that were asked for last stay.
+	maxCertificates = 50_000
+	// How long one is remembered that nobody asks for: longer than any certificate that
+	// is issued today is valid, so that a name that comes back is not a new one as long
+	// as it has one.
+	certificateMemory = 400 * 24 * time.Hour
+	// When a name is asked for again is noted at most so often.
+	certificateEvery = 24 * time.Hour
+
+	// MaxLinger is the most that [CertificatePolicy].Linger can be: so long a host is
+	// remembered that has left.
+	MaxLinger = hostMemory
+)
+
+// A CertificatePolicy says for which names beside those that nodes announce certificates
+// are allowed, and for how many.
+type CertificatePolicy struct {
+	// Linger is for how long one is allowed for a name after its last node has left.
+	Linger time.Duration
+	// Limit is for how many new names certificates are allowed within Period; 0: any
+	// number. A new name is one for which none was allowed before, as far as is known.
+	Limit  int
+	Period time.Duration
+}
+
+// A CertificateAnswer says whether a certificate is allowed, and why.
+type CertificateAnswer string
+
+// The first three allow a certificate.
+const (
+	CertificateListed     CertificateAnswer = "listed"     // a node announces the name
+	CertificateLingering  CertificateAnswer = "lingering"  // one did not long ago
+	CertificateRemembered CertificateAnswer = "remembered" // one did before the start, and the registry cannot be listed yet
+	CertificateDenied     CertificateAnswer = "denied"     // none does, or hosts does not name it
+	CertificateLimited    CertificateAnswer = "limited"    // too many new names
+	CertificateUnclear    CertificateAnswer = "unclear"    // it cannot be known yet who announces what
+)
+
+// CertificateAnswers returns all of them.
+func CertificateAnswers() []CertificateAnswer {
+	return []CertificateAnswer{CertificateListed, CertificateLingering, CertificateRemembered, CertificateDenied, CertificateLimited, CertificateUnclear}
+}
+
+// Allows reports whether it allows a certificate.
+func (a CertificateAnswer) Allows() bool {
+	return a == CertificateListed || a == CertificateLingering || a == CertificateRemembered
+}
+
+// A Certificate is a name for which a certificate was allowed.
+type Certificate struct {
+	Name string `json:"certificate"`
+	// First is since when, Last when it was asked for last, within a day.
+	First time.Time `json:"first,omitzero"`
+	Last  time.Time `json:"last,omitzero"`
+}
+
+// AllowCertificate decides whether there may be a certificate for a name. It is allowed for
+// what the [HostRules] name and a node of the newest snapshot announces, or has announced
+// within the policy's time. An outage of the registry takes nothing away: what was
+// announced before the start is, until the registry has been listed. As long as it is
+// unclear it waits for that until ctx ends. The error says why it is not allowed; it is
+// nil if it is. It may be called from any goroutine.
+func (d *Directory) AllowCertificate(ctx context.Context, name string, p CertificatePolicy) (CertificateAnswer, error) {
+	for {
+		// In this order: what comes later is seen in the next turn.
+		superseded := d.Snapshot().Superseded()
+		answer, err := d.mayHaveCertificate(name, p.Linger)
+		if answer.Allows() {
+			if loaded := d.certificates.loadedOrLater(); loaded != nil {
+				select {
+				case <-loaded: // else a name may be taken for a new one
+				case <-ctx.Done():
+				}
+			}
+			if d.certificates.allow(name, p, time.Now()) {
+				return answer, nil
+			}
+			return CertificateLimited, fmt.Errorf("%d new names had a certificate allowed within %v, which is the limit", p.Limit, p.Period)
+		}
+		if answer != CertificateUnclear {
+			return answer, err
+		}
+		select {
+		case <-superseded:
+		case <-d.synced:
+		case <-ctx.Done():
+			return answer, err
+		}
+	}
+}
+
+var (
+	errNotNamed  = errors.New("the registry's hosts do not name it")
+	errNotListed = errors.New("no node announces it")
+	errUnclear   = errors.New("the registry has not been listed yet")
+)
+
+// mayHaveCertificate is AllowCertificate without waiting and the limit. It is asked for
+// whatever names clients make up: it is cheap, and remembers nothing.
+func (d *Directory) mayHaveCertificate(name string, linger time.Duration) (CertificateAnswer, error) {
+	if !d.hostRules.Load().Names(name) {
+		return CertificateDenied, errNotNamed
+	}
+	s := d.Snapshot()
+	hosts := s.Hosts()
+	answer := CertificateListed
+	if hosts.Find(name) == nil {
+		known := hosts.Known(name)
+		if known == nil {
+			known = hosts.Known(wildcardOf(name))
+		}
+		switch {
+		case known == nil && s.Synced:
+			return CertificateDenied, errNotListed
+		case known == nil:
+			return CertificateUnclear, errUnclear
+		case known.Left.IsZero():
+			answer = CertificateRemembered
+		case time.Since(known.Left) < linger:
+			answer = CertificateLingering
+		case s.Synced:
+			return CertificateDenied, errNotListed
+		default:
+			return CertificateUnclear, errUnclear
+		}
+	}
+	// A wildcard stands for whatever a client calls a name.
+	if normal, err := parseHost(name); err != nil || normal != name || strings.HasPrefix(name, wildcard) {
+		return CertificateDenied, errors.New("it is no host name")
+	}
+	return answer, nil
+}
+
+// Certificate returns what is known of a certificate for a name, if one was allowed.
+func (d *Directory) Certificate(name string) (Certificate, bool) { return d.certificates.of(name) }
+
+// certificates are the names for which certificates were allowed. Its methods may be
+// called from any goroutine.
+type certificates struct {
+	changed chan struct{} // holds a token when there is something to save
+
+	mu     sync.Mutex // held for moments only
+	byName map[string]Certificate
+	loaded chan struct{} // closed when what was saved before is in; nil after that
+}
+
+func newCertificates() *certificates {
+	return &certificates{changed: make(chan struct{}, 1), byName: make(map[string]Certificate), loaded: make(chan struct{})}
+}
+
+// loadedOrLater returns what is closed when what was saved before is known, nil if it is.
+func (c *certificates) loadedOrLater() <-chan struct{} {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.loaded
+}
+
+// allow notes that a certificate is asked for that may be allowed, and reports whether
+// the limit lets it.
+func (c *certificates) allow(name string, p CertificatePolicy, at time.Time) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	is, known := c.byName[name]
+	switch {
+	case known && at.Sub(is.Last) < certificateEvery:
+		return true
+	case known:
+	case p.Limit > 0 && c.since(at.Add(-p.Period)) >= p.Limit:
+		return false
+	default:
+		is = Certificate{Name: name, First: at}
+		c.makeRoom(at)
+	}
+	is.Last = at
+	c.byName[name] = is
+	select {
+	case c.changed <- struct{}{}:
+	default:
+	}
+	return true
+}
+
+// since returns how many names were new since a time.
+func (c *certificates) since(t time.Time) (n int) {
+	for _, is := range c.byName {
+		if is.First.After(t) {
+			n++
+		}
+	}
+	return n
+}
+
+// makeRoom forgets names that nobody asks for, and where they are too many a tenth of
+// them.
+func (c *certificates) makeRoom(at time.Time) {
+	if len(c.byName) < maxCertificates {
+		return
+	}
+	var lasts []time.Time
+	for _, is := range c.byName {
+		lasts = append(lasts, is.Last)
+	}
+	slices.SortFunc(lasts, time.Time.Compare)
+	before := lasts[len(lasts)/10]
+	if old := at.Add(-certificateMemory); before.Before(old) {
+		before = old
+	}
+	for name, is := range c.byName {
+		if !is.Last.After(before) {
+			delete(c.byName, name)
+		}
+	}
+}
+
+func (c *certificates) of(name string) (Certificate, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	is, known := c.byName[name]
+	return is, known
+}
+
+func (c *certificates) has(name string) bool {
+	_, known := c.of(name)
+	return known
+}
+
+// load takes in what was saved before: nothing, where nothing was.
+func (c *certificates) load(saved []Certificate) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, was := range saved {
+		is, known := c.byName[was.Name]
+		if !known && len(c.byName) >= maxCertificates || time.Since(was.Last) > certificateMemory {
+			continue
+		}
+		if !known || was.First.Before(is.First) {
+			is.First = was.First
+		}
+		if was.Last.After(is.Last) {
+			is.Last = was.Last
+		}
+		is.Name = was.Name
+		c.byName[was.Name] = is
+	}
+	if c.loaded != nil {
+		close(c.loaded)
+		c.loaded = nil
+	}
+}
+
+// all returns what is to be saved, sorted by name.
+func (c *certificates) all() []Certificate {
+	c.mu.Lock()
+	all := make([]Certificate, 0, len(c.byName))
+	for _, is := range c.byName {
+		all = append(all, Certificate{is.Name, is.First.UTC(), is.Last.UTC()})
+	}
+	c.mu.Unlock()
+	slices.SortFunc(all, func(a, b Certificate) int { return strings.Compare(a.Name, b.Name) })
+	return all
+}
