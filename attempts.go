@@ -5,6 +5,7 @@ import (
 	"math"
 	"net/http"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
@@ -42,6 +43,8 @@ type policyWrapper struct {
 	nodes   bool // the chosen node is asked for by a placeholder
 	routes  bool // a source goes by the hosts that nodes announce
 	watches bool // what becomes of the attempts is of interest: see observe
+
+	limited atomic.Bool // nodes name how many requests they take: from then on as if tracks and hosts
 }
 
 // wrapPolicy puts a wrapper in the place of the handler's policy and returns it; the
@@ -185,13 +188,14 @@ func (w *policyWrapper) Select(pool reverseproxy.UpstreamPool, r *http.Request, 
 		pool = slices.DeleteFunc(slices.Clone(pool), isForStatic)
 	}
 	var a *attempts
-	if w.tracks {
+	limited := w.limited.Load()
+	if w.tracks || limited {
 		a = w.attempts(r)
 	}
 	if w.beside && a != nil {
 		a.forgetBut(pool)
 	}
-	if w.hosts {
+	if w.hosts || limited {
 		for e, up := range a.each(pool) {
 			noteHost(e, up)
 		}

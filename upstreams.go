@@ -434,8 +434,13 @@ func (u *Upstreams) GetUpstreams(r *http.Request) ([]*reverseproxy.Upstream, err
 	}
 	var a *attempts
 	var tried *picker.AddressSet
-	if u.wrapper != nil {
-		if a = u.wrapper.attempts(r); a != nil {
+	w := u.wrapper
+	if p.Limited() {
+		w = wrapPolicy(u.handler, u.logger)
+		w.limited.Store(true)
+	}
+	if w != nil {
+		if a = w.attempts(r); a != nil {
 			tried = &a.tried
 		}
 	}
@@ -569,11 +574,24 @@ func (u *Upstreams) upstreams(nodes []*discovery.Entry, tried *picker.AddressSet
 	for i, e := range nodes {
 		up := upstreams[i]
 		up.Dial = u.dial(e)
+		if e.Capacity() > 0 {
+			up.MaxRequests = u.maxRequests(e)
+		}
 		if !tried.Empty() && !u.https && tried.Has(up.Dial) {
 			up.Dial = e.AddressBeside(tried.Has)
 		}
 	}
 	return upstreams
+}
+
+// maxRequests returns how many requests a node that names a capacity may have at a time.
+// Where the handler has a limit for all, which Caddy fills in where there is none, the
+// smaller one counts.
+func (u *Upstreams) maxRequests(e *discovery.Entry) int {
+	if p := u.passive(); p != nil && p.UnhealthyRequestCount > 0 {
+		return min(e.Capacity(), p.UnhealthyRequestCount)
+	}
+	return e.Capacity()
 }
 
 // givenUp reports whether the registry has been away for longer than max_stale, and
@@ -627,6 +645,9 @@ func (u *Upstreams) standing(e *discovery.Entry) (reason string, unhealthy bool)
 	r := u.builder.Reason(e, &u.static)
 	if r != picker.OtherService && u.MaxStale > 0 && u.directory.Stale() > time.Duration(u.MaxStale) {
 		return "max_stale", false
+	}
+	if n := inFlight(e); r == "" && e.Capacity() > 0 && n >= e.Capacity() {
+		return fmt.Sprintf("full: %d requests in flight, capacity %d", n, e.Capacity()), false
 	}
 	return string(r), r.Unhealthy()
 }

@@ -28,6 +28,7 @@ type Entry struct {
 	state    State
 	instance string
 	proxy    bool
+	capacity int
 
 	presence presence // where it makes the state another than that of the record
 	override Override
@@ -81,7 +82,7 @@ func now() time.Duration { return time.Since(processStart) }
 func newEntry(n Node, lease time.Duration, v *liveness) *Entry {
 	e := &Entry{
 		Node: n, port: uint16(n.Endpoint.Port()),
-		weight: n.Weight(), state: n.State(), instance: n.Instance(), proxy: n.Role() == RoleProxy,
+		weight: n.Weight(), state: n.State(), instance: n.Instance(), proxy: n.Role() == RoleProxy, capacity: n.Capacity(),
 		lease: lease, liveness: v,
 	}
 	if addr, err := netip.ParseAddr(n.Endpoint.Host()); err == nil {
@@ -180,6 +181,9 @@ func (e *Entry) Instance() string { return e.instance }
 
 // Proxy reports whether the node's role is that of a proxy.
 func (e *Entry) Proxy() bool { return e.proxy }
+
+// Capacity returns what [Node.Capacity] returns.
+func (e *Entry) Capacity() int { return e.capacity }
 
 // Serves reports whether the node takes new traffic: it is up, or held or
 // restored, and its weight is not 0.

@@ -32,6 +32,7 @@ const (
 	KeyRole     = "role"     // "proxy": a proxy that lists itself
 	KeyHosts    = "hosts"    // the sites that the node serves: host names, by spaces or commas
 	KeyPaths    = "paths"    // which paths of these, such as /api/*; none means all
+	KeyCapacity = "capacity" // how many requests in flight one proxy sends it at most
 )
 
 // RoleProxy is the role that a proxy writes into its own record.
@@ -47,6 +48,9 @@ const (
 // MaxWeight bounds the weight that a record may name, so that the sum of a
 // fleet's weights is a finite number whatever its members write.
 const MaxWeight = 1e9
+
+// MaxCapacity bounds the capacity that a record may name: more is as good as none.
+const MaxCapacity = 1 << 30
 
 // State is what a node says of itself.
 type State string
@@ -119,6 +123,18 @@ func (n *Node) Weight() float64 {
 		}
 	}
 	return 1
+}
+
+// Capacity returns how many requests the node takes from one proxy at a time, as its
+// record says, rounded down and held within [MaxCapacity]; 0 if it names none, or none
+// that is a number ≥ 1.
+func (n *Node) Capacity() int {
+	if s, ok := n.Metadata[KeyCapacity]; ok {
+		if c, err := strconv.ParseFloat(s, 64); err == nil && c >= 1 {
+			return int(min(c, MaxCapacity))
+		}
+	}
+	return 0
 }
 
 // Lease returns the lease that the record names, held within [MinLease] and

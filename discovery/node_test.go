@@ -54,6 +54,13 @@ func TestNodeMetadata(t *testing.T) {
 		{KeyService, "orders", func(n *Node) any { return n.Service() }, "orders"},
 		{KeyInstance, "i", func(n *Node) any { return n.Instance() }, "i"},
 		{KeyRole, RoleProxy, func(n *Node) any { return n.Role() }, "proxy"},
+		{KeyCapacity, "7", func(n *Node) any { return n.Capacity() }, 7},
+		{KeyCapacity, "7.9", func(n *Node) any { return n.Capacity() }, 7},
+		{KeyCapacity, "1e99", func(n *Node) any { return n.Capacity() }, MaxCapacity},
+		{KeyCapacity, "0", func(n *Node) any { return n.Capacity() }, 0},
+		{KeyCapacity, "-1", func(n *Node) any { return n.Capacity() }, 0},
+		{KeyCapacity, "NaN", func(n *Node) any { return n.Capacity() }, 0},
+		{KeyCapacity, "much", func(n *Node) any { return n.Capacity() }, 0},
 		{"other", "x", func(n *Node) any { return n.Service() + n.Instance() + n.Role() }, ""},
 	} {
 		n := &Node{Metadata: map[string]string{test.key: test.value}}

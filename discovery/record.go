@@ -108,7 +108,7 @@ func (w *wireRecord) complete(n *Node) error {
 const maxLeftOut = 8
 
 // reservedKeys are the metadata keys with a meaning of their own.
-var reservedKeys = []string{KeyService, KeyZone, KeyVersion, KeyWeight, KeyState, KeyInstance, KeyLease, KeyRole, KeyHosts, KeyPaths}
+var reservedKeys = []string{KeyService, KeyZone, KeyVersion, KeyWeight, KeyState, KeyInstance, KeyLease, KeyRole, KeyHosts, KeyPaths, KeyCapacity}
 
 // addReserved adds each reserved key that is missing and stands there in another
 // case. Of several such spellings the first by its bytes counts. The pair stays under

@@ -43,7 +43,7 @@ type Builder struct {
 	// TLS says that nodes are dialled by the names of their endpoints.
 	TLS bool
 	// InFlight returns how many requests a node has from this process. It is for
-	// LeastBusy.
+	// LeastBusy, and for nodes that name a capacity.
 	InFlight func(*discovery.Entry) int
 	// Token returns that of the sessions of an address. It is for Session.
 	Token func(address string) string
@@ -61,6 +61,7 @@ type Builder struct {
 type Picker struct {
 	builder *Builder
 	tiers   []*tier // by preference; none is empty
+	limited bool    // some node names how many requests it takes
 	retry   time.Time
 	bytes   int // what it takes, about; set before others see it
 }
@@ -83,6 +84,7 @@ func (b *Builder) Build(snapshot *discovery.Snapshot, q *Query) *Picker {
 		}
 		nodes, p.retry = b.Unchecked(nodes)
 	}
+	p.limited = slices.ContainsFunc(nodes, func(e *discovery.Entry) bool { return e.Capacity() > 0 })
 	if len(q.Prefer) == 0 && len(nodes) > 0 {
 		p.tiers = []*tier{b.newTier("", nodes)}
 		return p
@@ -123,6 +125,9 @@ func (b *Builder) newTier(rank string, nodes []*discovery.Entry) *tier {
 // Empty reports whether there is no node.
 func (p *Picker) Empty() bool { return len(p.tiers) == 0 }
 
+// Limited reports whether some of the nodes name how many requests they take at a time.
+func (p *Picker) Limited() bool { return p.limited }
+
 // Retry returns when nodes that lack their first check serve all the same, so that an
 // empty picker is worth making anew; the zero time if none will.
 func (p *Picker) Retry() time.Time { return p.retry }
@@ -158,13 +163,13 @@ func (p *Picker) At(addresses *AddressSet) []*discovery.Entry {
 // into.
 //
 // The tiers are asked in turn: the first one in which a node can serve gives all of
-// the nodes. Where none can, those will do that have failed for other requests but
+// the nodes. One that has as many requests as it takes cannot. Where none can, those will do that have failed for other requests but
 // have room, then any of the first tier: Caddy may know better, or wait and try again.
 func (p *Picker) Pick(tried *AddressSet, c Choice, into []*discovery.Entry) []*discovery.Entry {
 	if p.Empty() {
 		return nil
 	}
-	a := attempt{Choice: c, builder: p.builder, tried: tried, unavailable: p.builder.Unavailable, race: c.Race}
+	a := attempt{Choice: c, builder: p.builder, tried: tried, limited: p.limited, unavailable: p.builder.Unavailable, race: c.Race}
 	for _, a.lenient = range [...]bool{false, true} {
 		for _, t := range p.tiers {
 			a.race.reset()

@@ -140,6 +140,38 @@ func TestUnavailableNodesGiveWay(t *testing.T) {
 	}
 }
 
+// TestNodesBeyondTheirCapacityGiveWay has nodes that name how many requests they take.
+func TestNodesBeyondTheirCapacityGiveWay(t *testing.T) {
+	near, far := node("near", "zone", "eu", discovery.KeyCapacity, "3"), node("far", "zone", "us")
+	beside := node("beside", "zone", "eu", discovery.KeyCapacity, "1")
+	snapshot := snapshotOf(t, near, far, beside)
+	for _, strategy := range []Strategy{All{}, Draw(1), Turns(1), Leading(1), LeastBusy(1), Ranked(1), Owners(1), Sample(1)} {
+		for _, test := range []struct {
+			near, beside int // requests in flight
+			want         string
+		}{
+			{2, 1, "near"}, {3, 0, "beside"}, {3, 1, "far"}, {9, 9, "far"},
+		} {
+			b := newBuilder()
+			b.Strategy = strategy
+			b.InFlight = func(e *discovery.Entry) int {
+				return map[string]int{"near": test.near, "beside": test.beside, "far": 9}[e.Node.ID]
+			}
+			p := b.Build(snapshot, &Query{Prefer: []Criterion{{"zone", []string{"eu"}}}})
+			for range 20 {
+				got := pick(p, nil, "key")
+				if _, all := strategy.(All); all && test.want != "far" {
+					got = slices.DeleteFunc(got, func(id string) bool { return id != test.want }) // its policy passes over who is full
+				}
+				if strings.Join(got, " ") != test.want {
+					t.Errorf("%T with %d and %d in flight: picked %q, want %q", strategy, test.near, test.beside, got, test.want)
+					break
+				}
+			}
+		}
+	}
+}
+
 // TestNewNodesStartSlowly holds the share of a new node at several points of its ramp
 // against what it should be.
 func TestNewNodesStartSlowly(t *testing.T) {

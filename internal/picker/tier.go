@@ -38,13 +38,19 @@ type attempt struct {
 	Choice
 	builder     *Builder
 	tried       *AddressSet // where the request has failed; nil: nowhere
+	limited     bool        // some nodes name how many requests they take
 	unavailable func(e *discovery.Entry, lenient bool) bool
 	lenient     bool
 	race        *Race // nil: nobody asks
 }
 
 // selective reports whether there may be nodes that cannot serve.
-func (a *attempt) selective() bool { return !a.tried.Empty() || a.unavailable != nil }
+func (a *attempt) selective() bool { return !a.tried.Empty() || a.limited || a.unavailable != nil }
+
+// full reports whether the node has as many requests as it takes.
+func (a *attempt) full(e *discovery.Entry) bool {
+	return a.limited && e.Capacity() > 0 && a.builder.InFlight(e) >= e.Capacity()
+}
 
 // failed reports whether this request has failed at the node.
 func (a *attempt) failed(e *discovery.Entry) bool { return !a.tried.Empty() && a.tried.hasNode(e) }
@@ -52,7 +58,7 @@ func (a *attempt) failed(e *discovery.Entry) bool { return !a.tried.Empty() && a
 // canServe reports whether the node can serve. That it is up and healthy goes without
 // saying: else it would not be in the picker.
 func (a *attempt) canServe(e *discovery.Entry) bool {
-	return !a.failed(e) && (a.unavailable == nil || !a.unavailable(e, a.lenient))
+	return !a.failed(e) && !a.full(e) && (a.unavailable == nil || !a.unavailable(e, a.lenient))
 }
 
 // rampStart is the part of its share that a node gets at first.
