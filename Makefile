@@ -13,6 +13,8 @@ SOURCES := $(shell find . \( -path './.*' -o -path ./bin -o -path ./benchmarks -
 
 GOLANGCI_LINT := go tool -modfile=tools/golangci-lint/go.mod golangci-lint
 
+ACTIONLINT := go tool -modfile=tools/actionlint/go.mod actionlint
+
 TEST_TIMEOUT ?= 20m
 FUZZ_TIME    ?= 30s
 SOAK_FOR     ?= 10m
@@ -21,7 +23,7 @@ SOAK_RELOADS ?= 1000
 BENCH        ?= .
 PKG          ?= ./...
 
-.PHONY: build demo test test-clients test-deploy lint bench bench-backends bench-changes bench-proxy reliability soak fuzz clean help
+.PHONY: build demo test test-clients test-deploy lint bench bench-backends bench-changes bench-proxy reliability soak docs fuzz clean help
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -63,9 +65,10 @@ test-clients: bin/nats ## the example services in Node.js, Python and shell, on 
 	cd examples/node-service && npm ci --no-audit --no-fund
 	go test -count=1 -tags clients -timeout $(TEST_TIMEOUT) -run '^TestClients$$' ./integration
 
-test-deploy: ## the unit of systemd, the image, and the files of Compose and Kubernetes
+test-deploy: ## the unit of systemd, the image, the files of Compose and Kubernetes, the workflows
 	@scripts/need-systemd
 	cd tools/deploycheck && go test -count=1 ./...
+	$(ACTIONLINT) -shellcheck= -pyflakes= .github/workflows/*.yml
 
 # The command nats, for the example in shell.
 bin/nats: tools/nats/go.mod
@@ -102,6 +105,9 @@ soak: ## the random run for SOAK_FOR (10m), SOAK_SEED=<n> repeats one, and 1,000
 	@scripts/need-redis
 	go test -race -v -count=1 -run '^(TestRandomRun|TestManyReloads)$$' -timeout 24h ./integration \
 		-args -for $(SOAK_FOR) -seed $(SOAK_SEED) -reloads $(SOAK_RELOADS)
+
+docs: ## write the tables of docs/options.md from the Go documentation
+	go test -count=1 -run '^TestOptions$$' ./docs -args -update
 
 fuzz: ## every fuzz target for FUZZ_TIME (30s) each
 	@scripts/fuzz $(FUZZ_TIME)

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
@@ -270,6 +271,38 @@ func TestTargetsAndPaths(t *testing.T) {
 		for _, m := range path.FindAllStringSubmatch(d.text, -1) {
 			if !routes[m[1]] {
 				t.Errorf("%s: %s: the admin API has only %v", d.path, m[1], slices.Sorted(maps.Keys(routes)))
+			}
+		}
+	}
+}
+
+// TestTestsNamed holds that each test and benchmark that a document names is there.
+func TestTestsNamed(t *testing.T) {
+	defined := make(map[string]bool)
+	function := regexp.MustCompile(`(?m)^func ((?:Test|Benchmark|Fuzz)[A-Z]\w*)\(`)
+	err := filepath.WalkDir("..", func(path string, entry fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if name := entry.Name(); entry.IsDir() && (name == "node_modules" || name != ".." && strings.HasPrefix(name, ".")) {
+			return filepath.SkipDir
+		}
+		if !strings.HasSuffix(path, "_test.go") {
+			return nil
+		}
+		source, err := os.ReadFile(path)
+		for _, m := range function.FindAllStringSubmatch(string(source), -1) {
+			defined[m[1]] = true
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range documents(t) {
+		for _, m := range regexp.MustCompile("`((?:Test|Benchmark|Fuzz)[A-Z]\\w*)").FindAllStringSubmatch(d.text, -1) {
+			if !defined[m[1]] {
+				t.Errorf("%s names %s, which is nowhere", d.path, m[1])
 			}
 		}
 	}
