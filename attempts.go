@@ -43,6 +43,7 @@ type policyWrapper struct {
 	nodes   bool // the chosen node is asked for by a placeholder
 	routes  bool // a source goes by the hosts that nodes announce
 	watches bool // what becomes of the attempts is of interest: see observe
+	sticky  bool // there are sessions
 
 	limited atomic.Bool // nodes name how many requests they take: from then on as if tracks and hosts
 }
@@ -89,6 +90,7 @@ type candidates struct {
 	nodes     []*discovery.Entry // of the upstreams, in their order
 	race      *picker.Race       // nil where the policy chooses among those of this source alone
 	observers []traffic.Observer // of the source
+	session   *session           // what it makes of the request's cookies; nil if it has no sessions
 }
 
 // attemptsKey is where a request's variables keep its attempts, at whichever handler.
@@ -112,7 +114,7 @@ func (w *policyWrapper) attempts(r *http.Request) *attempts {
 		return a
 	}
 	if w.watches {
-		a = newWatched()
+		a = newWatched(r)
 	} else {
 		a = new(attempts)
 	}
@@ -154,14 +156,15 @@ func (a *attempts) each(pool reverseproxy.UpstreamPool) iter.Seq2[*discovery.Ent
 	}
 }
 
-// node returns which node an upstream is, and who watches it; nil if it is none.
-func (a *attempts) node(up *reverseproxy.Upstream) (*discovery.Entry, []traffic.Observer) {
+// find returns which node an upstream is, and among which it was returned; without a node
+// if it is none.
+func (a *attempts) find(up *reverseproxy.Upstream) (*discovery.Entry, candidates) {
 	for _, c := range a.current {
 		if i := slices.Index(c.upstreams, up); i >= 0 {
-			return c.nodes[i], c.observers
+			return c.nodes[i], c
 		}
 	}
-	return nil, nil
+	return nil, candidates{}
 }
 
 // from returns what a source returned, from an upstream on; nothing if it is not among it.
@@ -200,7 +203,18 @@ func (w *policyWrapper) Select(pool reverseproxy.UpstreamPool, r *http.Request, 
 			noteHost(e, up)
 		}
 	}
-	selected := w.choose(pool, a, r, rw)
+	var selected *reverseproxy.Upstream
+	if w.sticky && a != nil {
+		if lost := a.watched.refused(); lost != nil {
+			lost.end(a.watched, rw.Header())
+			a.putBack(nil)
+			return w.refuse(r, rw, lost.status)
+		}
+		selected = a.keeper()
+	}
+	if selected == nil {
+		selected = w.choose(pool, a, r, rw)
+	}
 	if a == nil {
 		return selected
 	}
@@ -209,16 +223,22 @@ func (w *policyWrapper) Select(pool reverseproxy.UpstreamPool, r *http.Request, 
 		// If the request comes back, it failed there.
 		a.tried.Add(selected.Dial)
 		if a.chosen != nil || a.watched != nil {
-			node, observers := a.node(selected) // nil if it is none
+			node, among := a.find(selected)
 			if a.chosen != nil {
 				a.chosen.node, a.chosen.address = node, selected.Dial
 			}
+			if w.sticky {
+				a.placed(among.session, node, rw)
+			}
 			if a.watched != nil {
-				a.watched.selected(selected, node, observers)
+				a.watched.selected(selected, node, among.observers)
 			}
 		}
 	}
 	a.current, a.merged = a.current[:0], false
+	if w.sticky {
+		a.watched.sessions = a.watched.sessions[:0]
+	}
 	return selected
 }
 

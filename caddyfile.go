@@ -34,6 +34,12 @@ func init() {
 //	    subset       <n>
 //	    proxy_id     <id>
 //	    slow_start   <duration>
+//	    sticky       [<cookie> [<secret>]] {
+//	        cookie  <name>
+//	        secret  <secret>
+//	        max_age <duration>
+//	        lost    repick|<status>
+//	    }
 //	    health {
 //	        uri      <path>
 //	        tcp
@@ -62,12 +68,13 @@ func (u *Upstreams) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		"subset":       caddyblock.Number(&u.Subset, 1, discovery.MaxNodes),
 		"proxy_id":     caddyblock.Text("<id>", &u.ProxyID),
 		"slow_start":   caddyblock.Duration(&u.SlowStart),
+		"sticky":       stickyOption(&u.Sticky),
 		"health":       healthOption(&u.Health),
 		"allow":        access(&u.Allow),
 		"deny":         access(&u.Deny),
 		"sync_timeout": caddyblock.Duration(&u.SyncTimeout),
 		"max_stale":    caddyblock.Duration(&u.MaxStale),
-	}, caddyblock.Literals(u, (*Upstreams).checkLiterals, "registry", "service", "where", "prefer", "pick", "uri"))
+	}, caddyblock.Literals(u, (*Upstreams).checkLiterals, "registry", "service", "where", "prefer", "pick", "uri", "sticky"))
 }
 
 // parseRegistrar sets up the registrar app from the global option, which may be

@@ -100,9 +100,9 @@ func TestWhoStandsInForAKeyIsCaddysSecond(t *testing.T) {
 	}
 }
 
-// session lets a source choose for a request with a cookie, "" for none. It returns
+// cookieSession lets a source choose for a request with a cookie, "" for none. It returns
 // where it goes and the cookie from then on.
-func session(t *testing.T, u *Upstreams, cookie string) (address, next string) {
+func cookieSession(t *testing.T, u *Upstreams, cookie string) (address, next string) {
 	t.Helper()
 	r := request()
 	if cookie != "" {
@@ -129,7 +129,7 @@ func TestSessionsByCookieStayWhereTheyAre(t *testing.T) {
 	u := source(t, "registry memory "+name, "load_balancing", policy("cookie", "secret", "s", "fallback", map[string]any{"policy": "round_robin"}))
 	at := make(map[string]string) // cookie → address
 	for range 50 {
-		address, cookie := session(t, u, "")
+		address, cookie := cookieSession(t, u, "")
 		at[cookie] = address
 	}
 	if len(at) != 50 {
@@ -137,7 +137,7 @@ func TestSessionsByCookieStayWhereTheyAre(t *testing.T) {
 	}
 	for range 2 {
 		for cookie, want := range at {
-			if got, next := session(t, u, cookie); got != want || next != cookie {
+			if got, next := cookieSession(t, u, cookie); got != want || next != cookie {
 				t.Fatalf("a session went to %s, want %s where it was", got, want)
 			}
 		}
@@ -151,12 +151,12 @@ func TestSessionsByCookieStayWhereTheyAre(t *testing.T) {
 	m.Expire("n7")
 	<-before.Superseded()
 	for cookie, was := range at {
-		got, next := session(t, u, cookie)
+		got, next := cookieSession(t, u, cookie)
 		if moved := was == "10.0.0.1:1007"; moved != (got != was) || moved != (next != cookie) {
 			t.Errorf("the session at %s went to %s, where one node left", was, got)
 		}
 	}
-	if got, next := session(t, u, "made up"); got == "" || next == "made up" {
+	if got, next := cookieSession(t, u, "made up"); got == "" || next == "made up" {
 		t.Error("a cookie that stands for no node was kept")
 	}
 }

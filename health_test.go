@@ -344,7 +344,7 @@ func TestUncheckedNodeBesideAnUnhealthyOne(t *testing.T) {
 	joined := newChecked(t, "joined", 0, false)
 	list(t, m, "joined", joined.URL)
 	eventually(t, "the other is being checked", func() bool { return joined.checks.Load() == 1 })
-	if p := u.picker(u.directory.Snapshot(), request()); !p.Empty() || !p.Retry().IsZero() {
+	if p := u.pickers.Picker(u.directory.Snapshot(), nil); !p.Empty() || !p.Retry().IsZero() {
 		t.Errorf("%d nodes, awaited until %v, want nobody", len(p.First()), p.Retry())
 	}
 	eventually(t, "it has waited for its check", checked("joined", health.Unchecked))

@@ -32,7 +32,17 @@ func hops(header http.Header) (n int) {
 	return n
 }
 
-// refuseLoop answers 508 Loop Detected, and returns an upstream by which the handler
+// refuseLoop answers 508 Loop Detected.
+func (w *policyWrapper) refuseLoop(r *http.Request, rw http.ResponseWriter, hops int) *reverseproxy.Upstream {
+	w.loops.Do(func() {
+		w.logger.Warn("refusing requests that have come through too many proxy handlers of Caddy by their header Via: "+
+			"proxies that list each other as nodes, or a header that a client made up; said once a minute",
+			zap.Int("handlers", hops), zap.Int("most", maxHops), zap.String("host", r.Host), zap.String("remote_addr", r.RemoteAddr))
+	})
+	return w.refuse(r, rw, http.StatusLoopDetected)
+}
+
+// refuse answers with a status, and returns an upstream by which the handler
 // leaves it at that. A client can make up the header, so that nothing may come of it
 // that lasts or is done again: the handler counts each failure of an upstream for as
 // long as fail_duration, and tries again what lb_retry_match names. Of a request that
@@ -42,18 +52,13 @@ func hops(header http.Header) (n int) {
 // Only of Caddy's HTTP transport is it known that it returns that a request has been
 // canceled before it dials. With another one the handler gets an address that it
 // cannot parse, of which it makes a 502 by itself.
-func (w *policyWrapper) refuseLoop(r *http.Request, rw http.ResponseWriter, hops int) *reverseproxy.Upstream {
-	w.loops.Do(func() {
-		w.logger.Warn("refusing requests that have come through too many proxy handlers of Caddy by their header Via: "+
-			"proxies that list each other as nodes, or a header that a client made up; said once a minute",
-			zap.Int("handlers", hops), zap.Int("most", maxHops), zap.String("host", r.Host), zap.String("remote_addr", r.RemoteAddr))
-	})
+func (w *policyWrapper) refuse(r *http.Request, rw http.ResponseWriter, status int) *reverseproxy.Upstream {
 	if _, ok := traffic.Real(w.handler.Transport).(*reverseproxy.HTTPTransport); !ok {
 		return &reverseproxy.Upstream{Dial: "loop:detected", Host: new(reverseproxy.Host)}
 	}
 	// With a body, because writers such as that of encode keep the status until there
 	// is one, and the handler sets another one for those who cancel a request.
-	http.Error(rw, http.StatusText(http.StatusLoopDetected), http.StatusLoopDetected)
+	http.Error(rw, http.StatusText(status), status)
 	ctx, cancel := context.WithCancel(r.Context())
 	cancel()
 	*r = *r.WithContext(ctx)

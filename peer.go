@@ -2,6 +2,7 @@ package caddydiscovery
 
 import (
 	"sync/atomic"
+	"time"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
@@ -11,8 +12,32 @@ import (
 // peer is what this process knows of a node by its own experience, as opposed to
 // what the node's record says. All sources share it.
 type peer struct {
-	host   atomic.Pointer[knownHost]
-	recent window // requests that were sent lately, for least_load
+	host    atomic.Pointer[knownHost]
+	recent  window   // requests that were sent lately, for least_load
+	session lastSeen // when a session of the node was seen
+}
+
+// lastSeen is when something was seen last, to a tenth of a second.
+type lastSeen struct{ at atomic.Int64 } // since seenSince; 0: never
+
+const seenStep = 100 * time.Millisecond
+
+var seenSince = time.Now()
+
+func (l *lastSeen) see() {
+	// Most requests only read what they share with all others.
+	if now, at := int64(time.Since(seenSince))+1, l.at.Load(); at == 0 || now-at >= int64(seenStep) {
+		l.at.Store(now)
+	}
+}
+
+// time returns when that was, the zero time for never.
+func (l *lastSeen) time() time.Time {
+	at := l.at.Load()
+	if at == 0 {
+		return time.Time{}
+	}
+	return seenSince.Add(time.Duration(at))
 }
 
 // knownHost is Caddy's own state of an address: how many requests are under way,

@@ -30,6 +30,7 @@ const (
 type chosen struct {
 	node    *discovery.Entry
 	address string // at which it was dialled
+	session string // what has become of the client's session
 	repl    *caddy.Replacer
 }
 
@@ -67,6 +68,9 @@ func (c *chosen) replace(name string) (any, bool) {
 		// A static upstream is dialled at what was configured.
 		value, _ := c.repl.GetString(upstreamPlaceholder + short)
 		return value, true
+	}
+	if node != nil && short == "session" {
+		return c.session, true
 	}
 	return nodeValue(node, name)
 }

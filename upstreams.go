@@ -59,6 +59,7 @@ const (
 // `{http.reverse_proxy.upstream.node.hostport}` | Host and port of its endpoint; `.host` and `.port` are each alone
 // `{http.reverse_proxy.upstream.node.load}` | The load that it reported last
 // `{http.reverse_proxy.upstream.node.metadata.*}` | A value of its metadata
+// `{http.reverse_proxy.upstream.node.session}` | With sticky: whether the client's session was `kept`, is `new` or has `moved` here
 //
 // Over plain HTTP a node with a host name is dialled at an address of it that was
 // checked, and Caddy's own `{http.reverse_proxy.upstream.hostport}` is that address: a
@@ -125,6 +126,10 @@ type Upstreams struct {
 	// fall back to) or pick. Nodes that were there when
 	// this proxy first saw the registry are not new. Default: no time
 	SlowStart caddy.Duration `json:"slow_start,omitempty"`
+
+	// Keeps the requests of a client at one node, by a cookie. Default: each request goes
+	// where the policy sends it
+	Sticky *Sticky `json:"sticky,omitempty"`
 
 	// Active health checks of the nodes. Default: none
 	Health *Health `json:"health,omitempty"`
@@ -217,6 +222,11 @@ func (u *Upstreams) Provision(ctx caddy.Context) error {
 	}
 	u.cold.directory, u.cold.timeout = u.directory.Directory, time.Duration(u.SyncTimeout)
 	u.provisionPickers()
+	if u.Sticky != nil {
+		if err := u.Sticky.provision(u.directory); err != nil {
+			return err
+		}
+	}
 	if u.Health != nil {
 		if err := u.provisionChecks(b); err != nil {
 			return err
@@ -249,6 +259,11 @@ func (u *Upstreams) checkOptions() error {
 	if u.Health != nil {
 		if err := u.Health.check(); err != nil {
 			return err
+		}
+	}
+	if u.Sticky != nil {
+		if err := u.Sticky.check(); err != nil {
+			return fmt.Errorf("sticky: %w", err)
 		}
 	}
 	if err := backend.ReplaceGlobals(&u.ProxyID); err != nil {
@@ -292,6 +307,11 @@ func (u *Upstreams) inspectHandler(ctx caddy.Context) error {
 	if _, ok := w.Selector.(*reverseproxy.WeightedRoundRobinSelection); ok {
 		return errors.New("lb_policy weighted_round_robin gives its weights by position, and a discovered list has no fixed positions; " +
 			"want lb_policy round_robin, which goes by the weights in the nodes' records (metadata \"weight\")")
+	}
+	if u.Sticky != nil {
+		if err := u.Sticky.attach(ctx, u, w); err != nil {
+			return err
+		}
 	}
 	if err := u.chooseShortlist(ctx, w); err != nil {
 		return err
@@ -358,7 +378,7 @@ func (u *Upstreams) track(w *policyWrapper, nodes bool) {
 // provisionPickers tells the pickers which nodes the source uses and how it picks among
 // them.
 func (u *Upstreams) provisionPickers() {
-	u.pickers.Query = u.query(func(s string) string { return s })
+	u.pickers.Query = *u.query(func(s string) string { return s })
 	u.static = picker.Query{Service: u.Service, ByService: u.Service != "" && !varies(u.Service)}
 	for _, c := range u.pickers.Query.Where {
 		if !slices.ContainsFunc(c.Values, varies) {
@@ -427,11 +447,8 @@ func (u *Upstreams) start() {
 // choose. They are freshly allocated, because Caddy writes to them
 // (https://github.com/caddyserver/caddy/issues/5736).
 func (u *Upstreams) GetUpstreams(r *http.Request) ([]*reverseproxy.Upstream, error) {
-	p := u.pickerFor(r)
-	if p.Empty() || u.givenUp() {
-		u.directory.stats.lookups.count(false)
-		return u.none(), nil
-	}
+	q := u.queryOf(r)
+	p := u.pickerFor(r, q)
 	var a *attempts
 	var tried *picker.AddressSet
 	w := u.wrapper
@@ -444,27 +461,55 @@ func (u *Upstreams) GetUpstreams(r *http.Request) ([]*reverseproxy.Upstream, err
 			tried = &a.tried
 		}
 	}
-	if !tried.Empty() {
-		for _, e := range p.At(tried) {
-			if e.Named() {
-				u.directory.Failed(e, u.dial(e)) // its name may stand for other addresses
-			}
-		}
+	given := u.givenUp()
+	var is *session
+	if u.Sticky != nil && a != nil && !given {
+		is = u.session(a, q)
 	}
+	if given || p.Empty() && !is.keeps() {
+		u.directory.stats.lookups.count(false)
+		return u.none(), nil
+	}
+	u.tellFailed(p, tried)
 	var l lookup
+	var nodes []*discovery.Entry
+	var race *picker.Race
+	if is.keeps() {
+		nodes, race = u.pickWithin(is, p, r, tried, &l)
+	} else {
+		nodes, race = u.pick(p, r, tried, &l)
+	}
+	upstreams := u.upstreams(nodes, tried, &l)
+	if a != nil {
+		a.returned(candidates{source: u.number, upstreams: upstreams, nodes: nodes, race: race, observers: u.observers, session: is})
+	}
+	return upstreams, nil
+}
+
+// pick returns the nodes for an attempt, and under multi what decides between them and
+// those of other sources.
+func (u *Upstreams) pick(p *picker.Picker, r *http.Request, tried *picker.AddressSet, l *lookup) ([]*discovery.Entry, *picker.Race) {
 	choice := u.shortlist.choice(r)
 	if u.beside {
 		choice.Race = new(picker.Race)
 	}
 	nodes := p.Pick(tried, choice, l.room(u.shortlist.size))
-	upstreams := u.upstreams(nodes, tried, &l)
-	if a != nil {
-		if u.beside && u.Pick != nil { // each of them counts as one
-			choice.Race = &picker.Race{Resort: choice.Race.Resort}
-		}
-		a.returned(candidates{source: u.number, upstreams: upstreams, nodes: nodes, race: choice.Race, observers: u.observers})
+	if u.beside && u.Pick != nil { // each of them counts as one
+		return nodes, &picker.Race{Resort: choice.Race.Resort}
 	}
-	return upstreams, nil
+	return nodes, choice.Race
+}
+
+// tellFailed has other addresses of nodes found at which a request has failed.
+func (u *Upstreams) tellFailed(p *picker.Picker, tried *picker.AddressSet) {
+	if tried.Empty() {
+		return
+	}
+	for _, e := range p.At(tried) {
+		if e.Named() {
+			u.directory.Failed(e, u.dial(e)) // its name may stand for other addresses
+		}
+	}
 }
 
 // none returns what there is where no node can serve. Alone that is nothing. Under multi,
@@ -516,10 +561,10 @@ func (l *lookup) upstreams(n int) []*reverseproxy.Upstream {
 
 // pickerFor returns the picker for a request, which may have to wait for it: see
 // coldStart.
-func (u *Upstreams) pickerFor(r *http.Request) *picker.Picker {
+func (u *Upstreams) pickerFor(r *http.Request, q *picker.Query) *picker.Picker {
 	u.start()
 	if snapshot := u.directory.Snapshot(); snapshot.Synced {
-		if p := u.picker(snapshot, r); !p.Empty() || u.health == nil {
+		if p := u.pickers.Picker(snapshot, q); !p.Empty() || u.health == nil {
 			return p
 		}
 	}
@@ -529,7 +574,7 @@ func (u *Upstreams) pickerFor(r *http.Request) *picker.Picker {
 			u.logger.Error("cleaning up after the last request", zap.Error(err))
 		}
 	}()
-	pick := func(s *discovery.Snapshot) *picker.Picker { return u.picker(s, r) }
+	pick := func(s *discovery.Snapshot) *picker.Picker { return u.pickers.Picker(s, q) }
 	p := pick(u.cold.awaitListing(r.Context(), pick))
 	if p.Empty() && u.health != nil && !u.givenUp() {
 		p = u.cold.awaitChecks(r.Context(), pick)
@@ -537,21 +582,20 @@ func (u *Upstreams) pickerFor(r *http.Request) *picker.Picker {
 	return p
 }
 
-// picker returns the picker of a snapshot for a request.
-func (u *Upstreams) picker(s *discovery.Snapshot, r *http.Request) *picker.Picker {
+// queryOf returns what a request asks for; nil where all ask for the same.
+func (u *Upstreams) queryOf(r *http.Request) *picker.Query {
 	if !u.pickers.Varies {
-		return u.pickers.Picker(s, nil)
+		return nil
 	}
 	repl, ok := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
 	if !ok {
 		repl = caddy.NewReplacer()
 	}
-	q := u.query(func(s string) string { return repl.ReplaceAll(s, "") })
-	return u.pickers.Picker(s, &q)
+	return u.query(func(s string) string { return repl.ReplaceAll(s, "") })
 }
 
 // query returns what the source asks for, with its placeholders expanded.
-func (u *Upstreams) query(expand func(string) string) picker.Query {
+func (u *Upstreams) query(expand func(string) string) *picker.Query {
 	criteria := func(configured []Criterion) []picker.Criterion {
 		expanded := make([]picker.Criterion, len(configured))
 		for i, c := range configured {
@@ -562,7 +606,7 @@ func (u *Upstreams) query(expand func(string) string) picker.Query {
 		}
 		return expanded
 	}
-	return picker.Query{ByService: u.Service != "", Service: expand(u.Service), Where: criteria(u.Where), Prefer: criteria(u.Prefer)}
+	return &picker.Query{ByService: u.Service != "", Service: expand(u.Service), Where: criteria(u.Where), Prefer: criteria(u.Prefer)}
 }
 
 // upstreams makes what Caddy wants of nodes. One that is tried again is dialled at
@@ -694,6 +738,9 @@ func (u *Upstreams) leave() (err error) {
 func (u *Upstreams) release() error {
 	u.starting.Do(func() {}) // from here on nothing is started
 	u.cold.end()
+	if u.Sticky != nil {
+		u.Sticky.release()
+	}
 	var err error
 	if u.health != nil {
 		err = u.health.release()

@@ -1,6 +1,7 @@
 package caddydiscovery
 
 import (
+	"context"
 	"fmt"
 	"net/http"
 
@@ -49,10 +50,17 @@ type watched struct {
 	upstream *reverseproxy.Upstream
 	next     *traffic.Exchange // of the attempt that goes there; nil if it goes to no node
 	first    traffic.Exchange  // for the usual case, to save an allocation
+
+	// For sessions: what the request was before header_up of an attempt, and what becomes
+	// of its session if the attempt under way is answered.
+	header    http.Header
+	sessions  []*session // of the sources, for the present attempt
+	placement placement
+	response  http.ResponseWriter
 }
 
-func newWatched() *attempts {
-	w := new(watched)
+func newWatched(r *http.Request) *attempts {
+	w := &watched{header: r.Header}
 	w.watched = w
 	return &w.attempts
 }
@@ -76,15 +84,24 @@ func (w *watched) selected(up *reverseproxy.Upstream, node *discovery.Entry, obs
 // called the policy, in the same goroutine. By the upstream it is known that no other
 // handler has chosen since, and that it is no health check of Caddy's.
 func exchangeOf(r *http.Request) *traffic.Exchange {
-	vars, _ := r.Context().Value(caddyhttp.VarsCtxKey).(map[string]any)
-	a, ok := vars[attemptsKey].(*attempts)
-	if !ok || a.watched == nil || a.watched.next == nil {
+	a := watchedIn(r.Context())
+	if a == nil || a.next == nil {
 		return nil
 	}
-	if to, ok := reverseproxy.GetDialInfo(r.Context()); !ok || to.Upstream != a.watched.upstream {
+	if to, ok := reverseproxy.GetDialInfo(r.Context()); !ok || to.Upstream != a.upstream {
 		return nil
 	}
-	x := a.watched.next
-	a.watched.next = nil
+	x := a.next
+	a.next = nil
 	return x
+}
+
+// watchedIn returns the attempts of the request with the context at the handler that has
+// it now, nil if they are not watched.
+func watchedIn(ctx context.Context) *watched {
+	vars, _ := ctx.Value(caddyhttp.VarsCtxKey).(map[string]any)
+	if a, ok := vars[attemptsKey].(*attempts); ok {
+		return a.watched
+	}
+	return nil
 }

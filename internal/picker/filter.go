@@ -123,6 +123,20 @@ func (f *Filter) reason(e *discovery.Entry, q *Query) Reason {
 	return reason
 }
 
+// Keeps reports whether the node keeps the sessions that it has: also one that drains or
+// has weight 0, and gets no new ones. One that is to be checked first keeps them, too: it
+// is no news about a session that this process, or its node, has just begun.
+func (f *Filter) Keeps(e *discovery.Entry, q *Query) bool {
+	switch {
+	case q.ByService && e.Node.Service() != q.Service, e.State() == discovery.StateMaintenance, f.mismatch(e, q) != "":
+		return false
+	case f.Check == nil:
+		return true
+	}
+	reason := f.Check(e)
+	return reason == "" || reason == NotChecked
+}
+
 // ineligible returns why no request gets the node whatever its checks say.
 func (f *Filter) ineligible(e *discovery.Entry, q *Query) Reason {
 	switch {

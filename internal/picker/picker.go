@@ -158,6 +158,13 @@ func (p *Picker) At(addresses *AddressSet) []*discovery.Entry {
 	return at
 }
 
+// CanServe reports whether a node can take a request that has failed where tried says.
+// That it is up and healthy goes without saying.
+func (b *Builder) CanServe(e *discovery.Entry, tried *AddressSet) bool {
+	a := attempt{builder: b, tried: tried, limited: true, unavailable: b.Unavailable}
+	return a.canServe(e)
+}
+
 // Pick returns the nodes for one attempt of a request that has failed where tried
 // says; nil if nowhere. It may return a slice of the picker, to be read only, and else appends to
 // into.

@@ -95,6 +95,9 @@ var epoch = time.Now()
 // somewhen in the past.
 func Now() time.Duration { return time.Since(epoch) }
 
+// Context returns that of the request, from Sent on.
+func (x *Exchange) Context() context.Context { return x.client }
+
 // Prepare makes the exchange that of an attempt that is about to be sent.
 func (x *Exchange) Prepare(node *discovery.Entry, retry int, observers []Observer) {
 	x.Node, x.Retry, x.observers = node, retry, observers
