@@ -35,6 +35,9 @@ func TestHashingPoliciesChooseAsAmongAll(t *testing.T) {
 				list(t, m, fmt.Sprint("n", i), fmt.Sprintf("http://10.%d.%d.1:%d", i%200, i*i%256, 80+i*i))
 			}
 			list(t, m, "twin", "http://10.0.0.1:80")
+			for i := range 20 {
+				list(t, m, fmt.Sprint("six", i), fmt.Sprintf("http://[2001:db8:1111:2222:3333:4444:5555:%x]:8080", 4096+i))
+			}
 			u := source(t, "registry memory "+name, "load_balancing", load, "health_checks", passive)
 			for change := range 6 {
 				all := wholeList(u)
