@@ -1,6 +1,7 @@
 package benchmarks
 
 import (
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -10,6 +11,9 @@ import (
 // workers is how many connections ask, each its next request when it has the
 // answer to the one before.
 const workers = 16
+
+// keys is how many values the requests have for policies that hash.
+const keys = 997
 
 // A turn is what was measured while one proxy served.
 type turn struct {
@@ -31,9 +35,9 @@ func drive(b *testing.B, address string, p *program, runIn, length time.Duration
 		c := dial(b, address)
 		group.Go(func() {
 			defer c.Close()
-			for !done.Load() {
+			for n := i; !done.Load(); n += workers {
 				began := time.Now()
-				if status := c.get(b, ""); status != 200 {
+				if status := c.get(b, strconv.Itoa(n%keys)); status != 200 {
 					b.Errorf("%s answered with status %d", address, status)
 					return
 				}

@@ -159,6 +159,8 @@ type fleet struct {
 	url    string // names the bucket
 	bucket string
 	port   int
+
+	addresses int // how many the nodes share; 0: each has its own
 }
 
 // newFleet makes an empty one.
@@ -184,9 +186,13 @@ func newFleet(b *testing.B, server *natstest.Process, bucket string, port int) *
 // announce lists a node, or sends its heartbeat. The lease is longer than any
 // benchmark, so that heartbeats come when it suits.
 func (f *fleet) announce(i int, load float64) {
+	at := i
+	if f.addresses > 0 {
+		at = i % f.addresses
+	}
 	f.publish(i, nats.Header{}, fmt.Appendf(nil,
 		`{"nodeId":"orders-%d","endpoint":"http://%s:%d","load":%g,"metadata":{"service":"orders","zone":"eu-1","lease":"2h"}}`,
-		i, nodeIP(i), f.port, load))
+		i, nodeIP(at), f.port, load))
 }
 
 // withdraw takes a node out.

@@ -47,7 +47,7 @@ const trickle = 50
 const burst = 20 * time.Millisecond
 
 // stretchLength is how long is measured.
-const stretchLength = 12 * time.Second
+const stretchLength = 6 * time.Second
 
 // measurePlane has Caddy follow a fleet: at rest, with heartbeats, and with nodes
 // that join and leave.

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -19,7 +20,10 @@ import (
 	"github.com/caddy-discovery/caddy-discovery/internal/natstest"
 )
 
-var rounds = flag.Int("rounds", 7, "turns that each proxy of BenchmarkProxy gets")
+var (
+	rounds = flag.Int("rounds", 5, "turns that each proxy of BenchmarkProxy gets")
+	only   = flag.String("only", "", "a regexp: which proxies BenchmarkProxy runs, without a report. Default: all")
+)
 
 // Where a proxy has its upstreams from, and which of them a request may go to.
 const (
@@ -27,24 +31,29 @@ const (
 	sourceAgain   = "static, once more"
 	sourceA       = "`dynamic a`"
 	sourceAll     = "discovery"
+	sourceShared  = "discovery, on ten addresses"
 	sourcePick    = "discovery, `pick 2`"
 	sourceSubset  = "discovery, `subset 100`, `pick 2`"
 	sourceNginx   = "nginx"
 	sourceHAProxy = "HAProxy"
 )
 
-const subset = 100
+const (
+	subset = 100
+	shared = 10 // addresses of the nodes of sourceShared
+)
 
 // The policies, and the sizes of fleets.
 const (
 	random     = "random"
 	roundRobin = "round_robin"
 	leastConn  = "least_conn"
+	hashing    = "header X-Service" // of which there are many values
 )
 
 var (
-	policies   = []string{random, roundRobin, leastConn}
-	proxySizes = []int{1, 10, 100, 1_000, 10_000}
+	policies   = []string{random, roundRobin, leastConn, hashing}
+	proxySizes = []int{10, 100, 1_000, 10_000}
 )
 
 // A variant is one proxy in front of one fleet.
@@ -59,35 +68,42 @@ func variants() []variant {
 	var all []variant
 	for _, policy := range policies {
 		for _, n := range proxySizes {
-			if n == 1 && policy != random {
-				continue // all policies choose the same one
+			if n == 100 && policy != random {
+				continue // the charts are of random
 			}
 			all = append(all, variant{sourceStatic, policy, n})
 			if n == 10 && policy == random {
 				all = append(all, variant{sourceAgain, policy, n})
 			}
-			if n <= maxAnswer {
+			if n <= maxAnswer && (policy == random || n == 10) {
 				all = append(all, variant{sourceA, policy, n})
 			}
 			all = append(all, variant{sourceAll, policy, n})
-			if policy != roundRobin { // two that are drawn, in turn, are two that are drawn
+			if n > 100 {
+				all = append(all, variant{sourceShared, policy, n})
+			}
+			if n > 100 && (policy == random || policy == leastConn) {
 				all = append(all, variant{sourcePick, policy, n})
-				if n > subset {
-					all = append(all, variant{sourceSubset, policy, n})
-				}
+			}
+			if n == 10_000 && policy == leastConn {
+				all = append(all, variant{sourceSubset, policy, n})
 			}
 			if n == 10 && policy == roundRobin {
 				all = append(all, variant{sourceNginx, policy, n}, variant{sourceHAProxy, policy, n})
 			}
 		}
 	}
-	return all
+	wanted := regexp.MustCompile(*only)
+	return slices.DeleteFunc(all, func(v variant) bool { return !wanted.MatchString(v.String()) })
 }
 
 // reach is how many nodes the proxy connects to.
 func (v variant) reach() int {
-	if v.source == sourceSubset {
+	switch v.source {
+	case sourceSubset:
 		return subset
+	case sourceShared:
+		return shared
 	}
 	return v.nodes
 }
@@ -110,6 +126,7 @@ type surroundings struct {
 	port   int            // of the nodes
 	dns    string         // where names are answered
 	fleets map[int]*fleet // by size
+	shared map[int]*fleet // those on few addresses
 }
 
 // start runs the proxy of a variant, and has it answer one request.
@@ -145,13 +162,17 @@ const keepalive = "10m"
 
 // upstreams returns what the Caddyfile says up to the policy.
 func (v variant) upstreams(s surroundings) string {
+	fleet := s.fleets[v.nodes]
+	if v.source == sourceShared {
+		fleet = s.shared[v.nodes]
+	}
 	discovery := func(more string) string {
-		return "{\ndynamic discovery " + s.fleets[v.nodes].url + " {\nservice orders\n" + more + "}"
+		return "{\ndynamic discovery " + fleet.url + " {\nservice orders\n" + more + "}"
 	}
 	switch v.source {
 	case sourceA:
 		return fmt.Sprintf("{\ndynamic a {\nname %d.fleet.test\nport %d\nrefresh %s\nresolvers tcp/%s\nversions ipv4\n}", v.nodes, s.port, keepalive, s.dns)
-	case sourceAll:
+	case sourceAll, sourceShared:
 		return discovery("")
 	case sourcePick:
 		return discovery("pick 2\n")
@@ -282,12 +303,17 @@ func BenchmarkProxy(b *testing.B) {
 	for b.Loop() {
 		began := time.Now()
 		c := &comparison{busy: loadAverage(b)}
-		s := surroundings{port: startNodes(b), dns: startDNS(b), fleets: make(map[int]*fleet)}
+		s := surroundings{port: startNodes(b), dns: startDNS(b), fleets: make(map[int]*fleet), shared: make(map[int]*fleet)}
 		registry := natstest.StartProcess(b)
-		c.plane = measurePlane(b, newFleet(b, registry, "changing", s.port))
+		if *only == "" {
+			c.plane = measurePlane(b, newFleet(b, registry, "changing", s.port))
+		}
 		for _, n := range proxySizes {
 			s.fleets[n] = newFleet(b, registry, "fleet_"+strconv.Itoa(n), s.port)
 			s.fleets[n].renew(n, 0)
+			s.shared[n] = newFleet(b, registry, "shared_"+strconv.Itoa(n), s.port)
+			s.shared[n].addresses = shared
+			s.shared[n].renew(n, 0)
 		}
 		for _, v := range variants() {
 			running := v.start(b, s)
@@ -297,10 +323,12 @@ func BenchmarkProxy(b *testing.B) {
 		for round := range *rounds {
 			// Heartbeats come between the rounds, so that they disturb nobody, and all
 			// the proxies get some time to take them in.
-			for n, f := range s.fleets {
-				f.renew(n, float64(round+1))
+			for _, fleets := range []map[int]*fleet{s.fleets, s.shared} {
+				for n, f := range fleets {
+					f.renew(n, float64(round+1))
+				}
 			}
-			time.Sleep(3 * time.Second)
+			time.Sleep(2 * time.Second)
 			order := slices.Clone(c.all)
 			if round%2 == 1 { // whatever changes with time favours nobody
 				slices.Reverse(order)
@@ -319,7 +347,7 @@ func BenchmarkProxy(b *testing.B) {
 			b.ReportMetric(float64(p.cpu().Nanoseconds())/1e3, "cpu-µs/req-"+name)
 		}
 		c.took = time.Since(began)
-		if *report != "" {
+		if *report != "" && *only == "" {
 			if err := writeProxyReport(*report, c); err != nil {
 				b.Fatal(err)
 			}
@@ -332,7 +360,7 @@ func BenchmarkProxy(b *testing.B) {
 // ten requests for each, or for as long as one can wait.
 func warm(b *testing.B, p *standing) {
 	b.Helper()
-	const patience = 8 * time.Second
+	const patience = 6 * time.Second
 	for asked, began := 0, time.Now(); asked < 10*p.reach() && time.Since(began) < patience; {
 		asked += drive(b, p.address, p.program, 0, 200*time.Millisecond).requests
 	}
@@ -372,16 +400,24 @@ func (s *standing) p99() time.Duration {
 	return time.Duration(s.median(func(t turn) float64 { return float64(t.p99) }))
 }
 
-// against returns how many times the requests a second of another one, and how
-// many times its processor time a request: the medians of the ratios in each
-// round.
-func (s *standing) against(other *standing) (rate, cpu float64) {
+// A ratio is the median of the ratios in each round, and between which they are.
+type ratio struct{ median, least, most float64 }
+
+func ratioOf(values []float64) ratio {
+	return ratio{median(values), slices.Min(values), slices.Max(values)}
+}
+
+func (r ratio) String() string { return fmt.Sprintf("%.2f (%.2f–%.2f)", r.median, r.least, r.most) }
+
+// against returns how many times the requests a second of another one, and how many
+// times its processor time a request.
+func (s *standing) against(other *standing) (rate, cpu ratio) {
 	var rates, cpus []float64
 	for i := range s.turns {
 		rates = append(rates, s.turns[i].rate/other.turns[i].rate)
 		cpus = append(cpus, float64(s.turns[i].cpu)/float64(other.turns[i].cpu))
 	}
-	return median(rates), median(cpus)
+	return ratioOf(rates), ratioOf(cpus)
 }
 
 // find returns a proxy that was measured.
