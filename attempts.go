@@ -15,7 +15,6 @@ import (
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
 	"github.com/caddy-discovery/caddy-discovery/internal/picker"
-	"github.com/caddy-discovery/caddy-discovery/internal/traffic"
 )
 
 // A policyWrapper takes the place of a handler's selection policy and calls it. There it
@@ -89,7 +88,7 @@ type candidates struct {
 	upstreams []*reverseproxy.Upstream
 	nodes     []*discovery.Entry // of the upstreams, in their order
 	race      *picker.Race       // nil where the policy chooses among those of this source alone
-	observers []traffic.Observer // of the source
+	observers *observers         // of the source
 	session   *session           // what it makes of the request's cookies; nil if it has no sessions
 }
 

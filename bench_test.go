@@ -2,11 +2,15 @@ package caddydiscovery
 
 import (
 	"cmp"
+	"context"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -17,6 +21,7 @@ import (
 	"github.com/caddy-discovery/caddy-discovery/discovery"
 	"github.com/caddy-discovery/caddy-discovery/discovery/discoverytest"
 	"github.com/caddy-discovery/caddy-discovery/internal/picker"
+	"github.com/caddy-discovery/caddy-discovery/internal/traffic"
 )
 
 // BenchmarkLookup is what a request costs here, before Caddy does its part with
@@ -110,6 +115,61 @@ func BenchmarkMulti(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkWatched is what a request costs from the choice of a node to the end of its
+// response, with a transport that answers at once: without observers, the same where it is
+// noted anyway what requests have been through, and with observers that do nothing.
+func BenchmarkWatched(b *testing.B) {
+	for _, test := range []struct{ observers, retries int }{{0, 0}, {0, 1}, {1, 1}, {3, 1}} {
+		b.Run(fmt.Sprintf("observers=%d/retries=%d", test.observers, test.retries), func(b *testing.B) {
+			name, m := newMemory(b)
+			fill(b, m, 10, nil)
+			witnesses.Store("orders", slices.Repeat(observers{idle{}}, test.observers))
+			defer witnesses.Delete("orders")
+			handler := provisionHandler(b, map[string]any{"load_balancing": map[string]any{"retries": test.retries}, "dynamic_upstreams": map[string]any{
+				"source": "watched", "service": "orders", "registry": map[string]any{"backend": "memory", "name": name},
+			}})
+			u := &handler.DynamicUpstreams.(*watchedSource).Upstreams
+			u.directory.start()
+			<-u.directory.Synced()
+			response := &http.Response{StatusCode: 200}
+			transport := http.RoundTripper(instant{response})
+			if t, ok := handler.Transport.(*traffic.Transport); ok {
+				t.Next = transport
+				transport = t
+			}
+			r := request()
+			vars := r.Context().Value(caddyhttp.VarsCtxKey).(map[string]any)
+			body := io.NopCloser(strings.NewReader(""))
+			b.ReportAllocs()
+			for b.Loop() {
+				delete(vars, attemptsKey)
+				pool, _ := u.GetUpstreams(r)
+				host(pool)
+				to := reverseproxy.DialInfo{Upstream: handler.LoadBalancing.SelectionPolicy.Select(pool, r, nil)}
+				response.Body = body
+				res, err := transport.RoundTrip(r.WithContext(context.WithValue(r.Context(), caddy.CtxKey("reverse_proxy.dial_info"), to)))
+				if err != nil {
+					b.Fatal(err)
+				}
+				_, _ = res.Body.Read(nil)
+				res.Body.Close()
+			}
+		})
+	}
+}
+
+// idle is an observer that does nothing.
+type idle struct{}
+
+func (idle) Sent(*traffic.Exchange)     {}
+func (idle) Answered(*traffic.Exchange) {}
+func (idle) Done(*traffic.Exchange)     {}
+
+// instant is a transport that always has the same response.
+type instant struct{ *http.Response }
+
+func (i instant) RoundTrip(*http.Request) (*http.Response, error) { return i.Response, nil }
 
 // BenchmarkBareDraw is the least that any source does that returns two candidates of
 // many, to hold BenchmarkLookup against.

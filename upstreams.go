@@ -150,7 +150,7 @@ type Upstreams struct {
 	https     bool           // the transport speaks TLS
 	insecure  bool           // and takes any certificate
 	wrapper   *policyWrapper // nil if nothing needs what requests have been through
-	observers []traffic.Observer
+	observers observers
 	shortlist shortlist
 	beside    bool // other sources may be beside this one, under multi
 	number    int  // of this source in its handler, from 1
@@ -481,7 +481,7 @@ func (u *Upstreams) GetUpstreams(r *http.Request) ([]*reverseproxy.Upstream, err
 	}
 	upstreams := u.upstreams(nodes, tried, &l)
 	if a != nil {
-		a.returned(candidates{source: u.number, upstreams: upstreams, nodes: nodes, race: race, observers: u.observers, session: is})
+		a.returned(candidates{source: u.number, upstreams: upstreams, nodes: nodes, race: race, observers: &u.observers, session: is})
 	}
 	return upstreams, nil
 }

@@ -13,6 +13,9 @@ import (
 	"github.com/caddy-discovery/caddy-discovery/internal/traffic"
 )
 
+// observers are those of a source, in the order in which they are told.
+type observers []traffic.Observer
+
 // observe has the observer told what becomes of the attempts that go to nodes of this
 // source. It is called from Provision, once the handler is known, and for nobody who
 // watches nothing: it puts a transport that watches before that of the handler, and has
@@ -65,16 +68,17 @@ func newWatched(r *http.Request) *attempts {
 	return &w.attempts
 }
 
-// selected notes where the next attempt goes.
-func (w *watched) selected(up *reverseproxy.Upstream, node *discovery.Entry, observers []traffic.Observer) {
+// selected notes where the next attempt goes: to a node that a source with these observers
+// returned, or elsewhere if it is nil.
+func (w *watched) selected(up *reverseproxy.Upstream, node *discovery.Entry, o *observers) {
 	w.upstream, w.next = up, nil
-	if node != nil && len(observers) > 0 {
+	if node != nil && len(*o) > 0 {
 		w.next = &w.first
 		if w.sent > 0 {
 			// A transport may still be sending the body of an earlier attempt.
 			w.next = new(traffic.Exchange)
 		}
-		w.next.Prepare(node, w.sent, observers)
+		w.next.Prepare(node, w.sent, *o)
 	}
 	w.sent++
 }

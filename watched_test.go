@@ -34,15 +34,23 @@ func (s *watchedSource) Provision(ctx caddy.Context) error {
 	if err := s.Upstreams.Provision(ctx); err != nil {
 		return err
 	}
-	o, ok := observers.Load(s.Service)
+	o, ok := witnesses.Load(s.Service)
 	if !ok {
 		return errors.New("no observer for " + s.Service)
+	}
+	if several, ok := o.(observers); ok {
+		for _, o := range several {
+			if err := s.observe(ctx, o); err != nil {
+				return err
+			}
+		}
+		return nil
 	}
 	return s.observe(ctx, o.(traffic.Observer))
 }
 
-// observers are those of the running tests, by service.
-var observers sync.Map
+// witnesses are the observers of the running tests, by service.
+var witnesses sync.Map
 
 // witness is an observer that remembers.
 type witness struct {
@@ -101,8 +109,8 @@ func watch(t *testing.T, options string, nodes ...string) (string, *witness) {
 		list(t, m, string(rune('a'+i)), endpoint, "service", t.Name())
 	}
 	w := new(witness)
-	observers.Store(t.Name(), w)
-	t.Cleanup(func() { observers.Delete(t.Name()) })
+	witnesses.Store(t.Name(), w)
+	t.Cleanup(func() { witnesses.Delete(t.Name()) })
 	site := "http://127.0.0.1:" + freeport.String(t)
 	load(t, site+" {\nreverse_proxy {\ndynamic watched {\nregistry memory "+registry+"\nservice "+t.Name()+"\n}\n"+options+"\n}\n}")
 	return site, w
@@ -273,7 +281,7 @@ func TestTheTransportStaysWhatItIs(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			registry, m := newMemory(t)
 			list(t, m, "a", "http://127.0.0.1:80")
-			observers.Store("", new(witness))
+			witnesses.Store("", new(witness))
 			config := map[string]any{"dynamic_upstreams": map[string]any{"source": "watched", "registry": map[string]any{"backend": "memory", "name": registry}}}
 			for i := 0; i < len(pairs); i += 2 {
 				config[pairs[i].(string)] = pairs[i+1]

@@ -6,20 +6,15 @@ import (
 	"errors"
 	"io"
 	"reflect"
-	"sync/atomic"
 )
 
 // upload is the body of a request. It notes that reading it failed, which is nobody's
 // fault at the other end: of a client that goes away while it sends, a transport returns
 // the same errors as of a node, and the request's context does not end yet.
-type upload struct {
-	io.ReadCloser
-
-	closed, failed atomic.Bool
-}
+type upload Exchange
 
 func (u *upload) Read(p []byte) (int, error) {
-	n, err := u.ReadCloser.Read(p)
+	n, err := u.uploads.Read(p)
 	if err != nil && err != io.EOF && !u.closed.Load() { //nolint:errorlint // readers return io.EOF itself
 		u.failed.Store(true)
 	}
@@ -29,7 +24,7 @@ func (u *upload) Read(p []byte) (int, error) {
 // Close is called by a transport, whose reads fail from then on.
 func (u *upload) Close() error {
 	u.closed.Store(true)
-	return u.ReadCloser.Close()
+	return u.uploads.Close()
 }
 
 var typeInMemory = reflect.TypeOf(io.NopCloser(bytes.NewReader(nil)))
@@ -39,36 +34,33 @@ var typeInMemory = reflect.TypeOf(io.NopCloser(bytes.NewReader(nil)))
 func inMemory(body io.Reader) bool { return reflect.TypeOf(body) == typeInMemory }
 
 // download is the body of a response. Its end is that of the exchange.
-type download struct {
-	io.ReadCloser
-
-	x *Exchange
-}
+type download Exchange
 
 func (d *download) Read(p []byte) (int, error) {
-	n, err := d.ReadCloser.Read(p)
+	n, err := d.downloads.Read(p)
+	x := (*Exchange)(d)
 	switch {
 	case err == nil:
 	case err == io.EOF: //nolint:errorlint // readers return io.EOF itself
-		d.x.done(Answered, nil)
-	case errors.Is(d.x.client.Err(), context.Canceled):
-		d.x.done(Aborted, err)
+		x.done(Answered, nil)
+	case errors.Is(x.client.Err(), context.Canceled):
+		x.done(Aborted, err)
 	default:
-		d.x.done(BrokeOff, err)
+		x.done(BrokeOff, err)
 	}
 	return n, err
 }
 
 // Close is called by Caddy for every response, after its end or instead.
 func (d *download) Close() error {
-	if !d.x.over.Load() {
-		if err := d.x.client.Err(); errors.Is(err, context.Canceled) {
-			d.x.done(Aborted, err)
+	if x := (*Exchange)(d); !x.over.Load() {
+		if err := x.client.Err(); errors.Is(err, context.Canceled) {
+			x.done(Aborted, err)
 		} else {
-			d.x.done(Answered, nil)
+			x.done(Answered, nil)
 		}
 	}
-	return d.ReadCloser.Close()
+	return d.downloads.Close()
 }
 
 // connection is the body of a response that upgrades the protocol.

@@ -78,14 +78,16 @@ type Exchange struct {
 	Response *http.Response
 
 	// Outcome and Err, which says more where it is not Answered, are known to Done.
-	Outcome Outcome
 	Err     error
+	Outcome Outcome
 
-	observers []Observer
-	client    context.Context //nolint:containedctx // of the request, whose end is the client's
 	over      atomic.Bool
-	request   upload
-	response  download
+	closed    atomic.Bool // the body of the request, by the transport
+	failed    atomic.Bool // to read the body of the request
+	uploads   io.ReadCloser
+	downloads io.ReadCloser   // the body of the response
+	client    context.Context //nolint:containedctx // of the request, whose end is the client's
+	observers []Observer
 }
 
 // epoch is when the clock of exchanges began.
@@ -107,8 +109,8 @@ func (x *Exchange) Prepare(node *discovery.Entry, retry int, observers []Observe
 func (x *Exchange) send(req *http.Request) {
 	x.client = req.Context()
 	if req.Body != nil && req.Body != http.NoBody && !inMemory(req.Body) {
-		x.request.ReadCloser = req.Body
-		req.Body = &x.request
+		x.uploads = req.Body
+		req.Body = (*upload)(x)
 	}
 	x.SentAt = Now()
 	for _, o := range x.observers {
@@ -133,15 +135,15 @@ func (x *Exchange) received(res *http.Response, err error) {
 	case upgraded && res.StatusCode == http.StatusSwitchingProtocols:
 		res.Body = x.upgrade(conn)
 	default:
-		x.response.ReadCloser, x.response.x = res.Body, x
-		res.Body = &x.response
+		x.downloads = res.Body
+		res.Body = (*download)(x)
 	}
 }
 
 // blame returns whose doing an error is that came instead of a response.
 func (x *Exchange) blame(err error) Outcome {
 	switch {
-	case errors.Is(x.client.Err(), context.Canceled), errors.Is(err, context.Canceled), x.request.failed.Load():
+	case errors.Is(x.client.Err(), context.Canceled), errors.Is(err, context.Canceled), x.failed.Load():
 		return Aborted
 	case errors.As(err, new(reverseproxy.DialError)):
 		return NoConnection
