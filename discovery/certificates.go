@@ -4,10 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
+
+	"golang.org/x/time/rate"
 )
 
 const (
@@ -50,10 +54,12 @@ const (
 	CertificateUnclear    CertificateAnswer = "unclear"    // it cannot be known yet who announces what
 )
 
-// CertificateAnswers returns all of them.
-func CertificateAnswers() []CertificateAnswer {
-	return []CertificateAnswer{CertificateListed, CertificateLingering, CertificateRemembered, CertificateDenied, CertificateLimited, CertificateUnclear}
+var certificateAnswers = []CertificateAnswer{
+	CertificateListed, CertificateLingering, CertificateRemembered, CertificateDenied, CertificateLimited, CertificateUnclear,
 }
+
+// CertificateAnswers returns all of them.
+func CertificateAnswers() []CertificateAnswer { return slices.Clone(certificateAnswers) }
 
 // Allows reports whether it allows a certificate.
 func (a CertificateAnswer) Allows() bool {
@@ -73,25 +79,28 @@ type Certificate struct {
 // within the policy's time. An outage of the registry takes nothing away: what was
 // announced before the start is, until the registry has been listed. As long as it is
 // unclear it waits for that until ctx ends. The error says why it is not allowed; it is
-// nil if it is. It may be called from any goroutine.
+// nil if it is. It may be called from any goroutine, for whatever names clients make up:
+// what is not allowed costs less than a microsecond, and is not remembered.
 func (d *Directory) AllowCertificate(ctx context.Context, name string, p CertificatePolicy) (CertificateAnswer, error) {
+	answer, err := d.awaitCertificate(ctx, name, p)
+	d.certificates.answers[slices.Index(certificateAnswers, answer)].Add(1)
+	switch answer {
+	case CertificateLimited:
+		d.certificates.tell(d.options.Logger, slog.LevelWarn, "no certificate is allowed for a new name: too many are new", "host", name, "error", err)
+	case CertificateUnclear:
+		d.certificates.tell(d.options.Logger, slog.LevelWarn, "no certificate is allowed yet for a name that is not remembered", "host", name, "error", err)
+	}
+	return answer, err
+}
+
+func (d *Directory) awaitCertificate(ctx context.Context, name string, p CertificatePolicy) (CertificateAnswer, error) {
 	for {
-		// In this order: what comes later is seen in the next turn.
-		superseded := d.Snapshot().Superseded()
+		superseded := d.Snapshot().Superseded() // first: what comes later is seen in the next turn
 		answer, err := d.mayHaveCertificate(name, p.Linger)
-		if answer.Allows() {
-			if loaded := d.certificates.loadedOrLater(); loaded != nil {
-				select {
-				case <-loaded: // else a name may be taken for a new one
-				case <-ctx.Done():
-				}
-			}
-			if d.certificates.allow(name, p, time.Now()) {
-				return answer, nil
-			}
-			return CertificateLimited, fmt.Errorf("%d new names had a certificate allowed within %v, which is the limit", p.Limit, p.Period)
-		}
-		if answer != CertificateUnclear {
+		switch {
+		case answer.Allows():
+			return d.giveCertificate(ctx, answer, name, p)
+		case answer != CertificateUnclear:
 			return answer, err
 		}
 		select {
@@ -103,14 +112,36 @@ func (d *Directory) AllowCertificate(ctx context.Context, name string, p Certifi
 	}
 }
 
+// giveCertificate allows a certificate unless the name is one new one too many.
+func (d *Directory) giveCertificate(ctx context.Context, answer CertificateAnswer, name string, p CertificatePolicy) (CertificateAnswer, error) {
+	if loaded := d.certificates.notLoaded(); loaded != nil {
+		select {
+		case <-loaded: // before that a name may be taken for a new one
+		case <-ctx.Done():
+		}
+	}
+	fresh, ok := d.certificates.allow(name, p, time.Now())
+	if !ok {
+		return CertificateLimited, fmt.Errorf("%d new names within %v is the limit", p.Limit, p.Period)
+	}
+	if fresh {
+		c := Change{Type: ChangeCertificate, Reason: "a certificate is allowed for host " + name}
+		if h := d.Snapshot().Hosts().Find(name); h != nil {
+			c.Entry, c.ID = h.nodes[0], h.nodes[0].Node.ID
+		}
+		d.journal.Add(c)
+		d.certificates.tell(d.options.Logger, slog.LevelInfo, "a certificate is allowed", "host", name, "node", c.ID, "because", string(answer))
+	}
+	return answer, nil
+}
+
 var (
 	errNotNamed  = errors.New("the registry's hosts do not name it")
 	errNotListed = errors.New("no node announces it")
 	errUnclear   = errors.New("the registry has not been listed yet")
 )
 
-// mayHaveCertificate is AllowCertificate without waiting and the limit. It is asked for
-// whatever names clients make up: it is cheap, and remembers nothing.
+// mayHaveCertificate is AllowCertificate without waiting, and without the limit.
 func (d *Directory) mayHaveCertificate(name string, linger time.Duration) (CertificateAnswer, error) {
 	if !d.hostRules.Load().Names(name) {
 		return CertificateDenied, errNotNamed
@@ -152,38 +183,66 @@ func (d *Directory) Certificate(name string) (Certificate, bool) { return d.cert
 // called from any goroutine.
 type certificates struct {
 	changed chan struct{} // holds a token when there is something to save
+	answers [6]atomic.Uint64
+	lines   map[slog.Level]*rate.Limiter
 
 	mu     sync.Mutex // held for moments only
 	byName map[string]Certificate
+	firsts []time.Time   // of all of them, sorted: a limit that is reached is asked for often
 	loaded chan struct{} // closed when what was saved before is in; nil after that
 }
 
 func newCertificates() *certificates {
-	return &certificates{changed: make(chan struct{}, 1), byName: make(map[string]Certificate), loaded: make(chan struct{})}
+	return &certificates{
+		changed: make(chan struct{}, 1), byName: make(map[string]Certificate), loaded: make(chan struct{}),
+		lines: map[slog.Level]*rate.Limiter{
+			slog.LevelInfo: rate.NewLimiter(logRate, logRate),
+			// What is refused anybody can ask for again and again.
+			slog.LevelWarn: rate.NewLimiter(rate.Every(10*time.Second), 5),
+		},
+	}
 }
 
-// loadedOrLater returns what is closed when what was saved before is known, nil if it is.
-func (c *certificates) loadedOrLater() <-chan struct{} {
+// tell logs a line, unless there are too many of its level.
+func (c *certificates) tell(log *slog.Logger, level slog.Level, message string, fields ...any) {
+	if c.lines[level].Allow() {
+		log.Log(context.Background(), level, message, fields...)
+	}
+}
+
+// CertificateAnswers returns how often each answer was given.
+func (d *Directory) CertificateAnswers() map[CertificateAnswer]uint64 {
+	counts := make(map[CertificateAnswer]uint64, len(certificateAnswers))
+	for i, answer := range certificateAnswers {
+		counts[answer] = d.certificates.answers[i].Load()
+	}
+	return counts
+}
+
+// notLoaded returns what is closed when what was saved before is known, nil if it is.
+func (c *certificates) notLoaded() <-chan struct{} {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.loaded
 }
 
 // allow notes that a certificate is asked for that may be allowed, and reports whether
-// the limit lets it.
-func (c *certificates) allow(name string, p CertificatePolicy, at time.Time) bool {
+// the limit lets it, and whether the name is new.
+func (c *certificates) allow(name string, p CertificatePolicy, at time.Time) (fresh, ok bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	is, known := c.byName[name]
 	switch {
 	case known && at.Sub(is.Last) < certificateEvery:
-		return true
+		return false, true
 	case known:
 	case p.Limit > 0 && c.since(at.Add(-p.Period)) >= p.Limit:
-		return false
+		return true, false
 	default:
-		is = Certificate{Name: name, First: at}
 		c.makeRoom(at)
+		is = Certificate{Name: name, First: at}
+		i, _ := slices.BinarySearchFunc(c.firsts, at, time.Time.Compare)
+		c.firsts = slices.Insert(c.firsts, i, at) // at the end, unless the clock was set back
 	}
 	is.Last = at
 	c.byName[name] = is
@@ -191,17 +250,27 @@ func (c *certificates) allow(name string, p CertificatePolicy, at time.Time) boo
 	case c.changed <- struct{}{}:
 	default:
 	}
-	return true
+	return !known, true
 }
 
-// since returns how many names were new since a time.
-func (c *certificates) since(t time.Time) (n int) {
-	for _, is := range c.byName {
-		if is.First.After(t) {
-			n++
+// since returns how many names were new after a time.
+func (c *certificates) since(t time.Time) int {
+	i, _ := slices.BinarySearchFunc(c.firsts, t, func(first, t time.Time) int {
+		if first.After(t) {
+			return 1
 		}
+		return -1
+	})
+	return len(c.firsts) - i
+}
+
+// sortFirsts brings the order of the first times in line with the names.
+func (c *certificates) sortFirsts() {
+	c.firsts = c.firsts[:0]
+	for _, is := range c.byName {
+		c.firsts = append(c.firsts, is.First)
 	}
-	return n
+	slices.SortFunc(c.firsts, time.Time.Compare)
 }
 
 // makeRoom forgets names that nobody asks for, and where they are too many a tenth of
@@ -224,6 +293,7 @@ func (c *certificates) makeRoom(at time.Time) {
 			delete(c.byName, name)
 		}
 	}
+	c.sortFirsts()
 }
 
 func (c *certificates) of(name string) (Certificate, bool) {
@@ -256,6 +326,7 @@ func (c *certificates) load(saved []Certificate) {
 		is.Name = was.Name
 		c.byName[was.Name] = is
 	}
+	c.sortFirsts()
 	if c.loaded != nil {
 		close(c.loaded)
 		c.loaded = nil

@@ -48,6 +48,9 @@ const (
 	ChangeRejected ChangeType = "rejected"
 	// ChangeHosts: a host that it announces is refused, or is its service's by now.
 	ChangeHosts ChangeType = "hosts"
+	// ChangeCertificate: a certificate is allowed for a host that it announces, for the
+	// first time.
+	ChangeCertificate ChangeType = "certificate"
 
 	// ChangeConnected and ChangeDisconnected are about the registry, not about a
 	// node: they have no id.
