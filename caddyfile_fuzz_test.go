@@ -26,6 +26,7 @@ var fuzzed = []string{
 	"{\n\tregistrar #\n}",
 	"http://:9 {\n\tdiscovery_status {\n#\n\t}\n}",
 	"http://:9 {\n\treverse_proxy {\n\t\tdynamic multi {\n\t\t\tdiscovery #\n\t\t}\n\t\tlb_policy least_load\n\t}\n}",
+	"{\n\tdiscovery {\n\t\tregistry main nats://127.0.0.1 {\n\t\t\thosts a.example.com\n\t\t}\n\t}\n\ton_demand_tls {\n\t\tpermission discovery #\n\t}\n}",
 	"#",
 }
 
@@ -55,6 +56,7 @@ func FuzzCaddyfile(f *testing.F) {
 		"redis://h redis://i {\ndrain 1s\n}\nregistrar nats://h",
 		"allow private_ranges 10.0.0.0/8\nmax_streams 3",
 		"redis+cluster://h {\nslow_start 1m\nsync_timeout 1s\nmax_stale 1h\nhealth {\nuri /\nport 80\nstatus 2xx\nheader a b\n}\n}",
+		"main {\nlinger 1h\nlimit 3 24h\nsync_timeout 1s\n}",
 	} {
 		f.Add(byte(place), lines)
 	}

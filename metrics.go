@@ -66,7 +66,8 @@ var metrics = []metric{
 		func(r *reading, v string) float64 { return r.nodes[v] }},
 	{"changes_total", "Changes of the standing of nodes, by type.", total, "type", texts(
 		discovery.ChangeSeen, discovery.ChangeUpdated, discovery.ChangeLeft, discovery.ChangeLapsed,
-		discovery.ChangeHeld, discovery.ChangeEjected, discovery.ChangeRestored, discovery.ChangeRejected),
+		discovery.ChangeHeld, discovery.ChangeEjected, discovery.ChangeRestored, discovery.ChangeRejected,
+		discovery.ChangeHosts, discovery.ChangeCertificate),
 		func(r *reading, v string) float64 { return float64(r.changes[discovery.ChangeType(v)]) }},
 	{"rejected_records_total", "Records that could not be accepted, by what is wrong with them.", total, "reason", texts(discovery.Faults()...),
 		func(r *reading, v string) float64 { return float64(r.rejected[discovery.Fault(v)]) }},
@@ -74,6 +75,8 @@ var metrics = []metric{
 		func(r *reading, _ string) float64 { return float64(r.snapshots) }},
 	{"watch_restarts_total", "Watches of the registry that broke and were started again.", total, "", nil,
 		func(r *reading, _ string) float64 { return float64(r.restarts) }},
+	{"certificates_allowed_total", "Questions whether there may be a certificate for a host, by the answer: listed, lingering and remembered are those that allow it.", total, "result", texts(discovery.CertificateAnswers()...),
+		func(r *reading, v string) float64 { return float64(r.certificates[discovery.CertificateAnswer(v)]) }},
 	{"health_checks_total", "Active health checks of discovered nodes, by result.", total, "result", []string{"passed", "failed"},
 		func(r *reading, v string) float64 { return r.checks.of(v == "passed") }},
 	{"lookups_total", "Requests for upstreams, by whether there were any.", total, "result", []string{"found", "none"},

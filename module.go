@@ -21,5 +21,6 @@ func init() {
 	caddy.RegisterModule(backend.Named{})
 	caddy.RegisterModule(Admin{})
 	caddy.RegisterModule(new(StatusPage))
+	caddy.RegisterModule(new(Permission))
 	caddycmd.RegisterCommand(cli.Command(processLogger("registrar")))
 }

@@ -79,6 +79,7 @@ type sharedDirectory struct {
 	members     []member // replaced, not changed
 	hostUsers   []*hostUser
 	hostOptions *discovery.HostOptions // as they were applied last; nil: not at all
+	permissions []*Permission
 }
 
 // A member of a directory is a source that uses its nodes while its config runs.

@@ -22,6 +22,7 @@ var provisioned = []string{
 	httpJSON(`{"handler":"reverse_proxy","load_balancing":{"selection_policy":{"policy":"least_load"}},"dynamic_upstreams":#}`),
 	httpJSON(`#`),
 	`{"admin":{"disabled":true},"apps":{"discovery":#}}`,
+	`{"admin":{"disabled":true},"apps":{"discovery":{"registries":{"main":{"registry":{"backend":"nats"},"hosts":["a.example.com"]}}},"tls":{"automation":{"on_demand":{"permission":#}}}}}`,
 }
 
 func httpJSON(handler string) string {
@@ -82,6 +83,14 @@ var inhospitable = []struct {
 	{8, `{"handler":"discovery_status","allow":[""]}`, "allow: invalid network"},
 	{8, `{"handler":"discovery_status","max_streams":-1}`, "max_streams"},
 	{8, `{"handler":"discovery_status","allow":null}`, ""},
+	{10, `{"module":"discovery","linger":-1}`, "linger: invalid duration"},
+	{10, `{"module":"discovery","linger":2592000000000001}`, "linger: 720h0m0.000000001s is too long, want at most 720h"},
+	{10, `{"module":"discovery","limit":{}}`, "limit: invalid number 0"},
+	{10, `{"module":"discovery","limit":{"names":1}}`, "limit: invalid period"},
+	{10, `{"module":"discovery","registry":{"backend":"nats","loss_guard":60}}`, "declare it in the global option discovery"},
+	{10, `{"module":"discovery","registry":{"backend":"named","name":"other"}}`, `no registry "other"`},
+	{10, `{"module":"discovery","registry":{"backend":"nats"}}`, ""},
+	{10, `{"module":"discovery"}`, ""},
 }
 
 // provisionJSON loads a configuration as far as caddy validate does.

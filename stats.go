@@ -96,23 +96,30 @@ type totals struct {
 	snapshots   uint64
 	restarts    uint64
 	propagation discovery.Propagation
+
+	certificates map[discovery.CertificateAnswer]uint64
 }
 
 func totalsOf(d *discovery.Directory) totals {
 	t := totals{snapshots: d.Snapshot().Number, restarts: d.Status().Restarts, propagation: d.Propagation()}
 	t.changes, t.rejected = d.Journal().Counts()
+	t.certificates = d.CertificateAnswers()
 	return t
 }
 
 func (t *totals) add(other totals) {
 	if t.changes == nil {
 		t.changes, t.rejected = make(map[discovery.ChangeType]uint64), make(map[discovery.Fault]uint64)
+		t.certificates = make(map[discovery.CertificateAnswer]uint64)
 	}
 	for k, n := range other.changes {
 		t.changes[k] += n
 	}
 	for k, n := range other.rejected {
 		t.rejected[k] += n
+	}
+	for k, n := range other.certificates {
+		t.certificates[k] += n
 	}
 	t.snapshots += other.snapshots
 	t.restarts += other.restarts

@@ -139,15 +139,23 @@ var (
 	errNotNamed  = errors.New("the registry's hosts do not name it")
 	errNotListed = errors.New("no node announces it")
 	errUnclear   = errors.New("the registry has not been listed yet")
+	errRenewed   = errors.New("the hosts are being looked at by other rules") // for a moment
 )
 
 // mayHaveCertificate is AllowCertificate without waiting, and without the limit.
 func (d *Directory) mayHaveCertificate(name string, linger time.Duration) (CertificateAnswer, error) {
-	if !d.hostRules.Load().Names(name) {
+	rules := d.hostRules.Load()
+	if !rules.Names(name) {
 		return CertificateDenied, errNotNamed
 	}
 	s := d.Snapshot()
 	hosts := s.Hosts()
+	switch {
+	case hosts == nil && !s.Synced:
+		return CertificateUnclear, errUnclear
+	case hosts == nil, hosts.rules != rules:
+		return CertificateUnclear, errRenewed
+	}
 	answer := CertificateListed
 	if hosts.Find(name) == nil {
 		known := hosts.Known(name)

@@ -86,10 +86,19 @@ type hostService struct {
 
 // hostNews is something that happened about hosts, for people to read.
 type hostNews struct {
-	entry    *Entry
-	reason   string
-	conflict bool // of two services, which somebody has to mend
+	entry  *Entry
+	what   hostEvent
+	reason string
 }
+
+// hostEvent is the line in the log of what happened.
+type hostEvent string
+
+const (
+	hostsRefused hostEvent = "hosts of a node refused"
+	hostMoved    hostEvent = "host is another service's now"
+	hostConflict hostEvent = "two services announce one host" // which somebody has to mend
+)
 
 func newHostTable(live func() bool, certified func(host string) bool) *hostTable {
 	byLeft := func(place func(*hostState) *int) timeQueue[hostState] {
@@ -197,7 +206,7 @@ func (t *hostTable) enter(e *Entry, was *hostNode, at time.Time, touched map[str
 	n.hosts, refused = n.said.allowed(t.rules, e.Node.Service())
 	n.refused = refusedText(refused)
 	if n.refused != "" && (was == nil || was.refused != n.refused) {
-		t.tell(hostNews{entry: e, reason: n.refused})
+		t.tell(hostNews{e, hostsRefused, n.refused})
 	}
 	t.admit(n, at, touched)
 }
@@ -211,7 +220,7 @@ func (t *hostTable) admit(n *hostNode, at time.Time, touched map[string]*hostSta
 	n.excess = max(len(n.hosts)*paths-ordinaryRoutes, 0)
 	if n.excess > 0 && t.excess+n.excess > maxExcessRoutes {
 		if !t.full[id] {
-			t.tell(hostNews{entry: n.entry, reason: fmt.Sprintf("%d hosts with %d paths: %s", len(n.hosts), paths, reasonNoRoom)})
+			t.tell(hostNews{n.entry, hostsRefused, fmt.Sprintf("%d hosts with %d paths: %s", len(n.hosts), paths, reasonNoRoom)})
 		}
 		t.full[id] = true
 		n.hosts, n.excess = n.hosts[:min(len(n.hosts), ordinaryRoutes/paths)], 0
@@ -326,8 +335,8 @@ func (t *hostTable) give(s *hostState, at time.Time) {
 	first := slices.Min(slices.Collect(maps.Keys(s.services)))
 	if s.owned && !s.shared {
 		t.tell(hostNews{
-			entry:  s.services[first].nodes[0].entry,
-			reason: fmt.Sprintf("host %s is this service's now; it was that of %s, which left %v ago", s.name, quoteService(s.owner), at.Sub(s.left).Round(time.Second)),
+			s.services[first].nodes[0].entry, hostMoved,
+			fmt.Sprintf("host %s is this service's now; it was that of %s, which left %v ago", s.name, quoteService(s.owner), at.Sub(s.left).Round(time.Second)),
 		})
 	}
 	if !s.owned || !s.shared || !s.left.IsZero() {
@@ -346,7 +355,7 @@ func (t *hostTable) tellConflicts(s *hostState) {
 			c.told = false
 		case !c.told:
 			c.told = true
-			t.tell(hostNews{entry: c.nodes[0].entry, conflict: true, reason: "host " + s.name + " refused: " + theirs(s.owner)})
+			t.tell(hostNews{c.nodes[0].entry, hostConflict, "host " + s.name + " refused: " + theirs(s.owner)})
 		}
 	}
 }

@@ -73,10 +73,10 @@ func (r *reporter) host(n *hostNews) {
 	}
 	r.journal.Add(Change{Type: ChangeHosts, ID: n.entry.Node.ID, Reason: n.reason, Entry: n.entry})
 	level := slog.LevelInfo
-	if n.conflict {
+	if n.what == hostConflict {
 		level = slog.LevelWarn
 	}
-	r.line(level, "hosts of a node", "node", n.entry.Node.ID, "service", n.entry.Node.Service(), "reason", n.reason)
+	r.line(level, string(n.what), "node", n.entry.Node.ID, "service", n.entry.Node.Service(), "reason", n.reason)
 }
 
 // recordRejected tells of a rejected record that is no node's. Listings repeat them,
