@@ -24,6 +24,57 @@ import (
 	"github.com/caddy-discovery/caddy-discovery/internal/traffic"
 )
 
+// BenchmarkRoute is what a request costs that goes by its host, in fleets of one node for
+// each of so many hosts, all of which are asked for in turn: hold it against
+// BenchmarkLookup/random/nodes=1. Matcher is what `discovered` adds.
+func BenchmarkRoute(b *testing.B) {
+	for _, hosts := range []int{1, 1_000, 10_000} {
+		m := discoverytest.NewMemory()
+		name := fmt.Sprint(b.Name(), "/", hosts)
+		memories.Store(name, m)
+		defer memories.Delete(name)
+		requests := make([]*http.Request, hosts)
+		for i := range hosts {
+			host := fmt.Sprintf("service-%d.apps.example.com", i)
+			list(b, m, fmt.Sprint("n", i), "http://"+at(host), "hosts", host)
+			requests[i] = request()
+			requests[i].Host = host
+		}
+		u := source(b, "registry memory "+name+"\nroute", "load_balancing", policy("random"))
+		u.start()
+		for u.directory.Snapshot().Hosts().Len() < hosts {
+			<-u.directory.Snapshot().Superseded()
+		}
+		lookup := func(b *testing.B) {
+			b.ReportAllocs()
+			for i := 0; b.Loop(); i++ {
+				upstreams, err := u.GetUpstreams(requests[i%hosts])
+				if err != nil || len(upstreams) != 1 {
+					b.Fatalf("looked up %d upstreams: %v", len(upstreams), err)
+				}
+			}
+		}
+		b.Run(fmt.Sprintf("lookup/hosts=%d", hosts), func(b *testing.B) {
+			for _, r := range requests {
+				if _, err := u.GetUpstreams(r); err != nil {
+					b.Fatal(err)
+				}
+			}
+			lookup(b)
+		})
+		b.Run(fmt.Sprintf("matcher/hosts=%d", hosts), func(b *testing.B) {
+			d := &Discovered{directory: u.directory}
+			d.starting.Do(func() {})
+			b.ReportAllocs()
+			for i := 0; b.Loop(); i++ {
+				if match, err := d.MatchWithError(requests[i%hosts]); !match || err != nil {
+					b.Fatal(match, err)
+				}
+			}
+		})
+	}
+}
+
 // BenchmarkLookup is what a request costs here, before Caddy does its part with
 // what is returned.
 func BenchmarkLookup(b *testing.B) {

@@ -29,6 +29,7 @@ func init() {
 //	    service      <name>
 //	    where        <key> <value...>
 //	    prefer       <key> <value...>
+//	    route
 //	    scheme       auto|http|https
 //	    pick         <n> [hash <placeholder>]
 //	    subset       <n>
@@ -63,6 +64,7 @@ func (u *Upstreams) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		"service":      caddyblock.Text("<name>", &u.Service),
 		"where":        criterion(&u.Where),
 		"prefer":       criterion(&u.Prefer),
+		"route":        caddyblock.Present(&u.Route),
 		"scheme":       caddyblock.OneOf(&u.Scheme, schemeAuto, "http", "https"),
 		"pick":         pick(&u.Pick),
 		"subset":       caddyblock.Number(&u.Subset, 1, discovery.MaxNodes),

@@ -52,9 +52,9 @@ func (c *coldStart) end() {
 
 func (c *coldStart) restoresAt() time.Time { return c.opened.Add(c.timeout / 2) }
 
-// awaitListing returns the directory's snapshot when the registry is listed, a node of
-// the saved list can serve, or the time is over.
-func (c *coldStart) awaitListing(ctx context.Context, pick func(*discovery.Snapshot) *picker.Picker) *discovery.Snapshot {
+// awaitListing returns the directory's snapshot when the registry is listed, the saved list
+// is enough, or the time is over.
+func (c *coldStart) awaitListing(ctx context.Context, enough func(*discovery.Snapshot) bool) *discovery.Snapshot {
 	if time.Since(c.opened) >= c.timeout {
 		return c.directory.Snapshot()
 	}
@@ -73,7 +73,7 @@ func (c *coldStart) awaitListing(ctx context.Context, pick func(*discovery.Snaps
 		case <-superseded:
 		}
 		snapshot := c.directory.Snapshot()
-		if snapshot.Number > 0 && !pick(snapshot).Empty() {
+		if snapshot.Number > 0 && enough(snapshot) {
 			return snapshot
 		}
 		superseded = snapshot.Superseded()

@@ -11,7 +11,6 @@ import (
 	"github.com/caddy-discovery/caddy-discovery/discovery/discoverytest"
 	"github.com/caddy-discovery/caddy-discovery/internal/freeport"
 	"github.com/caddy-discovery/caddy-discovery/internal/health"
-	"github.com/caddy-discovery/caddy-discovery/internal/picker"
 )
 
 func TestColdStartWaits(t *testing.T) {
@@ -187,7 +186,7 @@ func TestRequestsWaitForTheListing(t *testing.T) {
 				time.AfterFunc(test.back, m.Restore)
 			}
 			began := time.Now()
-			s := c.awaitListing(request, func(*discovery.Snapshot) *picker.Picker { return new(picker.Picker) })
+			s := c.awaitListing(request, func(*discovery.Snapshot) bool { return false })
 			if waited := time.Since(began); s.Synced != (test.back > 0) || waited > test.most || !s.Synced && waited < test.most {
 				t.Errorf("%s: listed %v after %v, want at most %v", test.what, s.Synced, waited, test.most)
 			}

@@ -1,8 +1,10 @@
 package caddydiscovery
 
 import (
+	"context"
 	"reflect"
 	"slices"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
@@ -42,12 +44,47 @@ func newHostUser(ctx caddy.Context, d *sharedDirectory) (*hostUser, error) {
 
 // join has the rules count, from when requests come or the config has started.
 func (u *hostUser) join() {
+	if u == nil {
+		return
+	}
 	u.directory.mu.Lock()
 	defer u.directory.mu.Unlock()
 	if !slices.Contains(u.directory.hostUsers, u) {
 		u.directory.hostUsers = append(u.directory.hostUsers, u)
 		u.directory.applyHostRules()
 	}
+}
+
+// seen reports whether a snapshot was made with the hosts looked at. Without a user there is
+// nothing to see.
+func (u *hostUser) seen(s *discovery.Snapshot) bool { return u == nil || s.Hosts() != nil }
+
+// await returns a snapshot of a directory that is listed in which the hosts were looked at:
+// the given one unless it followed its registry before anybody asked for hosts. Then the
+// next one comes at once, and is awaited for hostsTimeout at most.
+func (u *hostUser) await(ctx context.Context, s *discovery.Snapshot) *discovery.Snapshot {
+	if !s.Synced || u.seen(s) {
+		return s
+	}
+	ctx, cancel := context.WithTimeout(ctx, hostsTimeout)
+	defer cancel()
+	for !u.seen(s) && u.joined() {
+		select {
+		case <-s.Superseded():
+		case <-ctx.Done():
+			return s
+		}
+		s = u.directory.Snapshot()
+	}
+	return s
+}
+
+const hostsTimeout = 2 * time.Second
+
+func (u *hostUser) joined() bool {
+	u.directory.mu.Lock()
+	defer u.directory.mu.Unlock()
+	return slices.Contains(u.directory.hostUsers, u)
 }
 
 // set has other rules count for a user that joined, or will.
@@ -60,6 +97,9 @@ func (u *hostUser) set(options discovery.HostOptions) {
 
 // leave ends that the rules count, if it joined.
 func (u *hostUser) leave() {
+	if u == nil {
+		return
+	}
 	u.directory.mu.Lock()
 	defer u.directory.mu.Unlock()
 	if i := slices.Index(u.directory.hostUsers, u); i >= 0 {

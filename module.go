@@ -14,6 +14,7 @@ func init() {
 	caddy.RegisterModule(new(Upstreams))
 	caddy.RegisterModule(new(LeastLoad))
 	caddy.RegisterModule(Registries{})
+	caddy.RegisterModule(new(Discovered))
 	caddy.RegisterModule(Registrar{})
 	caddy.RegisterModule(backend.NATSKV{})
 	caddy.RegisterModule(backend.NATS{})

@@ -296,7 +296,10 @@ func (u *Upstreams) session(a *attempts, q *picker.Query) *session {
 	if q == nil {
 		q = &u.pickers.Query
 	}
-	is := u.Sticky.of(u.directory.Snapshot(), a.watched.header, func(e *discovery.Entry) bool { return u.builder.Keeps(e, q) })
+	snapshot := u.directory.Snapshot()
+	is := u.Sticky.of(snapshot, a.watched.header, func(e *discovery.Entry) bool {
+		return u.builder.Keeps(e, q) && u.serves(snapshot, a.request, e)
+	})
 	a.watched.sessions = append(a.watched.sessions, is)
 	return is
 }

@@ -79,6 +79,13 @@ type Upstreams struct {
 	// are expanded for each request. Default: no condition
 	Where []Criterion `json:"where,omitempty"`
 
+	// Only nodes that announce the host of the request, in their metadata "hosts", and of
+	// those the ones with the longest path that fits it, in "paths". A host that a node
+	// announces as it is comes before a wildcard. Nodes that announce no host get no
+	// request. Which hosts records may announce the global option discovery says. Default:
+	// false
+	Route bool `json:"route,omitempty"`
+
 	// Nodes that fulfil these come first; others are used only when none of
 	// these can serve. Earlier criteria win over later ones. Default: no
 	// preference
@@ -162,6 +169,8 @@ type Upstreams struct {
 	static    picker.Query  // what is asked for whatever the request
 	builder   picker.Builder
 	pickers   picker.Cache
+	routes    picker.Routes // in their place with Route, unless queries vary
+	hosts     *hostUser     // nil without Route
 
 	starting  sync.Once
 	cold      coldStart
@@ -222,6 +231,11 @@ func (u *Upstreams) Provision(ctx caddy.Context) error {
 	}
 	u.cold.directory, u.cold.timeout = u.directory.Directory, time.Duration(u.SyncTimeout)
 	u.provisionPickers()
+	if u.Route {
+		if err := u.provisionRoutes(ctx); err != nil {
+			return err
+		}
+	}
 	if u.Sticky != nil {
 		if err := u.Sticky.provision(u.directory); err != nil {
 			return err
@@ -298,6 +312,7 @@ func (u *Upstreams) inspectHandler(ctx caddy.Context) error {
 		return errors.New("the discovery source works in a reverse_proxy handler only")
 	}
 	w := wrapPolicy(u.handler, u.logger)
+	w.routes = w.routes || u.Route
 	u.inspectTransport(w.transport)
 	if u.Health != nil {
 		if err := u.Health.checkTransport(w.transport); err != nil {
@@ -398,7 +413,7 @@ func (u *Upstreams) provisionPickers() {
 	if u.Scheme == schemeAuto {
 		b.Scheme = map[bool]string{true: "https", false: "http"}[u.https]
 	}
-	b.Proxies = u.Service != "" || len(u.Where) > 0
+	b.Proxies = u.Service != "" || len(u.Where) > 0 || u.Route
 	b.Own, b.Denied = announcedHere, u.denied
 	b.Subset, b.ProxyID = u.Subset, u.ProxyID
 	b.Random, b.SlowStart = rand.Uint64, time.Duration(u.SlowStart)
@@ -435,6 +450,7 @@ func varies(s string) bool { return strings.Contains(s, "{") }
 // servers accept them before Caddy says "started".
 func (u *Upstreams) start() {
 	u.starting.Do(func() {
+		u.hosts.join()
 		u.directory.start()
 		u.cold.begin(time.Unix(0, u.directory.opened.Load()))
 		if u.health != nil {
@@ -563,8 +579,8 @@ func (l *lookup) upstreams(n int) []*reverseproxy.Upstream {
 // coldStart.
 func (u *Upstreams) pickerFor(r *http.Request, q *picker.Query) *picker.Picker {
 	u.start()
-	if snapshot := u.directory.Snapshot(); snapshot.Synced {
-		if p := u.pickers.Picker(snapshot, q); !p.Empty() || u.health == nil {
+	if snapshot := u.directory.Snapshot(); snapshot.Synced && u.hosts.seen(snapshot) {
+		if p := u.picker(snapshot, r, q); !p.Empty() || u.health == nil {
 			return p
 		}
 	}
@@ -574,15 +590,24 @@ func (u *Upstreams) pickerFor(r *http.Request, q *picker.Query) *picker.Picker {
 			u.logger.Error("cleaning up after the last request", zap.Error(err))
 		}
 	}()
-	pick := func(s *discovery.Snapshot) *picker.Picker { return u.pickers.Picker(s, q) }
-	p := pick(u.cold.awaitListing(r.Context(), pick))
+	pick := func(s *discovery.Snapshot) *picker.Picker { return u.picker(s, r, q) }
+	listed := u.cold.awaitListing(r.Context(), func(s *discovery.Snapshot) bool { return !pick(s).Empty() })
+	p := pick(u.hosts.await(r.Context(), listed))
 	if p.Empty() && u.health != nil && !u.givenUp() {
 		p = u.cold.awaitChecks(r.Context(), pick)
 	}
 	return p
 }
 
-// queryOf returns what a request asks for; nil where all ask for the same.
+// picker returns the picker of a snapshot for a request with that query.
+func (u *Upstreams) picker(s *discovery.Snapshot, r *http.Request, q *picker.Query) *picker.Picker {
+	if u.Route {
+		return u.routed(s, r, q)
+	}
+	return u.pickers.Picker(s, q)
+}
+
+// queryOf returns what a request asks for beside its host and path; nil where all ask for the same.
 func (u *Upstreams) queryOf(r *http.Request) *picker.Query {
 	if !u.pickers.Varies {
 		return nil
@@ -708,6 +733,9 @@ func (u *Upstreams) describe() string {
 	if u.Scheme != schemeAuto {
 		parts = append(parts, "scheme "+u.Scheme)
 	}
+	if u.Route {
+		parts = append(parts, "route")
+	}
 	if len(parts) == 0 {
 		return "every service"
 	}
@@ -745,6 +773,7 @@ func (u *Upstreams) release() error {
 	if u.health != nil {
 		err = u.health.release()
 	}
+	u.hosts.leave()
 	if u.directory != nil {
 		err = errors.Join(err, u.directory.release())
 	}

@@ -75,6 +75,12 @@ type Route struct {
 	Nodes []*Entry
 }
 
+// Has reports whether the node with the id serves the route.
+func (r *Route) Has(id string) bool {
+	_, found := slices.BinarySearchFunc(r.Nodes, id, byID)
+	return found
+}
+
 // Len returns how many hosts have nodes.
 func (h *Hosts) Len() int {
 	if h == nil {
@@ -137,6 +143,12 @@ func (h *Host) Nodes() []*Entry { return h.nodes }
 
 // Routes returns the paths of the host that nodes serve, the longest first.
 func (h *Host) Routes() []*Route { return h.routes }
+
+// HasPath reports whether nodes serve a path of the host, which is in the form of
+// [ParsePath].
+func (h *Host) HasPath(path string) bool {
+	return h.byPath[strings.TrimSuffix(path, AllPaths)] != nil
+}
 
 // Route returns the longest path of the host that a request's path fits; nil if none
 // does.

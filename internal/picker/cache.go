@@ -132,7 +132,8 @@ func (v *view) expired() bool { return v.fixed != nil && v.fixed.expired() }
 // nothing: all of it gets one picker. What has expanded to nothing goes, too. It
 // reports false if no node can fulfil the query.
 func (v *view) reduce(q *Query) (*Query, bool) {
-	reduced := Query{q.ByService, q.Service, slices.Clone(q.Where), slices.Clone(q.Prefer)}
+	reduced := *q
+	reduced.Where, reduced.Prefer = slices.Clone(q.Where), slices.Clone(q.Prefer)
 	for _, criteria := range [][]Criterion{reduced.Where, reduced.Prefer} {
 		for i, c := range criteria {
 			unknown := func(value string) bool { return value == "" || !v.values[c.Key][value] }

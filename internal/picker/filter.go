@@ -24,6 +24,11 @@ type Query struct {
 	// ByService says that only nodes of Service will do: none if that is "".
 	ByService bool
 	Service   string
+	// ByRoute says that only nodes of Route will do, which is one of Host: none if that is
+	// nil.
+	ByRoute bool
+	Host    string
+	Route   *discovery.Route
 	// Where are criteria that nodes must fulfil, Prefer those by which they are ranked.
 	Where, Prefer []Criterion
 }
@@ -31,12 +36,31 @@ type Query struct {
 // candidates returns the nodes of the wanted service, sorted by id.
 func (q *Query) candidates(s *discovery.Snapshot) []*discovery.Entry {
 	switch {
+	case q.ByRoute:
+		return q.onRoute()
 	case !q.ByService:
 		return s.Nodes()
 	case q.Service == "":
 		return nil
 	}
 	return s.Service(q.Service)
+}
+
+// onRoute returns the nodes of the route, sorted by id.
+func (q *Query) onRoute() []*discovery.Entry {
+	if q.Route == nil {
+		return nil
+	}
+	if !q.ByService {
+		return q.Route.Nodes
+	}
+	var nodes []*discovery.Entry
+	for _, e := range q.Route.Nodes {
+		if q.Service != "" && e.Node.Service() == q.Service {
+			nodes = append(nodes, e)
+		}
+	}
+	return nodes
 }
 
 // values returns, for each key of a criterion, the values that the nodes have.
@@ -60,6 +84,9 @@ func (q *Query) values(nodes []*discovery.Entry) map[string]map[string]bool {
 func (q *Query) key() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%d:%s", len(q.Service), q.Service)
+	if q.Route != nil {
+		fmt.Fprintf(&b, "|%d:%s%s", len(q.Host), q.Host, q.Route.Path)
+	}
 	for _, criteria := range [][]Criterion{q.Where, q.Prefer} {
 		for _, c := range criteria {
 			fmt.Fprintf(&b, "|%d", len(c.Values))
@@ -80,6 +107,7 @@ const (
 	Unhealthy    Reason = "unhealthy"
 	NotChecked   Reason = "unhealthy: not checked yet"
 	OtherService Reason = "service"
+	NoHosts      Reason = "route: no hosts"
 )
 
 // Unhealthy reports whether it is the health checks that keep the node out.
@@ -158,6 +186,8 @@ func (f *Filter) mismatch(e *discovery.Entry, q *Query) Reason {
 		return "this process itself"
 	case e.Proxy() && !f.Proxies:
 		return "role proxy"
+	case q.ByRoute && e.Node.Metadata[discovery.KeyHosts] == "":
+		return NoHosts
 	}
 	for _, c := range q.Where {
 		if !c.matches(n.Metadata) {
