@@ -27,6 +27,7 @@ var fuzzed = []string{
 	"http://:9 {\n\tdiscovery_status {\n#\n\t}\n}",
 	"http://:9 {\n\treverse_proxy {\n\t\tdynamic multi {\n\t\t\tdiscovery #\n\t\t}\n\t\tlb_policy least_load\n\t}\n}",
 	"{\n\tdiscovery {\n\t\tregistry main nats://127.0.0.1 {\n\t\t\thosts a.example.com\n\t\t}\n\t}\n\ton_demand_tls {\n\t\tpermission discovery #\n\t}\n}",
+	"http://:9 {\n\treverse_proxy {\n\t\tdynamic discovery nats://h\n\t\tlb_policy least_latency {\n#\n\t\t}\n\t}\n}",
 	"#",
 }
 
@@ -100,8 +101,8 @@ func checkModules(t *testing.T, name string, tree any) {
 			module, key = "http.reverse_proxy.upstreams.discovery", "source"
 		case tree["handler"] == "discovery_status":
 			module, key = "http.handlers.discovery_status", "handler"
-		case tree["policy"] == "least_load":
-			module, key = "http.reverse_proxy.selection_policies.least_load", "policy"
+		case tree["policy"] == "least_load", tree["policy"] == "least_latency":
+			module, key = "http.reverse_proxy.selection_policies."+tree["policy"].(string), "policy"
 		case name == "registry":
 			backend, _ := tree["backend"].(string)
 			module, key = "discovery.registries."+backend, "backend"

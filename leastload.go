@@ -1,13 +1,7 @@
 package caddydiscovery
 
 import (
-	"encoding/json"
-	"errors"
-	"fmt"
-	"math/rand/v2"
 	"net/http"
-	"slices"
-	"sync/atomic"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -15,23 +9,33 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
+	"github.com/caddy-discovery/caddy-discovery/internal/balance"
 	"github.com/caddy-discovery/caddy-discovery/internal/caddyblock"
+	"github.com/caddy-discovery/caddy-discovery/internal/traffic"
 )
 
-// LeastLoad is a policy that selects the available node that reports the least
-// load. Whatever the fleet's measure of load is, a report is seconds old when it
-// is used, and every proxy has the same one: so that they do not all send
-// everything to the one idle node, the load is corrected by what this proxy itself
-// has in flight to a node and has sent to it lately. A node of twice the weight takes
-// twice as much of either before it counts as equally loaded. Among equals one is
-// chosen at random. In a fleet of more than eight nodes it is the least loaded of eight
-// that are drawn by weight, or of those of pick.
+// LeastLoad is a policy that gives each node a share of the requests in proportion to what
+// it serves by its utilization, as gRFC A58 has it: of equal nodes one that reports a load
+// of 0.1 gets several times as many as one that reports 0.9. Whatever the fleet's measure of
+// load is, that comes to the same load everywhere. Half of what a node counts as serving is
+// what it got from this proxy lately, and half what its weight is of all, so that nodes
+// which report the same get shares by weight, and no node gets nothing. Where none reports a
+// load the shares are the weights.
 //
-// It needs the upstream source "discovery". Upstreams of another source beside it
-// count as loaded as much as the average.
+// Shares are computed once a second, rise slower than they fall, and are shares: what one
+// report says moves some of the requests, and never all of them, however many proxies read
+// it. Of two nodes that are drawn by their shares it is the one with fewer requests in flight
+// from this proxy over its share. Responses of a status of 500 or above and none at all count
+// as load.
+//
+// A node may report its load in its responses as well, between heartbeats, in the header
+// (or trailer) endpoint-load-metrics of ORCA, as JSON or TEXT, or endpoint-load-metrics-bin:
+// application_utilization, or else cpu_utilization. It is taken off the response.
+//
+// It needs the upstream source "discovery". Upstreams of another source beside it get the
+// average share.
 type LeastLoad struct {
-	random func() uint64
-	weight func(*discovery.Entry) float64 // nil: candidates are drawn by it, and it counts no more
+	chooser
 }
 
 // CaddyModule returns the Caddy module information.
@@ -55,127 +59,79 @@ func (*LeastLoad) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 
 // Provision refuses a handler without reports.
 func (l *LeastLoad) Provision(ctx caddy.Context) error {
-	l.random = rand.Uint64
-	type source struct {
-		Source  string   `json:"source"`
-		Sources []source `json:"sources"` // of multi
+	return l.provision(ctx, "least_load", "nodes that report their load")
+}
+
+// Select selects one of the upstreams by their shares. Which nodes they are it learns from
+// the attempts of the request, where the source has noted them.
+func (l *LeastLoad) Select(pool reverseproxy.UpstreamPool, r *http.Request, _ http.ResponseWriter) *reverseproxy.Upstream {
+	if up, known := only(pool); known {
+		return up
 	}
-	var reports func(s source) bool
-	reports = func(s source) bool { return s.Source == "discovery" || slices.ContainsFunc(s.Sources, reports) }
-	var configured source
-	if handler := parentOf[*reverseproxy.Handler](ctx); handler != nil && handler.DynamicUpstreamsRaw != nil {
-		if err := json.Unmarshal(handler.DynamicUpstreamsRaw, &configured); err != nil {
-			return fmt.Errorf("reading the upstream source: %w", err)
+	a, _ := attemptsOf(r)
+	now := traffic.Now()
+	var roomMembers [balance.MostCandidates]balance.Member
+	var roomOdds, roomShares [balance.MostCandidates]float64
+	var roomOthers, roomNodes [balance.MostCandidates]*reverseproxy.Upstream
+	members, odds, available, others := roomMembers[:0], roomOdds[:0], roomNodes[:0], roomOthers[:0]
+	for e, up := range a.each(pool) {
+		switch {
+		case !up.Available():
+		case e == nil:
+			others = append(others, up)
+		default:
+			m := memberOf(e, now)
+			weight, o, _ := l.weigh(e)
+			// Where the nodes were drawn by weight it counts no more.
+			members, odds, available = append(members, m), append(odds, o/weight), append(available, up)
 		}
 	}
-	if !reports(configured) {
-		return errors.New("lb_policy least_load needs nodes that report their load; want 'dynamic discovery' in the same reverse_proxy, or another policy such as least_conn")
+	shares := balance.Shares(members, roomShares[:0])
+	sum := 0.0
+	for i := range shares {
+		shares[i] *= odds[i]
+		sum += shares[i]
+	}
+	for range others {
+		shares = append(shares, sum/float64(max(len(available), 1)))
+	}
+	available = append(available, others...)
+	if i := balance.LessBusy(shares, func(i int) int { return available[i].NumRequests() }, l.random); i >= 0 {
+		return available[i]
 	}
 	return nil
 }
 
-// Select selects the upstream of the least score. Which nodes the upstreams are it
-// learns from the attempts of the request, where the source has noted them.
-func (l *LeastLoad) Select(pool reverseproxy.UpstreamPool, r *http.Request, _ http.ResponseWriter) *reverseproxy.Upstream {
-	a, _ := attemptsOf(r)
-	sum, known := 0.0, 0
-	for e, up := range a.each(pool) {
-		if e != nil && up.Available() {
-			sum += e.Load()
-			known++
-		}
-	}
-	mean := sum / float64(max(known, 1))
-	now := time.Since(windowsBegan)
-	var best *reverseproxy.Upstream
-	var bestNode *discovery.Entry
-	var least float64
-	ties := uint64(0)
-	for e, up := range a.each(pool) {
-		if !up.Available() {
-			continue
-		}
-		load, recent := mean, 0.0
-		if e != nil {
-			load, recent = e.Load(), peerOf(e).recent.count(now)
-		}
-		s := score(load, mean, up.Host.NumRequests(), recent)
-		if e != nil && l.weight != nil {
-			s /= l.weight(e)
-		}
-		switch {
-		case best == nil || s < least:
-			ties = 1
-		case s > least:
-			continue
-		default:
-			if ties++; l.random()%ties != 0 {
-				continue
-			}
-		}
-		best, bestNode, least = up, e, s
-	}
-	if bestNode != nil {
-		peerOf(bestNode).recent.add(now)
-	}
-	return best
+// observer returns who is told of the attempts.
+func (l *LeastLoad) observer() traffic.Observer { return loadObserver{} }
+
+func usageOf(e *discovery.Entry) *balance.Usage { return discovery.Attached[balance.Usage](e) }
+
+// memberOf returns what counts of the node for its share.
+func memberOf(e *discovery.Entry, now time.Duration) balance.Member {
+	return usageOf(e).Member(now, e.Weight(), e.Load(), e.LastHeard())
 }
 
-// recentPerRequest is how many requests of the last seconds weigh as much as one
-// that is in flight.
-const recentPerRequest = 64
+// loadObserver learns what nodes serve, and the loads that they report in responses.
+type loadObserver struct{}
 
-// score is by what candidates are compared: the load that a node reports,
-// corrected by what this proxy knows better. The average is added to each load:
-// else an idle node, whose load is 0, could have any number of requests in flight
-// and still be the least loaded.
-func score(load, mean float64, inFlight int, recent float64) float64 {
-	relative := 1.0
-	if mean > 0 {
-		relative = load / mean
-	}
-	return (1 + relative) * (1 + float64(inFlight) + recent/recentPerRequest)
-}
+func (loadObserver) Sent(*traffic.Exchange) {}
 
-// window counts what happened in about the last ten seconds: in one step of ten
-// seconds and in the one before it, of which as much counts as is not over yet.
-type window struct {
-	// state holds the number of the step, and the counts of the step before it
-	// and of the step itself, in 24, 20 and 20 bits.
-	state atomic.Uint64
-}
-
-const (
-	windowStep = 10 * time.Second
-	windowMost = 1<<20 - 1
-)
-
-var windowsBegan = time.Now()
-
-// countsAt returns the counts of a state as of a later step.
-func countsAt(state, step uint64) (before, current uint64) {
-	switch then := state >> 40; {
-	case then == step:
-		return state >> 20 & windowMost, state & windowMost
-	case then+1 == step:
-		return state & windowMost, 0
-	default:
-		return 0, 0
+func (loadObserver) Answered(x *traffic.Exchange) {
+	u := usageOf(x.Node)
+	u.Served(x.AnsweredAt, isError(x.Status))
+	if load, ok := balance.TakeLoad(x.Response.Header); ok {
+		u.Report(load)
 	}
 }
 
-func (w *window) count(now time.Duration) float64 {
-	before, current := countsAt(w.state.Load(), uint64(now/windowStep))
-	return float64(current) + float64(before)*(1-float64(now%windowStep)/float64(windowStep))
-}
-
-func (w *window) add(now time.Duration) {
-	step := uint64(now / windowStep)
-	for {
-		old := w.state.Load()
-		before, current := countsAt(old, step)
-		if w.state.CompareAndSwap(old, step<<40|before<<20|min(current+1, windowMost)) {
-			return
+func (loadObserver) Done(x *traffic.Exchange) {
+	switch {
+	case x.Response == nil && x.Outcome != traffic.Aborted:
+		usageOf(x.Node).Served(x.DoneAt, true)
+	case x.Response != nil && len(x.Response.Trailer) > 0:
+		if load, ok := balance.TakeLoad(x.Response.Trailer); ok {
+			usageOf(x.Node).Report(load)
 		}
 	}
 }
@@ -184,5 +140,5 @@ func (w *window) add(now time.Duration) {
 var (
 	_ caddy.Provisioner     = (*LeastLoad)(nil)
 	_ caddyfile.Unmarshaler = (*LeastLoad)(nil)
-	_ reverseproxy.Selector = (*LeastLoad)(nil)
+	_ learner               = (*LeastLoad)(nil)
 )

@@ -108,7 +108,7 @@ func TestUnderMultiCandidatesAreFew(t *testing.T) {
 	registries := []map[string]float64{numbered("a", 100, 1), numbered("b", 40, 1)}
 	for what, want := range map[string]int{
 		"random": 2, "random_choose": 4, "round_robin": 2, "least_conn": 2, "first": 2, "ip_hash": 2, "cookie": 2,
-		"least_load": 2 * loadCandidates, "somebodys": 140,
+		"least_load": 2, "least_latency": 2, "somebodys": 140,
 	} {
 		b := newBesides(t, policy(what), registries, nil)
 		if got := b.pool(request()); len(got) != want {
@@ -134,6 +134,8 @@ func TestUnderMultiWeightsCount(t *testing.T) {
 		"random_choose":   {policy("random_choose"), nil},
 		"round_robin":     {policy("round_robin"), nil},
 		"least_conn":      {policy("least_conn"), nil},
+		"least_load":      {leastLoad, nil},
+		"least_latency":   {policy("least_latency"), nil},
 		"header, random":  {policy("header", "field", "X-Key", "fallback", map[string]any{"policy": "random"}), nil},
 		"cookie":          {policy("cookie"), nil},
 		"cookie, in turn": {policy("cookie", "fallback", map[string]any{"policy": "round_robin"}), nil},
@@ -274,7 +276,7 @@ func TestUnderMultiTheLeastBusyOfAllIsChosen(t *testing.T) {
 
 // TestUnderMultiRetriesGoElsewhere has a request fail everywhere but at one upstream.
 func TestUnderMultiRetriesGoElsewhere(t *testing.T) {
-	for _, what := range []string{"random", "random_choose", "round_robin", "least_conn", "least_load", "uri_hash", "cookie"} {
+	for _, what := range []string{"random", "random_choose", "round_robin", "least_conn", "least_load", "least_latency", "uri_hash", "cookie"} {
 		load := policy(what)
 		load["retries"] = 20
 		b := newBesides(t, load, []map[string]float64{numbered("r", 5, 1), numbered("q", 4, 1)}, nil)

@@ -13,6 +13,7 @@ import (
 func init() {
 	caddy.RegisterModule(new(Upstreams))
 	caddy.RegisterModule(new(LeastLoad))
+	caddy.RegisterModule(new(LeastLatency))
 	caddy.RegisterModule(Registries{})
 	caddy.RegisterModule(new(Discovered))
 	caddy.RegisterModule(Registrar{})

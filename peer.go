@@ -13,7 +13,6 @@ import (
 // what the node's record says. All sources share it.
 type peer struct {
 	host    atomic.Pointer[knownHost]
-	recent  window   // requests that were sent lately, for least_load
 	session lastSeen // when a session of the node was seen
 }
 

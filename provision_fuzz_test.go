@@ -23,6 +23,7 @@ var provisioned = []string{
 	httpJSON(`#`),
 	`{"admin":{"disabled":true},"apps":{"discovery":#}}`,
 	`{"admin":{"disabled":true},"apps":{"discovery":{"registries":{"main":{"registry":{"backend":"nats"},"hosts":["a.example.com"]}}},"tls":{"automation":{"on_demand":{"permission":#}}}}}`,
+	httpJSON(`{"handler":"reverse_proxy","load_balancing":{"selection_policy":{"policy":"least_latency","decay":"5s"}},"dynamic_upstreams":#}`),
 }
 
 func httpJSON(handler string) string {

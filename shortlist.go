@@ -58,10 +58,6 @@ func (s *shortlist) choice(r *http.Request) picker.Choice {
 	return picker.Choice{Strategy: s.strategy}
 }
 
-// loadCandidates is how many nodes least_load compares: with so many the best of them is
-// among the least loaded eighth of a fleet, nearly always.
-const loadCandidates = 8
-
 // shortlistFor returns the shortlist for a policy. With spare there is one node more than
 // the policy needs, because Caddy may know of the first that it fails or is full before
 // this source does. Where other sources are beside this one, the policy chooses among what
@@ -83,7 +79,9 @@ func shortlistFor(policy reverseproxy.Selector, spare bool) shortlist {
 	case *reverseproxy.LeastConnSelection:
 		return shortlist{strategy: picker.LeastBusy(1 + more), size: 1 + more, shown: 1, weighs: true, counts: true}
 	case *LeastLoad:
-		return shortlist{strategy: picker.Sample(loadCandidates), size: loadCandidates, shown: loadCandidates, weighs: true}
+		return shortlist{strategy: picker.Shares(1 + more), size: 1 + more, shown: 1, weighs: true, counts: true}
+	case *LeastLatency:
+		return shortlist{strategy: picker.Soonest(1 + more), size: 1 + more, shown: 1, weighs: true, counts: true}
 	}
 	all := shortlist{strategy: picker.All{}}
 	if s := hashedShortlist(policy); s.key != nil {

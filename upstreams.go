@@ -42,8 +42,8 @@ const (
 // in use.
 //
 // Nodes that are draining, in maintenance or have weight 0 get no new requests. Under the
-// policies random, random_choose, round_robin, least_conn and least_load the others get
-// requests by their weights. Whatever policy of Caddy's the handler has, the source returns
+// policies random, random_choose, round_robin, least_conn, least_load and least_latency the
+// others get requests by their weights. Whatever policy of Caddy's the handler has, the source returns
 // only the nodes that it would choose of all, because each one more costs Caddy a lock.
 // Nodes with the role "proxy" are left out unless service or where asks for
 // something, and this very process is always left out, so that proxies that list
@@ -128,8 +128,8 @@ type Upstreams struct {
 	ProxyID string `json:"proxy_id,omitempty"`
 
 	// How long a new node takes to get its full share of the requests, beginning
-	// with a tenth of it. It needs a policy that knows shares (random,
-	// random_choose, round_robin, least_conn, least_load, and cookie with one of them to
+	// with a tenth of it. It needs a policy that knows shares (random, random_choose,
+	// round_robin, least_conn, least_load, least_latency, and cookie with one of them to
 	// fall back to) or pick. Nodes that were there when
 	// this proxy first saw the registry are not new. Default: no time
 	SlowStart caddy.Duration `json:"slow_start,omitempty"`
@@ -332,6 +332,9 @@ func (u *Upstreams) inspectHandler(ctx caddy.Context) error {
 		return err
 	}
 	u.track(w, mentionsNodes(ctx, u.handler))
+	if err := u.learn(ctx, w); err != nil {
+		return err
+	}
 	u.warnOfLoops()
 	if hc := u.handler.HealthChecks; hc != nil && hc.Active != nil {
 		u.logger.Warn("the handler's active health checks (health_uri and the like) look at static upstreams only, not at discovered nodes; passive health checks look at both; " +
@@ -354,8 +357,8 @@ func (u *Upstreams) chooseShortlist(ctx caddy.Context, w *policyWrapper) error {
 	} else {
 		u.shortlist = shortlistFor(w.Selector, u.passive() != nil)
 		w.shown = u.shortlist.shown
-		if l, ok := w.Selector.(*LeastLoad); ok {
-			l.weight = func(e *discovery.Entry) float64 { return e.Weight() * u.builder.Share(e) }
+		if l, ok := w.Selector.(learner); ok {
+			l.weighBy(u.builder.Share)
 		}
 	}
 	if u.SlowStart > 0 {
@@ -373,17 +376,17 @@ func (u *Upstreams) passive() *reverseproxy.PassiveHealthChecks {
 }
 
 // track has the wrapper note what requests have been through if anything needs that:
-// retries, least_load, least_conn, the passive health checks of candidates that are few, or
+// retries, a policy of ours, least_conn, the passive health checks of candidates that are few, or
 // placeholders of the chosen node.
 func (u *Upstreams) track(w *policyWrapper, nodes bool) {
 	lb := u.handler.LoadBalancing
-	_, byLoad := w.Selector.(*LeastLoad)
+	_, learns := w.Selector.(learner)
 	passive := u.passive() != nil && (u.shortlist.size > 0 || u.Subset > 0 || len(u.Prefer) > 0)
 	if passive {
 		u.builder.Unavailable = passiveChecks{u.passive()}.unavailable
 	}
 	counts := u.shortlist.counts
-	if passive || nodes || counts || byLoad || u.beside || lb.Retries > 0 || lb.TryDuration > 0 {
+	if passive || nodes || counts || learns || u.beside || lb.Retries > 0 || lb.TryDuration > 0 {
 		u.wrapper, w.tracks = w, true
 		w.hosts = w.hosts || passive || counts
 		w.nodes = w.nodes || nodes
@@ -418,7 +421,7 @@ func (u *Upstreams) provisionPickers() {
 	b.Subset, b.ProxyID = u.Subset, u.ProxyID
 	b.Random, b.SlowStart = rand.Uint64, time.Duration(u.SlowStart)
 	b.Strategy, b.TLS, b.Token = u.shortlist.strategy, u.https, u.shortlist.token
-	b.InFlight = inFlight
+	b.InFlight, b.Clock, b.Usage = inFlight, traffic.Now, memberOf
 }
 
 // provisionChecks has the nodes checked that the source wants.

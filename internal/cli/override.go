@@ -158,8 +158,8 @@ func weightCommand() *cobra.Command {
 		Long: `
 Multiplies the weight of a node on every proxy, whatever its record says: 0.1 for a
 canary, 0 for no new requests, 1 to take it back. Weights count under the policies
-random, random_choose, round_robin, least_conn and least_load, and where the source
-has 'pick'; elsewhere every weight but 0 is the same.`,
+random, random_choose, round_robin, least_conn, least_load and least_latency, and where
+the source has 'pick'; elsewhere every weight but 0 is the same.`,
 		Example: `  $ caddy discovery weight orders-9 0.1
   $ caddy discovery weight orders-9 1`,
 		Args: cobra.ExactArgs(2),

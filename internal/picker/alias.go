@@ -16,24 +16,24 @@ type aliasSlot struct {
 	other uint32
 }
 
-func newAliasTable(nodes []*discovery.Entry) aliasTable {
-	if len(nodes) == 0 {
+func newAliasTable(weights []float64) aliasTable {
+	if len(weights) == 0 {
 		return nil
 	}
 	sum, same := 0.0, true
-	for _, e := range nodes {
-		sum += e.Weight()
-		same = same && e.Weight() == nodes[0].Weight()
+	for _, w := range weights {
+		sum += w
+		same = same && w == weights[0]
 	}
 	if same {
 		return nil
 	}
 	// What each index has and how much one slot holds, in units of the mean.
-	table := make(aliasTable, len(nodes))
-	share := make([]float64, len(nodes))
+	table := make(aliasTable, len(weights))
+	share := make([]float64, len(weights))
 	var poor, rich []uint32
-	for i, e := range nodes {
-		share[i] = e.Weight() / sum * float64(len(nodes))
+	for i, w := range weights {
+		share[i] = w / sum * float64(len(weights))
 		if share[i] < 1 {
 			poor = append(poor, uint32(i))
 		} else {
@@ -56,8 +56,16 @@ func newAliasTable(nodes []*discovery.Entry) aliasTable {
 }
 
 func (t *tier) weights() aliasTable {
-	t.tableOnce.Do(func() { t.table, t.weight = newAliasTable(t.nodes), weigh(t.nodes) })
+	t.tableOnce.Do(func() { t.table, t.weight = newAliasTable(weightsOf(t.nodes)), weigh(t.nodes) })
 	return t.table
+}
+
+func weightsOf(nodes []*discovery.Entry) []float64 {
+	weights := make([]float64, len(nodes))
+	for i, e := range nodes {
+		weights[i] = e.Weight()
+	}
+	return weights
 }
 
 // unit makes a number in [0, 1) of a random one.

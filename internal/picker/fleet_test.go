@@ -11,6 +11,7 @@ import (
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
 	"github.com/caddy-discovery/caddy-discovery/discovery/discoverytest"
+	"github.com/caddy-discovery/caddy-discovery/internal/balance"
 )
 
 // node returns a node with metadata, given as pairs.
@@ -84,6 +85,9 @@ func newBuilder() *Builder {
 		},
 		Strategy: All{},
 		Random:   rand.New(rand.NewPCG(1, 2)).Uint64,
+		Clock:    func() time.Duration { return time.Hour },
+		Cost:     func(*discovery.Entry, time.Duration) float64 { return 0.01 },
+		Usage:    func(e *discovery.Entry, _ time.Duration) balance.Member { return balance.Member{Weight: e.Weight()} },
 	}
 }
 

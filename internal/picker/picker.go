@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
+	"github.com/caddy-discovery/caddy-discovery/internal/balance"
 )
 
 // A Builder makes pickers. Its fields are not changed once it is in use; then it may
@@ -43,8 +44,14 @@ type Builder struct {
 	// TLS says that nodes are dialled by the names of their endpoints.
 	TLS bool
 	// InFlight returns how many requests a node has from this process. It is for
-	// LeastBusy, and for nodes that name a capacity.
+	// LeastBusy, Soonest and Shares, and for nodes that name a capacity.
 	InFlight func(*discovery.Entry) int
+	// Clock returns the time that the following are asked for.
+	Clock func() time.Duration
+	// Cost returns what balance.Latency knows of a node. It is for Soonest.
+	Cost func(e *discovery.Entry, now time.Duration) float64
+	// Usage returns what balance.Usage knows of a node. It is for Shares.
+	Usage func(e *discovery.Entry, now time.Duration) balance.Member
 	// Token returns that of the sessions of an address. It is for Session.
 	Token func(address string) string
 	// Unavailable reports whether Caddy would not send the node a request now: because

@@ -145,7 +145,7 @@ func TestNodesBeyondTheirCapacityGiveWay(t *testing.T) {
 	near, far := node("near", "zone", "eu", discovery.KeyCapacity, "3"), node("far", "zone", "us")
 	beside := node("beside", "zone", "eu", discovery.KeyCapacity, "1")
 	snapshot := snapshotOf(t, near, far, beside)
-	for _, strategy := range []Strategy{All{}, Draw(1), Turns(1), Leading(1), LeastBusy(1), Ranked(1), Owners(1), Sample(1)} {
+	for _, strategy := range []Strategy{All{}, Draw(1), Turns(1), Leading(1), LeastBusy(1), Ranked(1), Owners(1), Soonest(1), Shares(1)} {
 		for _, test := range []struct {
 			near, beside int // requests in flight
 			want         string

@@ -30,6 +30,9 @@ type Race struct {
 	Busyness float64
 	// Turn is the turn that the first node has.
 	Turn Turn
+	// Weight is what all nodes weigh together for which the first one stands, where the
+	// policy itself decides between it and those of other picks.
+	Weight float64
 
 	time float64 // of the last draw
 	room [2]float64

@@ -47,22 +47,6 @@ func (n Draw) pick(t *tier, a attempt, into []*discovery.Entry) []*discovery.Ent
 func (Draw) prepare(t *tier, _ *Builder) { t.weights() }
 func (Draw) size(t *tier) int            { return len(t.nodes) * pointerBytes } // a slot is as large
 
-// Sample draws so many nodes by weight, and has all of them where there are no more.
-type Sample int
-
-func (n Sample) pick(t *tier, a attempt, into []*discovery.Entry) []*discovery.Entry {
-	if len(t.nodes) <= int(n) && a.race == nil {
-		return t.all(&a)
-	}
-	return t.draw(int(n), &a, into)
-}
-func (n Sample) prepare(t *tier, _ *Builder) {
-	if len(t.nodes) > int(n) {
-		t.weights()
-	}
-}
-func (Sample) size(t *tier) int { return len(t.nodes) * pointerBytes }
-
 // Owners finds so many owners of the key on a ring, and draws where there is no key.
 type Owners int
 

@@ -29,6 +29,8 @@ type tier struct {
 	sessionOnce  sync.Once
 	session      atomic.Pointer[sessions]
 
+	sharedTier
+
 	addressOnce sync.Once
 	addressList *addressList
 }

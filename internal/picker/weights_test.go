@@ -39,7 +39,7 @@ func checkWeights(t *testing.T, nodes []*discovery.Entry) {
 			}
 		}
 	}
-	if table := newAliasTable(nodes); table != nil {
+	if table := newAliasTable(weightsOf(nodes)); table != nil {
 		shares := make([]float64, len(nodes))
 		for i, slot := range table {
 			kept := float64(slot.keep) / math.MaxUint32 / float64(len(nodes))
