@@ -19,7 +19,7 @@ import (
 // registries, and why it does what it does:
 //
 //	GET /discovery/registries
-//	GET /discovery/nodes    ?registry= ?service= ?state=
+//	GET /discovery/nodes    ?registry= ?service= ?state= ?id=
 //	GET /discovery/journal  ?id= ?limit=
 //
 // It shows all registries that a running config watches. Durations are in seconds.
@@ -73,8 +73,13 @@ func showRegistries(a *view.Array, _ url.Values) error {
 
 func showNodes(a *view.Array, query url.Values) error {
 	registry, service, state := query.Get("registry"), query.Get("service"), query.Get("state")
+	id, anybody := query.Get("id"), !query.Has("id")
 	if state != "" && !slices.Contains(view.States, state) {
 		return fmt.Errorf("state: unknown state %q, want one of %s", state, strings.Join(view.States, ", "))
+	}
+	requests, err := requestsInFlight()
+	if err != nil {
+		return fmt.Errorf("counting requests in flight: %w", err)
 	}
 	for _, d := range runningDirectories() {
 		name := d.name()
@@ -87,13 +92,23 @@ func showNodes(a *view.Array, query url.Values) error {
 		}
 		sources := d.namedSources()
 		for _, e := range nodes {
-			if v := view.OfNode(name, e, sources); state == "" || v.State == state {
+			if !anybody && e.Node.ID != id {
+				continue
+			}
+			v := view.OfNode(name, e, sources)
+			v.InFlight = new(toNode(e, requests))
+			if seen := peerOf(e).session.time(); !seen.IsZero() {
+				v.LastSession = &seen
+			}
+			if state == "" || v.State == state {
 				a.Add(v)
 			}
 		}
 		if service == "" && (state == "" || state == view.StateRejected) {
 			for _, r := range d.Status().Rejections {
-				a.Add(view.OfRejection(name, r))
+				if v := view.OfRejection(name, r); anybody || v.ID == id {
+					a.Add(v)
+				}
 			}
 		}
 	}

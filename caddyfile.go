@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
@@ -96,7 +97,7 @@ func (u *Upstreams) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 //	    ttl        <duration>
 //	    load       system|<placeholder>
 //	    health_url <url>
-//	    drain      <duration>
+//	    drain      <duration>|until_idle <max>
 //	}
 func parseRegistrar(d *caddyfile.Dispenser, existing any) (any, error) {
 	var app Registrar
@@ -114,7 +115,7 @@ func parseRegistrar(d *caddyfile.Dispenser, existing any) (any, error) {
 		"ttl":        caddyblock.Duration(&node.TTL),
 		"load":       caddyblock.Text("system|<placeholder>", &node.Load),
 		"health_url": caddyblock.Text("<url>", &node.HealthURL),
-		"drain":      caddyblock.OptionalDuration(&node.Drain),
+		"drain":      drainOption(&node.Drain, &node.DrainUntilIdle),
 	}, caddyblock.Literals(node, (*ProxyNode).checkLiterals, "registry", "load")); err != nil {
 		return nil, err
 	}
@@ -206,6 +207,22 @@ func healthOption(to **Health) caddyblock.Option {
 			"port":     caddyblock.Number(&h.Port, 1, 65535),
 			"header":   caddyblock.Header(&h.Headers),
 		}, Check: caddyblock.Literals(h, (*Health).check, "uri")}.Parse(d)
+	}}
+}
+
+// drainOption is the option 'drain <duration>|until_idle <max>'.
+func drainOption(to **caddy.Duration, untilIdle *bool) caddyblock.Option {
+	return caddyblock.Option{Usage: "<duration>|until_idle <max>", Min: 1, Max: 2, Set: func(args []string) error {
+		switch {
+		case args[0] == "until_idle" && len(args) == 2:
+			*untilIdle, *to = true, new(caddy.Duration)
+			return caddyblock.Duration(*to).Set(args[1:])
+		case args[0] == "until_idle":
+			return errors.New("until_idle needs a duration behind it, for how long at most, such as 30s")
+		case len(args) == 2:
+			return caddyblock.ErrUsage
+		}
+		return caddyblock.OptionalDuration(to).Set(args)
 	}}
 }
 

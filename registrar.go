@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math"
 	"net"
@@ -71,6 +72,12 @@ type ProxyNode struct {
 	// proxy answers all the while. Default: 2s
 	Drain *caddy.Duration `json:"drain,omitempty"`
 
+	// End the drain as soon as no request is under way: neither one that this Caddy
+	// answers over HTTP/1 or HTTP/2, nor one, or a WebSocket, that it has sent to an
+	// upstream. It takes two seconds at least, and as long as drain at most. Default: it
+	// takes as long as drain
+	DrainUntilIdle bool `json:"drain_until_idle,omitempty"`
+
 	backend backend.Backend
 	servers []listener // of the HTTP app, for the default endpoint
 }
@@ -127,6 +134,11 @@ func (n *ProxyNode) provision(ctx caddy.Context) error {
 	if err := n.complete(); err != nil {
 		return err
 	}
+	if n.DrainUntilIdle {
+		if err := trackOwnWork(ctx); err != nil {
+			return err
+		}
+	}
 	servers, err := listeners(ctx)
 	if n.Endpoint == "" {
 		if err != nil {
@@ -154,6 +166,9 @@ func (n *ProxyNode) complete() error {
 	n.TTL = cmp.Or(n.TTL, 3*n.Heartbeat)
 	if n.Drain != nil && *n.Drain < 0 {
 		return fmt.Errorf("drain: invalid duration %v, want 0s or more", time.Duration(*n.Drain))
+	}
+	if n.DrainUntilIdle && (n.Drain == nil || *n.Drain == 0) {
+		return errors.New("drain_until_idle needs to know for how long at most; want drain, such as 30s")
 	}
 	metadata := map[string]string{discovery.KeyRole: discovery.RoleProxy}
 	for k, v := range n.Metadata {
@@ -197,6 +212,9 @@ func (n *ProxyNode) options() discovery.RegistrarOptions {
 		TTL:       time.Duration(n.TTL),
 		Drain:     (*time.Duration)(n.Drain),
 		Load:      n.load,
+	}
+	if n.DrainUntilIdle {
+		o.Busy = hasWork
 	}
 	if n.HealthURL != "" {
 		o.Ready = health.URL(n.HealthURL)

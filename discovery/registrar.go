@@ -44,6 +44,11 @@ type RegistrarOptions struct {
 	// goes, so that no proxy sends a request to a closed door. 0 is none. Default, for
 	// nil: DefaultDrain.
 	Drain *time.Duration
+	// Busy, where given, ends the drain as soon as it returns false, after DefaultDrain
+	// at the earliest: before that other proxies may not have heard that the node drains.
+	// Drain is how long that takes at most then. It is asked some times a second, by the
+	// goroutine of Run, which waits for it: it must return at once.
+	Busy func() bool
 	// Load is asked for the node's load before each heartbeat, by the goroutine of Run,
 	// which waits for it: it must return at once. A negative or not
 	// finite value says that it is not known just now: then the last one that was
@@ -334,14 +339,23 @@ func (r *Registrar) leave(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, drain+leaveTimeout)
 	defer cancel()
 	if drain > 0 && (listed || r.standing.uncertain) {
-		wait := time.NewTimer(drain)
+		wait, least := time.NewTimer(drain), time.NewTimer(DefaultDrain)
 		defer wait.Stop()
-		drainCtx, cancel := context.WithTimeout(ctx, max(leaveTimeout/2, drain))
+		defer least.Stop()
+		announcing := drain
+		if o.Busy != nil {
+			announcing = min(drain, DefaultDrain) // it may have nothing more to do after that
+		}
+		drainCtx, cancel := context.WithTimeout(ctx, max(leaveTimeout/2, announcing))
 		own, err := r.announcer.Drain(drainCtx, draining(n))
 		cancel()
 		switch {
 		case err == nil && own:
-			o.Logger.Info("draining", "node", n.ID, "for", drain)
+			log := o.Logger.With("node", n.ID, "for", drain)
+			if o.Busy != nil {
+				log = o.Logger.With("node", n.ID, "until_idle", true, "for_at_most", drain)
+			}
+			log.Info("draining")
 		case err == nil && listed:
 			o.Logger.Info("leaving the record as it is: it is gone, or another process has taken the id", "node", n.ID)
 		case err != nil && listed:
@@ -350,8 +364,13 @@ func (r *Registrar) leave(ctx context.Context) error {
 		if listed || own {
 			// Also where it was not announced: the requests that are under way
 			// have the same right to end.
-			<-wait.C
+			o.awaitIdle(least.C, wait.C)
 		}
+	}
+	if o.Busy != nil { // the drain may have ended early
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, leaveTimeout)
+		defer cancel()
 	}
 	// Also where it was not listed: a failed announcement may still have arrived.
 	if err := r.announcer.Withdraw(ctx, n); err != nil {
@@ -361,6 +380,30 @@ func (r *Registrar) leave(ctx context.Context) error {
 		o.Logger.Info("left", "node", n.ID)
 	}
 	return nil
+}
+
+// busyEvery is how often Busy is asked.
+const busyEvery = 200 * time.Millisecond
+
+// awaitIdle returns when the drain is over: not before the least, and at the end at the
+// latest.
+func (o RegistrarOptions) awaitIdle(least, end <-chan time.Time) {
+	if o.Busy == nil {
+		<-end
+		return
+	}
+	again := least
+	for {
+		select {
+		case <-end:
+			return
+		case <-again:
+		}
+		if !o.Busy() {
+			return
+		}
+		again = time.After(busyEvery)
+	}
 }
 
 // draining returns the node as it is announced before it leaves.

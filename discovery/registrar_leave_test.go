@@ -162,3 +162,51 @@ func (u *unanswered) Announce(ctx context.Context, n discovery.Node) error {
 	<-ctx.Done()
 	return ctx.Err()
 }
+
+// TestRegistrarLeavesWhenIdle has nodes that are busy for some time.
+func TestRegistrarLeavesWhenIdle(t *testing.T) {
+	for _, test := range []struct {
+		name             string
+		busy, drain      time.Duration
+		fail             func(m *discoverytest.Memory)
+		least, atTheMost time.Duration
+	}{
+		{"idle", 0, time.Minute, nil, discovery.DefaultDrain, discovery.DefaultDrain},
+		{"busy for a while", 10 * time.Second, time.Minute, nil, 10 * time.Second, 10*time.Second + 300*time.Millisecond},
+		{"busy for ever", time.Hour, time.Minute, nil, time.Minute, time.Minute},
+		{"a short drain", 0, time.Second, nil, time.Second, time.Second},
+		{"idle, the registry is silent", 0, time.Minute, func(m *discoverytest.Memory) { m.Silence(true) }, discovery.DefaultDrain, discovery.DefaultDrain + time.Second},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				m := discoverytest.NewMemory()
+				a := &recorder{Registry: m.Open()}
+				start := time.Now()
+				r := register(t, a, newNode("a"), discovery.RegistrarOptions{
+					Drain: &test.drain, Busy: func() bool { return time.Since(start) < test.busy },
+				})
+				if test.fail != nil {
+					test.fail(m)
+				}
+				synctest.Wait()
+				a.taken()
+				start = time.Now()
+				err := r.leave()
+				took := time.Since(start)
+				if took < test.least || took > test.atTheMost {
+					t.Errorf("leaving took %v, want %v to %v", took, test.least, test.atTheMost)
+				}
+				if test.fail != nil {
+					if err == nil {
+						t.Error("it left a registry that is silent")
+					}
+					return
+				}
+				calls := a.taken()
+				if err != nil || len(calls) != 2 || calls[0].node.State() != discovery.StateDraining || calls[0].at != start {
+					t.Errorf("%v, calls %+v, want it announced as draining at once, and then withdrawn", err, calls)
+				}
+			})
+		})
+	}
+}

@@ -27,18 +27,23 @@ type overrideFlags struct {
 // what parse makes of the arguments.
 func overrideCommand(cmd *cobra.Command, timed bool, parse func(args []string) (change func(*discovery.Override), err error)) *cobra.Command {
 	var flags overrideFlags
-	flags.add(cmd)
-	cmd.Flags().BoolVar(&flags.force, "force", false, "also for a node that is not listed now")
-	if timed {
-		cmd.Flags().DurationVar(&flags.duration, "for", 0, "how long it is to hold, by the registry's clock (default until it is taken back)")
-	}
+	flags.addTo(cmd, timed)
 	return command(cmd, func(ctx context.Context, cmd *cobra.Command, args []string) error {
 		change, err := parse(args)
 		if err != nil {
 			return err
 		}
-		return flags.decide(ctx, cmd.OutOrStdout(), args[0], change)
+		_, err = flags.decide(ctx, cmd.OutOrStdout(), args[0], change)
+		return err
 	})
+}
+
+func (f *overrideFlags) addTo(cmd *cobra.Command, timed bool) {
+	f.add(cmd)
+	cmd.Flags().BoolVar(&f.force, "force", false, "also for a node that is not listed now")
+	if timed {
+		cmd.Flags().DurationVar(&f.duration, "for", 0, "how long it is to hold, by the registry's clock (default until it is taken back)")
+	}
 }
 
 // overrides returns what operators have decided, by the node's id.
@@ -51,12 +56,13 @@ func (f *fleet) overrides(ctx context.Context) (map[string]discovery.Override, e
 }
 
 // decide changes the override of a node, and returns when that shows in the
-// registry's own view of the node.
-func (f *overrideFlags) decide(ctx context.Context, w io.Writer, id string, change func(*discovery.Override)) error {
+// registry's own view of the node; and the registry's name.
+func (f *overrideFlags) decide(ctx context.Context, w io.Writer, id string, change func(*discovery.Override)) (registry string, err error) {
 	if f.duration < 0 {
-		return fmt.Errorf("--for: invalid duration %v, want one above 0", f.duration)
+		return "", fmt.Errorf("--for: invalid duration %v, want one above 0", f.duration)
 	}
-	return f.follow(ctx, func(ctx context.Context, nodes *fleet) error {
+	err = f.follow(ctx, func(ctx context.Context, nodes *fleet) error {
+		registry = nodes.registry.String()
 		ctx, cancel := context.WithTimeout(ctx, f.timeout)
 		defer cancel()
 		all, err := nodes.overrides(ctx)
@@ -82,6 +88,7 @@ func (f *overrideFlags) decide(ctx context.Context, w io.Writer, id string, chan
 		}
 		return nodes.tellOverride(ctx, w, id, o, began)
 	})
+	return registry, err
 }
 
 // write sets the override of a node, or clears one that decides nothing. The registry
@@ -124,18 +131,39 @@ func (f *fleet) tellOverride(ctx context.Context, w io.Writer, id string, o disc
 }
 
 func drainCommand() *cobra.Command {
-	return overrideCommand(&cobra.Command{
-		Use:   "drain <id> [--for <duration>]",
+	var waits waitFlags
+	cmd := &cobra.Command{
+		Use:   "drain <id> [--for <duration>] [--wait <duration>]",
 		Short: "Takes a node out of service on every proxy",
 		Long: `
 Takes a node out of service: every proxy sends it no new requests, whatever its
 record says, until it is undrained. That is written beside the record, where neither
-heartbeats nor a restart of the node undo it.`,
+heartbeats nor a restart of the node undo it.
+
+With 'sticky' a node keeps the sessions that it has. --wait returns when the proxies
+that --address names, or the local one, have had no request in flight to the node, and
+seen no session of it, for as long as --idle says, and fails with exit code 1 when
+its time is over; it says meanwhile how much is left. A node that is gone is idle, and a
+proxy that does not answer is waited for.`,
 		Example: `  $ caddy discovery drain orders-3
-  $ caddy discovery drain orders-3 --for 10m`,
+  $ caddy discovery drain orders-3 --for 10m
+  $ caddy discovery drain orders-3 --wait 10m --idle 1m --address edge-1:2019 --address edge-2:2019`,
 		Args: cobra.ExactArgs(1),
-	}, true, func([]string) (func(*discovery.Override), error) {
-		return func(o *discovery.Override) { o.State, o.Until = discovery.StateDraining, time.Time{} }, nil
+	}
+	waits.add(cmd)
+	var flags overrideFlags
+	flags.addTo(cmd, true)
+	return command(cmd, func(ctx context.Context, cmd *cobra.Command, args []string) error {
+		if err := waits.check(cmd); err != nil {
+			return err
+		}
+		registry, err := flags.decide(ctx, cmd.OutOrStdout(), args[0], func(o *discovery.Override) {
+			o.State, o.Until = discovery.StateDraining, time.Time{}
+		})
+		if err != nil || waits.wait == 0 {
+			return err
+		}
+		return waits.await(ctx, cmd.OutOrStdout(), args[0], registry)
 	})
 }
 

@@ -98,7 +98,8 @@ func printStatus(w io.Writer, admin string, registries []view.Registry) error {
 
 // askRunning gets JSON from the admin API of a running Caddy.
 func askRunning(admin, path string, to any) error {
-	resp, err := caddycmd.AdminAPIRequest(admin, http.MethodGet, path, nil, nil)
+	// Each request has a client of its own, whose connection nobody would close.
+	resp, err := caddycmd.AdminAPIRequest(admin, http.MethodGet, path, http.Header{"Connection": {"close"}}, nil)
 	if err != nil {
 		return fmt.Errorf("asking Caddy at %s: %w", admin, err)
 	}

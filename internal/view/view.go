@@ -36,9 +36,13 @@ type Node struct {
 	LeftOut   []string          `json:"left_out,omitempty"` // metadata keys without a string
 	LastHeard time.Time         `json:"last_heard"`
 	LeaseLeft float64           `json:"lease_left"`
-	State     string            `json:"state"`
-	Reason    string            `json:"reason"`
-	Sources   []Standing        `json:"sources"`
+	// How many requests a proxy has under way to the node, and when it saw a session of it
+	// last: nil where nobody counts, or it saw none.
+	InFlight    *int       `json:"in_flight,omitempty"`
+	LastSession *time.Time `json:"last_session,omitempty"`
+	State       string     `json:"state"`
+	Reason      string     `json:"reason"`
+	Sources     []Standing `json:"sources"`
 
 	Weight float64 `json:"-"`
 }
