@@ -74,6 +74,12 @@ func start(t *testing.T, options, sites string) *proxy {
 // has left.
 func startOn(t *testing.T, data, options, sites string) *proxy {
 	t.Helper()
+	return startIn(t, data, nil, options, sites)
+}
+
+// startIn is startOn with further environment variables.
+func startIn(t *testing.T, data string, environment []string, options, sites string) *proxy {
+	t.Helper()
 	dir := t.TempDir()
 	p := &proxy{t: t, admin: "127.0.0.1:" + freeport.String(t), log: new(lockedBuffer), done: make(chan struct{})}
 	file := filepath.Join(dir, "Caddyfile")
@@ -81,7 +87,7 @@ func startOn(t *testing.T, data, options, sites string) *proxy {
 		t.Fatal(err)
 	}
 	p.cmd = exec.Command(binary, "run", "--config", file, "--adapter", "caddyfile")
-	p.cmd.Env = append(os.Environ(), "XDG_DATA_HOME="+data, "XDG_CONFIG_HOME="+dir+"/config")
+	p.cmd.Env = append(append(os.Environ(), "XDG_DATA_HOME="+data, "XDG_CONFIG_HOME="+dir+"/config"), environment...)
 	p.cmd.Stdout, p.cmd.Stderr = p.log, p.log
 	// An aborted test leaves nothing running. The signal is tied to the thread that
 	// starts the process (https://go.dev/issue/27505), so that thread must live as
