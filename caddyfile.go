@@ -53,6 +53,12 @@ func init() {
 //	        port     <port>
 //	        header   <name> <value>
 //	    }
+//	    outlier {
+//	        errors      <n>
+//	        rate        <percent> [<requests> [<window>]]
+//	        eject       <duration>
+//	        max_ejected <percent>
+//	    }
 //	    allow        <cidr|private_ranges|host-glob...>
 //	    deny         <cidr|private_ranges|host-glob...>
 //	    sync_timeout <duration>
@@ -73,6 +79,7 @@ func (u *Upstreams) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		"slow_start":   caddyblock.Duration(&u.SlowStart),
 		"sticky":       stickyOption(&u.Sticky),
 		"health":       healthOption(&u.Health),
+		"outlier":      outlierOption(&u.Outlier),
 		"allow":        access(&u.Allow),
 		"deny":         access(&u.Deny),
 		"sync_timeout": caddyblock.Duration(&u.SyncTimeout),

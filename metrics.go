@@ -9,6 +9,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
+	"github.com/caddy-discovery/caddy-discovery/internal/outlier"
 	"github.com/caddy-discovery/caddy-discovery/internal/view"
 )
 
@@ -36,6 +37,7 @@ type reading struct {
 	connected, synced float64 // 1: yes
 	stale             time.Duration
 	nodes             map[string]float64 // by state
+	ejected           float64
 }
 
 // metric is what one series shows, or one for each value of a label.
@@ -79,6 +81,10 @@ var metrics = []metric{
 		func(r *reading, v string) float64 { return float64(r.certificates[discovery.CertificateAnswer(v)]) }},
 	{"health_checks_total", "Active health checks of discovered nodes, by result.", total, "result", []string{"passed", "failed"},
 		func(r *reading, v string) float64 { return r.checks.of(v == "passed") }},
+	{"ejections_total", "Ejections of nodes whose requests failed.", total, "", nil,
+		func(r *reading, _ string) float64 { return float64(r.ejections.Load()) }},
+	{"nodes_ejected", "Nodes that get no requests from some source right now because their requests failed.", gauge, "", nil,
+		func(r *reading, _ string) float64 { return r.ejected }},
 	{"lookups_total", "Requests for upstreams, by whether there were any.", total, "result", []string{"found", "none"},
 		func(r *reading, v string) float64 { return r.lookups.of(v == "found") }},
 }
@@ -164,6 +170,9 @@ func (r *reading) look(directories []*sharedDirectory) {
 		for _, e := range d.Snapshot().Nodes() {
 			state, _ := view.StateOf(e, sources)
 			r.nodes[state]++
+			if outlier.Any(e) {
+				r.ejected++
+			}
 		}
 		r.nodes[view.StateRejected] += float64(len(status.Rejections))
 	}

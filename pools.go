@@ -89,8 +89,10 @@ type member interface {
 	// wants reports whether some request through it could reach the node.
 	wants(e *discovery.Entry) bool
 	// standing returns why the source sends no request to a node, "" if it sends
-	// some, and whether that is because of its health checks.
+	// some, and whether that is because it fails its health checks or its requests.
 	standing(e *discovery.Entry) (reason string, unhealthy bool)
+	// until returns when that ends by itself, the zero time if it does not.
+	until(e *discovery.Entry) time.Time
 }
 
 // acquireDirectory returns the directory of a registry, not started unless
@@ -178,7 +180,7 @@ func (d *sharedDirectory) namedSources() []view.Source {
 		if times[name]++; times[name] > 1 {
 			name = fmt.Sprintf("%s #%d", name, times[name])
 		}
-		named = append(named, view.Source{Name: name, Standing: m.standing})
+		named = append(named, view.Source{Name: name, Standing: m.standing, Until: m.until})
 	}
 	return named
 }

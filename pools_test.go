@@ -3,6 +3,7 @@ package caddydiscovery
 import (
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
 )
@@ -13,6 +14,7 @@ type fakeMember struct{ name, node string }
 func (m *fakeMember) describe() string                         { return m.name }
 func (m *fakeMember) wants(e *discovery.Entry) bool            { return e.Node.ID == m.node }
 func (m *fakeMember) standing(*discovery.Entry) (string, bool) { return "", false }
+func (m *fakeMember) until(*discovery.Entry) time.Time         { return time.Time{} }
 
 // TestDirectoryKnowsItsMembers holds that a directory asks for what its own sources
 // want, as long as they are there, and tells apart those that ask for the same.

@@ -141,6 +141,10 @@ type Upstreams struct {
 	// Active health checks of the nodes. Default: none
 	Health *Health `json:"health,omitempty"`
 
+	// Which nodes get no requests for some time because their requests fail. Default:
+	// none
+	Outlier *Outlier `json:"outlier,omitempty"`
+
 	// How long requests wait for the first listing of the registry, counted from
 	// when the directory was opened. Default: 2s
 	SyncTimeout caddy.Duration `json:"sync_timeout,omitempty"`
@@ -165,8 +169,9 @@ type Upstreams struct {
 	unguarded bool // see tellUnguarded
 
 	directory *sharedDirectory
-	health    *sourceChecks // nil without health checks
-	static    picker.Query  // what is asked for whatever the request
+	health    *sourceChecks   // nil without health checks
+	outliers  *sourceOutliers // nil without ejection
+	static    picker.Query    // what is asked for whatever the request
 	builder   picker.Builder
 	pickers   picker.Cache
 	routes    picker.Routes // in their place with Route, unless queries vary
@@ -246,6 +251,11 @@ func (u *Upstreams) Provision(ctx caddy.Context) error {
 			return err
 		}
 	}
+	if u.Outlier != nil {
+		if err := u.provisionOutliers(ctx, b); err != nil {
+			return err
+		}
+	}
 	// A config that is only validated gets no further than here.
 	return onEvent(ctx, "started", func() {
 		keepInstanceID()
@@ -278,6 +288,11 @@ func (u *Upstreams) checkOptions() error {
 	if u.Sticky != nil {
 		if err := u.Sticky.check(); err != nil {
 			return fmt.Errorf("sticky: %w", err)
+		}
+	}
+	if u.Outlier != nil {
+		if err := u.Outlier.check(); err != nil {
+			return err
 		}
 	}
 	if err := backend.ReplaceGlobals(&u.ProxyID); err != nil {
@@ -458,6 +473,9 @@ func (u *Upstreams) start() {
 		u.cold.begin(time.Unix(0, u.directory.opened.Load()))
 		if u.health != nil {
 			u.health.start(newHealthClient(u.handler))
+		}
+		if u.outliers != nil {
+			u.outliers.start()
 		}
 	})
 }
@@ -712,16 +730,29 @@ func (u *Upstreams) onBuilt(snapshot *discovery.Snapshot, p *picker.Picker, turn
 func (u *Upstreams) wants(e *discovery.Entry) bool { return u.builder.Wants(e, &u.static) }
 
 // standing returns why no request gets the node, "" if some requests do, and whether
-// that is because of its health checks.
+// that is because it fails its health checks or its requests.
 func (u *Upstreams) standing(e *discovery.Entry) (reason string, unhealthy bool) {
 	r := u.builder.Reason(e, &u.static)
 	if r != picker.OtherService && u.MaxStale > 0 && u.directory.Stale() > time.Duration(u.MaxStale) {
 		return "max_stale", false
 	}
+	if r == picker.Ejected {
+		return u.outliers.reason(e), true
+	}
 	if n := inFlight(e); r == "" && e.Capacity() > 0 && n >= e.Capacity() {
 		return fmt.Sprintf("full: %d requests in flight, capacity %d", n, e.Capacity()), false
 	}
 	return string(r), r.Unhealthy()
+}
+
+// until returns until when the node is ejected, the zero time if it is not.
+func (u *Upstreams) until(e *discovery.Entry) time.Time {
+	if u.outliers != nil {
+		if x := u.outliers.Of(e); x != nil {
+			return x.Until
+		}
+	}
+	return time.Time{}
 }
 
 // describe says in a few words which nodes the source asks for.
@@ -777,6 +808,9 @@ func (u *Upstreams) release() error {
 		err = u.health.release()
 	}
 	u.hosts.leave()
+	if u.outliers != nil {
+		err = errors.Join(err, u.outliers.release())
+	}
 	if u.directory != nil {
 		err = errors.Join(err, u.directory.release())
 	}

@@ -184,7 +184,7 @@ func (d *Detector) eject(r *record, e *discovery.Entry, cause string) {
 	d.wake()
 	d.options.Count()
 	lasts := ejection.Until.Sub(ejection.Since)
-	d.tell(r, discovery.ChangeEjected, fmt.Sprintf("its requests fail: %s; ejected for %v, %s", cause, lasts, ordinal(ejection.Times)))
+	d.tell(r, discovery.ChangeEjected, fmt.Sprintf("its requests fail: %s; ejected for %v, %s", cause, lasts, ejection.Count()))
 	if d.lines.Allow() {
 		d.options.Logger.Warn("node is ejected", slog.String("node", r.id), slog.String("address", r.address),
 			slog.String("because", cause), slog.Duration("for", lasts), slog.Int("times_in_a_row", ejection.Times))
@@ -376,12 +376,4 @@ func (d *Detector) readmit(snapshot *discovery.Snapshot, nodes map[string]int) (
 		next = min(next, max(d.published.Add(d.wait()).Sub(now), 0))
 	}
 	return back, next
-}
-
-// ordinal says which time in a row it is.
-func ordinal(n int) string {
-	if n == 1 {
-		return "for the first time"
-	}
-	return fmt.Sprintf("%d times in a row", n)
 }

@@ -1,6 +1,7 @@
 package outlier
 
 import (
+	"fmt"
 	"slices"
 	"strconv"
 	"sync/atomic"
@@ -63,6 +64,15 @@ type Ejection struct {
 	Times        int // in a row, this one included
 }
 
+// Count says which time in a row it is.
+func (x *Ejection) Count() string {
+	if x.Times == 1 {
+		return "for the first time"
+	}
+	return fmt.Sprintf("%d times in a row", x.Times)
+}
+
+// is reports whether the record is ours, and of the process that the entry lists.
 func (d *Detector) is(r *record, e *discovery.Entry) bool {
 	return r.detector == d && r.address == e.DialAddress(d.options.TLS) && r.instance == e.Instance()
 }

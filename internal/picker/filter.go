@@ -108,6 +108,7 @@ const (
 	NotChecked   Reason = "unhealthy: not checked yet"
 	OtherService Reason = "service"
 	NoHosts      Reason = "route: no hosts"
+	Ejected      Reason = "ejected"
 )
 
 // Unhealthy reports whether it is the health checks that keep the node out.
@@ -126,6 +127,9 @@ type Filter struct {
 	Denied func(*discovery.Entry) Reason
 	// Check returns what the health checks have against a node. Nil: without checks.
 	Check func(*discovery.Entry) Reason
+	// Ejected reports whether requests to a node have failed so often that it gets none for
+	// some time. Nil: nobody is.
+	Ejected func(*discovery.Entry) bool
 }
 
 // Wants reports whether the source uses the node, now or when its state and its checks
@@ -142,8 +146,23 @@ func (f *Filter) Reason(e *discovery.Entry, q *Query) Reason {
 	return f.reason(e, q)
 }
 
+// Fit reports whether some requests could get the node if it were not ejected.
+func (f *Filter) Fit(e *discovery.Entry, q *Query) bool {
+	return (!q.ByService || e.Node.Service() == q.Service) && f.unfit(e, q) == ""
+}
+
 // reason returns why no request for the node's service gets it.
 func (f *Filter) reason(e *discovery.Entry, q *Query) Reason {
+	reason := f.unfit(e, q)
+	if reason == "" && f.Ejected != nil && f.Ejected(e) {
+		return Ejected
+	}
+	return reason
+}
+
+// unfit returns why no request for the node's service gets it whether or not it is
+// ejected.
+func (f *Filter) unfit(e *discovery.Entry, q *Query) Reason {
 	reason := f.ineligible(e, q)
 	if reason == "" && f.Check != nil {
 		reason = f.Check(e)
@@ -157,6 +176,8 @@ func (f *Filter) reason(e *discovery.Entry, q *Query) Reason {
 func (f *Filter) Keeps(e *discovery.Entry, q *Query) bool {
 	switch {
 	case q.ByService && e.Node.Service() != q.Service, e.State() == discovery.StateMaintenance, f.mismatch(e, q) != "":
+		return false
+	case f.Ejected != nil && f.Ejected(e):
 		return false
 	case f.Check == nil:
 		return true

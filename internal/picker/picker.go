@@ -36,6 +36,9 @@ type Builder struct {
 	Random func() uint64
 	// SlowStart is how long a new node takes to get its full share; 0: no time.
 	SlowStart time.Duration
+	// Back returns for how long a node is in use again after it was ejected; false if it
+	// never was. Nil: nobody was.
+	Back func(*discovery.Entry) (time.Duration, bool)
 	// Subset is how many nodes of each tier are used; 0: all of them.
 	Subset int
 	// ProxyID decides which nodes those are.
@@ -77,10 +80,17 @@ type Picker struct {
 func (b *Builder) Build(snapshot *discovery.Snapshot, q *Query) *Picker {
 	candidates := q.candidates(snapshot)
 	nodes := make([]*discovery.Entry, 0, len(candidates))
+	var ejected []*discovery.Entry
 	for _, e := range candidates {
-		if b.reason(e, q) == "" {
+		switch b.reason(e, q) {
+		case "":
 			nodes = append(nodes, e)
+		case Ejected:
+			ejected = append(ejected, e)
 		}
+	}
+	if len(nodes) == 0 {
+		nodes = ejected // a request that is sent has a chance
 	}
 	p := &Picker{builder: b}
 	if len(nodes) == 0 && b.Unchecked != nil {

@@ -71,11 +71,16 @@ func (b *Builder) Share(e *discovery.Entry) float64 {
 	if b.SlowStart <= 0 {
 		return 1
 	}
-	since := e.Joined()
-	if since.IsZero() {
-		return 1
+	age := b.SlowStart
+	if since := e.Joined(); !since.IsZero() {
+		age = time.Since(since)
 	}
-	return min(1, rampStart+(1-rampStart)*max(0, float64(time.Since(since))/float64(b.SlowStart)))
+	if b.Back != nil {
+		if back, ok := b.Back(e); ok {
+			age = min(age, back)
+		}
+	}
+	return min(1, rampStart+(1-rampStart)*max(0, float64(age)/float64(b.SlowStart)))
 }
 
 // yields reports whether the node lets this request go to another one, as it does with

@@ -52,6 +52,8 @@ type Standing struct {
 	Source   string `json:"source"`
 	Eligible bool   `json:"eligible"`
 	Reason   string `json:"reason"`
+	// Until is when that ends by itself, where it does.
+	Until *time.Time `json:"until,omitempty"`
 }
 
 // Change is an entry of a journal.
@@ -67,8 +69,11 @@ type Change struct {
 type Source struct {
 	Name string
 	// Standing returns why the source sends no request to a node, "" if it sends
-	// some, and whether that is because of its health checks.
+	// some, and whether that is because it fails its health checks or its requests.
 	Standing func(*discovery.Entry) (reason string, unhealthy bool)
+	// Until returns when that ends by itself, the zero time if it does not. Nil: it never
+	// does.
+	Until func(*discovery.Entry) time.Time
 }
 
 // The states in which a node is shown beside those of package discovery.
@@ -141,6 +146,12 @@ func OfNode(registry string, e *discovery.Entry, sources []Source) Node {
 	for i, s := range sources {
 		reason, _ := s.Standing(e)
 		v.Sources[i] = Standing{Source: s.Name, Eligible: reason == "", Reason: reason}
+		if s.Until == nil || reason == "" {
+			continue
+		}
+		if until := s.Until(e); !until.IsZero() {
+			v.Sources[i].Until = &until
+		}
 	}
 	return v
 }

@@ -43,7 +43,7 @@ func list(m *discoverytest.Memory, id, metadata string) {
 }
 
 func source(name, reason string, unhealthy bool) Source {
-	return Source{name, func(*discovery.Entry) (string, bool) { return reason, unhealthy }}
+	return Source{Name: name, Standing: func(*discovery.Entry) (string, bool) { return reason, unhealthy }}
 }
 
 func TestStatesOfNodes(t *testing.T) {
