@@ -20,8 +20,10 @@ import (
 //
 //	GET /discovery/registries
 //	GET /discovery/nodes    ?registry= ?service= ?state= ?id=
+//	GET /discovery/hosts    ?registry= ?service= ?host=
 //	GET /discovery/journal  ?id= ?limit=
 //
+// A registry is that of its URL, or of the name that the configuration gives it.
 // It shows all registries that a running config watches. Durations are in seconds.
 type Admin struct{}
 
@@ -38,6 +40,7 @@ func (Admin) Routes() []caddy.AdminRoute {
 	return []caddy.AdminRoute{
 		{Pattern: "/discovery/registries", Handler: onGet(showRegistries)},
 		{Pattern: "/discovery/nodes", Handler: onGet(showNodes)},
+		{Pattern: "/discovery/hosts", Handler: onGet(showHosts)},
 		{Pattern: "/discovery/journal", Handler: onGet(showJournal)},
 	}
 }
@@ -61,7 +64,9 @@ func onGet(show func(a *view.Array, query url.Values) error) caddy.AdminHandlerF
 
 // view returns the directory as the admin API shows it.
 func (d *sharedDirectory) view() view.Registry {
-	return view.OfRegistry(d.name(), d.backend, d.Status())
+	v := view.OfRegistry(d.name(), d.backend, d.Status())
+	v.Name = declaredName(d.registry.key)
+	return v
 }
 
 func showRegistries(a *view.Array, _ url.Values) error {
@@ -82,13 +87,13 @@ func showNodes(a *view.Array, query url.Values) error {
 		return fmt.Errorf("counting requests in flight: %w", err)
 	}
 	for _, d := range runningDirectories() {
-		name := d.name()
-		if registry != "" && registry != name {
+		if !d.called(registry) {
 			continue
 		}
-		nodes := d.Snapshot().Nodes()
+		name, snapshot := d.name(), d.Snapshot()
+		nodes := snapshot.Nodes()
 		if service != "" {
-			nodes = d.Snapshot().Service(service)
+			nodes = snapshot.Service(service)
 		}
 		sources := d.namedSources()
 		for _, e := range nodes {
@@ -101,6 +106,7 @@ func showNodes(a *view.Array, query url.Values) error {
 				v.LastSession = &seen
 			}
 			if state == "" || v.State == state {
+				v.AddHosts(snapshot.HostsOf(e))
 				a.Add(v)
 			}
 		}
@@ -113,6 +119,40 @@ func showNodes(a *view.Array, query url.Values) error {
 		}
 	}
 	return nil
+}
+
+// called reports whether somebody who asks for a registry by that name means this one;
+// "" means all.
+func (d *sharedDirectory) called(registry string) bool {
+	return registry == "" || registry == d.name() || registry == declaredName(d.registry.key)
+}
+
+func showHosts(a *view.Array, query url.Values) error {
+	registry, service, name := query.Get("registry"), query.Get("service"), query.Get("host")
+	if name != "" {
+		var err error
+		if name, err = discovery.ParseHost(name); err != nil {
+			return fmt.Errorf("host: %w", err)
+		}
+	}
+	for _, d := range runningDirectories() {
+		if !d.called(registry) {
+			continue
+		}
+		for h := range d.Snapshot().Hosts().All() {
+			if name != "" && h.Name != name || service != "" && !slices.Contains(h.Services, service) {
+				continue
+			}
+			a.Add(d.hostView(h))
+		}
+	}
+	return nil
+}
+
+// hostView returns a host as the admin API shows it.
+func (d *sharedDirectory) hostView(h *discovery.Host) view.Host {
+	since, until := d.certificate(h)
+	return view.OfHost(d.name(), h, since, until)
 }
 
 // defaultJournalLimit is how many changes the journal shows unless it is asked for

@@ -38,6 +38,7 @@ type reading struct {
 	stale             time.Duration
 	nodes             map[string]float64 // by state
 	ejected           float64
+	hosts, conflicts  float64
 }
 
 // metric is what one series shows, or one for each value of a label.
@@ -66,6 +67,10 @@ var metrics = []metric{
 		func(r *reading, _ string) float64 { return r.stale.Seconds() }},
 	{"nodes", "Nodes of the registry, and records that are rejected, by state.", gauge, "state", view.States,
 		func(r *reading, v string) float64 { return r.nodes[v] }},
+	{"hosts", "Hosts that nodes announce, where a configuration asks for them.", gauge, "", nil,
+		func(r *reading, _ string) float64 { return r.hosts }},
+	{"host_conflicts", "Services that announce a host of another one and do not get it, counted for each host.", gauge, "", nil,
+		func(r *reading, _ string) float64 { return r.conflicts }},
 	{"changes_total", "Changes of the standing of nodes, by type.", total, "type", texts(
 		discovery.ChangeSeen, discovery.ChangeUpdated, discovery.ChangeLeft, discovery.ChangeLapsed,
 		discovery.ChangeHeld, discovery.ChangeEjected, discovery.ChangeRestored, discovery.ChangeRejected,
@@ -166,8 +171,9 @@ func (r *reading) look(directories []*sharedDirectory) {
 		if !status.Synced {
 			r.synced = 0
 		}
-		sources := d.namedSources()
-		for _, e := range d.Snapshot().Nodes() {
+		snapshot, sources := d.Snapshot(), d.namedSources()
+		r.hosts, r.conflicts = r.hosts+float64(snapshot.Hosts().Len()), r.conflicts+float64(snapshot.Hosts().Conflicts())
+		for _, e := range snapshot.Nodes() {
 			state, _ := view.StateOf(e, sources)
 			r.nodes[state]++
 			if outlier.Any(e) {

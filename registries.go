@@ -8,6 +8,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
@@ -176,11 +177,48 @@ func (app *Registries) Registry(name string) (backend.Backend, error) {
 	return r.backend, nil
 }
 
-// Start does nothing: who uses a registry opens it.
-func (*Registries) Start() error { return nil }
+// Start has the names shown. Who uses a registry opens it.
+func (app *Registries) Start() error {
+	runningDeclarations.mu.Lock()
+	defer runningDeclarations.mu.Unlock()
+	runningDeclarations.apps = append(runningDeclarations.apps, app)
+	return nil
+}
 
-// Stop does nothing.
-func (*Registries) Stop() error { return nil }
+// Stop has the names of the config before shown, or none.
+func (app *Registries) Stop() error {
+	runningDeclarations.mu.Lock()
+	defer runningDeclarations.mu.Unlock()
+	runningDeclarations.apps = slices.DeleteFunc(runningDeclarations.apps, func(other *Registries) bool { return other == app })
+	return nil
+}
+
+// Cleanup is for where Stop was not called: see Registrar.Cleanup.
+func (app *Registries) Cleanup() error { return app.Stop() }
+
+// runningDeclarations are those of the running configs, of which there are two during a
+// reload, the newest last.
+var runningDeclarations struct {
+	mu   sync.Mutex
+	apps []*Registries
+}
+
+// declaredName returns the name that the running config gives a registry, the first one of
+// several; "" for none.
+func declaredName(key backend.Key) string {
+	runningDeclarations.mu.Lock()
+	defer runningDeclarations.mu.Unlock()
+	if len(runningDeclarations.apps) == 0 {
+		return ""
+	}
+	declared := runningDeclarations.apps[len(runningDeclarations.apps)-1].Registries
+	for _, name := range slices.Sorted(maps.Keys(declared)) {
+		if declared[name].key == key {
+			return name
+		}
+	}
+	return ""
+}
 
 // parseRegistries sets up the app from the global option, which may be given several
 // times. Syntax:
@@ -259,5 +297,6 @@ func checkHosts(args []string) error {
 var (
 	_ caddy.App            = (*Registries)(nil)
 	_ caddy.Provisioner    = (*Registries)(nil)
+	_ caddy.CleanerUpper   = (*Registries)(nil)
 	_ backend.Declarations = (*Registries)(nil)
 )

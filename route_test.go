@@ -1,6 +1,8 @@
 package caddydiscovery
 
 import (
+	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"strings"
@@ -57,8 +59,11 @@ func askHost(t *testing.T, url, host, path string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	req.Host, req.Close = host, true // a reload may close a connection that is idle
+	req.Host, req.Close = host, true
 	resp, err := http.DefaultClient.Do(req)
+	if errors.Is(err, io.EOF) { // a server that a reload replaces may have accepted the connection
+		resp, err = http.DefaultClient.Do(req)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -349,4 +354,45 @@ func TestDiscoveredInExpressions(t *testing.T) {
 	}
 	wantError(t, "a placeholder", validate(in("discovered({host})")), "as a literal, such as discovered('main')")
 	wantError(t, "no such registry", validate(in("discovered('mian')")), `there is no registry "mian"`, "declared are main")
+}
+
+// TestHostsAreSeen holds what the admin API, the status page and the metrics show of hosts,
+// and that the registry can be asked for by its name.
+func TestHostsAreSeen(t *testing.T) {
+	name, m := newMemory(t)
+	list(t, m, "a", "http://10.0.0.1:80", "service", "a", "hosts", "shop.example.com *.apps.example.com", "paths", "/api /")
+	load(t, hostSite(freeport.String(t), name, "hosts shop.example.com *.apps.example.com", ""))
+	waitSynced(t)
+	d := runningDirectories()[0]
+	list(t, m, "b", "http://10.0.0.2:80", "service", "b", "hosts", "shop.example.com evil.example.com")
+	eventually(t, "the conflict is known", func() bool { return d.Snapshot().Hosts().Conflicts() == 1 })
+
+	hosts := getAdmin(t, "/discovery/hosts")
+	if len(hosts) != 2 || hosts[0]["host"] != "*.apps.example.com" || hosts[1]["host"] != "shop.example.com" {
+		t.Fatalf("hosts: %v", hosts)
+	}
+	if h := hosts[1]; fmt.Sprint(h["services"], h["paths"], h["nodes"], h["left"], h["certificate"]) != "[a] [/api/* /*] [a] <nil> <nil>" || h["since"] == nil {
+		t.Errorf("a host: %v", h)
+	}
+	if c := hosts[1]["conflicts"].([]any); len(c) != 1 || c[0].(map[string]any)["service"] != "b" || c[0].(map[string]any)["nodes"] != 1.0 {
+		t.Errorf("conflicts: %v", c)
+	}
+	for query, want := range map[string]int{"?registry=main": 2, "?registry=memory": 2, "?registry=spare": 0, "?service=a": 2, "?service=b": 0, "?host=Shop.Example.com.": 1} {
+		if got := getAdmin(t, "/discovery/hosts"+query); len(got) != want {
+			t.Errorf("%s: %v, want %d", query, got, want)
+		}
+	}
+	if status, body := askAdmin(t, http.MethodGet, "/discovery/hosts?host=10.0.0.1"); status != http.StatusBadRequest || !strings.Contains(string(body), "IP address") {
+		t.Errorf("an address for a host: %d %s", status, body)
+	}
+	nodes := getAdmin(t, "/discovery/nodes?registry=main")
+	if got := fmt.Sprint(nodes[0]["hosts"], nodes[0]["refused_hosts"]); got != "[shop.example.com *.apps.example.com] <nil>" {
+		t.Errorf("the first node: %s", got)
+	}
+	if got := fmt.Sprint(nodes[1]["hosts"], nodes[1]["refused_hosts"]); !strings.Contains(got, "hosts does not name it") || !strings.Contains(got, `service "a"`) {
+		t.Errorf("the second node: %s", got)
+	}
+	if r := getAdmin(t, "/discovery/registries"); r[0]["name"] != "main" {
+		t.Errorf("registries: %v", r)
+	}
 }

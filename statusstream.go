@@ -88,6 +88,8 @@ func (w *eventWriter) flush() bool {
 //	nodes       these are new, or their records are
 //	gone        these are not there any more
 //	rejected    all rejected records of a registry
+//	hosts       these are new, or something of them is
+//	hosts_gone  these are not there any more
 //	liveness    heartbeats, and changes of health
 //	journal     more of it
 //	ready       that was all there is for now
@@ -105,6 +107,7 @@ type followedDirectory struct {
 	rejections []discovery.Rejection
 	number     uint64 // of the last change of the journal
 	shown      map[*discovery.Entry]liveness
+	hosts      map[string]*discovery.Host
 }
 
 // liveness is what a heartbeat or a health check changes.
@@ -204,6 +207,7 @@ func (s *statusStream) follow(directories []*sharedDirectory) {
 		last[d] = d.Journal().Last()
 		s.followed = append(s.followed, &followedDirectory{
 			sharedDirectory: d, snapshot: new(discovery.Snapshot), number: last[d], shown: make(map[*discovery.Entry]liveness),
+			hosts: make(map[string]*discovery.Host),
 		})
 	}
 	s.sendRegistries()
@@ -226,7 +230,7 @@ func (s *statusStream) sendChanges() bool {
 	for i, d := range s.followed {
 		s.sendJournal(d)
 		if next := d.Snapshot(); next != d.snapshot {
-			if !s.sendDifference(i, d, next, d.namedSources()) {
+			if !s.sendDifference(i, d, next, d.namedSources()) || !s.sendHosts(i, d, next.Hosts()) {
 				return false
 			}
 			d.snapshot = next
@@ -290,6 +294,57 @@ func (s *statusStream) sendDifference(i int, d *followedDirectory, next *discove
 	}
 	if len(nodes) > 0 {
 		s.send("nodes", nodes)
+	}
+	return true
+}
+
+// statusHost is a host without the names of its nodes, which may be thousands.
+type statusHost struct {
+	Directory int `json:"r"`
+	Count     int `json:"count"`
+	view.Host
+}
+
+type statusHostGone struct {
+	Directory int    `json:"r"`
+	Host      string `json:"host"`
+}
+
+// sendHosts sends how the hosts of a directory differ from what was sent before, and
+// reports whether the reader is still there.
+func (s *statusStream) sendHosts(i int, d *followedDirectory, next *discovery.Hosts) bool {
+	if next == d.snapshot.Hosts() {
+		return true
+	}
+	var hosts []statusHost
+	var gone []statusHostGone
+	for h := range next.All() {
+		if len(h.Nodes()) == 0 && len(h.Conflicts) == 0 || d.hosts[h.Name] == h {
+			continue
+		}
+		d.hosts[h.Name] = h
+		v := d.hostView(h)
+		v.Nodes = nil
+		hosts = append(hosts, statusHost{i, len(h.Nodes()), v})
+		if len(hosts) == nodesAtOnce {
+			s.send("hosts", hosts)
+			hosts = hosts[:0]
+			if !s.flush() {
+				return false
+			}
+		}
+	}
+	for name := range d.hosts {
+		if h := next.Known(name); h == nil || len(h.Nodes()) == 0 && len(h.Conflicts) == 0 {
+			delete(d.hosts, name)
+			gone = append(gone, statusHostGone{i, name})
+		}
+	}
+	if len(hosts) > 0 {
+		s.send("hosts", hosts)
+	}
+	if len(gone) > 0 {
+		s.send("hosts_gone", gone)
 	}
 	return true
 }

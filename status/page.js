@@ -12,6 +12,8 @@
   let unordered = false, dirty = false, shown = rowsAtOnce, first = true;
   let rows = new Map();     // key → row, of what is shown
   let registries = [];
+  const hosts = new Map();  // registry and name → host
+  let shownHosts = rowsAtOnce;
 
   const element = (name, className, text) => {
     const e = document.createElement(name);
@@ -112,6 +114,38 @@
     byId("more").textContent = "Show more (" + (found.length - shown) + " left)";
     const text = found.length === nodes.size ? nodes.size + " nodes" : found.length + " of " + nodes.size + " nodes";
     if (byId("count").textContent !== text) byId("count").textContent = text;
+    renderHosts(words);
+  }
+
+  // ---- hosts
+  function hostRow(h) {
+    const row = element("tr"), name = element("th", "id", h.host); name.scope = "row";
+    if (registries.length > 1) name.append(element("span", "why", h.registry));
+    row.append(name);
+    const cell = (label, text) => { const c = element("td", "", text); c.dataset.label = label; row.append(c); return c; };
+    cell("Service", h.services.map((s) => s || "without a service").join(", "));
+    const paths = cell("Paths");
+    for (const p of h.paths) paths.append(element("span", "pair", p));
+    cell("Nodes", h.left ? "left " + clock(h.left) : h.count);
+    cell("Since", new Date(h.since).toLocaleString([], { hour12: false }));
+    cell("Certificate", !h.certificate ? "" : h.certificate.until ? "until " + new Date(h.certificate.until).toLocaleString([], { hour12: false }) : "allowed");
+    const conflicts = cell("Conflicts");
+    for (const c of h.conflicts) {
+      conflicts.append(element("span", "badge bad", "refused"), " " + (c.service || "without a service"));
+      conflicts.append(element("span", "why", c.nodes + (c.nodes === 1 ? " node" : " nodes") + " since " + clock(c.since)));
+    }
+    return row;
+  }
+
+  function renderHosts(words) {
+    byId("sites").hidden = hosts.size === 0;
+    const found = [...hosts.values()].filter((h) => words.every((w) => h.hay.includes(w)))
+      .sort((a, b) => b.conflicts.length - a.conflicts.length || (a.host < b.host ? -1 : a.host > b.host ? 1 : a.r - b.r));
+    const body = document.createDocumentFragment();
+    for (const h of found.slice(0, shownHosts)) body.append(h.row ??= hostRow(h));
+    document.querySelector("#hosts tbody").replaceChildren(body);
+    byId("more-hosts").hidden = found.length <= shownHosts;
+    byId("more-hosts").textContent = "Show more (" + (found.length - shownHosts) + " left)";
   }
 
   // A storm of changes is drawn five times a second, a key press at once.
@@ -154,7 +188,7 @@
   const live = (text) => { if (byId("live").textContent !== text) byId("live").textContent = text; };
   const stream = new EventSource(location.pathname + "?stream");
   const on = (name, f) => stream.addEventListener(name, (e) => f(JSON.parse(e.data)));
-  on("hello", () => { first = true; nodes.clear(); rows.clear(); order = []; registries = []; unordered = true; byId("journal").replaceChildren(); });
+  on("hello", () => { first = true; nodes.clear(); rows.clear(); order = []; registries = []; hosts.clear(); unordered = true; byId("journal").replaceChildren(); });
   on("nodes", (list) => { for (const n of list) upsert(n); draw(); });
   on("gone", (list) => { for (const g of list) remove(keyOf(g.r, g.id, false)); draw(); });
   on("rejected", (m) => {
@@ -162,6 +196,14 @@
     for (const n of m.nodes) upsert(n);
     draw();
   });
+  on("hosts", (list) => {
+    for (const h of list) {
+      h.hay = [h.host, h.registry, ...h.services, ...h.paths, ...h.conflicts.map((c) => c.service)].join("\n").toLowerCase();
+      hosts.set(h.r + ":" + h.host, h);
+    }
+    draw();
+  });
+  on("hosts_gone", (list) => { for (const g of list) hosts.delete(g.r + ":" + g.host); draw(); });
   on("liveness", (list) => {
     const now = seconds();
     for (const v of list) {
@@ -190,11 +232,12 @@
 
   // ---- what the reader does
   for (const s of ["up", "draining", "maintenance", "unhealthy", "held", "restored", "rejected"]) byId("state").append(element("option", "", s));
-  const again = () => { shown = rowsAtOnce; render(); };
+  const again = () => { shown = shownHosts = rowsAtOnce; render(); };
   byId("filter").addEventListener("input", again);
   byId("state").addEventListener("change", again);
   byId("filters").addEventListener("submit", (e) => e.preventDefault());
   byId("more").addEventListener("click", () => { shown += rowsAtOnce; render(); });
+  byId("more-hosts").addEventListener("click", () => { shownHosts += rowsAtOnce; render(); });
   addEventListener("keydown", (e) => {
     if (e.key === "/" && !e.ctrlKey && !e.metaKey && !/INPUT|SELECT|TEXTAREA/.test(document.activeElement.tagName)) { e.preventDefault(); byId("filter").focus(); }
     if (e.key === "Escape" && document.activeElement === byId("filter")) { byId("filter").value = ""; again(); }

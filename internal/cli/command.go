@@ -59,7 +59,7 @@ to drain a node on pub/sub, which keeps nothing; 3 there is no such node.
 			cmd.AddCommand(
 				nodesCommand(), watchCommand(), historyCommand(),
 				drainCommand(), undrainCommand(), weightCommand(), overridesCommand(),
-				registerCommand(log), deregisterCommand(), statusCommand(),
+				registerCommand(log), deregisterCommand(), statusCommand(), hostsCommand(),
 			)
 		},
 	}

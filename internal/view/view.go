@@ -13,6 +13,7 @@ import (
 // Registry is a registry, as it is watched right now.
 type Registry struct {
 	Registry  string     `json:"registry"`
+	Name      string     `json:"name,omitempty"` // that a configuration gives it
 	Backend   string     `json:"backend"`
 	Connected bool       `json:"connected"`
 	Synced    bool       `json:"synced"`
@@ -43,6 +44,9 @@ type Node struct {
 	State       string     `json:"state"`
 	Reason      string     `json:"reason"`
 	Sources     []Standing `json:"sources"`
+
+	Hosts        []string      `json:"hosts,omitempty"`
+	RefusedHosts []RefusedHost `json:"refused_hosts,omitempty"`
 
 	Weight float64 `json:"-"`
 }
