@@ -81,7 +81,9 @@ func TestMissingRecord(t *testing.T) {
 		},
 		"back, with an old score": func(w *setWatcher, a, b foundMember) {
 			time.Sleep(absence)
-			w.expect("the partial look", true, 0, "")(w.see(false, 2))
+			if next, events := w.see(false, 2); !next.gaps || !next.soon || next.whole || events != "" {
+				t.Errorf("the partial look: next %+v, events %q, want one for what is missing", next, events)
+			}
 			w.expect("the whole look", false, 0, fmt.Sprint(discovery.Put, " b,"))(w.see(true, 2, a, b))
 		},
 	} {

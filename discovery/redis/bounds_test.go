@@ -192,7 +192,7 @@ func TestLookIsBounded(t *testing.T) {
 				defer func() { _ = reader.Close() }()
 			}
 			before, _ := commandCalls(t, c, "zrangebyscore")
-			args := append([]any{lowest, "0", discovery.MaxRecord, maxRead, usualRecord, most}, test.known...)
+			args := append([]any{lowest, "0", discovery.MaxRecord, maxRead, usualRecord, most, 0}, test.known...)
 			answer, err := lookScript.run(ctx, reader, []string{"set"}, args...)
 			if err != nil {
 				t.Fatal(err)

@@ -20,8 +20,10 @@
 // at once where the server publishes keyspace notifications. A look takes the
 // time, the sequence and the members in one step, so that it fits exactly
 // between two changes of the stream. Large sets are looked at in part: what was
-// written since the last look, and everything only when the number of members
-// says that something else happened, and every few seconds.
+// written since the last look. Where the number of members says that something else
+// happened, the numbers in ranges of scores say where, and those ranges are read as
+// well. Everything is looked at only where that does not explain it, and every few
+// seconds.
 //
 // A member whose id cannot be read (no JSON, not UTF-8, too long) counts as the record of
 // the node that its beginning names, so that the node stays in use for the rest of its

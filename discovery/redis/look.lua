@@ -9,8 +9,11 @@
 -- KEYS: set, and unless the user is restricted to that: changes, meta
 -- ARGV: the lowest score, whether to look for the last entry of the stream ('1'),
 --   the longest record, how much may be read altogether, the longest record beyond
---   that, how many members may be read; and what is known of members that are too
---   long, in order: a score and how many members have it, all of them too long
+--   that, how many members may be read; how many ranges of scores follow, and of each
+--   where it ends, and how many members it had: they follow each other, and those that
+--   have another number of members now are read as well, if they are few; and what is
+--   known of members that are too long, in order: a score and how many members have it,
+--   all of them too long
 local longest, enough, usual, most = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 local step, room = 500, 16 * 1024 * 1024
 local pages, size, kept = {}, 0, 0
@@ -82,7 +85,8 @@ end
 
 -- What is known to be too long is not looked at again.
 local skipped = {}
-for i = 7, #ARGV, 2 do
+local ranges = tonumber(ARGV[7])
+for i = 8 + 2 * ranges, #ARGV, 2 do
   local score, same = tonumber(ARGV[i]), tonumber(ARGV[i + 1])
   local skip = (score > from or score == from and past == 0) and redis.pcall('ZCOUNT', KEYS[1], ARGV[i], ARGV[i]) == same
   if skip then
@@ -96,6 +100,22 @@ for i = 7, #ARGV, 2 do
   skipped[#skipped + 1] = skip and 1 or 0
 end
 read(min, '+inf', past)
+
+local differ, lower = {}, '-inf'
+for i = 8, 6 + 2 * ranges, 2 do
+  local upper = '(' .. ARGV[i]
+  if redis.pcall('ZCOUNT', KEYS[1], lower, upper) ~= tonumber(ARGV[i + 1]) then -- nor may every user count
+    differ[#differ + 1] = { (i - 8) / 2, lower, upper }
+  end
+  lower = ARGV[i]
+end
+local compared = {}
+if #differ <= ranges / 8 then
+  for _, range in ipairs(differ) do
+    read(range[2], range[3], 0)
+    compared[#compared + 1] = range[1]
+  end
+end
 
 local meta, last, at = {}, {}, ''
 if KEYS[2] then
@@ -117,4 +137,6 @@ return {
   count,
   pages,
   skipped,
+  #differ,
+  compared,
 }

@@ -242,10 +242,15 @@ func (v *setView) apply(l *setLook) (next request, err error) {
 	case l.seq < v.streamed: // the stream has told newer things
 	case len(v.members) == l.count:
 		v.takeOut(l) // what was missing still is: the look accounts for every member
+	case l.compare:
+		if l.gaps {
+			v.miss(l)
+		}
+		next.whole = next.whole || len(v.members) != l.count
 	default:
-		next.whole = true
+		next.add(request{some: true, gaps: true, soon: true})
 	}
-	if next.whole {
+	if next.whole || next.gaps {
 		return next, nil
 	}
 	return v.lookAgain(), nil
@@ -456,6 +461,17 @@ func (v *setView) sweep(l *setLook) {
 	}
 	maps.DeleteFunc(v.members, func(_ string, m *member) bool { return m.look != v.looks && m.seq <= l.seq })
 	maps.DeleteFunc(v.gone, func(_ string, seq uint64) bool { return seq <= l.seq })
+}
+
+// miss notes which nodes' records this look lacks, and forgets those members.
+func (v *setView) miss(l *setLook) {
+	maps.DeleteFunc(v.members, func(_ string, m *member) bool {
+		missing := m.look != v.looks && m.seq <= l.seq && l.lacks(m.score)
+		if n := v.nodes[m.id]; missing && n != nil && n.current == m && n.look != v.looks && n.seq <= l.seq {
+			n.miss()
+		}
+		return missing
+	})
 }
 
 // takeOut emits Left for the nodes whose record this look still lacks, for long enough.

@@ -58,6 +58,7 @@ type lookResult struct {
 type request struct {
 	whole bool            // everything
 	some  bool            // what the view thinks is likely to have changed
+	gaps  bool            // with some: also what is missing of what is known
 	keys  map[string]bool // these
 	size  int             // of them, in bytes
 
@@ -88,6 +89,7 @@ func (q request) none() bool { return !q.whole && !q.some && len(q.keys) == 0 }
 func (q *request) add(o request) {
 	q.whole = q.whole || o.whole
 	q.some = q.some || o.some
+	q.gaps = q.gaps || o.gaps
 	q.overrides = q.overrides || o.overrides
 	q.soon = q.soon || o.soon
 	for key := range o.keys {

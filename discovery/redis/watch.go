@@ -169,8 +169,9 @@ func (w *watch) start(ctx context.Context) (due time.Time) {
 		w.look(ctx, q)
 	case w.pending.soon:
 		// A look at everything that is pending as well goes on waiting.
-		w.pending.some, w.pending.soon = false, false
-		w.look(ctx, request{some: true})
+		q := request{some: true, gaps: w.pending.gaps}
+		w.pending.some, w.pending.gaps, w.pending.soon = false, false, false
+		w.look(ctx, q)
 	case due.IsZero() || w.restUntil.Before(due):
 		due = w.restUntil
 	}
