@@ -1,6 +1,7 @@
 package discovery
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -79,9 +80,11 @@ type hostState struct {
 
 // A hostService is a service that announces a host.
 type hostService struct {
-	nodes []*hostNode // sorted by id
-	since time.Time
-	told  bool // that it does not get it
+	nodes   []*hostNode // sorted by id
+	entries []*Entry    // theirs, to be copied: a host may have most nodes of a fleet
+	partial int         // how many of them do not serve all paths alike
+	since   time.Time
+	told    bool // that it does not get it
 }
 
 // hostNews is something that happened about hosts, for people to read.
@@ -178,7 +181,9 @@ func (t *hostTable) change(id string, e *Entry, at time.Time, touched map[string
 	case n != nil && e != nil && sameHosts(&n.entry.Node, &e.Node):
 		n.entry = e
 		for _, name := range n.hosts {
-			touched[name] = t.hosts[name]
+			s := t.hosts[name]
+			s.services[e.Node.Service()].put(n)
+			touched[name] = s
 		}
 		return
 	case n != nil:
@@ -240,13 +245,37 @@ func (t *hostTable) admit(n *hostNode, at time.Time, touched map[string]*hostSta
 			c = &hostService{since: at}
 			s.services[service] = c
 		}
-		i, _ := slices.BinarySearchFunc(c.nodes, id, byHostNodeID)
-		c.nodes = slices.Insert(c.nodes, i, n)
+		c.put(n)
 		touched[name] = s
 	}
 }
 
-func byHostNodeID(n *hostNode, id string) int { return strings.Compare(n.entry.Node.ID, id) }
+// put takes in a node, or its new entry.
+func (c *hostService) put(n *hostNode) {
+	i, found := slices.BinarySearchFunc(c.entries, n.entry.Node.ID, byID)
+	if found {
+		c.entries[i] = n.entry
+		return
+	}
+	c.nodes, c.entries = slices.Insert(c.nodes, i, n), slices.Insert(c.entries, i, n.entry)
+	c.partial += n.partial()
+}
+
+// remove takes a node out.
+func (c *hostService) remove(n *hostNode) {
+	if i, found := slices.BinarySearchFunc(c.entries, n.entry.Node.ID, byID); found {
+		c.nodes, c.entries = slices.Delete(c.nodes, i, i+1), slices.Delete(c.entries, i, i+1)
+		c.partial -= n.partial()
+	}
+}
+
+// partial is 0 for a node that serves all paths alike, 1 for others.
+func (n *hostNode) partial() int {
+	if len(n.said.paths) == 1 && n.said.paths[0] == "" {
+		return 0
+	}
+	return 1
+}
 
 // drop takes a node out.
 func (t *hostTable) drop(id string, touched map[string]*hostState) {
@@ -258,9 +287,7 @@ func (t *hostTable) drop(id string, touched map[string]*hostState) {
 		s := t.hosts[name]
 		service := n.entry.Node.Service()
 		c := s.services[service]
-		if i, found := slices.BinarySearchFunc(c.nodes, id, byHostNodeID); found {
-			c.nodes = slices.Delete(c.nodes, i, i+1)
-		}
+		c.remove(n)
 		if len(c.nodes) == 0 {
 			delete(s.services, service)
 		}
@@ -462,12 +489,12 @@ func (t *hostTable) show(touched map[string]*hostState) {
 // host returns how the host is shown.
 func (s *hostState) host(was *Host) *Host {
 	h := &Host{Name: s.name, Since: s.since, Left: s.left}
-	var nodes []*hostNode
+	var theirs []*hostService
 	for _, service := range slices.Sorted(maps.Keys(s.services)) {
 		c := s.services[service]
 		if s.gets(service) {
 			h.Services = append(h.Services, service)
-			nodes = append(nodes, c.nodes...)
+			theirs = append(theirs, c)
 			continue
 		}
 		conflict := HostConflict{Service: service, Nodes: len(c.nodes), Since: c.since}
@@ -479,19 +506,8 @@ func (s *hostState) host(was *Host) *Host {
 	if len(h.Services) == 0 {
 		h.Services = []string{s.owner}
 	}
-	if len(h.Services) > 1 {
-		slices.SortFunc(nodes, func(a, b *hostNode) int { return strings.Compare(a.entry.Node.ID, b.entry.Node.ID) })
-	}
-	h.nodes = make([]*Entry, len(nodes))
-	h.byPath = make(map[string]*Route, 1)
-	byPath := make(map[string][]*Entry, 1)
-	for i, n := range nodes {
-		h.nodes[i] = n.entry
-		for _, prefix := range n.said.paths {
-			byPath[prefix] = append(byPath[prefix], n.entry)
-		}
-	}
-	for prefix, entries := range byPath {
+	h.nodes, h.byPath = mergeNodes(theirs), make(map[string]*Route, 1)
+	for prefix, entries := range nodesByPath(theirs, h.nodes) {
 		r := &Route{Path: prefix + AllPaths, Nodes: entries}
 		if was != nil {
 			if old := was.byPath[prefix]; old != nil && slices.Equal(old.Nodes, entries) {
@@ -502,12 +518,49 @@ func (s *hostState) host(was *Host) *Host {
 		h.routes = append(h.routes, r)
 	}
 	slices.SortFunc(h.routes, func(a, b *Route) int {
-		if len(a.Path) != len(b.Path) {
-			return len(b.Path) - len(a.Path)
-		}
-		return strings.Compare(a.Path, b.Path)
+		return cmp.Or(len(b.Path)-len(a.Path), strings.Compare(a.Path, b.Path))
 	})
 	return h
+}
+
+// mergeNodes returns the nodes of services that have a host, sorted by id.
+func mergeNodes(services []*hostService) []*Entry {
+	var all []*Entry
+	for _, c := range services {
+		all = append(all, c.entries...)
+	}
+	if len(services) > 1 {
+		slices.SortFunc(all, func(a, b *Entry) int { return strings.Compare(a.Node.ID, b.Node.ID) })
+	}
+	return all
+}
+
+// nodesByPath returns the nodes of each path, sorted by id, given all of them.
+func nodesByPath(services []*hostService, all []*Entry) map[string][]*Entry {
+	partial := 0
+	for _, c := range services {
+		partial += c.partial
+	}
+	switch {
+	case len(all) == 0:
+		return nil
+	case partial == 0:
+		return map[string][]*Entry{"": all}
+	}
+	byPath := make(map[string][]*Entry)
+	for _, c := range services {
+		for _, n := range c.nodes {
+			for _, prefix := range n.said.paths {
+				byPath[prefix] = append(byPath[prefix], n.entry)
+			}
+		}
+	}
+	if len(services) > 1 {
+		for _, entries := range byPath {
+			slices.SortFunc(entries, func(a, b *Entry) int { return strings.Compare(a.Node.ID, b.Node.ID) })
+		}
+	}
+	return byPath
 }
 
 // arm sets the timer to when the next host is free.
