@@ -44,7 +44,8 @@ type policyWrapper struct {
 	watches bool // what becomes of the attempts is of interest: see observe
 	sticky  bool // there are sessions
 
-	limited atomic.Bool // nodes name how many requests they take: from then on as if tracks and hosts
+	budget  *retryBudget // of the handler's retries; nil: any number
+	limited atomic.Bool  // nodes name how many requests they take: from then on as if tracks and hosts
 }
 
 // wrapPolicy puts a wrapper in the place of the handler's policy and returns it; the
@@ -74,10 +75,12 @@ type attempts struct {
 	// attempts, and another one if the request comes to this or another handler again.
 	request *http.Request
 	tried   picker.AddressSet // where it was sent so far, all in vain
-	current []candidates      // what the sources returned for the present attempt
-	merged  bool              // the policy sees them in another order
-	chosen  *chosen           // nil unless it is asked for
-	watched *watched          // nil unless what becomes of the attempts is of interest
+	chose   int               // how many times it was sent somewhere
+	budget  budgeted
+	current []candidates // what the sources returned for the present attempt
+	merged  bool         // the policy sees them in another order
+	chosen  *chosen      // nil unless it is asked for
+	watched *watched     // nil unless what becomes of the attempts is of interest
 
 	inline [1]candidates // for the usual case, to save an allocation
 }
@@ -202,6 +205,7 @@ func (w *policyWrapper) Select(pool reverseproxy.UpstreamPool, r *http.Request, 
 			noteHost(e, up)
 		}
 	}
+	spent := w.budget != nil && a != nil && !w.budget.begin(a)
 	var selected *reverseproxy.Upstream
 	if w.sticky && a != nil {
 		if lost := a.watched.refused(); lost != nil {
@@ -211,7 +215,10 @@ func (w *policyWrapper) Select(pool reverseproxy.UpstreamPool, r *http.Request, 
 		}
 		selected = a.keeper()
 	}
-	if selected == nil {
+	switch {
+	case spent:
+		selected = nil
+	case selected == nil:
 		selected = w.choose(pool, a, r, rw)
 	}
 	if a == nil {
@@ -221,6 +228,7 @@ func (w *policyWrapper) Select(pool reverseproxy.UpstreamPool, r *http.Request, 
 	if selected != nil {
 		// If the request comes back, it failed there.
 		a.tried.Add(selected.Dial)
+		a.chose++
 		if a.chosen != nil || a.watched != nil {
 			node, among := a.find(selected)
 			if a.chosen != nil {

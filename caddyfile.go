@@ -59,6 +59,7 @@ func init() {
 //	        eject       <duration>
 //	        max_ejected <percent>
 //	    }
+//	    retry_budget <percent> [<n>]
 //	    allow        <cidr|private_ranges|host-glob...>
 //	    deny         <cidr|private_ranges|host-glob...>
 //	    sync_timeout <duration>
@@ -80,6 +81,7 @@ func (u *Upstreams) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		"sticky":       stickyOption(&u.Sticky),
 		"health":       healthOption(&u.Health),
 		"outlier":      outlierOption(&u.Outlier),
+		"retry_budget": retryBudgetOption(&u.RetryBudget),
 		"allow":        access(&u.Allow),
 		"deny":         access(&u.Deny),
 		"sync_timeout": caddyblock.Duration(&u.SyncTimeout),

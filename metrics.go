@@ -90,6 +90,8 @@ var metrics = []metric{
 		func(r *reading, _ string) float64 { return float64(r.ejections.Load()) }},
 	{"nodes_ejected", "Nodes that get no requests from some source right now because their requests failed.", gauge, "", nil,
 		func(r *reading, _ string) float64 { return r.ejected }},
+	{"retries_refused_total", "Retries that retry_budget did not allow.", total, "", nil,
+		func(r *reading, _ string) float64 { return float64(r.retriesRefused.Load()) }},
 	{"lookups_total", "Requests for upstreams, by whether there were any.", total, "result", []string{"found", "none"},
 		func(r *reading, v string) float64 { return r.lookups.of(v == "found") }},
 }

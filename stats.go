@@ -21,7 +21,7 @@ type stats struct {
 	name string
 
 	heartbeats, checks, lookups counter
-	ejections                   atomic.Uint64
+	ejections, retriesRefused   atomic.Uint64
 
 	mu          sync.Mutex // guards what follows
 	directories []*discovery.Directory

@@ -145,6 +145,10 @@ type Upstreams struct {
 	// none
 	Outlier *Outlier `json:"outlier,omitempty"`
 
+	// How many requests are tried again, where the handler has lb_retries or
+	// lb_try_duration. Default: all that it would
+	RetryBudget *RetryBudget `json:"retry_budget,omitempty"`
+
 	// How long requests wait for the first listing of the registry, counted from
 	// when the directory was opened. Default: 2s
 	SyncTimeout caddy.Duration `json:"sync_timeout,omitempty"`
@@ -256,6 +260,11 @@ func (u *Upstreams) Provision(ctx caddy.Context) error {
 			return err
 		}
 	}
+	if u.RetryBudget != nil {
+		if err := u.provisionRetryBudget(ctx); err != nil {
+			return err
+		}
+	}
 	// A config that is only validated gets no further than here.
 	return onEvent(ctx, "started", func() {
 		keepInstanceID()
@@ -292,6 +301,11 @@ func (u *Upstreams) checkOptions() error {
 	}
 	if u.Outlier != nil {
 		if err := u.Outlier.check(); err != nil {
+			return err
+		}
+	}
+	if u.RetryBudget != nil {
+		if err := u.RetryBudget.check(); err != nil {
 			return err
 		}
 	}

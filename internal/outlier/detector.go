@@ -127,7 +127,7 @@ func (d *Detector) Succeeded(e *discovery.Entry, sent time.Duration) {
 		r.inRow.Store(0)
 	}
 	if d.options.Percent > 0 {
-		r.recent.add(d.options.Now(), d.options.Window, false)
+		r.recent.Add(d.options.Now(), d.options.Window, 1, 0)
 	}
 }
 
@@ -140,7 +140,7 @@ func (d *Detector) Failed(e *discovery.Entry, sent time.Duration, f Failure) {
 	now := d.options.Now()
 	inRow := int(r.inRow.Add(1))
 	if d.options.Percent > 0 {
-		r.recent.add(now, d.options.Window, true)
+		r.recent.Add(now, d.options.Window, 1, 1)
 	}
 	if int64(now) < r.spared.Load() {
 		return
@@ -159,7 +159,7 @@ func (d *Detector) cause(r *record, now time.Duration, inRow int, last Failure) 
 	if o.Percent == 0 {
 		return ""
 	}
-	requests, failures := r.recent.sum(now, o.Window)
+	requests, failures := r.recent.Sum(now, o.Window)
 	if requests < o.Requests || failures*100 < requests*o.Percent {
 		return ""
 	}
@@ -362,7 +362,7 @@ func (d *Detector) readmit(snapshot *discovery.Snapshot, nodes map[string]int) (
 			return false
 		}
 		r.inRow.Store(0)
-		r.recent.clear()
+		r.recent.Clear()
 		r.since.Store(int64(max(d.options.Now(), 1)))
 		r.ejection.Store(nil)
 		back = append(back, b)

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
+	"github.com/caddy-discovery/caddy-discovery/internal/window"
 )
 
 // records are what the detectors know of one node, attached to it.
@@ -21,7 +22,7 @@ type record struct {
 	address, instance string
 
 	inRow  atomic.Int64 // failures
-	recent window
+	recent window.Window
 	// Requests that were sent before this time say nothing any more: it is when the node
 	// was in use again.
 	since atomic.Int64

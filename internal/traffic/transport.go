@@ -19,10 +19,21 @@ type Transport struct {
 	Next http.RoundTripper
 	// Of returns the exchange that a request begins, nil if it is not watched.
 	Of func(*http.Request) *Exchange
+	// Failed returns the error that the handler gets in place of one that the other
+	// transport returned. Nil: the same.
+	Failed func(*http.Request, error) error
 }
 
 // RoundTrip implements http.RoundTripper.
 func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
+	res, err := t.roundTrip(req)
+	if err != nil && t.Failed != nil {
+		err = t.Failed(req, err)
+	}
+	return res, err
+}
+
+func (t *Transport) roundTrip(req *http.Request) (*http.Response, error) {
 	x := t.Of(req)
 	if x == nil {
 		return t.Next.RoundTrip(req)
