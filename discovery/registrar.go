@@ -41,8 +41,8 @@ type RegistrarOptions struct {
 	// heartbeats.
 	TTL time.Duration
 	// Drain is how long the node is announced as draining before its record
-	// goes, so that no proxy sends a request to a closed door. 0 is none. Default, for
-	// nil: DefaultDrain.
+	// goes, so that no proxy sends a request to a closed door. Where that is longer than
+	// the lease, the record is renewed meanwhile. 0 is none. Default, for nil: DefaultDrain.
 	Drain *time.Duration
 	// Busy, where given, ends the drain as soon as it returns false, after DefaultDrain
 	// at the earliest: before that other proxies may not have heard that the node drains.
@@ -364,7 +364,7 @@ func (r *Registrar) leave(ctx context.Context) error {
 		if listed || own {
 			// Also where it was not announced: the requests that are under way
 			// have the same right to end.
-			o.awaitIdle(least.C, wait.C)
+			o.awaitIdle(least.C, wait.C, func() { r.redrain(ctx, n, o) })
 		}
 	}
 	if o.Busy != nil { // the drain may have ended early
@@ -386,23 +386,39 @@ func (r *Registrar) leave(ctx context.Context) error {
 const busyEvery = 200 * time.Millisecond
 
 // awaitIdle returns when the drain is over: not before the least, and at the end at the
-// latest.
-func (o RegistrarOptions) awaitIdle(least, end <-chan time.Time) {
-	if o.Busy == nil {
-		<-end
-		return
+// latest. Where it may take longer than the record stands, it has that renewed.
+func (o RegistrarOptions) awaitIdle(least, end <-chan time.Time, renew func()) {
+	var due <-chan time.Time // nil, which blocks: a record stands for longer than the drain
+	if *o.Drain >= o.TTL {
+		beat := time.NewTicker(spread(o.Heartbeat))
+		defer beat.Stop()
+		due = beat.C
 	}
-	again := least
+	if o.Busy == nil {
+		least = nil
+	}
 	for {
 		select {
 		case <-end:
 			return
-		case <-again:
+		case <-due:
+			renew()
+		case <-least:
+			if !o.Busy() {
+				return
+			}
+			least = time.After(busyEvery)
 		}
-		if !o.Busy() {
-			return
-		}
-		again = time.After(busyEvery)
+	}
+}
+
+// redrain announces once more that the node drains. It takes no longer than what is left
+// of leaving can spare; what fails is tried again with the next heartbeat.
+func (r *Registrar) redrain(ctx context.Context, n Node, o RegistrarOptions) {
+	ctx, cancel := context.WithTimeout(ctx, leaveTimeout/2)
+	defer cancel()
+	if _, err := r.announcer.Drain(ctx, draining(n)); err != nil {
+		o.Logger.Warn("cannot renew the record while the node drains", "node", n.ID, "error", err)
 	}
 }
 

@@ -203,10 +203,42 @@ func TestRegistrarLeavesWhenIdle(t *testing.T) {
 					return
 				}
 				calls := a.taken()
-				if err != nil || len(calls) != 2 || calls[0].node.State() != discovery.StateDraining || calls[0].at != start {
+				if err != nil || len(calls) < 2 || !calls[len(calls)-1].withdraw || calls[0].node.State() != discovery.StateDraining || calls[0].at != start {
 					t.Errorf("%v, calls %+v, want it announced as draining at once, and then withdrawn", err, calls)
 				}
 			})
+		})
+	}
+}
+
+// TestRegistrarStaysListedWhileItDrains has drains that take longer than a lease.
+func TestRegistrarStaysListedWhileItDrains(t *testing.T) {
+	for _, busy := range []func() bool{nil, func() bool { return true }} {
+		synctest.Test(t, func(t *testing.T) {
+			m := discoverytest.NewMemory()
+			a := &recorder{Registry: m.Open()}
+			drain := 10 * time.Minute
+			r := register(t, a, newNode("a"), discovery.RegistrarOptions{Drain: &drain, Busy: busy, Heartbeat: 10 * time.Second, TTL: 30 * time.Second})
+			synctest.Wait()
+			a.taken()
+			start := time.Now()
+			if err := r.leave(); err != nil {
+				t.Error(err)
+			}
+			if took := time.Since(start); took != drain {
+				t.Errorf("leaving took %v, want %v", took, drain)
+			}
+			calls := a.taken()
+			last := start
+			for _, c := range calls[:len(calls)-1] {
+				if c.node.State() != discovery.StateDraining || c.at.Sub(last) > 10*time.Second {
+					t.Fatalf("the record was renewed after %v as %s, want it as draining, every 10s", c.at.Sub(last), c.node.State())
+				}
+				last = c.at
+			}
+			if left := drain - last.Sub(start); left > 10*time.Second {
+				t.Errorf("the record was renewed last %v before the end", left)
+			}
 		})
 	}
 }
