@@ -62,6 +62,7 @@ func init() {
 //	    retry_budget <percent> [<n>]
 //	    allow        <cidr|private_ranges|host-glob...>
 //	    deny         <cidr|private_ranges|host-glob...>
+//	    metrics      service|node [<max nodes>]
 //	    sync_timeout <duration>
 //	    max_stale    <duration>
 //	}
@@ -84,6 +85,7 @@ func (u *Upstreams) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		"retry_budget": retryBudgetOption(&u.RetryBudget),
 		"allow":        access(&u.Allow),
 		"deny":         access(&u.Deny),
+		"metrics":      metricsOption(&u.Metrics),
 		"sync_timeout": caddyblock.Duration(&u.SyncTimeout),
 		"max_stale":    caddyblock.Duration(&u.MaxStale),
 	}, caddyblock.Literals(u, (*Upstreams).checkLiterals, "registry", "service", "where", "prefer", "pick", "uri", "sticky"))

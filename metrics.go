@@ -132,6 +132,7 @@ func (collector) Describe(ch chan<- *prometheus.Desc) {
 	for _, m := range metrics {
 		ch <- m.desc()
 	}
+	describeTraffic(ch)
 }
 
 // Collect implements prometheus.Collector.
@@ -157,6 +158,7 @@ func (collector) Collect(ch chan<- prometheus.Metric) {
 			buckets[bound] = count
 		}
 		count += r.propagation.Counts[discovery.PropagationBuckets-1]
+		s.collectTraffic(ch)
 		ch <- prometheus.MustNewConstHistogram(propagationMetric.desc(), count, r.propagation.Sum.Seconds(), buckets, r.name)
 	}
 }

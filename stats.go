@@ -8,6 +8,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
+	"github.com/caddy-discovery/caddy-discovery/internal/traffic"
 )
 
 // allStats are the stats of the registries in use. What is counted belongs to no
@@ -22,6 +23,9 @@ type stats struct {
 
 	heartbeats, checks, lookups counter
 	ejections, retriesRefused   atomic.Uint64
+
+	tally    *traffic.Tally // of the requests, while sources want it
+	counting atomic.Int32   // how many do
 
 	mu          sync.Mutex // guards what follows
 	directories []*discovery.Directory
@@ -49,7 +53,11 @@ func (c *counter) of(good bool) float64 {
 // acquireStats returns the stats of a registry, to which those of the directory
 // belong from then on; it may be nil. It is matched by one of release.
 func acquireStats(name string, d *discovery.Directory) *stats {
-	s, _ := acquire(allStats, name, func() (*stats, error) { return &stats{name: name}, nil })
+	s, _ := acquire(allStats, name, func() (*stats, error) {
+		s := &stats{name: name}
+		s.tally = traffic.NewTally(s.listed)
+		return s, nil
+	})
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if d != nil {

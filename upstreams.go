@@ -149,6 +149,9 @@ type Upstreams struct {
 	// lb_try_duration. Default: all that it would
 	RetryBudget *RetryBudget `json:"retry_budget,omitempty"`
 
+	// What is counted of the requests to the nodes. Default: nothing
+	Metrics *TrafficMetrics `json:"metrics,omitempty"`
+
 	// How long requests wait for the first listing of the registry, counted from
 	// when the directory was opened. Default: 2s
 	SyncTimeout caddy.Duration `json:"sync_timeout,omitempty"`
@@ -166,6 +169,7 @@ type Upstreams struct {
 	insecure  bool           // and takes any certificate
 	wrapper   *policyWrapper // nil if nothing needs what requests have been through
 	observers observers
+	counted   bool // in the metrics of traffic
 	shortlist shortlist
 	beside    bool // other sources may be beside this one, under multi
 	number    int  // of this source in its handler, from 1
@@ -265,6 +269,11 @@ func (u *Upstreams) Provision(ctx caddy.Context) error {
 			return err
 		}
 	}
+	if u.Metrics != nil {
+		if err := u.countTraffic(ctx); err != nil {
+			return err
+		}
+	}
 	// A config that is only validated gets no further than here.
 	return onEvent(ctx, "started", func() {
 		keepInstanceID()
@@ -306,6 +315,11 @@ func (u *Upstreams) checkOptions() error {
 	}
 	if u.RetryBudget != nil {
 		if err := u.RetryBudget.check(); err != nil {
+			return err
+		}
+	}
+	if u.Metrics != nil {
+		if err := u.Metrics.check(); err != nil {
 			return err
 		}
 	}
@@ -826,6 +840,7 @@ func (u *Upstreams) release() error {
 		err = errors.Join(err, u.outliers.release())
 	}
 	if u.directory != nil {
+		u.stopCounting()
 		err = errors.Join(err, u.directory.release())
 	}
 	u.closeIdle()

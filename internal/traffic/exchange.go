@@ -88,6 +88,7 @@ type Exchange struct {
 	downloads io.ReadCloser   // the body of the response
 	client    context.Context //nolint:containedctx // of the request, whose end is the client's
 	observers []Observer
+	count     *Count // where it is counted, by those that count
 }
 
 // epoch is when the clock of exchanges began.
