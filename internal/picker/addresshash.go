@@ -30,9 +30,11 @@ type addressGroup struct {
 	length int
 	nodes  []uint32 // which nodes' they are, in their order
 	// What an address has by lanes, one beside the other: those that it fills times
-	// prime2, and what is left in the low bytes of the next.
-	lanes [blockLanes - 1][]uint64
-	left  []uint64
+	// prime2, and what a round makes of that alone; and what is left in the low bytes of
+	// the next.
+	lanes  [blockLanes - 1][]uint64
+	rounds [blockLanes - 1][]uint64
+	left   []uint64
 }
 
 func (g *addressGroup) add(node int, address string) {
@@ -41,7 +43,8 @@ func (g *addressGroup) add(node int, address string) {
 	copy(room[:], address)
 	full := len(address) / laneBytes
 	for i := range full {
-		g.lanes[i] = append(g.lanes[i], binary.LittleEndian.Uint64(room[i*laneBytes:])*prime2)
+		lane := binary.LittleEndian.Uint64(room[i*laneBytes:]) * prime2
+		g.lanes[i], g.rounds[i] = append(g.lanes[i], lane), append(g.rounds[i], round(0, lane))
 	}
 	g.left = append(g.left, binary.LittleEndian.Uint64(room[full*laneBytes:]))
 }
@@ -134,73 +137,103 @@ type someHashes [64]uint64
 func (k *keyHash) hashes(g *addressGroup, from int, room *someHashes) []uint64 {
 	left := g.left[from:min(from+len(room), len(g.left))]
 	h := room[:len(left)]
-	clear(h)
 	if k.blocks {
 		k.hashBlocks(g, from, left, h)
 	} else {
-		for i := range h {
-			h[i] = prime5 + uint64(k.total)
-		}
-		for _, column := range g.lanes[:k.full] {
-			column = column[from:][:len(h)]
-			for i, lane := range column {
-				h[i] = bits.RotateLeft64(h[i]^round(0, lane), 27)*prime1 + prime4
-			}
-		}
-		for i, left := range left {
-			h[i] = bits.RotateLeft64(h[i]^round(0, (left|k.head)*prime2), 27)*prime1 + prime4
-		}
+		k.hashLanes(g, from, left, h)
 	}
 	for _, lane := range k.behind[:k.lanesBehind] {
-		for i := range h {
-			h[i] = bits.RotateLeft64(h[i]^lane, 27)*prime1 + prime4
+		for i, x := range h {
+			h[i] = bits.RotateLeft64(x^lane, 27)*prime1 + prime4
 		}
 	}
-	if k.hasHalf {
-		for i := range h {
-			h[i] = bits.RotateLeft64(h[i]^k.half, 23)*prime2 + prime3
+	if half := k.half; k.hasHalf {
+		for i, x := range h {
+			h[i] = bits.RotateLeft64(x^half, 23)*prime2 + prime3
 		}
 	}
-	for _, b := range k.rest[:k.bytesBehind] {
-		for i := range h {
-			h[i] = bits.RotateLeft64(h[i]^b, 11) * prime1
+	// In pairs, because two steps in one go are quicker.
+	rest := k.rest[:k.bytesBehind]
+	if len(rest) >= 2 {
+		first, second := rest[0], rest[1]
+		for i, x := range h {
+			x = bits.RotateLeft64(x^first, 11) * prime1
+			h[i] = bits.RotateLeft64(x^second, 11) * prime1
+		}
+		rest = rest[2:]
+	}
+	if len(rest) == 1 {
+		last := rest[0]
+		for i, x := range h {
+			h[i] = bits.RotateLeft64(x^last, 11) * prime1
 		}
 	}
-	for i := range h {
-		x := (h[i] ^ h[i]>>33) * prime2
+	for i, x := range h {
+		x = (x ^ x>>33) * prime2
 		x = (x ^ x>>29) * prime3
 		h[i] = x ^ x>>32
 	}
 	return h
 }
 
+// hashLanes puts into h what there is after the lanes of the address and the shared one,
+// where there are no blocks.
+func (k *keyHash) hashLanes(g *addressGroup, from int, left, h []uint64) {
+	begin, head := prime5+uint64(k.total), k.head
+	switch k.full { // as most addresses have it
+	case 1:
+		rounds := g.rounds[0][from:][:len(h)]
+		for i, left := range left {
+			x := bits.RotateLeft64(begin^rounds[i], 27)*prime1 + prime4
+			h[i] = bits.RotateLeft64(x^round(0, (left|head)*prime2), 27)*prime1 + prime4
+		}
+	case 2:
+		first, second := g.rounds[0][from:][:len(h)], g.rounds[1][from:][:len(h)]
+		for i, left := range left {
+			x := bits.RotateLeft64(begin^first[i], 27)*prime1 + prime4
+			x = bits.RotateLeft64(x^second[i], 27)*prime1 + prime4
+			h[i] = bits.RotateLeft64(x^round(0, (left|head)*prime2), 27)*prime1 + prime4
+		}
+	default:
+		for i, left := range left {
+			x := begin
+			for _, rounds := range g.rounds[:k.full] {
+				x = bits.RotateLeft64(x^rounds[from+i], 27)*prime1 + prime4
+			}
+			h[i] = bits.RotateLeft64(x^round(0, (left|head)*prime2), 27)*prime1 + prime4
+		}
+	}
+}
+
 // hashBlocks puts into h what there is after the blocks.
 func (k *keyHash) hashBlocks(g *addressGroup, from int, left, h []uint64) {
 	var lanes [blockLanes]someHashes
-	var same uint64 // of all addresses
+	same, head := uint64(0), k.head // same: of all addresses
+	clear(h)
 	for j := range blockLanes {
 		if j > k.full {
 			same += bits.RotateLeft64(k.lanes[j], laneTurns[j])
 			continue
 		}
-		v := lanes[j][:len(h)]
+		v, begin := lanes[j][:len(h)], k.lanes[j]
 		if j == k.full {
 			for i, left := range left {
-				v[i] = round(k.lanes[j], (left|k.head)*prime2)
+				v[i] = round(begin, (left|head)*prime2)
 			}
 		} else {
 			for i, lane := range g.lanes[j][from:][:len(h)] {
-				v[i] = round(k.lanes[j], lane)
+				v[i] = round(begin, lane)
 			}
 		}
 		for at := j * laneBytes; at < len(k.later); at += blockBytes {
 			lane := lane64(k.later[at:]) * prime2
-			for i := range v {
-				v[i] = round(v[i], lane)
+			for i, x := range v {
+				v[i] = round(x, lane)
 			}
 		}
-		for i := range v {
-			h[i] += bits.RotateLeft64(v[i], laneTurns[j])
+		turn := laneTurns[j]
+		for i, x := range v {
+			h[i] += bits.RotateLeft64(x, turn)
 		}
 	}
 	for i := range h {
@@ -218,8 +251,9 @@ func (k *keyHash) hashBlocks(g *addressGroup, from int, left, h []uint64) {
 			h[i] = (h[i]^round(0, lane*prime2))*prime1 + prime4
 		}
 	}
+	total := uint64(k.total)
 	for i := range h {
-		h[i] += uint64(k.total)
+		h[i] += total
 	}
 }
 

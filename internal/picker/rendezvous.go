@@ -22,7 +22,7 @@ func (n Ranked) pick(t *tier, a attempt, into []*discovery.Entry) []*discovery.E
 	return newAddressList(nodes, a.builder.TLS).highest(int(n), &a, into)
 }
 func (Ranked) prepare(t *tier, b *Builder) { t.addresses(b) }
-func (Ranked) size(t *tier) int            { return len(t.nodes) * (4 + 8 + typicalAddress) }
+func (Ranked) size(t *tier) int            { return len(t.nodes) * (4 + 8 + 2*typicalAddress) }
 
 // typicalAddress is about how many bytes an address has.
 const typicalAddress = 16
