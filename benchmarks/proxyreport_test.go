@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"testing"
 	"time"
 
 	"github.com/dustin/go-humanize"
@@ -371,4 +372,40 @@ func drawLines(title, unit string, logarithmic bool, sizes []int, lines []line) 
 	}
 	s.WriteString("</svg>\n")
 	return s.String()
+}
+
+// TestProxyReport writes the report of a run that is made up.
+func TestProxyReport(t *testing.T) {
+	c := &comparison{busy: "0.00", took: 8 * time.Minute}
+	for i, v := range variants() {
+		s := &standing{variant: v, fresh: 50 << 20}
+		for round := range 3 {
+			s.turns = append(s.turns, turn{
+				requests: 1000, rate: float64(1000 + 100*round + i), p50: time.Millisecond, p99: 2 * time.Millisecond,
+				cpu: time.Duration(100+i) * time.Microsecond, memory: 60 << 20,
+			})
+		}
+		c.all = append(c.all, s)
+	}
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "benchmarks.md"), []byte("# Benchmarks\n\n"+beginProxy+"\nold\n"+endProxy+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	*otherBinary = "/nonexistent" // its version is of no interest
+	t.Cleanup(func() { *otherBinary = "" })
+	if err := writeProxyReport(dir, c); err != nil {
+		t.Fatal(err)
+	}
+	report, err := os.ReadFile(filepath.Join(dir, "benchmarks.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"HAProxy |", "nginx |", "`dynamic a` |", sourceShared, "`" + hashing + "`", "| 10 nodes against 10 static upstreams, `random` | ≥ 0.98, processor time ≤ 1.03 |"} {
+		if !strings.Contains(string(report), want) {
+			t.Errorf("the report lacks %q", want)
+		}
+	}
+	if strings.Contains(string(report), "old\n") || strings.Contains(string(report), "%!") {
+		t.Error("the report has what it should not")
+	}
 }
