@@ -23,7 +23,7 @@ SOAK_RELOADS ?= 1000
 BENCH        ?= .
 PKG          ?= ./...
 
-.PHONY: build demo test test-clients test-deploy lint bench bench-backends bench-changes bench-proxy reliability soak docs fuzz clean help
+.PHONY: build demo test test-clients test-deploy lint bench bench-backends bench-changes bench-hosts bench-proxy reliability soak docs fuzz clean help
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -92,6 +92,9 @@ bench-backends: ## compare the kinds of registry; writes docs/benchmarks.md
 
 bench-changes: ## time changes that follow each other without a pause; writes docs/benchmarks.md
 	go test -run '^$$' -bench '^BenchmarkBackToBack$$' -benchtime 1x -timeout 30m ./benchmarks -args -report $(CURDIR)/docs
+
+bench-hosts: ## time the first answer by HTTPS for hosts that services bring along; writes docs/benchmarks.md
+	go test -run '^$$' -bench '^BenchmarkNewHost$$' -benchtime 1x -timeout 30m ./benchmarks -args -report $(CURDIR)/docs
 
 bench-proxy: ## compare with static upstreams, nginx and HAProxy; writes docs/benchmarks.md
 	@scripts/need-nginx-haproxy

@@ -45,13 +45,19 @@ func runCaddy(b *testing.B, sites string) {
 // benchmark ends.
 func startCaddy(b *testing.B, admin, sites string) *program {
 	b.Helper()
+	return startConfig(b, "admin "+admin, sites)
+}
+
+// startConfig is startCaddy with global options.
+func startConfig(b *testing.B, options, sites string) *program {
+	b.Helper()
 	binary, err := build()
 	if err != nil {
 		b.Fatal(err)
 	}
 	dir := b.TempDir()
 	file := filepath.Join(dir, "Caddyfile")
-	if err := os.WriteFile(file, []byte("{\nadmin "+admin+"\npersist_config off\nauto_https off\n}\n"+sites), 0o600); err != nil {
+	if err := os.WriteFile(file, []byte("{\n"+options+"\npersist_config off\nauto_https off\n}\n"+sites), 0o600); err != nil {
 		b.Fatal(err)
 	}
 	cmd := exec.Command(binary, "run", "--config", file, "--adapter", "caddyfile")

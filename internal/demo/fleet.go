@@ -90,14 +90,14 @@ type fleet struct {
 	nodes []*node // in the order of their start
 }
 
-// add starts a node.
-func (f *fleet) add(id string) (*node, error) {
+// add starts a node, with more flags of service.
+func (f *fleet) add(id string, flags ...string) (*node, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
 	}
 	n := &node{id: id, ended: make(chan struct{})}
-	n.cmd = exec.Command(self, "service", "--id", id, "--registry", f.registry)
+	n.cmd = exec.Command(self, append([]string{"service", "--id", id, "--registry", f.registry}, flags...)...)
 	n.cmd.Stderr = os.Stderr
 	if n.stdin, err = n.cmd.StdinPipe(); err != nil {
 		return nil, err

@@ -65,7 +65,10 @@ func demonstrate(args []string) (err error) {
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 
 	screen := newScreen(os.Stdout)
-	proxy, err := startProxy(ctx, *binary, *config, dir)
+	// The other Caddy is for the last step, and starts meanwhile.
+	edge := startEdge(ctx, *binary, filepath.Join(dir, "edge"))
+	defer edge.stop()
+	proxy, err := startProxy(ctx, *binary, *config, dir, map[string]string{portHTTP: "8080", portNATS: "4222", portAdmin: "2019"})
 	if err != nil {
 		return err
 	}
@@ -76,7 +79,7 @@ func demonstrate(args []string) (err error) {
 		"try", fmt.Sprintf("curl -i %s", proxy.url),
 	)
 
-	show := newShow(screen, proxy)
+	show := newShow(screen, proxy, edge)
 	defer show.fleet.stop()
 	gap := 2 * time.Second
 	if duration > 0 {

@@ -21,6 +21,7 @@ import (
 type proxy struct {
 	url, registry string
 	admin         string
+	ports         map[string]string // by variable
 
 	cmd     *exec.Cmd // the guard
 	stdin   io.Closer
@@ -28,24 +29,28 @@ type proxy struct {
 	ended   chan struct{}
 }
 
+// The ports of a Caddy of the demo, by the variables of its Caddyfile.
+const (
+	portHTTP  = "HTTP_PORT"
+	portHTTPS = "HTTPS_PORT"
+	portNATS  = "NATS_PORT"
+	portAdmin = "ADMIN"
+)
+
 // startProxy starts Caddy with the given Caddyfile and returns when it serves.
-// All of its files are below dir. The usual ports are taken if they are free,
+// All of its files are below dir. The preferred ports are taken if they are free,
 // others if not.
-func startProxy(ctx context.Context, binary, config, dir string) (*proxy, error) {
-	ports := make([]string, 3)
-	for i, preferred := range []string{"8080", "4222", "2019"} {
+func startProxy(ctx context.Context, binary, config, dir string, preferred map[string]string) (*proxy, error) {
+	p := &proxy{ports: make(map[string]string), logFile: filepath.Join(dir, "caddy.log"), ended: make(chan struct{})}
+	for variable, port := range preferred {
 		var err error
-		if ports[i], err = freePort(preferred); err != nil {
+		if p.ports[variable], err = freePort(port); err != nil {
 			return nil, err
 		}
 	}
-	p := &proxy{
-		url:      "http://localhost:" + ports[0] + "/",
-		registry: "nats://127.0.0.1:" + ports[1],
-		admin:    "localhost:" + ports[2],
-		logFile:  filepath.Join(dir, "caddy.log"),
-		ended:    make(chan struct{}),
-	}
+	p.url = "http://localhost:" + p.ports[portHTTP] + "/"
+	p.registry = "nats://127.0.0.1:" + p.ports[portNATS]
+	p.admin = "localhost:" + p.ports[portAdmin]
 	out, err := os.Create(p.logFile)
 	if err != nil {
 		return nil, err
@@ -56,9 +61,12 @@ func startProxy(ctx context.Context, binary, config, dir string) (*proxy, error)
 		return nil, err
 	}
 	p.cmd = exec.Command(self, "guard", binary, "run", "--config", config, "--adapter", "caddyfile")
-	p.cmd.Env = append(os.Environ(),
-		"HTTP_PORT="+ports[0], "NATS_PORT="+ports[1], "ADMIN="+p.admin,
-		"XDG_DATA_HOME="+dir, "XDG_CONFIG_HOME="+dir)
+	p.cmd.Env = append(os.Environ(), portAdmin+"="+p.admin, "XDG_DATA_HOME="+dir, "XDG_CONFIG_HOME="+dir)
+	for variable, port := range p.ports {
+		if variable != portAdmin {
+			p.cmd.Env = append(p.cmd.Env, variable+"="+port)
+		}
+	}
 	p.cmd.Stdout, p.cmd.Stderr = out, out
 	if p.stdin, err = p.cmd.StdinPipe(); err != nil {
 		return nil, err
@@ -80,7 +88,7 @@ func startProxy(ctx context.Context, binary, config, dir string) (*proxy, error)
 		default:
 		}
 		// Caddy starts its apps in any order.
-		for _, port := range ports {
+		for _, port := range p.ports {
 			conn, err := net.DialTimeout("tcp", net.JoinHostPort("127.0.0.1", port), time.Second)
 			if err != nil || conn.Close() != nil {
 				return false

@@ -13,6 +13,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/net/websocket"
+
 	"github.com/caddy-discovery/caddy-discovery/discovery"
 	"github.com/caddy-discovery/caddy-discovery/discovery/natskv"
 )
@@ -29,6 +31,9 @@ const (
 	linger = 500 * time.Millisecond
 )
 
+// socketPath is where a service has a WebSocket that says what it is told.
+const socketPath = "/socket"
+
 // What a service tells the demo, a line each on its standard output.
 const (
 	saysRegistered = "registered"
@@ -43,6 +48,8 @@ func service(args []string) error {
 	flags := flag.NewFlagSet("demo service", flag.ExitOnError)
 	id := flags.String("id", "orders-1", "the node's `id`")
 	registry := flags.String("registry", "nats://127.0.0.1:4222", "the NATS `url` to register at")
+	name := flags.String("service", "orders", "what the node `serves`")
+	hosts := flags.String("hosts", "", "the `hosts` that it announces")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -61,13 +68,13 @@ func service(args []string) error {
 	if err != nil {
 		return err
 	}
-	server := &http.Server{
-		ReadHeaderTimeout: 10 * time.Second,
-		Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-			w.Header().Set("X-Node", *id)
-			fmt.Fprintf(w, "served by %s\n", *id)
-		}),
-	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("X-Node", *id)
+		fmt.Fprintf(w, "served by %s\n", *id)
+	})
+	mux.Handle(socketPath, websocket.Server{Handler: func(conn *websocket.Conn) { _, _ = io.Copy(conn, conn) }})
+	server := &http.Server{ReadHeaderTimeout: 10 * time.Second, Handler: mux}
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(listener) }()
 
@@ -75,13 +82,11 @@ func service(args []string) error {
 	if err != nil {
 		return err
 	}
-	err = register(ctx, *registry, discovery.Node{
-		ID:       *id,
-		Endpoint: endpoint,
-		Metadata: map[string]string{
-			discovery.KeyService: "orders",
-		},
-	}, func(what string) { fmt.Println(what) })
+	metadata := map[string]string{discovery.KeyService: *name}
+	if *hosts != "" {
+		metadata[discovery.KeyHosts] = *hosts
+	}
+	err = register(ctx, *registry, discovery.Node{ID: *id, Endpoint: endpoint, Metadata: metadata}, func(what string) { fmt.Println(what) })
 
 	time.Sleep(linger)
 	shut, cancel := context.WithTimeout(context.Background(), linger)

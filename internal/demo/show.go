@@ -13,12 +13,13 @@ import (
 type show struct {
 	screen  *screen
 	proxy   *proxy
+	edge    *edge
 	fleet   *fleet
 	account *account
 }
 
-func newShow(s *screen, p *proxy) *show {
-	return &show{screen: s, proxy: p, fleet: &fleet{registry: p.registry}, account: newAccount()}
+func newShow(s *screen, p *proxy, e *edge) *show {
+	return &show{screen: s, proxy: p, edge: e, fleet: &fleet{registry: p.registry}, account: newAccount()}
 }
 
 // run shows everything, then stays until ctx ends, or until duration has passed
@@ -129,7 +130,12 @@ func (s *show) tour(ctx context.Context, gap time.Duration) error {
 	if err := s.join(ctx, "orders-4"); err != nil {
 		return err
 	}
-	return s.lapse(ctx, victim, killed)
+	if err := s.lapse(ctx, victim, killed); err != nil {
+		return err
+	}
+
+	pause(ctx, gap/2)
+	return s.hosts(ctx)
 }
 
 // join starts a node and tells how soon it serves.
