@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"path"
 	"slices"
 	"strconv"
 	"sync"
@@ -15,6 +16,8 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddytls"
+	"github.com/caddyserver/certmagic"
+	"golang.org/x/time/rate"
 
 	"github.com/caddy-discovery/caddy-discovery/backend"
 	"github.com/caddy-discovery/caddy-discovery/discovery"
@@ -28,6 +31,9 @@ const (
 	// maxHandshakes is how many handshakes wait at one time for the first listing. Others
 	// get their answer at once.
 	maxHandshakes = 1000
+	// How often a second the storage is looked into at most, and how long that may take.
+	lookRate    = 20
+	lookTimeout = 5 * time.Second
 )
 
 // Permission allows on-demand certificates for the hosts that the nodes of a registry
@@ -49,8 +55,8 @@ type Permission struct {
 	Linger caddy.Duration `json:"linger,omitempty"`
 
 	// For how many new names certificates are allowed in a period, such as the one in
-	// which an issuer limits them. A new name is one that had none before, as far as it is
-	// remembered. Default: no limit
+	// which an issuer limits them. A new name is one for which none was allowed before, as
+	// far as it is remembered, and none is in Caddy's storage. Default: no limit
 	Limit *NameLimit `json:"limit,omitempty"`
 
 	// How long the handshake of a name that is not remembered waits for the first listing
@@ -59,6 +65,8 @@ type Permission struct {
 
 	directory *sharedDirectory
 	hosts     *hostUser
+	storage   certmagic.Storage
+	looks     *rate.Limiter // into the storage
 	starting  sync.Once
 	started   atomic.Int64 // in Unix nanoseconds
 	waiting   atomic.Int32
@@ -88,6 +96,7 @@ func (p *Permission) Provision(ctx caddy.Context) error {
 	}
 	p.Linger = cmp.Or(p.Linger, defaultLinger)
 	p.SyncTimeout = cmp.Or(p.SyncTimeout, defaultSyncTimeout)
+	p.storage, p.looks = ctx.Storage(), rate.NewLimiter(lookRate, 10*lookRate)
 	if err := exposeMetrics(ctx); err != nil {
 		return err
 	}
@@ -159,13 +168,14 @@ func (p *Permission) start() {
 // would write a line at level error for each handshake of a name that somebody makes up.
 func (p *Permission) CertificateAllowed(ctx context.Context, name string) error {
 	p.start()
-	ctx, cancel := p.patience(ctx)
-	defer cancel()
 	policy := discovery.CertificatePolicy{Linger: time.Duration(p.Linger)}
 	if p.Limit != nil {
 		policy.Limit, policy.Period = p.Limit.Names, time.Duration(p.Limit.Period)
+		policy.Has = func(name string) bool { return p.hasCertificate(ctx, name) }
 	}
-	if _, err := p.directory.AllowCertificate(ctx, name, policy); err != nil {
+	waiting, cancel := p.patience(ctx)
+	defer cancel()
+	if _, err := p.directory.AllowCertificate(waiting, name, policy); err != nil {
 		return fmt.Errorf("%s: %w: %w", discovery.Clip(strconv.QuoteToASCII(name)), caddytls.ErrPermissionDenied, err)
 	}
 	return nil
@@ -182,6 +192,22 @@ func (p *Permission) patience(ctx context.Context) (context.Context, context.Can
 		p.waiting.Add(-1)
 		cancel()
 	}
+}
+
+// hasCertificate reports whether Caddy's storage has a certificate for a name, by whichever
+// issuer. A proxy whose own memory is gone, as in a container, or one of several with one
+// storage, must not take what it serves for new. Where a limit is reached anybody can have
+// it asked for names that a wildcard stands for, so that it looks so often only.
+func (p *Permission) hasCertificate(ctx context.Context, name string) bool {
+	if p.storage == nil || !p.looks.Allow() {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
+	defer cancel()
+	issuers, err := p.storage.List(ctx, path.Dir(certmagic.StorageKeys.CertsPrefix("issuer")), false)
+	return err == nil && slices.ContainsFunc(issuers, func(issuer string) bool {
+		return p.storage.Exists(ctx, certmagic.StorageKeys.SiteCert(path.Base(issuer), name))
+	})
 }
 
 // Cleanup releases the directory. A renewal that is under way may ask once more: it gets

@@ -1,6 +1,7 @@
 package discovery
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -24,6 +25,8 @@ const (
 	certificateMemory = 400 * 24 * time.Hour
 	// When a name is asked for again is noted at most so often.
 	certificateEvery = 24 * time.Hour
+	// How long it takes at most to read what was saved.
+	loadTimeout = 2 * time.Second
 
 	// MaxLinger is the most that [CertificatePolicy].Linger can be: so long a host is
 	// remembered that has left.
@@ -39,6 +42,10 @@ type CertificatePolicy struct {
 	// number. A new name is one for which none was allowed before, as far as is known.
 	Limit  int
 	Period time.Duration
+	// Has reports whether a name has a certificate already: then it is no new one, though
+	// nothing may be known of it here, as where certificates are kept in a storage of many
+	// proxies. It is asked if there is a limit. Default: none has.
+	Has func(name string) bool
 }
 
 // A CertificateAnswer says whether a certificate is allowed, and why.
@@ -72,6 +79,8 @@ type Certificate struct {
 	// First is since when, Last when it was asked for last, within a day.
 	First time.Time `json:"first,omitzero"`
 	Last  time.Time `json:"last,omitzero"`
+	// Had says that it was no new name then: see [CertificatePolicy].Has.
+	Had bool `json:"had,omitempty"`
 }
 
 // AllowCertificate decides whether there may be a certificate for a name. It is allowed for
@@ -99,7 +108,7 @@ func (d *Directory) awaitCertificate(ctx context.Context, name string, p Certifi
 		answer, err := d.mayHaveCertificate(name, p.Linger)
 		switch {
 		case answer.Allows():
-			return d.giveCertificate(ctx, answer, name, p)
+			return d.giveCertificate(answer, name, p)
 		case answer != CertificateUnclear:
 			return answer, err
 		}
@@ -113,14 +122,15 @@ func (d *Directory) awaitCertificate(ctx context.Context, name string, p Certifi
 }
 
 // giveCertificate allows a certificate unless the name is one new one too many.
-func (d *Directory) giveCertificate(ctx context.Context, answer CertificateAnswer, name string, p CertificatePolicy) (CertificateAnswer, error) {
+func (d *Directory) giveCertificate(answer CertificateAnswer, name string, p CertificatePolicy) (CertificateAnswer, error) {
 	if loaded := d.certificates.notLoaded(); loaded != nil {
 		select {
 		case <-loaded: // before that a name may be taken for a new one
-		case <-ctx.Done():
+		case <-time.After(loadTimeout):
 		}
 	}
-	fresh, ok := d.certificates.allow(name, p, time.Now())
+	had := p.Limit > 0 && p.Has != nil && !d.certificates.has(name) && p.Has(name)
+	fresh, ok := d.certificates.allow(name, had, p, time.Now())
 	if !ok {
 		return CertificateLimited, fmt.Errorf("%d new names within %v is the limit", p.Limit, p.Period)
 	}
@@ -158,19 +168,9 @@ func (d *Directory) mayHaveCertificate(name string, linger time.Duration) (Certi
 	}
 	answer := CertificateListed
 	if hosts.Find(name) == nil {
-		known := hosts.Known(name)
-		if known == nil {
-			known = hosts.Known(wildcardOf(name))
-		}
+		answer = cmp.Or(hosts.Known(name).lingers(linger), hosts.Known(wildcardOf(name)).lingers(linger))
 		switch {
-		case known == nil && s.Synced:
-			return CertificateDenied, errNotListed
-		case known == nil:
-			return CertificateUnclear, errUnclear
-		case known.Left.IsZero():
-			answer = CertificateRemembered
-		case time.Since(known.Left) < linger:
-			answer = CertificateLingering
+		case answer != "":
 		case s.Synced:
 			return CertificateDenied, errNotListed
 		default:
@@ -182,6 +182,19 @@ func (d *Directory) mayHaveCertificate(name string, linger time.Duration) (Certi
 		return CertificateDenied, errors.New("it is no host name")
 	}
 	return answer, nil
+}
+
+// lingers returns why a certificate is allowed for a host without a node, "" if it is not.
+func (h *Host) lingers(linger time.Duration) CertificateAnswer {
+	switch {
+	case h == nil:
+		return ""
+	case h.Left.IsZero():
+		return CertificateRemembered
+	case time.Since(h.Left) < linger:
+		return CertificateLingering
+	}
+	return ""
 }
 
 // Certificate returns what is known of a certificate for a name, if one was allowed.
@@ -196,7 +209,7 @@ type certificates struct {
 
 	mu     sync.Mutex // held for moments only
 	byName map[string]Certificate
-	firsts []time.Time   // of all of them, sorted: a limit that is reached is asked for often
+	firsts []time.Time   // of the new names, sorted: a limit that is reached is asked for often
 	loaded chan struct{} // closed when what was saved before is in; nil after that
 }
 
@@ -236,7 +249,7 @@ func (c *certificates) notLoaded() <-chan struct{} {
 
 // allow notes that a certificate is asked for that may be allowed, and reports whether
 // the limit lets it, and whether the name is new.
-func (c *certificates) allow(name string, p CertificatePolicy, at time.Time) (fresh, ok bool) {
+func (c *certificates) allow(name string, had bool, p CertificatePolicy, at time.Time) (fresh, ok bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	is, known := c.byName[name]
@@ -244,6 +257,9 @@ func (c *certificates) allow(name string, p CertificatePolicy, at time.Time) (fr
 	case known && at.Sub(is.Last) < certificateEvery:
 		return false, true
 	case known:
+	case had:
+		c.makeRoom(at)
+		is = Certificate{Name: name, First: at, Had: true}
 	case p.Limit > 0 && c.since(at.Add(-p.Period)) >= p.Limit:
 		return true, false
 	default:
@@ -276,7 +292,9 @@ func (c *certificates) since(t time.Time) int {
 func (c *certificates) sortFirsts() {
 	c.firsts = c.firsts[:0]
 	for _, is := range c.byName {
-		c.firsts = append(c.firsts, is.First)
+		if !is.Had {
+			c.firsts = append(c.firsts, is.First)
+		}
 	}
 	slices.SortFunc(c.firsts, time.Time.Compare)
 }
@@ -331,7 +349,7 @@ func (c *certificates) load(saved []Certificate) {
 		if was.Last.After(is.Last) {
 			is.Last = was.Last
 		}
-		is.Name = was.Name
+		is.Name, is.Had = was.Name, was.Had
 		c.byName[was.Name] = is
 	}
 	c.sortFirsts()
@@ -346,7 +364,7 @@ func (c *certificates) all() []Certificate {
 	c.mu.Lock()
 	all := make([]Certificate, 0, len(c.byName))
 	for _, is := range c.byName {
-		all = append(all, Certificate{is.Name, is.First.UTC(), is.Last.UTC()})
+		all = append(all, Certificate{is.Name, is.First.UTC(), is.Last.UTC(), is.Had})
 	}
 	c.mu.Unlock()
 	slices.SortFunc(all, func(a, b Certificate) int { return strings.Compare(a.Name, b.Name) })

@@ -107,19 +107,30 @@ func TestCertificateLimit(t *testing.T) {
 		expectCertificate(t, d, "h4.example.com", p, discovery.CertificateLimited, "beyond the limit again")
 		p.Limit = 0
 		expectCertificate(t, d, "h4.example.com", p, discovery.CertificateListed, "without a limit")
+		p.Limit = 3
+		p.Has = func(name string) bool { return name == "h5.example.com" }
+		expectCertificate(t, d, "h5.example.com", p, discovery.CertificateListed, "that has one already")
+		expectCertificate(t, d, "h6.example.com", p, discovery.CertificateLimited, "that has none")
+		time.Sleep(23 * time.Hour)
+		write(m, all)
+		time.Sleep(2 * time.Hour)
+		for i := range 3 { // h5 did not count
+			expectCertificate(t, d, fmt.Sprintf("h%d.example.com", 6+i), p, discovery.CertificateListed, "a day later")
+		}
+		expectCertificate(t, d, "h9.example.com", p, discovery.CertificateLimited, "a day later")
 
 		if got, want := d.CertificateAnswers(), (map[discovery.CertificateAnswer]uint64{
-			discovery.CertificateListed: 6, discovery.CertificateLingering: 0, discovery.CertificateRemembered: 0,
-			discovery.CertificateDenied: 0, discovery.CertificateLimited: 3, discovery.CertificateUnclear: 0,
+			discovery.CertificateListed: 10, discovery.CertificateLingering: 0, discovery.CertificateRemembered: 0,
+			discovery.CertificateDenied: 0, discovery.CertificateLimited: 5, discovery.CertificateUnclear: 0,
 		}); fmt.Sprint(got) != fmt.Sprint(want) {
 			t.Errorf("the answers were %v, want %v", got, want)
 		}
-		if c, ok := d.Certificate("h1.example.com"); !ok || time.Since(c.First) < 22*time.Hour {
+		if c, ok := d.Certificate("h1.example.com"); !ok || time.Since(c.First) < 46*time.Hour {
 			t.Errorf("what is known of the certificate of h1 is %+v, %v", c, ok)
 		}
 		told := d.Journal().Newest(0, func(c *discovery.Change) bool { return c.Type == discovery.ChangeCertificate })
-		if len(told) != 5 || told[4].ID != "w1" || told[4].Reason != "a certificate is allowed for host h0.example.com" {
-			t.Errorf("the journal has %d certificates, the first one %+v; want 5", len(told), told[len(told)-1])
+		if len(told) != 9 || told[8].ID != "w1" || told[8].Reason != "a certificate is allowed for host h0.example.com" {
+			t.Errorf("the journal has %d certificates, the first one %+v; want 9", len(told), told[len(told)-1])
 		}
 	})
 }
@@ -139,6 +150,9 @@ func TestCertificatesOutlastARestart(t *testing.T) {
 					done := make(chan error, 1)
 					go func() { done <- d.Run(ctx) }()
 					do(d)
+					// The end of a config takes its rules along, which says nothing about hosts.
+					d.SetHostRules(nil)
+					time.Sleep(coalesced)
 					cancel()
 					<-done
 				}

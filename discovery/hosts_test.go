@@ -396,6 +396,9 @@ func TestHostsAreRemembered(t *testing.T) {
 					time.Sleep(time.Second)
 					synctest.Wait()
 					do(d)
+					// The end of a config takes its rules along, which says nothing about hosts.
+					d.SetHostRules(nil)
+					time.Sleep(coalesced)
 					cancel()
 					<-done
 				}

@@ -3,6 +3,7 @@ package discovery
 import (
 	"cmp"
 	"fmt"
+	"hash/maphash"
 	"maps"
 	"slices"
 	"strings"
@@ -46,8 +47,8 @@ type hostTable struct {
 	kept   timeQueue[hostState] // the same, those that are kept however many others there are
 	excess int
 	full   map[string]bool // ids of the nodes for whose hosts there is no room
-	// Those without a node while the registry is away: whether these have left it will
-	// show when it is back.
+	// Those without a node while the registry is away, or while hosts are not looked at:
+	// whether these have left it will show after that.
 	unclear map[string]bool
 
 	wake *time.Timer // when the next host is free
@@ -57,10 +58,10 @@ type hostTable struct {
 // A hostNode is a node that announces hosts.
 type hostNode struct {
 	entry   *Entry
-	said    *hostStatement
 	hosts   []string // that the rules let it announce, and for which there is room
+	paths   []string // without what stands for all below; one is "" for all paths
 	excess  int
-	refused string // what was refused, as it was told
+	refused uint64 // what was refused, as it was told, by its hash: it may be long
 }
 
 // A hostState is what is known of a host.
@@ -204,21 +205,22 @@ func (t *hostTable) enter(e *Entry, was *hostNode, at time.Time, touched map[str
 	if e.Node.Metadata[KeyHosts] == "" {
 		return
 	}
-	n := &hostNode{entry: e, said: readHosts(&e.Node)}
-	id := e.Node.ID
-	t.nodes[id] = n
-	var refused []RefusedHost
-	n.hosts, refused = n.said.allowed(t.rules, e.Node.Service())
-	n.refused = refusedText(refused)
-	if n.refused != "" && (was == nil || was.refused != n.refused) {
-		t.tell(hostNews{e, hostsRefused, n.refused})
+	said := readHosts(&e.Node)
+	hosts, refused := said.allowed(t.rules, e.Node.Service())
+	n := &hostNode{entry: e, hosts: hosts, paths: said.paths}
+	t.nodes[e.Node.ID] = n
+	if len(refused) > 0 {
+		text := refusedText(refused)
+		if n.refused = maphash.String(hostSeed, text); was == nil || was.refused != n.refused {
+			t.tell(hostNews{e, hostsRefused, text})
+		}
 	}
 	t.admit(n, at, touched)
 }
 
 // admit gives a node its hosts as far as there is room.
 func (t *hostTable) admit(n *hostNode, at time.Time, touched map[string]*hostState) {
-	id, paths := n.entry.Node.ID, len(n.said.paths)
+	id, paths := n.entry.Node.ID, len(n.paths)
 	if paths == 0 {
 		n.hosts = nil // all its paths were refused
 	}
@@ -228,7 +230,7 @@ func (t *hostTable) admit(n *hostNode, at time.Time, touched map[string]*hostSta
 			t.tell(hostNews{n.entry, hostsRefused, fmt.Sprintf("%d hosts with %d paths: %s", len(n.hosts), paths, reasonNoRoom)})
 		}
 		t.full[id] = true
-		n.hosts, n.excess = n.hosts[:min(len(n.hosts), ordinaryRoutes/paths)], 0
+		n.hosts, n.excess = slices.Clone(n.hosts[:min(len(n.hosts), ordinaryRoutes/paths)]), 0
 	} else {
 		delete(t.full, id)
 	}
@@ -271,7 +273,7 @@ func (c *hostService) remove(n *hostNode) {
 
 // partial is 0 for a node that serves all paths alike, 1 for others.
 func (n *hostNode) partial() int {
-	if len(n.said.paths) == 1 && n.said.paths[0] == "" {
+	if len(n.paths) == 1 && n.paths[0] == "" {
 		return 0
 	}
 	return 1
@@ -334,7 +336,7 @@ func (t *hostTable) decide(s *hostState, at time.Time) {
 		delete(t.hosts, s.name)
 	case len(s.services) > 0 && (!s.owned || s.shared):
 		t.give(s, at)
-	case !t.live():
+	case !t.live() || t.rules == nil:
 		if s.left.IsZero() {
 			t.unclear[s.name] = true
 		}
@@ -550,7 +552,7 @@ func nodesByPath(services []*hostService, all []*Entry) map[string][]*Entry {
 	byPath := make(map[string][]*Entry)
 	for _, c := range services {
 		for _, n := range c.nodes {
-			for _, prefix := range n.said.paths {
+			for _, prefix := range n.paths {
 				byPath[prefix] = append(byPath[prefix], n.entry)
 			}
 		}

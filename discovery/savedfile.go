@@ -86,10 +86,11 @@ func (s *savedFile) close() {
 
 // load returns the newest list that can be used, nil if there is none. Those of
 // others are read too: they are whole at any time, and newer than ours where ours
-// is of the last start but one. Certificates are those of all of them. What is wrong with
-// our own file is told, and the file set aside.
+// is of the last start but one. Hosts are those of the newest one that has any, since
+// others may not look at hosts, and certificates those of all. What is wrong with our own
+// file is told, and the file set aside.
 func (s *savedFile) load() *savedList {
-	var newest *savedList
+	var newest, hosts *savedList
 	var certificates []Certificate
 	for n := range maxSavedFiles {
 		path := s.slot(n)
@@ -98,6 +99,9 @@ func (s *savedFile) load() *savedList {
 		case errors.Is(err, os.ErrNotExist):
 		case err == nil:
 			certificates = append(certificates, l.certificates...)
+			if len(l.hosts) > 0 && (hosts == nil || l.Written.After(hosts.Written)) {
+				hosts = l
+			}
 			if newest == nil || l.Written.After(newest.Written) {
 				newest = l
 			}
@@ -111,6 +115,9 @@ func (s *savedFile) load() *savedList {
 	}
 	if newest != nil {
 		newest.certificates = certificates
+		if hosts != nil {
+			newest.hosts = hosts.hosts
+		}
 	}
 	return newest
 }

@@ -71,6 +71,7 @@ type savedCertificate struct {
 	Name  string    `json:"certificate,omitempty"`
 	First time.Time `json:"first,omitzero"`
 	Last  time.Time `json:"last,omitzero"`
+	Had   bool      `json:"had,omitempty"`
 }
 
 // checksum is the last line of the file, over all lines before it.

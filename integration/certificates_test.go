@@ -133,6 +133,22 @@ func TestCertificates(t *testing.T) {
 	})
 	renewed("when the registry is back")
 	denied("when the registry is back")
+	p.kill(syscall.SIGTERM)
+
+	// Its memory is lost, as that of a container is, and what is in the storage is not new.
+	if err := os.RemoveAll(filepath.Join(data, "caddy/discovery")); err != nil {
+		t.Fatal(err)
+	}
+	r.put("n4", camel("n4", "http://127.0.0.1:9", `"service":"d","hosts":"`+nobodys+`"`))
+	startOn(t, data, strings.Replace(options, "limit 2", "limit 1", 1), sites)
+	for _, name := range []string{first, second, third} {
+		if ca.serial(secure, name) == "" {
+			t.Errorf("%s has no certificate after the memory is lost", name)
+		}
+	}
+	if ca.serial(secure, nobodys) != "" {
+		t.Errorf("%s has a certificate beyond the limit", nobodys)
+	}
 }
 
 // certificateAnswers returns how often an answer was given.
