@@ -1,6 +1,7 @@
 package caddydiscovery
 
 import (
+	"crypto/tls"
 	"fmt"
 	"io"
 	"maps"
@@ -10,6 +11,8 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+
+	"github.com/quic-go/quic-go/http3"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
 	"github.com/caddy-discovery/caddy-discovery/discovery/discoverytest"
@@ -534,5 +537,54 @@ func TestSessionsOfAProxyThatKnowsNothingYet(t *testing.T) {
 	}
 	if s := is(new(discovery.Snapshot), "x"); s.elsewhere || s.lost {
 		t.Errorf("a made-up one is %+v, want none", s)
+	}
+}
+
+// TestSessionsOverEveryHTTP has a client come over TLS, in each version of HTTP.
+func TestSessionsOverEveryHTTP(t *testing.T) {
+	name, m := newMemory(t)
+	services(t, m)
+	port := freeport.String(t)
+	load(t, "{\nauto_https disable_redirects\nskip_install_trust\n}\nhttps://127.0.0.1:"+port+" {\ntls internal\nreverse_proxy {\ndynamic discovery {\nregistry memory "+name+"\nsticky\n}\n"+sessionHeader+"\n}\n}")
+	insecure := &tls.Config{InsecureSkipVerify: true} //nolint:gosec // it is the certificate of this test
+	only := func(set func(*http.Protocols, bool)) *http.Transport {
+		p := new(http.Protocols)
+		set(p, true)
+		return &http.Transport{TLSClientConfig: insecure.Clone(), Protocols: p}
+	}
+	h1, h2, h3 := only((*http.Protocols).SetHTTP1), only((*http.Protocols).SetHTTP2), &http3.Transport{TLSClientConfig: insecure.Clone()}
+	defer h1.CloseIdleConnections()
+	defer h2.CloseIdleConnections()
+	defer h3.Close()
+	for proto, transport := range map[string]http.RoundTripper{"HTTP/1.1": h1, "HTTP/2.0": h2, "HTTP/3.0": h3} {
+		cookie, node := "", ""
+		for i := range 10 {
+			req, err := http.NewRequest(http.MethodGet, "https://127.0.0.1:"+port, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			// HTTP/2 and HTTP/3 may send each cookie as a field of its own.
+			req.Header["Cookie"] = []string{"theme=dark", cookie}
+			resp, err := transport.RoundTrip(req)
+			if err != nil {
+				t.Fatalf("%s: %v", proto, err)
+			}
+			body, err := io.ReadAll(resp.Body)
+			if _ = resp.Body.Close(); err != nil || resp.Proto != proto {
+				t.Fatalf("%s: %s, %v", proto, resp.Proto, err)
+			}
+			set := resp.Header["Set-Cookie"]
+			if i > 0 {
+				if string(body) != node || len(set) > 0 || resp.Header.Get("Session") != sessionKept {
+					t.Errorf("%s: it went to %s with the cookies %q, want %s", proto, body, set, node)
+				}
+				continue
+			}
+			if len(set) != 1 || !strings.Contains(set[0], "; Secure") {
+				t.Fatalf("%s: the cookies are %q, want one that is Secure", proto, set)
+			}
+			cookie, _, _ = strings.Cut(set[0], ";")
+			node = string(body)
+		}
 	}
 }
