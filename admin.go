@@ -82,10 +82,7 @@ func showNodes(a *view.Array, query url.Values) error {
 	if state != "" && !slices.Contains(view.States, state) {
 		return fmt.Errorf("state: unknown state %q, want one of %s", state, strings.Join(view.States, ", "))
 	}
-	requests, err := requestsInFlight()
-	if err != nil {
-		return fmt.Errorf("counting requests in flight: %w", err)
-	}
+	requests, uncounted := requestsInFlight()
 	for _, d := range runningDirectories() {
 		if !d.called(registry) {
 			continue
@@ -101,7 +98,9 @@ func showNodes(a *view.Array, query url.Values) error {
 				continue
 			}
 			v := view.OfNode(name, e, sources)
-			v.InFlight = new(toNode(e, requests))
+			if uncounted == nil { // it is as long as Caddy is as we know it
+				v.InFlight = new(toNode(e, requests))
+			}
 			if seen := peerOf(e).session.time(); !seen.IsZero() {
 				v.LastSession = &seen
 			}

@@ -49,11 +49,13 @@ func (w *policyWrapper) refuseLoop(r *http.Request, rw http.ResponseWriter, hops
 // has been canceled it does neither. The request is the handler's own copy, and the
 // upstream nobody's.
 //
-// Only of Caddy's HTTP transport is it known that it returns that a request has been
-// canceled before it dials. With another one the handler gets an address that it
+// Only of Caddy's HTTP transport, and of ours before any other, is it known that it returns
+// that a request has been canceled before it dials. With another one the handler gets an address that it
 // cannot parse, of which it makes a 502 by itself.
 func (w *policyWrapper) refuse(r *http.Request, rw http.ResponseWriter, status int) *reverseproxy.Upstream {
-	if _, ok := traffic.Real(w.handler.Transport).(*reverseproxy.HTTPTransport); !ok {
+	switch w.handler.Transport.(type) {
+	case *reverseproxy.HTTPTransport, *traffic.Transport:
+	default:
 		return &reverseproxy.Upstream{Dial: "loop:detected", Host: new(reverseproxy.Host)}
 	}
 	// With a body, because writers such as that of encode keep the status until there

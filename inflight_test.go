@@ -115,6 +115,7 @@ func TestLastSessionIsShown(t *testing.T) {
 	name, m := newMemory(t)
 	list(t, m, "a", service(t, "a").URL)
 	site := serveNodes(t, name, "sticky", sessionHeader)
+	waitSynced(t)
 	if at := shownNode(t, "a").LastSession; at != nil {
 		t.Errorf("before there is one a session was seen at %v", at)
 	}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"github.com/caddy-discovery/caddy-discovery/backend"
@@ -352,14 +353,22 @@ func (s *Sticky) Answered(x *traffic.Exchange) {
 	}
 	s.see(x.Node)
 	header := w.response.Header()
-	if lb := s.handler.LoadBalancing; lb != nil && len(lb.RetryMatch) > 0 {
-		// The handler may throw the response away, and everything in it. Otherwise the
-		// cookie is ours, as that of Caddy's cookie policy, and not header_down's.
+	if mayDiscard(s.handler.LoadBalancing) {
+		// With the response goes its cookie. Otherwise that is ours, as the one of Caddy's
+		// cookie policy is, and not header_down's.
 		header = x.Response.Header
 	}
 	c := s.cookie(w)
 	c.Value, c.MaxAge = s.keyring.Token(x.Node.Node.ID), int(time.Duration(s.MaxAge).Seconds())
 	setCookie(header, c)
+}
+
+// mayDiscard reports whether a handler may throw away a response and try again, by an
+// expression about it.
+func mayDiscard(lb *reverseproxy.LoadBalancing) bool {
+	return lb != nil && slices.ContainsFunc(lb.RetryMatch, func(set caddyhttp.MatcherSet) bool {
+		return slices.ContainsFunc(set, func(m any) bool { _, ok := m.(*caddyhttp.MatchExpression); return ok })
+	})
 }
 
 // end takes back the cookie of a session.

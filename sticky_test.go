@@ -466,6 +466,30 @@ func TestLostSessionsCanBeRefused(t *testing.T) {
 	}
 }
 
+// TestLostSessionsUnderEveryTransport has the status given whatever the nodes speak.
+func TestLostSessionsUnderEveryTransport(t *testing.T) {
+	for _, transport := range []string{"http", "fastcgi {\nroot /\n}"} {
+		name, m := newMemory(t)
+		services(t, m)
+		url := serveNodes(t, name, "sticky {\nlost 503\n}", "lb_retries 3\ntransport "+transport)
+		for _, body := range []string{"", "x"} {
+			req, err := http.NewRequest(http.MethodPost, url, strings.NewReader(body))
+			if err != nil {
+				t.Fatal(err)
+			}
+			req.AddCookie(&http.Cookie{Name: defaultStickyCookie, Value: picker.NewKeyring().Token("gone")})
+			resp, err := http.DefaultClient.Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_ = resp.Body.Close()
+			if set := resp.Header["Set-Cookie"]; resp.StatusCode != http.StatusServiceUnavailable || len(set) != 1 || !strings.Contains(set[0], "Max-Age=0") {
+				t.Errorf("%s: status %d with the cookies %q, want 503 and the cookie taken back", transport, resp.StatusCode, set)
+			}
+		}
+	}
+}
+
 func TestHashingPoliciesAndSticky(t *testing.T) {
 	name, _ := newMemory(t)
 	for _, policy := range []string{"ip_hash", "client_ip_hash", "uri_hash", "query key", "header X-Key", "cookie"} {

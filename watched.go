@@ -58,12 +58,14 @@ type watched struct {
 	// of its session if the attempt under way is answered.
 	header    http.Header
 	sessions  []*session // of the sources, for the present attempt
+	inline    [1]*session
 	placement placement
 	response  http.ResponseWriter
 }
 
 func newWatched(r *http.Request) *attempts {
 	w := &watched{header: r.Header}
+	w.sessions = w.inline[:0]
 	w.watched = w
 	return &w.attempts
 }

@@ -61,12 +61,11 @@ type drainingProxy struct {
 // nothing. The registry is the one that the command knows.
 func (p *drainingProxy) heard(nodes []view.Node, err error, registry string, now time.Time) {
 	p.gone = false
-	nodes = slices.DeleteFunc(nodes, func(n view.Node) bool { return n.State == view.StateRejected })
 	// Another registry may list the same id. The same registry may have another name there.
 	if same := slices.DeleteFunc(slices.Clone(nodes), func(n view.Node) bool { return n.Registry != registry }); len(same) > 0 {
 		nodes = same
 	}
-	inFlight, serves := 0, ""
+	inFlight, counts, serves := 0, true, ""
 	session := p.lastSession
 	for _, n := range nodes {
 		if n.State != string(discovery.StateDraining) && n.State != string(discovery.StateMaintenance) {
@@ -74,6 +73,8 @@ func (p *drainingProxy) heard(nodes []view.Node, err error, registry string, now
 		}
 		if n.InFlight != nil {
 			inFlight = max(inFlight, *n.InFlight)
+		} else {
+			counts = false
 		}
 		if n.LastSession != nil && n.LastSession.After(session) {
 			session = *n.LastSession
@@ -84,6 +85,8 @@ func (p *drainingProxy) heard(nodes []view.Node, err error, registry string, now
 		p.since, p.says = time.Time{}, err.Error()
 	case len(nodes) == 0:
 		p.gone, p.says = true, "it is gone"
+	case !counts:
+		p.since, p.says = time.Time{}, "it does not tell what is in flight; its plugin may be of an earlier version"
 	case serves != "":
 		p.since, p.says = time.Time{}, "it is "+serves+" there"
 	case inFlight > 0:
@@ -182,6 +185,8 @@ func askAbout(ctx context.Context, admin, id string) ([]view.Node, error) {
 	go func() { // Caddy's client takes no context
 		var a answer
 		a.err = askRunning(admin, "/discovery/nodes?id="+url.QueryEscape(id), &a.nodes)
+		// An earlier version of the plugin shows all.
+		a.nodes = slices.DeleteFunc(a.nodes, func(n view.Node) bool { return n.ID != id || n.State == view.StateRejected })
 		answers <- a
 	}()
 	select {

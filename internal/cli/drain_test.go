@@ -59,7 +59,9 @@ func TestWhenANodeIsIdle(t *testing.T) {
 			{node("draining", 3, 0), nil, false, "3 in flight"},
 			{nil, nil, true, "it is gone"},
 		},
-		"its newest record is rejected": {{node("rejected", 0, 0), nil, true, "it is gone"}},
+		"a proxy that counts nothing": {
+			{[]view.Node{{Registry: "r", ID: "a", State: "draining"}}, nil, false, "it does not tell what is in flight; its plugin may be of an earlier version"},
+		},
 		"the proxy is away for a while": {
 			{node("draining", 0, 0), nil, false, "idle"},
 			{nil, failed, false, "no answer"},
@@ -68,10 +70,10 @@ func TestWhenANodeIsIdle(t *testing.T) {
 			{node("draining", 0, 0), nil, true, "idle"},
 		},
 		"another registry lists the id": {
-			{append(node("draining", 0, 0), view.Node{Registry: "other", ID: "a", State: "up"}), nil, false, "idle"},
+			{append(node("draining", 0, 0), view.Node{Registry: "other", ID: "a", State: "up", InFlight: new(int)}), nil, false, "idle"},
 		},
 		"the registry has another name there": {
-			{[]view.Node{{Registry: "other", ID: "a", State: "up"}}, nil, false, "it is up there"},
+			{[]view.Node{{Registry: "other", ID: "a", State: "up", InFlight: new(int)}}, nil, false, "it is up there"},
 		},
 		"somebody undrains it": {
 			{node("draining", 0, 0), nil, false, "idle"},

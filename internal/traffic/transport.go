@@ -36,6 +36,12 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 func (t *Transport) roundTrip(req *http.Request) (*http.Response, error) {
 	x := t.Of(req)
 	if x == nil {
+		if err := req.Context().Err(); err != nil { // not all transports look before they dial
+			if req.Body != nil {
+				_ = req.Body.Close()
+			}
+			return nil, err
+		}
 		return t.Next.RoundTrip(req)
 	}
 	defer x.returned()
