@@ -2,11 +2,15 @@ package caddydiscovery
 
 import (
 	"fmt"
+	"math"
+	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
 	"reflect"
+	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 
@@ -404,6 +408,103 @@ func TestSlowStartUnderMulti(t *testing.T) {
 			}
 			if n := counts[at("st")]; n < 1850 || n > 2150 {
 				t.Errorf("the node of the other source got %d of %d requests, want about 2000", n, requests)
+			}
+		})
+	}
+}
+
+// TestUnderMultiLearnedSharesAreOfAll has policies that learn of nodes choose where nothing
+// is known yet: equal nodes get equal shares, however many their source has.
+func TestUnderMultiLearnedSharesAreOfAll(t *testing.T) {
+	for _, what := range []string{"least_load", "least_latency"} {
+		b := newBesides(t, policy(what), []map[string]float64{numbered(what+"-m", 8, 1), numbered(what+"-f", 2, 1)}, nil)
+		const requests = 5000
+		few := 0
+		for range requests {
+			if address := b.choose(request(), nil); address == at(what+"-f0") || address == at(what+"-f1") {
+				few++
+			}
+		}
+		if few < requests/5*85/100 || few > requests/5*115/100 {
+			t.Errorf("%s: two of ten nodes, of another source, got %d of %d requests, want about %d", what, few, requests, requests/5)
+		}
+	}
+}
+
+// TestUnderMultiUnderLoad has many requests choose at once while the fleets change, some
+// of which hold what they got for a while: each gets an upstream, and where the nodes are
+// equal and stay, each has as many turns as another.
+func TestUnderMultiUnderLoad(t *testing.T) {
+	for _, what := range []string{"random", "random_choose", "round_robin", "least_conn", "least_load", "least_latency", "cookie", "uri_hash"} {
+		t.Run(what, func(t *testing.T) {
+			one, m := newMemory(t)
+			two := one + " two"
+			other := addMemory(t, two)
+			for i := range 5 {
+				list(t, m, fmt.Sprint("stays", i), fmt.Sprint("http://10.1.0.1:", 1+i))
+				list(t, other, fmt.Sprint("stays", i), fmt.Sprint("http://10.1.0.2:", 1+i))
+			}
+			var sources []any
+			for _, registry := range []string{one, two} {
+				sources = append(sources, map[string]any{"source": "discovery", "registry": map[string]any{"backend": "memory", "name": registry}})
+			}
+			load := policy(what)
+			load["retries"] = 2
+			b := &besides{t: t, handler: provisionHandler(t, map[string]any{"load_balancing": load,
+				"health_checks":     passive,
+				"dynamic_upstreams": map[string]any{"source": "multi", "sources": sources}})}
+			b.choose(request(), httptest.NewRecorder())
+			var group sync.WaitGroup
+			var stop atomic.Bool
+			var mu sync.Mutex
+			counts := make(map[string]int)
+			for range 4 {
+				group.Go(func() {
+					for !stop.Load() {
+						r := request()
+						r.RequestURI = fmt.Sprint("/", rand.IntN(1000))
+						pool := b.pool(r)
+						runtime.Gosched()
+						up := b.handler.LoadBalancing.SelectionPolicy.Select(pool, r, httptest.NewRecorder())
+						if up == nil {
+							t.Errorf("of %d upstreams none was chosen", len(pool))
+							return
+						}
+						mu.Lock()
+						counts[up.Dial]++
+						mu.Unlock()
+					}
+				})
+			}
+			for i := range 100 {
+				list(t, m, fmt.Sprint("n", i%10), fmt.Sprint("http://10.1.0.3:", 1+i%10))
+				m.Expire(fmt.Sprint("n", (i+3)%10))
+				list(t, other, fmt.Sprint("n", i%7), fmt.Sprint("http://10.1.0.4:", 1+i%7), "weight", "2")
+				other.Expire(fmt.Sprint("n", (i+2)%7))
+			}
+			eventually(t, "many were chosen", func() bool {
+				mu.Lock()
+				defer mu.Unlock()
+				sum := 0
+				for _, n := range counts {
+					sum += n
+				}
+				return sum > 4000
+			})
+			stop.Store(true)
+			group.Wait()
+			if what != "round_robin" {
+				return
+			}
+			least, most := math.MaxInt, 0
+			for i := range 5 {
+				for _, host := range []string{"10.1.0.1", "10.1.0.2"} {
+					n := counts[fmt.Sprint(host, ":", 1+i)]
+					least, most = min(least, n), max(most, n)
+				}
+			}
+			if most > least+least/5+20 {
+				t.Errorf("equal nodes had %d to %d turns", least, most)
 			}
 		})
 	}

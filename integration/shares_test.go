@@ -40,6 +40,58 @@ func TestSharesWithoutAnOption(t *testing.T) {
 	}
 }
 
+// TestSharesOfTwoRegistries has the nodes of two registries under multi get requests by
+// their weights, as if they were in one, and a node that does not serve costs no request.
+func TestSharesOfTwoRegistries(t *testing.T) {
+	one, two := newKV(t), newKV(t)
+	weights := map[registry]map[string]int{one: {"a": 1, "b": 2, "c": 1}, two: {"d": 4}}
+	for r, nodes := range weights {
+		for id, w := range nodes {
+			r.put(id, camel(id, "http://"+newService(t, id).address, fmt.Sprintf(`"service":"orders","weight":"%d"`, w)))
+		}
+	}
+	sources := "dynamic multi {\ndiscovery {\n" + one.block("ttl 1h") + "\n}\ndiscovery {\n" + two.block("ttl 1h") + "\n}\n}"
+	sites, ports := "", make(map[string]string)
+	for _, policy := range []string{"random", "round_robin", "least_conn"} {
+		ports[policy] = freeport.String(t)
+		sites += "http://127.0.0.1:" + ports[policy] + " {\nreverse_proxy {\n" + sources + "\nlb_policy " + policy + "\nlb_retries 3\n}\n}\n"
+	}
+	start(t, "", sites)
+	for policy, port := range ports {
+		// A round before it counts, for both listings to be there.
+		const rounds = 100
+		counts := make(map[string]int)
+		for i := range rounds*8 + 8 {
+			id, err := ask("http://127.0.0.1:" + port)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if i >= 8 {
+				counts[id]++
+			}
+		}
+		for _, nodes := range weights {
+			for id, w := range nodes {
+				want, off := float64(w*rounds), 2.0
+				if policy != "round_robin" {
+					off = 5 * math.Sqrt(want)
+				}
+				if n := float64(counts[id]); math.Abs(n-want) > off {
+					t.Errorf("%s: %s answered %v requests, want about %v", policy, id, n, want)
+				}
+			}
+		}
+	}
+	two.put("dead", camel("dead", "http://127.0.0.1:"+freeport.String(t), `"service":"orders","weight":"4"`))
+	for _, port := range ports {
+		for range 300 {
+			if id, err := ask("http://127.0.0.1:" + port); err != nil || len(id) != 1 {
+				t.Fatalf("answered %q, %v, with one node of five dead", id, err)
+			}
+		}
+	}
+}
+
 // TestFallbackMakesNoLines has requests served by static upstreams while the registry
 // lists no node.
 func TestFallbackMakesNoLines(t *testing.T) {

@@ -85,12 +85,16 @@ func (t *tier) leastBusy(a *attempt) *discovery.Entry {
 	var best *discovery.Entry
 	var least, sum float64 // of the weights of those that are as good
 	for i, e := range t.nodes {
+		busyness, weight := a.busyness(e)
+		if best != nil && busyness > least && len(t.reserve) == 0 {
+			continue // whether it can serve or not
+		}
 		if a.selective() && !a.canServe(e) {
 			if e = t.standIn(i, a, nil); e == nil {
 				continue
 			}
+			busyness, weight = a.busyness(e)
 		}
-		busyness, weight := a.busyness(e)
 		switch {
 		case best == nil || busyness < least:
 			best, least, sum = e, busyness, weight
