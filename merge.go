@@ -11,8 +11,7 @@ import (
 )
 
 // A contender is an upstream where several sources return some, with what decides
-// between it and the others: who is kept, then the fewest requests in flight, then the
-// earliest arrival.
+// between it and the others: the fewest requests in flight, then the earliest arrival.
 type contender struct {
 	*reverseproxy.Upstream
 	stands   bool // it stands in for a node of its source
@@ -37,22 +36,23 @@ func (c contender) compare(other contender) int {
 // Those that Caddy does not hold available are left out.
 func (a *attempts) merge(pool reverseproxy.UpstreamPool) (reverseproxy.UpstreamPool, bool) {
 	pool = a.withoutResorts(pool)
-	decides, kept, counts, turns := false, false, false, false
-	for _, c := range a.current {
-		if c.race != nil && c.race.Decides() {
-			decides = true
-			kept = kept || c.race.Kept && c.upstreams[0].Available()
-			counts = counts || c.race.Counts
-			turns = turns || c.race.Turn.Had()
+	decides, counts, turns := false, false, false
+	for c, upstreams := range a.runs(pool) {
+		if c == nil {
+			continue
 		}
+		if c.race.Kept && upstreams[0].Available() { // the session of the request
+			return upstreams[:1], true
+		}
+		decides = true
+		counts = counts || c.race.Counts
+		turns = turns || c.race.Turn.Had()
 	}
 	switch {
 	case !decides:
 		return pool, false
-	case kept:
-		return a.kept(), true
 	case turns:
-		return a.inTurn(pool), true
+		return a.inTurn(pool)
 	}
 	var contenders []contender
 	for c, upstreams := range a.runs(pool) {
@@ -133,19 +133,9 @@ func (a *attempts) runs(pool reverseproxy.UpstreamPool) func(yield func(*candida
 	}
 }
 
-// kept returns the nodes that have the session of the request.
-func (a *attempts) kept() reverseproxy.UpstreamPool {
-	var kept reverseproxy.UpstreamPool
-	for _, c := range a.current {
-		if c.race != nil && c.race.Kept && c.upstreams[0].Available() {
-			kept = append(kept, c.upstreams[0])
-		}
-	}
-	return kept
-}
-
-// inTurn returns the upstream whose turn it is, and then the others.
-func (a *attempts) inTurn(pool reverseproxy.UpstreamPool) reverseproxy.UpstreamPool {
+// inTurn returns the upstream whose turn it is, and then the others; false if it is
+// nobody's turn: the policy is to see those that are left.
+func (a *attempts) inTurn(pool reverseproxy.UpstreamPool) (reverseproxy.UpstreamPool, bool) {
 	var shares []picker.Share
 	var firsts []*reverseproxy.Upstream // of the shares
 	var others, rest reverseproxy.UpstreamPool
@@ -166,7 +156,7 @@ func (a *attempts) inTurn(pool reverseproxy.UpstreamPool) reverseproxy.UpstreamP
 	var first *reverseproxy.Upstream
 	switch {
 	case next < 0:
-		return rest
+		return rest, false
 	case next < len(firsts):
 		first = firsts[next]
 	default:
@@ -174,7 +164,7 @@ func (a *attempts) inTurn(pool reverseproxy.UpstreamPool) reverseproxy.UpstreamP
 	}
 	i := slices.Index(rest, first)
 	rest[0], rest[i] = rest[i], rest[0]
-	return rest
+	return rest, true
 }
 
 // putBack puts the turns of all nodes back but that of the chosen one.
