@@ -23,7 +23,7 @@ SOAK_RELOADS ?= 1000
 BENCH        ?= .
 PKG          ?= ./...
 
-.PHONY: build demo test test-clients test-deploy lint bench bench-backends bench-changes bench-hosts bench-proxy reliability soak docs fuzz clean help
+.PHONY: build demo test test-clients test-deploy lint bench bench-backends bench-changes bench-hosts bench-proxy bench-peers reliability soak docs fuzz clean help
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -82,9 +82,9 @@ lint: ## formatting, vet, and the rules of .golangci.yml
 	$(GOLANGCI_LINT) run
 	cd examples/backend && go tool -modfile=$(CURDIR)/tools/golangci-lint/go.mod golangci-lint run -c $(CURDIR)/.golangci.yml
 
-bench: ## all benchmarks but that of bench-proxy; BENCH=<regexp> and PKG=<package> choose some
+bench: ## all benchmarks but those of bench-proxy and bench-peers; BENCH=<regexp> and PKG=<package> choose some
 	@scripts/need-redis
-	go test -run '^$$' -bench '$(BENCH)' -skip '^BenchmarkProxy$$' -benchmem -timeout 60m $(PKG)
+	go test -run '^$$' -bench '$(BENCH)' -skip '^Benchmark(Proxy|Peers)$$' -benchmem -timeout 60m $(PKG)
 
 bench-backends: ## compare the kinds of registry; writes docs/benchmarks.md
 	@scripts/need-redis
@@ -99,6 +99,10 @@ bench-hosts: ## time the first answer by HTTPS for hosts that services bring alo
 bench-proxy: ## compare with static upstreams, nginx and HAProxy; writes docs/benchmarks.md
 	@scripts/need-nginx-haproxy
 	go test -run '^$$' -bench '^BenchmarkProxy$$' -benchtime 1x -timeout 60m ./benchmarks -args -report $(CURDIR)/docs
+
+bench-peers: ## compare with Traefik over one Redis: TRAEFIK=<its binary>; writes docs/benchmarks.md
+	@scripts/need-redis
+	go test -run '^$$' -bench '^BenchmarkPeers$$' -benchtime 1x -timeout 30m ./benchmarks -args -traefik "$(abspath $(TRAEFIK))" -report $(CURDIR)/docs
 
 reliability: ## hurt every kind of registry under load; writes docs/reliability.md
 	@scripts/need-redis
