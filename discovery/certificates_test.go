@@ -78,6 +78,15 @@ func TestCertificates(t *testing.T) {
 		expectCertificate(t, d, "a.apps.example.com", threeDays, discovery.CertificateDenied, "left long ago")
 		expectCertificate(t, d, "b.apps.example.com", threeDays, discovery.CertificateDenied, "left long ago")
 
+		// Other rules count at once, before there is a snapshot by them.
+		write(m, site("s2", "shop", "new.example.org"))
+		time.Sleep(coalesced)
+		expectCertificate(t, d, "new.example.org", threeDays, discovery.CertificateDenied, "not named yet")
+		d.SetHostRules(hostRules(t, discovery.HostOptions{Names: []string{"new.example.org"}}))
+		if answer, err := d.AllowCertificate(t.Context(), "new.example.org", threeDays); answer != discovery.CertificateListed {
+			t.Errorf("a name that hosts names from now on: %s, %v", answer, err)
+		}
+
 		// Never one for what hosts does not name by now, or without any.
 		d.SetHostRules(hostRules(t, discovery.HostOptions{Names: []string{"pay.example.com"}}))
 		expectCertificate(t, d, "shop.example.com", threeDays, discovery.CertificateDenied, "not named any more")

@@ -228,3 +228,54 @@ func TestHostTableForgetsMadeUpHosts(t *testing.T) {
 		t.Errorf("%d hosts are remembered, want %d at most", n, maxHostsLeft+2)
 	}
 }
+
+// While nobody could say that a node is gone its host does not count as left.
+func TestHostTableSettlesWhatWasUnclear(t *testing.T) {
+	live := true
+	table := newHostTable(func() bool { return live }, func(string) bool { return false })
+	rules, err := NewHostRules(HostOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	table.setRules(rules)
+	table.apply(nil, nil)
+	e := tableNode("n", "10.0.0.1:80", "s", 0).entry
+	e.Node.Metadata[KeyHosts] = "shop.example.com"
+	table.apply(map[string]*Entry{"n": e}, nil)
+
+	live = false
+	h := table.apply(map[string]*Entry{"n": nil}, nil).Known("shop.example.com")
+	if len(h.Nodes()) != 0 || !h.Left.IsZero() {
+		t.Errorf("while it is unclear the host has %d nodes and left at %v", len(h.Nodes()), h.Left)
+	}
+	if table.settle(); !table.pending {
+		t.Error("the end of a listing does not have it decided")
+	}
+	live = true
+	if h = table.apply(nil, nil).Known("shop.example.com"); h.Left.IsZero() {
+		t.Error("the host has not left when that is clear")
+	}
+	if table.settle(); table.pending {
+		t.Error("each listing makes a snapshot")
+	}
+}
+
+// A certificate that is asked for with each handshake does not have the list saved each time.
+func TestCertificatesAreSavedOnceADay(t *testing.T) {
+	c := newCertificates()
+	saved := func(name string, at time.Time) bool {
+		c.allow(name, false, CertificatePolicy{}, at)
+		select {
+		case <-c.changed:
+			return true
+		default:
+			return false
+		}
+	}
+	at := time.Now()
+	for i, want := range []bool{true, false, false, true, false} {
+		if got := saved("a.example.com", at.Add(time.Duration(i)*8*time.Hour)); got != want {
+			t.Errorf("after %d hours it is saved: %v, want %v", i*8, got, want)
+		}
+	}
+}
