@@ -83,7 +83,8 @@ type Options struct {
 	// Whether the list of nodes is kept on disk, below Caddy's data directory, for a
 	// start while the registry is away. It is used when half of sync_timeout has
 	// passed without a listing, each node as soon as it accepts a connection, and is
-	// at most 24 hours old. Default: true
+	// at most 24 hours old. Whose hosts are, and which certificates were allowed, is
+	// kept with it, for longer. Default: true
 	WarmStart *bool `json:"warm_start,omitempty"`
 }
 
