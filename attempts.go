@@ -125,7 +125,7 @@ func (w *policyWrapper) attempts(r *http.Request) *attempts {
 	vars[attemptsKey] = a
 	if w.nodes {
 		a.chosen = chosenOf(vars, r)
-		a.chosen.node = nil // that of an earlier handler
+		a.chosen.begin()
 	}
 	return a
 }
@@ -232,7 +232,7 @@ func (w *policyWrapper) Select(pool reverseproxy.UpstreamPool, r *http.Request, 
 		if a.chosen != nil || a.watched != nil {
 			node, among := a.find(selected)
 			if a.chosen != nil {
-				a.chosen.node, a.chosen.address = node, selected.Dial
+				a.chosen.choose(node, selected.Dial)
 			}
 			if w.sticky {
 				a.placed(among.session, node, rw)

@@ -32,6 +32,41 @@ type chosen struct {
 	address string // at which it was dialled
 	session string // what has become of the client's session
 	repl    *caddy.Replacer
+
+	tried  []*discovery.Entry // where the handler sent the request so far, this node included
+	inline [2]*discovery.Entry
+}
+
+// maxTried is how many nodes a request remembers: one that is tried again for minutes may
+// have been at any number.
+const maxTried = 50
+
+// begin forgets what an earlier handler has chosen.
+func (c *chosen) begin() {
+	c.node, c.tried = nil, c.inline[:0]
+}
+
+// choose notes where the request goes next, which is no node if it is nil.
+func (c *chosen) choose(node *discovery.Entry, address string) {
+	c.node, c.address = node, address
+	if node != nil && len(c.tried) < maxTried {
+		c.tried = append(c.tried, node)
+	}
+}
+
+// triedIDs returns the ids of the nodes that were tried, in their order.
+func (c *chosen) triedIDs() string {
+	var ids strings.Builder
+	for i, e := range c.tried {
+		if i > 0 {
+			ids.WriteByte(',')
+		}
+		ids.WriteString(e.Node.ID)
+	}
+	if len(c.tried) == maxTried {
+		ids.WriteString(",…")
+	}
+	return ids.String()
 }
 
 // chosenKey is where a request's variables keep its node, of whichever handler.
@@ -63,6 +98,8 @@ func (c *chosen) replace(name string) (any, bool) {
 	node := c.node
 	if last, _ := c.repl.GetString(upstreamPlaceholder + "hostport"); last != c.address {
 		node = nil
+	} else if short == "tried" {
+		return c.triedIDs(), true // also where the last upstream is a static one
 	}
 	if node == nil && (short == "host" || short == "port" || short == "hostport") {
 		// A static upstream is dialled at what was configured.

@@ -153,3 +153,57 @@ func TestPlaceholdersCostNothingUnused(t *testing.T) {
 		t.Error("the policy wrapper does not track requests although a header asks for the node")
 	}
 }
+
+// TestTriedNodesAreNamed has the nodes told that a request went to, in their order: where
+// one of them answers, where a static upstream does, and where none does.
+func TestTriedNodesAreNamed(t *testing.T) {
+	const tried = "{http.reverse_proxy.upstream.node.tried}"
+	for name, test := range map[string]struct {
+		nodes  []string // of which those that begin with "live" serve
+		static bool
+		want   string
+	}{
+		"the first answers":        {[]string{"live"}, false, "live"},
+		"the last answers":         {[]string{"dead-1", "dead-2", "live"}, false, "dead-1,dead-2,live"},
+		"nobody answers":           {[]string{"dead-1", "dead-2"}, false, "dead-1,dead-2,dead-1,dead-1"},
+		"there is none":            {nil, false, ""},
+		"a static upstream serves": {nil, true, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			registry, m := newMemory(t)
+			for _, id := range test.nodes {
+				endpoint := "http://127.0.0.1:" + freeport.String(t)
+				if strings.HasPrefix(id, "live") {
+					endpoint = service(t, id).URL
+				}
+				list(t, m, id, endpoint)
+			}
+			to := ""
+			if test.static {
+				to = service(t, "static").URL
+			}
+			site := "http://127.0.0.1:" + freeport.String(t)
+			load(t, site+" {\nheader >X-Tried \""+tried+"\"\nreverse_proxy "+to+" {\ndynamic discovery {\nregistry memory "+registry+
+				"\n}\nlb_policy first\nlb_retries 3\n}\nhandle_errors {\nheader X-Tried \""+tried+"\"\nrespond 502\n}\n}")
+			resp, err := http.Get(site)
+			if err != nil {
+				t.Fatal(err)
+			}
+			resp.Body.Close()
+			if got := resp.Header.Get("X-Tried"); got != test.want {
+				t.Errorf("status %d, tried %q, want %q", resp.StatusCode, got, test.want)
+			}
+		})
+	}
+}
+
+// TestTriedNodesAreBounded has a request be tried again for long.
+func TestTriedNodesAreBounded(t *testing.T) {
+	registry, m := newMemory(t)
+	list(t, m, "a", "http://127.0.0.1:"+freeport.String(t))
+	site := "http://127.0.0.1:" + freeport.String(t)
+	load(t, site+" {\nreverse_proxy {\ndynamic discovery {\nregistry memory "+registry+"\n}\nlb_retries 200\n}\nhandle_errors {\nrespond \"{http.reverse_proxy.upstream.node.tried}\"\n}\n}")
+	if _, body := get(t, site); body != strings.Repeat("a,", maxTried)+"…" {
+		t.Errorf("tried %q", body)
+	}
+}

@@ -59,6 +59,7 @@ const (
 // `{http.reverse_proxy.upstream.node.hostport}` | Host and port of its endpoint; `.host` and `.port` are each alone
 // `{http.reverse_proxy.upstream.node.load}` | The load that it reported last
 // `{http.reverse_proxy.upstream.node.metadata.*}` | A value of its metadata
+// `{http.reverse_proxy.upstream.node.tried}` | The ids of the nodes that the request went to so far, this one last, separated by commas
 // `{http.reverse_proxy.upstream.node.session}` | With sticky: whether the client's session was `kept`, is `new` or has `moved` here
 //
 // Over plain HTTP a node with a host name is dialled at an address of it that was
