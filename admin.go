@@ -22,7 +22,9 @@ import (
 //	GET /discovery/nodes    ?registry= ?service= ?state= ?id=
 //	GET /discovery/hosts    ?registry= ?service= ?host=
 //	GET /discovery/journal  ?id= ?limit=
+//	GET /discovery/sd       ?registry= ?service=
 //
+// The last is an HTTP service discovery for Prometheus.
 // A registry is that of its URL, or of the name that the configuration gives it.
 // It shows all registries that a running config watches. Durations are in seconds.
 type Admin struct{}
@@ -42,6 +44,7 @@ func (Admin) Routes() []caddy.AdminRoute {
 		{Pattern: "/discovery/nodes", Handler: onGet(showNodes)},
 		{Pattern: "/discovery/hosts", Handler: onGet(showHosts)},
 		{Pattern: "/discovery/journal", Handler: onGet(showJournal)},
+		{Pattern: "/discovery/sd", Handler: onGet(showTargets)},
 	}
 }
 
@@ -152,6 +155,24 @@ func showHosts(a *view.Array, query url.Values) error {
 func (d *sharedDirectory) hostView(h *discovery.Host) view.Host {
 	since, until := d.certificate(h)
 	return view.OfHost(d.name(), h, since, until)
+}
+
+func showTargets(a *view.Array, query url.Values) error {
+	registry, service := query.Get("registry"), query.Get("service")
+	for _, d := range runningDirectories() {
+		if !d.called(registry) {
+			continue
+		}
+		nodes := d.Snapshot().Nodes()
+		if service != "" {
+			nodes = d.Snapshot().Service(service)
+		}
+		name := d.name()
+		for _, e := range nodes {
+			a.Add(view.OfTarget(name, e))
+		}
+	}
+	return nil
 }
 
 // defaultJournalLimit is how many changes the journal shows unless it is asked for
