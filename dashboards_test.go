@@ -2,6 +2,8 @@ package caddydiscovery
 
 import (
 	"encoding/json"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"regexp"
@@ -95,7 +97,14 @@ func checkExpression(t *testing.T, known map[string]map[string][]string, express
 func runEverything(t *testing.T) map[string]map[string][]string {
 	t.Helper()
 	name, m := newMemory(t)
-	list(t, m, "a", "http://10.0.0.1:80")
+	node := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/error" {
+			panic(http.ErrAbortHandler)
+		}
+		w.WriteHeader(http.StatusInternalServerError)
+	}))
+	t.Cleanup(node.Close)
+	list(t, m, "a", node.URL)
 	port := freeport.String(t)
 	load(t, `{
 		registrar {
@@ -109,10 +118,13 @@ func runEverything(t *testing.T) map[string]map[string][]string {
 		reverse_proxy {
 			dynamic discovery {
 				registry memory `+name+`
+				metrics node
 			}
 		}
 	}`)
 	waitSynced(t)
+	get(t, "http://127.0.0.1:"+port)
+	get(t, "http://127.0.0.1:"+port+"/error")
 	eventually(t, "the registrar counts", func() bool {
 		_, ok := series(t)["caddy_discovery_heartbeats_total"]
 		return ok
