@@ -23,7 +23,7 @@ SOAK_RELOADS ?= 1000
 BENCH        ?= .
 PKG          ?= ./...
 
-.PHONY: build demo test test-clients test-deploy lint bench bench-backends bench-changes bench-hosts bench-proxy bench-peers reliability soak docs fuzz clean help
+.PHONY: build demo test test-clients test-deploy lint bench bench-backends bench-changes bench-hosts bench-proxy bench-peers bench-subsets reliability soak docs fuzz clean help
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -95,6 +95,9 @@ bench-changes: ## time changes that follow each other without a pause; writes do
 
 bench-hosts: ## time the first answer by HTTPS for hosts that services bring along; writes docs/benchmarks.md
 	go test -run '^$$' -bench '^BenchmarkNewHost$$' -benchtime 1x -timeout 30m ./benchmarks -args -report $(CURDIR)/docs
+
+bench-subsets: ## simulate proxies that share a fleet; writes docs/benchmarks.md
+	go test -run '^TestSimulatedFleets$$' -count 1 -timeout 60m ./internal/picker -subset-table $(CURDIR)/docs/benchmarks.md
 
 bench-proxy: ## compare with static upstreams, nginx and HAProxy; writes docs/benchmarks.md
 	@scripts/need-nginx-haproxy

@@ -43,7 +43,7 @@ func (u *Upstreams) tellUnguarded(s *discovery.Snapshot) {
 	}
 	i := slices.IndexFunc(s.Nodes(), func(e *discovery.Entry) bool {
 		address, err := netip.ParseAddrPort(e.Address())
-		return err == nil && address.Addr().IsLoopback() && u.wants(e)
+		return err == nil && address.Addr().IsLoopback() && u.mayServe(e)
 	})
 	if i < 0 || u.directory.told.Swap(true) {
 		return

@@ -41,6 +41,7 @@ func acquire[T caddy.Destructor](pool *caddy.UsagePool, key any, open func() (T,
 type sharedRegistry struct {
 	conn discovery.Registry
 	key  backend.Key
+	kind string
 }
 
 func (r *sharedRegistry) Destruct() error { return r.conn.Close() }
@@ -54,7 +55,7 @@ func acquireRegistry(b backend.Backend) (*sharedRegistry, error) {
 	}
 	return acquire(registries, key, func() (*sharedRegistry, error) {
 		r, err := b.Open(processLogger("discovery"))
-		return &sharedRegistry{conn: r, key: key}, err
+		return &sharedRegistry{conn: r, key: key, kind: b.CaddyModule().ID.Name()}, err
 	})
 }
 

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"net"
 	"reflect"
@@ -14,6 +15,8 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyevents"
+	"go.uber.org/zap"
 
 	"github.com/caddy-discovery/caddy-discovery/backend"
 	"github.com/caddy-discovery/caddy-discovery/discovery"
@@ -32,6 +35,8 @@ type Registrar struct {
 	// The nodes to keep listed.
 	Nodes []*ProxyNode `json:"nodes,omitempty"`
 
+	config    *caddyevents.App // which there is one of in each config
+	log       *zap.Logger
 	announced *announcedConfig // between Start and Stop
 }
 
@@ -49,7 +54,9 @@ type ProxyNode struct {
 	// heartbeat, with the scheme and port of the first HTTP server
 	Endpoint string `json:"endpoint,omitempty"`
 
-	// The node's metadata. "role" is "proxy" unless it is set here.
+	// The node's metadata. "role" is "proxy" unless it is set here. "subsets" cannot be
+	// set: it says which fleets this Caddy shares with other proxies, by the option subset
+	// of upstream sources that watch the same registry.
 	Metadata map[string]string `json:"metadata,omitempty"`
 
 	// How often the record is renewed. Default: 10s
@@ -80,6 +87,7 @@ type ProxyNode struct {
 
 	backend backend.Backend
 	servers []listener // of the HTTP app, for the default endpoint
+	claims  string     // which fleets this proxy shares with others; see claimSubsets
 }
 
 // CaddyModule returns the Caddy module information.
@@ -95,6 +103,11 @@ func (app *Registrar) Provision(ctx caddy.Context) error {
 	if err := exposeMetrics(ctx); err != nil {
 		return fmt.Errorf("registrar: %w", err)
 	}
+	events, err := ctx.App("events")
+	if err != nil {
+		return fmt.Errorf("registrar: getting the events app: %w", err)
+	}
+	app.config, app.log = events.(*caddyevents.App), ctx.Logger()
 	given := make(map[announcementKey]bool)
 	for i, n := range app.Nodes {
 		if n == nil {
@@ -172,6 +185,9 @@ func (n *ProxyNode) complete() error {
 	}
 	metadata := map[string]string{discovery.KeyRole: discovery.RoleProxy}
 	for k, v := range n.Metadata {
+		if k == discovery.KeySubsets {
+			return fmt.Errorf("metadata %s: Caddy itself says there which fleets it shares with other proxies; want another key", k)
+		}
 		if err := backend.ReplaceGlobals(&v); err != nil {
 			return fmt.Errorf("metadata %s: %w", k, err)
 		}
@@ -202,8 +218,13 @@ func (n *ProxyNode) checkNode() error {
 }
 
 func (n *ProxyNode) node(endpoint discovery.Endpoint) discovery.Node {
+	metadata := n.Metadata
+	if n.claims != "" {
+		metadata = maps.Clone(metadata)
+		metadata[discovery.KeySubsets] = n.claims
+	}
 	// The load stands until the node's own gives a number.
-	return discovery.Node{ID: n.NodeID, Endpoint: endpoint, Metadata: n.Metadata, Load: systemload.PerCore()}
+	return discovery.Node{ID: n.NodeID, Endpoint: endpoint, Metadata: metadata, Load: systemload.PerCore()}
 }
 
 func (n *ProxyNode) options() discovery.RegistrarOptions {
@@ -276,6 +297,9 @@ func (n *ProxyNode) announcesAs(other *ProxyNode) bool {
 // stay listed. What is new is announced when every app has started.
 func (app *Registrar) Start() (err error) {
 	keepInstanceID()
+	if err := app.claimSubsets(); err != nil {
+		return err
+	}
 	app.announced, err = announcements.acquire(app.Nodes)
 	return err
 }

@@ -118,14 +118,19 @@ type Upstreams struct {
 	// Default: the policy chooses among all of them
 	Pick *Pick `json:"pick,omitempty"`
 
-	// How many of these nodes this proxy uses at all: always the same ones, chosen
-	// by a hash of proxy_id, so that connections and memory stay bounded in a
-	// large fleet. Other nodes replace those that cannot serve. It comes before
-	// pick, and with prefer counts for each tier. Default: all of them
+	// How many of these nodes this proxy uses at all, so that connections and memory stay
+	// bounded in a large fleet. Proxies that list themselves in the same registry, by the
+	// registrar app, and whose sources have a subset and the same service, where, prefer
+	// and scheme, share the nodes evenly: each node is used by as many of them as any
+	// other, or one more. Then it is raised where so many proxies could not use all nodes
+	// with it. Otherwise the nodes are drawn by a hash of proxy_id, which leaves some idle.
+	// Other nodes replace those that cannot serve. It comes before pick, and with prefer
+	// counts for each tier. Default: all of them
 	Subset int `json:"subset,omitempty"`
 
-	// What tells this proxy from the others for subset. Default: the host name, the
-	// start of Caddy's instance ID, and where the first HTTP server listens
+	// What tells this proxy from the others for subset. Two processes with one id count
+	// as one proxy. Default: the host name, the start of Caddy's instance ID, and where
+	// the first HTTP server listens
 	ProxyID string `json:"proxy_id,omitempty"`
 
 	// How long a new node takes to get its full share of the requests, beginning
@@ -180,6 +185,7 @@ type Upstreams struct {
 	directory *sharedDirectory
 	health    *sourceChecks   // nil without health checks
 	outliers  *sourceOutliers // nil without ejection
+	subset    *subset         // nil without one
 	static    picker.Query    // what is asked for whatever the request
 	builder   picker.Builder
 	pickers   picker.Cache
@@ -255,6 +261,9 @@ func (u *Upstreams) Provision(ctx caddy.Context) error {
 			return err
 		}
 	}
+	if err := u.provisionSubset(ctx); err != nil {
+		return err
+	}
 	if u.Health != nil {
 		if err := u.provisionChecks(b); err != nil {
 			return err
@@ -280,6 +289,9 @@ func (u *Upstreams) Provision(ctx caddy.Context) error {
 		keepInstanceID()
 		u.directory.join(u)
 		u.start()
+		if u.subset != nil {
+			u.subset.start(u.Subset, u.mayServe)
+		}
 		if u.emitter, err = emitEvents(ctx, u.directory, u.logger); err != nil {
 			u.logger.Error("no events will be emitted", zap.Error(err))
 		}
@@ -470,7 +482,7 @@ func (u *Upstreams) provisionPickers() {
 
 // provisionChecks has the nodes checked that the source wants.
 func (u *Upstreams) provisionChecks(b backend.Backend) (err error) {
-	if u.health, err = acquireChecks(u.Health, b, u.https, wrapPolicy(u.handler, u.logger).transport, u.wants); err != nil {
+	if u.health, err = acquireChecks(u.Health, b, u.https, wrapPolicy(u.handler, u.logger).transport, u.mayServe); err != nil {
 		return fmt.Errorf("opening the health checks: %w", err)
 	}
 	u.cold.checks = u.health
@@ -754,9 +766,15 @@ func (u *Upstreams) onBuilt(snapshot *discovery.Snapshot, p *picker.Picker, turn
 		zap.Bool("static_upstreams", len(u.handler.Upstreams) > 0))
 }
 
-// wants reports whether some requests may go to the node, as its state and its checks
+// mayServe reports whether some requests may go to the node, as its state and its checks
 // allow it.
-func (u *Upstreams) wants(e *discovery.Entry) bool { return u.builder.Wants(e, &u.static) }
+func (u *Upstreams) mayServe(e *discovery.Entry) bool { return u.builder.Wants(e, &u.static) }
+
+// wants reports whether it matters to the source that the node is there: some requests
+// may go to it, or it is a proxy that shares the nodes.
+func (u *Upstreams) wants(e *discovery.Entry) bool {
+	return u.mayServe(e) || u.subset.shares(e) && u.denied(e) == ""
+}
 
 // standing returns why no request gets the node, "" if some requests do, and whether
 // that is because it fails its health checks or its requests.
@@ -813,6 +831,9 @@ func (u *Upstreams) Cleanup() error {
 	}
 	if u.emitter != nil {
 		u.emitter.stop()
+	}
+	if u.subset != nil {
+		u.subset.release()
 	}
 	return u.leave()
 }

@@ -33,6 +33,7 @@ const (
 	KeyHosts    = "hosts"    // the sites that the node serves: host names, by spaces or commas
 	KeyPaths    = "paths"    // which paths of these, such as /api/*; none means all
 	KeyCapacity = "capacity" // how many requests in flight one proxy sends it at most
+	KeySubsets  = "subsets"  // of which fleets a proxy uses a share; see internal/picker
 )
 
 // RoleProxy is the role that a proxy writes into its own record.

@@ -16,6 +16,7 @@ type Snapshot struct {
 
 	nodes      []*Entry
 	services   map[string][]*Entry
+	sharing    []*Entry
 	hosts      *Hosts // nil: nobody asked for them
 	restored   int    // nodes in StateRestored
 	superseded chan struct{}
@@ -30,6 +31,20 @@ func (s *Snapshot) Service(name string) []*Entry { return s.services[name] }
 // Hosts returns which host is whose, if the directory was asked to look at that by
 // [Directory.SetHostRules]; nil, which has no hosts, before.
 func (s *Snapshot) Hosts() *Hosts { return s.hosts }
+
+// Sharing returns the nodes whose metadata has [KeySubsets], sorted by id: proxies that
+// use a share of a fleet. Snapshots between which these did not change return the same
+// slice.
+func (s *Snapshot) Sharing() []*Entry { return s.sharing }
+
+// shares reports whether an entry, which may be nil, belongs to Sharing.
+func shares(e *Entry) bool {
+	if e == nil {
+		return false
+	}
+	_, shares := e.Node.Metadata[KeySubsets]
+	return shares
+}
 
 // Node returns the node with the id, or nil.
 func (s *Snapshot) Node(id string) *Entry {
@@ -57,10 +72,11 @@ func (s *Snapshot) succeed(changed map[string]*Entry, synced bool) *Snapshot {
 		nodes:      s.nodes,
 		superseded: make(chan struct{}),
 	}
+	ids := slices.Sorted(maps.Keys(changed))
+	next.sharing = s.succeedSharing(changed, ids)
 	if len(changed) == 0 {
 		return next
 	}
-	ids := slices.Sorted(maps.Keys(changed))
 	next.nodes = merge(s.nodes, ids, func(id string) *Entry { return changed[id] })
 
 	// What each service gains or loses, in order of id because ids is.
@@ -95,6 +111,25 @@ func (s *Snapshot) succeed(changed map[string]*Entry, synced bool) *Snapshot {
 		}
 	}
 	return next
+}
+
+// succeedSharing returns what Sharing returns after these changes.
+func (s *Snapshot) succeedSharing(changed map[string]*Entry, ids []string) []*Entry {
+	var touched []string
+	for _, id := range ids {
+		if shares(changed[id]) || len(s.sharing) > 0 && shares(s.Node(id)) {
+			touched = append(touched, id)
+		}
+	}
+	if len(touched) == 0 {
+		return s.sharing
+	}
+	return merge(s.sharing, touched, func(id string) *Entry {
+		if e := changed[id]; shares(e) {
+			return e
+		}
+		return nil
+	})
 }
 
 // merge returns the sorted entries with those of the sorted ids replaced by what

@@ -39,6 +39,9 @@ func TestSucceed(t *testing.T) {
 						changed[id] = nil // whether it is there or not
 					} else {
 						changed[id] = testEntry(id, services[random.IntN(len(services))])
+						if random.IntN(3) == 0 {
+							changed[id].Node = changed[id].Node.with(KeySubsets, "x")
+						}
 					}
 				}
 				next := snapshot.succeed(changed, true)
@@ -69,11 +72,14 @@ func TestSucceed(t *testing.T) {
 
 func checkSnapshot(t *testing.T, s *Snapshot, model map[string]*Entry) {
 	t.Helper()
-	var want []*Entry
+	var want, sharing []*Entry
 	services := map[string][]*Entry{}
 	for _, id := range slices.Sorted(maps.Keys(model)) {
 		e := model[id]
 		want = append(want, e)
+		if e.Node.Metadata[KeySubsets] != "" {
+			sharing = append(sharing, e)
+		}
 		services[e.Node.Service()] = append(services[e.Node.Service()], e)
 		if s.Node(id) != e {
 			t.Fatalf("snapshot %d: Node(%q) is %v", s.Number, id, s.Node(id))
@@ -81,6 +87,9 @@ func checkSnapshot(t *testing.T, s *Snapshot, model map[string]*Entry) {
 	}
 	if !slices.Equal(s.Nodes(), want) {
 		t.Fatalf("snapshot %d: %d nodes, want %d", s.Number, len(s.Nodes()), len(want))
+	}
+	if !slices.Equal(s.Sharing(), sharing) {
+		t.Fatalf("snapshot %d: %d nodes are sharing, want %d", s.Number, len(s.Sharing()), len(sharing))
 	}
 	if !maps.EqualFunc(s.services, services, slices.Equal[[]*Entry]) {
 		t.Fatalf("snapshot %d: services %v, want %v", s.Number, s.services, services)
@@ -98,9 +107,11 @@ func checkSnapshot(t *testing.T, s *Snapshot, model map[string]*Entry) {
 // A reader that appends to what a snapshot returned must not write into what
 // another reader sees.
 func TestSnapshotIsClipped(t *testing.T) {
-	s := (&Snapshot{}).succeed(map[string]*Entry{"a": testEntry("a", "x"), "b": testEntry("b", "x")}, true)
+	b := testEntry("b", "x")
+	b.Node = b.Node.with(KeySubsets, "x")
+	s := (&Snapshot{}).succeed(map[string]*Entry{"a": testEntry("a", "x"), "b": b}, true)
 	s = s.succeed(map[string]*Entry{"a": nil}, true)
-	for _, entries := range [][]*Entry{s.Nodes(), s.Service("x")} {
+	for _, entries := range [][]*Entry{s.Nodes(), s.Service("x"), s.Sharing()} {
 		if cap(entries) != len(entries) {
 			t.Errorf("%d entries with room for %d", len(entries), cap(entries))
 		}

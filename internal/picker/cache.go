@@ -42,6 +42,10 @@ type view struct {
 	mu      sync.RWMutex
 	pickers map[string]*Picker // by the key of the query
 	bytes   int                // of all of them, about
+
+	// The view that this one succeeds, for how the nodes were shared out there; nil, also
+	// once this one is succeeded.
+	before atomic.Pointer[view]
 }
 
 // Bounds of what one view keeps, because clients may choose among the values that
@@ -86,12 +90,18 @@ func (c *Cache) renew(s *discovery.Snapshot) (v *view, turned bool) {
 	v = &view{snapshot: s, version: version}
 	if c.Varies {
 		v.pickers = make(map[string]*Picker)
+		if last != nil && c.Builder.Subset > 0 {
+			v.before.Store(last)
+			last.before.Store(nil)
+		}
 		v.values = c.Query.values(s.Nodes())
 	} else {
-		v.fixed = c.Builder.Build(s, &c.Query)
+		var before *Picker
 		if last != nil {
-			v.fixed.inherit(last.fixed)
+			before = last.fixed
 		}
+		v.fixed = c.Builder.succeed(before, s, &c.Query)
+		v.fixed.inherit(before)
 		v.fixed.prepare()
 		// One that waits for first checks is not empty yet.
 		if empty := v.fixed.Empty(); v.fixed.retry.IsZero() {
@@ -111,14 +121,15 @@ func (c *Cache) pickerOf(v *view, q *Query) *Picker {
 		return new(Picker)
 	}
 	key := q.key()
-	v.mu.RLock()
-	p := v.pickers[key]
-	v.mu.RUnlock()
+	p := v.kept(key)
 	if p != nil && !p.expired() {
 		return p
 	}
 	defer c.charge(time.Now())
-	p = c.Builder.Build(v.snapshot, q)
+	if p == nil {
+		p = v.before.Load().kept(key)
+	}
+	p = c.Builder.succeed(p, v.snapshot, q)
 	p.prepare()
 	v.keep(key, p)
 	return p
@@ -143,6 +154,17 @@ func (v *view) reduce(q *Query) (*Query, bool) {
 		}
 	}
 	return &reduced, !slices.ContainsFunc(reduced.Where, func(c Criterion) bool { return len(c.Values) == 0 })
+}
+
+// kept returns the picker that is kept for the key of a query, nil if none is. The view may
+// be nil.
+func (v *view) kept(key string) *Picker {
+	if v == nil {
+		return nil
+	}
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	return v.pickers[key]
 }
 
 // keep keeps a picker for later requests with the same query. Where there is no

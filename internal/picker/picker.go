@@ -18,7 +18,6 @@ package picker
 import (
 	"maps"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
@@ -41,8 +40,12 @@ type Builder struct {
 	Back func(*discovery.Entry) (time.Duration, bool)
 	// Subset is how many nodes of each tier are used; 0: all of them.
 	Subset int
-	// ProxyID decides which nodes those are.
+	// ProxyID decides which nodes those are, together with the other proxies of Group.
+	// Nil: this one is alone.
 	ProxyID string
+	Group   *Group
+	// Shared is told how the nodes of the first tier are shared out. Nil: nobody asks.
+	Shared func(Sharing)
 
 	// TLS says that nodes are dialled by the names of their endpoints.
 	TLS bool
@@ -70,14 +73,21 @@ type Builder struct {
 // may be used by many goroutines. The zero Picker has none.
 type Picker struct {
 	builder *Builder
-	tiers   []*tier // by preference; none is empty
-	limited bool    // some node names how many requests it takes
-	retry   time.Time
-	bytes   int // what it takes, about; set before others see it
+	tiers   []*tier   // by preference; none is empty
+	limited bool      // some node names how many requests it takes
+	proxies []Proxy   // that share the nodes
+	retry   time.Time // see Retry
+	until   time.Time // when what is shared out for a while only is; zero: nothing is
+	bytes   int       // what it takes, about; set before others see it
 }
 
 // Build makes the picker of a snapshot for a query.
 func (b *Builder) Build(snapshot *discovery.Snapshot, q *Query) *Picker {
+	return b.succeed(nil, snapshot, q)
+}
+
+// succeed makes a picker that is to take the place of another one, which may be nil.
+func (b *Builder) succeed(last *Picker, snapshot *discovery.Snapshot, q *Query) *Picker {
 	candidates := q.candidates(snapshot)
 	nodes := make([]*discovery.Entry, 0, len(candidates))
 	var ejected []*discovery.Entry
@@ -93,6 +103,9 @@ func (b *Builder) Build(snapshot *discovery.Snapshot, q *Query) *Picker {
 		nodes = ejected // a request that is sent has a chance
 	}
 	p := &Picker{builder: b}
+	if b.Subset > 0 && b.Group != nil {
+		p.proxies = b.Group.Proxies(snapshot)
+	}
 	if len(nodes) == 0 && b.Unchecked != nil {
 		for _, e := range candidates {
 			if b.ineligible(e, q) == "" {
@@ -103,7 +116,7 @@ func (b *Builder) Build(snapshot *discovery.Snapshot, q *Query) *Picker {
 	}
 	p.limited = slices.ContainsFunc(nodes, func(e *discovery.Entry) bool { return e.Capacity() > 0 })
 	if len(q.Prefer) == 0 && len(nodes) > 0 {
-		p.tiers = []*tier{b.newTier("", nodes)}
+		p.add("", nodes, last)
 		return p
 	}
 
@@ -122,21 +135,39 @@ func (b *Builder) Build(snapshot *discovery.Snapshot, q *Query) *Picker {
 		tiers[string(fails)] = append(tiers[string(fails)], e)
 	}
 	for _, fails := range slices.Sorted(maps.Keys(tiers)) {
-		p.tiers = append(p.tiers, b.newTier(fails, tiers[fails]))
+		p.add(fails, tiers[fails], last)
 	}
 	return p
 }
 
-// newTier makes a tier of nodes that are sorted by id. With Subset it keeps those
-// that belong to this proxy.
-func (b *Builder) newTier(rank string, nodes []*discovery.Entry) *tier {
+// add adds a tier of nodes that are sorted by id. With Subset it keeps those that belong
+// to this proxy.
+func (p *Picker) add(rank string, nodes []*discovery.Entry, last *Picker) {
+	b := p.builder
 	if b.Subset == 0 || len(nodes) <= b.Subset {
-		return &tier{rank: rank, nodes: nodes}
+		p.tiers = append(p.tiers, &tier{rank: rank, nodes: nodes})
+		return
 	}
-	chosen := nearest(nodes, Hash(b.ProxyID), 2*b.Subset)
-	t := &tier{rank: rank, nodes: chosen[:b.Subset:b.Subset], reserve: chosen[b.Subset:]}
-	slices.SortFunc(t.nodes, func(x, y *discovery.Entry) int { return strings.Compare(x.Node.ID, y.Node.ID) })
-	return t
+	t, sharing := b.subset(rank, nodes, p.proxies, last.tier(rank))
+	if b.Shared != nil && len(p.tiers) == 0 {
+		b.Shared(sharing)
+	}
+	if t.shared != nil && !t.shared.until.IsZero() && (p.until.IsZero() || t.shared.until.Before(p.until)) {
+		p.until = t.shared.until
+	}
+	p.tiers = append(p.tiers, t)
+}
+
+// tier returns the tier of a rank, nil if there is none.
+func (p *Picker) tier(rank string) *tier {
+	if p != nil {
+		for _, t := range p.tiers {
+			if t.rank == rank {
+				return t
+			}
+		}
+	}
+	return nil
 }
 
 // Empty reports whether there is no node.
@@ -149,8 +180,14 @@ func (p *Picker) Limited() bool { return p.limited }
 // empty picker is worth making anew; the zero time if none will.
 func (p *Picker) Retry() time.Time { return p.retry }
 
-// expired reports whether the time of Retry has come.
-func (p *Picker) expired() bool { return !p.retry.IsZero() && !time.Now().Before(p.retry) }
+// expired reports whether the picker is to be made anew although nothing has changed.
+func (p *Picker) expired() bool {
+	if p.retry.IsZero() && p.until.IsZero() {
+		return false
+	}
+	at := time.Now()
+	return !p.retry.IsZero() && !at.Before(p.retry) || !p.until.IsZero() && !at.Before(p.until)
+}
 
 // First returns the nodes that the preferences put first. Read it only.
 func (p *Picker) First() []*discovery.Entry {
@@ -212,12 +249,10 @@ func (p *Picker) Pick(tried *AddressSet, c Choice, into []*discovery.Entry) []*d
 // theirs from.
 func (p *Picker) inherit(last *Picker) {
 	for _, t := range p.tiers {
-		for _, old := range last.tiers {
-			if old.rank == t.rank {
-				t.ring.Store(old.ring.Load())
-				t.rotation.Store(old.rotation.Load())
-				t.session.Store(old.session.Load())
-			}
+		if old := last.tier(t.rank); old != nil {
+			t.ring.Store(old.ring.Load())
+			t.rotation.Store(old.rotation.Load())
+			t.session.Store(old.session.Load())
 		}
 	}
 }

@@ -17,6 +17,7 @@ type tier struct {
 	rank    string             // which of the preferences the nodes fail
 	nodes   []*discovery.Entry // sorted by id
 	reserve []*discovery.Entry // those that stand in for them; see standIn
+	shared  *shared            // how they were shared out; nil: they were not
 
 	tableOnce sync.Once
 	table     aliasTable
