@@ -112,11 +112,18 @@ func BenchmarkLookup(b *testing.B) {
 				u := source(b, "registry memory "+b.Name()+"\nservice orders\n"+kind.options, "load_balancing", policy(kind.policy))
 				r := request()
 				want := min(cmp.Or(kind.want, nodes), nodes)
+				if _, err := u.GetUpstreams(r); err != nil {
+					b.Fatal(err)
+				}
+				attempts, _ := attemptsOf(r)
 				b.ReportAllocs()
 				for b.Loop() {
 					upstreams, err := u.GetUpstreams(r)
 					if err != nil || len(upstreams) != want {
 						b.Fatalf("looked up %d upstreams: %v", len(upstreams), err)
+					}
+					if attempts != nil {
+						attempts.current = attempts.current[:0] // as the policy does
 					}
 				}
 			})

@@ -19,6 +19,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"github.com/caddy-discovery/caddy-discovery/internal/chancetest"
+	"github.com/caddy-discovery/caddy-discovery/internal/picker"
 )
 
 // foreign is a source of upstreams that is not ours.
@@ -275,6 +276,27 @@ func TestUnderMultiTheLeastBusyOfAllIsChosen(t *testing.T) {
 			t.Errorf("%d: %s was chosen, want %s with one request in flight less than all others", i, got, address)
 		}
 		busy(address, 1)
+	}
+}
+
+// TestUnderMultiAllocations bounds what two sources and the choice between them take.
+func TestUnderMultiAllocations(t *testing.T) {
+	for what, most := range map[string]float64{"random": 8, "random_choose": 9, "round_robin": 9, "least_conn": 10, "ip_hash": 8} {
+		b := newBesides(t, policy(what), []map[string]float64{numbered("a", 100, 1), numbered("b", 40, 1)}, nil)
+		r := request()
+		b.choose(r, nil)
+		a, _ := attemptsOf(r)
+		one := new(reverseproxy.Host)
+		if got := testing.AllocsPerRun(100, func() {
+			pool, _ := b.handler.DynamicUpstreams.GetUpstreams(r)
+			for _, up := range pool {
+				up.Host = one
+			}
+			b.handler.LoadBalancing.SelectionPolicy.Select(pool, r, nil)
+			a.tried = picker.AddressSet{} // for the next one to be a first attempt
+		}); got > most {
+			t.Errorf("%s: %v allocations, want at most %v", what, got, most)
+		}
 	}
 }
 
