@@ -37,11 +37,11 @@ func (u *Upstreams) provisionAccess(ctx caddy.Context, b backend.Backend) error 
 
 // tellUnguarded logs once a registry that nodes on this machine are used although
 // anybody on it may list one: what keeps others from the registry is its address alone.
-func (u *Upstreams) tellUnguarded(s *discovery.Snapshot) {
+func (u *Upstreams) tellUnguarded(nodes []*discovery.Entry) {
 	if !u.unguarded || u.directory.told.Load() {
 		return
 	}
-	i := slices.IndexFunc(s.Nodes(), func(e *discovery.Entry) bool {
+	i := slices.IndexFunc(nodes, func(e *discovery.Entry) bool {
 		address, err := netip.ParseAddrPort(e.Address())
 		return err == nil && address.Addr().IsLoopback() && u.mayServe(e)
 	})
@@ -51,7 +51,7 @@ func (u *Upstreams) tellUnguarded(s *discovery.Snapshot) {
 	u.logger.Info("endpoints on loopback are accepted because the registry is on loopback, too, and it asks for no login: "+
 		"whatever runs on this machine may have requests sent to any of its ports; "+
 		"give the registry a login, or name what may be reached: allow 127.0.0.0/8 ::1 and the ranges of your other nodes",
-		zap.String("node", s.Nodes()[i].Node.ID), zap.String("address", s.Nodes()[i].Address()))
+		zap.String("node", nodes[i].Node.ID), zap.String("address", nodes[i].Address()))
 }
 
 // inspectTransport learns how far the transport verifies whom it reaches.

@@ -85,7 +85,7 @@ func TestCaddyfileErrors(t *testing.T) {
 		caddyfile string
 		want      []string
 	}{
-		"unknown option":           {source("servise orders"), []string{`unknown option "servise"`, "want one of", "registry, route, scheme, service", "Caddyfile:4"}},
+		"unknown option":           {source("servise orders"), []string{`unknown option "servise"`, "want one of", "route, scheme, service", "Caddyfile:4"}},
 		"no argument":              {source("service"), []string{"option service", "want: service <name>", "Caddyfile:4"}},
 		"where without values":     {source("where zone"), []string{"option where", "want: where <key> <value...>", "Caddyfile:4"}},
 		"where with no key":        {source(`where "" x`), []string{"option where", "the key is empty"}},

@@ -21,7 +21,9 @@ type hostUser struct {
 	directory *sharedDirectory
 	rules     *discovery.HostRules
 
-	options discovery.HostOptions // guarded by the directory's mutex
+	// Guarded by the directory's mutex.
+	options discovery.HostOptions
+	whole   bool // with the sites of the config
 }
 
 // newHostUser returns a user that has yet to join.
@@ -50,6 +52,9 @@ func (u *hostUser) join() {
 	u.directory.mu.Lock()
 	defer u.directory.mu.Unlock()
 	if !slices.Contains(u.directory.hostUsers, u) {
+		if !u.whole && u.directory.hostOptions != nil {
+			u.options.Sites = u.directory.hostOptions.Sites // those of the config before, which are the same mostly
+		}
 		u.directory.hostUsers = append(u.directory.hostUsers, u)
 		u.directory.applyHostRules()
 	}
@@ -91,7 +96,7 @@ func (u *hostUser) joined() bool {
 func (u *hostUser) set(options discovery.HostOptions) {
 	u.directory.mu.Lock()
 	defer u.directory.mu.Unlock()
-	u.options = options
+	u.options, u.whole = options, true
 	u.directory.applyHostRules()
 }
 

@@ -52,6 +52,7 @@ func (u *Upstreams) serves(s *discovery.Snapshot, r *http.Request, e *discovery.
 func (u *Upstreams) provisionRoutes(ctx caddy.Context) (err error) {
 	u.static.ByRoute = true
 	u.routes.Builder, u.routes.Query, u.routes.Charge = &u.builder, u.pickers.Query, u.directory.Charge
+	u.routes.Built = func(route *discovery.Route) { u.tellUnguarded(route.Nodes) }
 	u.routes.State = func() picker.RouteState {
 		return picker.RouteState{Version: u.pickers.Version(), Registry: firstOf(u.directory.RegistryAddresses())}
 	}

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -61,7 +62,7 @@ func askHost(t *testing.T, url, host, path string) string {
 	}
 	req.Host, req.Close = host, true
 	resp, err := http.DefaultClient.Do(req)
-	if errors.Is(err, io.EOF) { // a server that a reload replaces may have accepted the connection
+	for errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) { // a server that a reload replaces had accepted the connection
 		resp, err = http.DefaultClient.Do(req)
 	}
 	if err != nil {
@@ -394,5 +395,19 @@ func TestHostsAreSeen(t *testing.T) {
 	}
 	if r := getAdmin(t, "/discovery/registries"); r[0]["name"] != "main" {
 		t.Errorf("registries: %v", r)
+	}
+}
+
+// TestRouteTellsUnguarded holds that a source which goes by hosts says, too, that anybody on
+// this machine may list what gets its requests.
+func TestRouteTellsUnguarded(t *testing.T) {
+	name, m := newMemory(t)
+	list(t, m, "a", service(t, "a").URL, "hosts", "a.example.com")
+	url := serveHosts(t, name, "", "")
+	if got := askHost(t, url, "a.example.com", "/"); got != "a" {
+		t.Fatal(got)
+	}
+	if !runningDirectories()[0].told.Load() {
+		t.Error("nothing was said")
 	}
 }

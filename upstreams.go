@@ -749,7 +749,7 @@ func (u *Upstreams) givenUp() bool {
 // node: once each, not for each request, and a node that comes and goes as fast as it can
 // writes no more than turnRate lines a second.
 func (u *Upstreams) onBuilt(snapshot *discovery.Snapshot, p *picker.Picker, turned bool) {
-	u.tellUnguarded(snapshot)
+	u.tellUnguarded(snapshot.Nodes())
 	switch {
 	case !turned || !u.turns.Allow():
 		return

@@ -21,6 +21,8 @@ type Routes struct {
 	State func() RouteState
 	// Charge is told how long it took to make a picker.
 	Charge func(took time.Duration)
+	// Built is called after one was made, without a lock.
+	Built func(route *discovery.Route)
 
 	pickers sync.Map // *discovery.Route → *routePicker
 
@@ -57,16 +59,23 @@ func (r *Routes) Picker(s *discovery.Snapshot, host *discovery.Host, route *disc
 	if p := r.of(route); p.current(state) {
 		return p.Picker
 	}
+	p, made := r.renewOnce(s, host, route, state)
+	if made {
+		r.Built(route)
+	}
+	return p
+}
+
+// renewOnce makes the picker of a route, unless that has happened meanwhile.
+func (r *Routes) renewOnce(s *discovery.Snapshot, host *discovery.Host, route *discovery.Route, state RouteState) (p *Picker, made bool) {
 	r.build.Lock()
 	defer r.build.Unlock()
 	if p := r.of(route); p.current(state) {
-		return p.Picker // it was made meanwhile
+		return p.Picker, false
 	}
-	defer r.charge(time.Now())
-	return r.renew(s, host, route, state)
+	defer func(began time.Time) { r.Charge(time.Since(began)) }(time.Now())
+	return r.renew(s, host, route, state), true
 }
-
-func (r *Routes) charge(began time.Time) { r.Charge(time.Since(began)) }
 
 func (r *Routes) of(route *discovery.Route) *routePicker {
 	if p, ok := r.pickers.Load(route); ok {

@@ -30,6 +30,7 @@ func newRouted(t *testing.T, b *Builder) *routed {
 	}
 	r.directory.SetHostRules(rules)
 	r.Builder, r.State, r.Charge = b, func() RouteState { return r.state }, func(time.Duration) { r.built++ }
+	r.Built = func(*discovery.Route) {}
 	return r
 }
 
