@@ -23,7 +23,7 @@ SOAK_RELOADS ?= 1000
 BENCH        ?= .
 PKG          ?= ./...
 
-.PHONY: build demo test test-clients test-deploy lint bench bench-backends bench-changes bench-hosts bench-proxy bench-peers bench-subsets reliability soak docs fuzz clean help
+.PHONY: build demo test test-clients test-deploy lint bench bench-backends bench-changes bench-hosts bench-proxy bench-peers bench-subsets bench-failing reliability soak docs fuzz clean help
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -82,9 +82,9 @@ lint: ## formatting, vet, and the rules of .golangci.yml
 	$(GOLANGCI_LINT) run
 	cd examples/backend && go tool -modfile=$(CURDIR)/tools/golangci-lint/go.mod golangci-lint run -c $(CURDIR)/.golangci.yml
 
-bench: ## all benchmarks but those of bench-proxy and bench-peers; BENCH=<regexp> and PKG=<package> choose some
+bench: ## all benchmarks but those of bench-proxy, bench-peers and bench-failing; BENCH=<regexp> and PKG=<package> choose some
 	@scripts/need-redis
-	go test -run '^$$' -bench '$(BENCH)' -skip '^Benchmark(Proxy|Peers)$$' -benchmem -timeout 60m $(PKG)
+	go test -run '^$$' -bench '$(BENCH)' -skip '^Benchmark(Proxy|Peers|AilingNode)$$' -benchmem -timeout 60m $(PKG)
 
 bench-backends: ## compare the kinds of registry; writes docs/benchmarks.md
 	@scripts/need-redis
@@ -106,6 +106,10 @@ bench-proxy: ## compare with static upstreams, nginx and HAProxy; writes docs/be
 bench-peers: ## compare with Traefik over one Redis: TRAEFIK=<its binary>; writes docs/benchmarks.md
 	@scripts/need-redis
 	go test -run '^$$' -bench '^BenchmarkPeers$$' -benchtime 1x -timeout 30m ./benchmarks -args -traefik "$(abspath $(TRAEFIK))" -report $(CURDIR)/docs
+
+bench-failing: ## one node of five that fails or is slow, beside nginx, HAProxy and Caddy's own; writes docs/benchmarks.md
+	@scripts/need-nginx-haproxy
+	go test -run '^$$' -bench '^BenchmarkAilingNode$$' -benchtime 1x -timeout 60m ./benchmarks -args -report $(CURDIR)/docs
 
 reliability: ## hurt every kind of registry under load; writes docs/reliability.md
 	@scripts/need-redis

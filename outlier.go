@@ -259,9 +259,9 @@ func (*sourceOutliers) Sent(*traffic.Exchange) {}
 func (s *sourceOutliers) Answered(x *traffic.Exchange) {
 	switch {
 	case failsBy(x.Status):
-		s.Failed(x.Node, x.SentAt, outlier.Failure(x.Status))
+		s.Failed(x.Node, x.SentAt, x.AnsweredAt, outlier.Failure(x.Status))
 	case x.Status == http.StatusSwitchingProtocols:
-		s.Succeeded(x.Node, x.SentAt)
+		s.Succeeded(x.Node, x.SentAt, x.AnsweredAt)
 	}
 }
 
@@ -272,13 +272,13 @@ func (s *sourceOutliers) Done(x *traffic.Exchange) {
 	}
 	switch x.Outcome {
 	case traffic.Answered:
-		s.Succeeded(x.Node, x.SentAt)
+		s.Succeeded(x.Node, x.SentAt, x.DoneAt)
 	case traffic.NoConnection:
-		s.Failed(x.Node, x.SentAt, outlier.NoConnection)
+		s.Failed(x.Node, x.SentAt, x.DoneAt, outlier.NoConnection)
 	case traffic.NoAnswer:
-		s.Failed(x.Node, x.SentAt, outlier.NoAnswer)
+		s.Failed(x.Node, x.SentAt, x.DoneAt, outlier.NoAnswer)
 	case traffic.BrokeOff:
-		s.Failed(x.Node, x.SentAt, outlier.BrokeOff)
+		s.Failed(x.Node, x.SentAt, x.DoneAt, outlier.BrokeOff)
 	case traffic.Aborted:
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/cookiejar"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -73,6 +74,7 @@ func TestFailingNodesAreEjected(t *testing.T) {
 		{-1, "", "lb_policy first"},
 		{-2, "", "lb_policy random_choose 2"},
 		{500, "", "lb_policy least_load"},
+		{500, "", "lb_policy least_latency"},
 		{500, "", "lb_policy uri_hash"},
 		{502, "pick 2", "lb_policy least_conn"},
 		{500, "pick 1 hash {path}", "lb_policy first"},
@@ -337,5 +339,36 @@ func TestOutlierOptions(t *testing.T) {
 		if (err == nil) != (test.want == "") || err != nil && !strings.Contains(err.Error(), test.want) {
 			t.Errorf("%q: %v, want %q", test.lines, err, test.want)
 		}
+	}
+}
+
+// TestEjectionsAreEvents has an event, a state and numbers tell of each.
+func TestEjectionsAreEvents(t *testing.T) {
+	resetEvents(t, nil)
+	name, m := newMemory(t)
+	bad := newFlaky(t, "a")
+	bad.status.Store(500)
+	list(t, m, "a", bad.URL)
+	list(t, m, "b", newFlaky(t, "b").URL)
+	port := freeport.String(t)
+	eventConfig(t, name, port, `reverse_proxy /c {
+		dynamic discovery {
+			registry memory `+name+`
+			outlier {
+				errors 2
+				eject 300ms
+			}
+		}
+		lb_policy round_robin
+	}`)
+	url := "http://127.0.0.1:" + port + "/c"
+	eventually(t, "it is unhealthy", func() bool { get(t, url); return slices.Contains(eventsSoFar(), "node_unhealthy a") })
+	if values := scrape(t); values["ejections_total"] != 1 || values["nodes_ejected"] != 1 || values["changes_total ejected"] != 1 {
+		t.Errorf("counted %v ejections, %v ejected nodes, %v changes", values["ejections_total"], values["nodes_ejected"], values["changes_total ejected"])
+	}
+	bad.status.Store(0)
+	eventually(t, "it is healthy again", func() bool { return slices.Contains(eventsSoFar(), "node_healthy a") })
+	if values := scrape(t); values["nodes_ejected"] != 0 {
+		t.Errorf("%v nodes are ejected when it is back", values["nodes_ejected"])
 	}
 }

@@ -116,9 +116,9 @@ func (d *Detector) Back(e *discovery.Entry) (time.Duration, bool) {
 	return 0, false
 }
 
-// Succeeded counts a request to the node that was answered, and was sent at a time by the
-// clock of the options.
-func (d *Detector) Succeeded(e *discovery.Entry, sent time.Duration) {
+// Succeeded counts a request to the node that was sent at a time, and answered by now, both
+// by the clock of the options.
+func (d *Detector) Succeeded(e *discovery.Entry, sent, now time.Duration) {
 	r := d.record(e)
 	if r == nil || r.ejection.Load() != nil || int64(sent) < r.since.Load() {
 		return
@@ -127,17 +127,16 @@ func (d *Detector) Succeeded(e *discovery.Entry, sent time.Duration) {
 		r.inRow.Store(0)
 	}
 	if d.options.Percent > 0 {
-		r.recent.Add(d.options.Now(), d.options.Window, 1, 0)
+		r.recent.Add(now, d.options.Window, 1, 0)
 	}
 }
 
 // Failed counts a request that failed, and ejects the node if that makes it an outlier.
-func (d *Detector) Failed(e *discovery.Entry, sent time.Duration, f Failure) {
+func (d *Detector) Failed(e *discovery.Entry, sent, now time.Duration, f Failure) {
 	r := d.record(e)
 	if r == nil || r.ejection.Load() != nil || int64(sent) < r.since.Load() {
 		return
 	}
-	now := d.options.Now()
 	inRow := int(r.inRow.Add(1))
 	if d.options.Percent > 0 {
 		r.recent.Add(now, d.options.Window, 1, 1)

@@ -90,13 +90,13 @@ func (f *fleet) node(id string) *discovery.Entry { return f.dir.Snapshot().Node(
 // fail has so many requests to a node fail, one after the other.
 func (f *fleet) fail(id string, n int) {
 	for range n {
-		f.Failed(f.node(id), f.options.Now(), 500)
+		f.Failed(f.node(id), f.options.Now(), f.options.Now(), 500)
 	}
 }
 
 func (f *fleet) succeed(id string, n int) {
 	for range n {
-		f.Succeeded(f.node(id), f.options.Now())
+		f.Succeeded(f.node(id), f.options.Now(), f.options.Now())
 	}
 }
 
@@ -255,7 +255,7 @@ func TestAnotherProcessBeginsAnew(t *testing.T) {
 		f.list("n0", discovery.KeyInstance, "second")
 		f.expect("when it is another process", "")
 		for range 5 {
-			f.Failed(old, 0, NoAnswer)
+			f.Failed(old, 0, f.options.Now(), NoAnswer)
 		}
 		f.expect("when late answers of the old one fail", "")
 		f.fail("n0", 1)
@@ -278,12 +278,12 @@ func TestLateAnswersSayNothing(t *testing.T) {
 		before := f.options.Now()
 		f.fail("n0", 2)
 		for range 5 {
-			f.Failed(f.node("n0"), before, NoAnswer)
+			f.Failed(f.node("n0"), before, f.options.Now(), NoAnswer)
 		}
 		time.Sleep(31 * time.Second)
 		f.expect("when its time is over", "")
 		for range 5 {
-			f.Failed(f.node("n0"), before, NoAnswer)
+			f.Failed(f.node("n0"), before, f.options.Now(), NoAnswer)
 		}
 		f.expect("after answers to earlier requests", "")
 		if back, ok := f.Back(f.node("n0")); !ok || back != time.Second {
@@ -300,8 +300,8 @@ func TestLateAnswersSayNothing(t *testing.T) {
 func TestEjectionsAreTold(t *testing.T) {
 	inBubble(t, 4, Options{Errors: 2}, func(t *testing.T, f *fleet) {
 		version := f.Version()
-		f.Failed(f.node("n0"), f.options.Now(), 503)
-		f.Failed(f.node("n0"), f.options.Now(), NoConnection)
+		f.Failed(f.node("n0"), f.options.Now(), f.options.Now(), 503)
+		f.Failed(f.node("n0"), f.options.Now(), f.options.Now(), NoConnection)
 		if f.Version() == version {
 			t.Error("the version is that of before")
 		}
@@ -310,8 +310,8 @@ func TestEjectionsAreTold(t *testing.T) {
 		if f.Version() == version {
 			t.Error("the version is that of before the node was let in")
 		}
-		f.Failed(f.node("n0"), f.options.Now(), NoAnswer)
-		f.Failed(f.node("n0"), f.options.Now(), BrokeOff)
+		f.Failed(f.node("n0"), f.options.Now(), f.options.Now(), NoAnswer)
+		f.Failed(f.node("n0"), f.options.Now(), f.options.Now(), BrokeOff)
 		var lines []string
 		for _, c := range f.dir.Journal().Newest(3, nil) {
 			lines = append(lines, fmt.Sprintf("%s %s: %s %v", c.ID, c.Type, c.Reason, c.Entry != nil))
@@ -350,12 +350,12 @@ func TestEndedDetectorsLeaveNothing(t *testing.T) {
 		for range 10 {
 			d := New(f.dir, f.options)
 			d.Subscribe(func(*discovery.Entry) bool { return true })
-			d.Failed(f.node("n0"), 0, NoAnswer)
+			d.Failed(f.node("n0"), 0, f.options.Now(), NoAnswer)
 			if !d.Ejected(f.node("n0")) {
 				t.Fatal("the node is not ejected")
 			}
 			d.end()
-			d.Failed(f.node("n1"), 0, NoAnswer)
+			d.Failed(f.node("n1"), 0, f.options.Now(), NoAnswer)
 			if d.Ejected(f.node("n0")) || d.Ejected(f.node("n1")) {
 				t.Fatal("ejected by one that has ended")
 			}
@@ -376,9 +376,9 @@ func TestManyAtOnce(t *testing.T) {
 				for i := range 200 {
 					e := f.node(fmt.Sprint("n", (g+i)%6))
 					if i%3 == 0 {
-						f.Succeeded(e, f.options.Now())
+						f.Succeeded(e, f.options.Now(), f.options.Now())
 					} else {
-						f.Failed(e, f.options.Now(), 500)
+						f.Failed(e, f.options.Now(), f.options.Now(), 500)
 					}
 					f.Of(e)
 					time.Sleep(10 * time.Millisecond)
@@ -409,7 +409,7 @@ func BenchmarkSucceeded(b *testing.B) {
 			b.ReportAllocs()
 			b.RunParallel(func(pb *testing.PB) {
 				for pb.Next() {
-					d.Succeeded(e, 1)
+					d.Succeeded(e, 1, time.Second)
 				}
 			})
 			stop()
