@@ -220,7 +220,10 @@ func (c *comparison) figuresTable() string {
 	t.WriteString("| what | reach | measured | processor time, the same ratio | |\n|---|--:|--:|--:|---|\n")
 	for _, f := range c.figures() {
 		verdict := "met"
-		if !f.met {
+		switch {
+		case f.reach == "":
+			verdict = ""
+		case !f.met:
 			verdict = "**not met**"
 			if f.why != "" {
 				verdict += ": " + f.why
