@@ -178,12 +178,7 @@ func writtenTogether(label string) bool {
 	for _, r := range label {
 		has |= scriptOf(r)
 	}
-	switch {
-	case has&(has-1) == 0:
-		return true
-	default:
-		return has&^(latin|han|kana) == 0 || has&^(latin|han|bopomofo) == 0 || has&^(latin|han|hangul) == 0
-	}
+	return has&(has-1) == 0 || has&^(latin|han|kana) == 0 || has&^(latin|han|bopomofo) == 0 || has&^(latin|han|hangul) == 0
 }
 
 func scriptOf(r rune) scriptSet {
@@ -245,7 +240,7 @@ func parsePath(s string) (string, error) {
 	case strings.ContainsAny(s, "?#%\\"):
 		return "", errors.New("it is a plain path, without ?, #, % and \\")
 	case prefix != "" && (path.Clean(prefix) != prefix || prefix == "/"):
-		return "", errors.New("it has empty parts, or . or ..")
+		return "", errors.New("a part of it is empty, or consists of dots")
 	}
 	return strings.ToLower(prefix), nil
 }
