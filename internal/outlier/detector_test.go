@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -23,25 +24,25 @@ type fleet struct {
 	memory  *discoverytest.Memory
 	dir     *discovery.Directory
 	began   time.Time
-	unfit   map[string]bool // nodes that could not serve, ejected or not
-	ejected int             // as counted
+	unfit   sync.Map     // by id: nodes that could not serve, ejected or not
+	ejected atomic.Int32 // as counted
 }
 
 // inBubble runs a test with a fleet of so many nodes, n0 and so on.
 func inBubble(t *testing.T, nodes int, o Options, test func(*testing.T, *fleet)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		f := &fleet{t: t, memory: discoverytest.NewMemory(), began: time.Now(), unfit: make(map[string]bool)}
+		f := &fleet{t: t, memory: discoverytest.NewMemory(), began: time.Now()}
 		for i := range nodes {
 			f.list(fmt.Sprint("n", i))
 		}
 		f.dir = discovery.NewDirectory(f.memory.Open(), discovery.Options{TTL: 24 * time.Hour})
 		o.Errors, o.Eject, o.MaxEjected = cmp.Or(o.Errors, 1), cmp.Or(o.Eject, 30*time.Second), cmp.Or(o.MaxEjected, 50)
 		o.Now = func() time.Duration { return time.Since(f.began) }
-		o.Count = func() { f.ejected++ }
+		o.Count = func() { f.ejected.Add(1) }
 		o.Logger = slog.New(slog.DiscardHandler)
 		f.Detector = New(f.dir, o)
-		cancel := f.Subscribe(func(e *discovery.Entry) bool { return !f.unfit[e.Node.ID] })
+		cancel := f.Subscribe(func(e *discovery.Entry) bool { _, unfit := f.unfit.Load(e.Node.ID); return !unfit })
 		ctx, stop := context.WithCancel(t.Context())
 		var running sync.WaitGroup
 		running.Go(func() {
@@ -129,8 +130,8 @@ func TestErrorsInARow(t *testing.T) {
 		f.fail("n1", 2)
 		f.fail("n2", 3)
 		f.expect("with another one", "n0 n2")
-		if f.ejected != 2 {
-			t.Errorf("%d ejections counted, want 2", f.ejected)
+		if n := f.ejected.Load(); n != 2 {
+			t.Errorf("%d ejections counted, want 2", n)
 		}
 	})
 }
@@ -218,7 +219,8 @@ func TestTheCapShrinks(t *testing.T) {
 		f.expect("of eight", "n0 n1 n2 n3")
 		f.leave("n7")
 		f.expect("of seven", "n1 n2 n3")
-		f.unfit["n6"], f.unfit["n5"] = true, true
+		f.unfit.Store("n6", true)
+		f.unfit.Store("n5", true)
 		time.Sleep(2 * reviewEvery)
 		f.expect("of five that could serve", "n2 n3")
 		f.leave("n3")
