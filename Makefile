@@ -111,6 +111,10 @@ bench-failing: ## one node of five that fails or is slow, beside nginx, HAProxy 
 	@scripts/need-nginx-haproxy
 	go test -run '^$$' -bench '^BenchmarkAilingNode$$' -benchtime 1x -timeout 60m ./benchmarks -args -report $(CURDIR)/docs
 
+.PHONY: simulate
+simulate: ## compare the policies before uneven fleets, in virtual time; writes docs/balancing.md
+	go test -count=1 -run '^TestSimulation$$' -v ./internal/simulation -args -report $(CURDIR)/docs
+
 reliability: ## hurt every kind of registry under load; writes docs/reliability.md
 	@scripts/need-redis
 	go test -count=1 -parallel 6 -run '^TestFaults$$' -timeout 30m ./integration -args -reliability $(CURDIR)/docs/reliability.md

@@ -20,7 +20,7 @@ const defaultLatencyDecay = caddy.Duration(10 * time.Second)
 // expected soonest: by the time that it takes to the first byte of an answer, a peak
 // exponentially weighted moving average, times the requests in flight to it over its weight,
 // and one. Of nodes that are about as quick one is chosen by weight. In a fleet of more
-// than five nodes it is the best of five that are drawn by weight.
+// than four nodes it is the best of four that are drawn by weight.
 //
 // A node that becomes slow is believed slow at once, and quick again by and by. Responses
 // of a status of 500 or above, broken ones and none at all count as slow, however soon they
@@ -91,7 +91,7 @@ func (l *LeastLatency) Select(pool reverseproxy.UpstreamPool, r *http.Request, _
 		}
 		c := balance.Candidate{Cost: notKnown, InFlight: up.NumRequests(), Weight: 1, Odds: 1}
 		if e != nil {
-			c.Cost = l.cost(e, now)
+			c.Cost, _ = l.cost(e, now)
 			c.Weight, c.Odds, c.New = l.weigh(e)
 			if all := a.weightBehind(up); all > 0 {
 				c.Odds = all
@@ -119,12 +119,17 @@ func (l *LeastLatency) observer() traffic.Observer {
 	return latencyObserver{time.Duration(l.Decay)}
 }
 
-// cost returns what the policy knows of a node.
-func (l *LeastLatency) cost(e *discovery.Entry, now time.Duration) float64 {
-	return latencyOf(e).Cost(now, time.Duration(l.Decay))
+// cost returns what the policy knows of a node, and how many requests it has from this
+// process.
+func (l *LeastLatency) cost(e *discovery.Entry, now time.Duration) (cost float64, inFlight int) {
+	p := peerOf(e)
+	if host := p.hostOf(e); host != nil {
+		inFlight = host.NumRequests()
+	}
+	return p.latency.Cost(now, time.Duration(l.Decay)), inFlight
 }
 
-func latencyOf(e *discovery.Entry) *balance.Latency { return discovery.Attached[balance.Latency](e) }
+func latencyOf(e *discovery.Entry) *balance.Latency { return &peerOf(e).latency }
 
 // latencyObserver learns how long nodes take to begin an answer.
 type latencyObserver struct{ decay time.Duration }

@@ -105,7 +105,7 @@ func (l *LeastLoad) Select(pool reverseproxy.UpstreamPool, r *http.Request, _ ht
 // observer returns who is told of the attempts.
 func (l *LeastLoad) observer() traffic.Observer { return loadObserver{} }
 
-func usageOf(e *discovery.Entry) *balance.Usage { return discovery.Attached[balance.Usage](e) }
+func usageOf(e *discovery.Entry) *balance.Usage { return &peerOf(e).usage }
 
 // memberOf returns what counts of the node for its share.
 func memberOf(e *discovery.Entry, now time.Duration) balance.Member {

@@ -7,6 +7,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"github.com/caddy-discovery/caddy-discovery/discovery"
+	"github.com/caddy-discovery/caddy-discovery/internal/balance"
 )
 
 // peer is what this process knows of a node by its own experience, as opposed to
@@ -14,6 +15,8 @@ import (
 type peer struct {
 	host    atomic.Pointer[knownHost]
 	session lastSeen // when a session of the node was seen
+	latency balance.Latency
+	usage   balance.Usage
 }
 
 // lastSeen is when something was seen last, to a tenth of a second.
@@ -53,8 +56,11 @@ func peerOf(e *discovery.Entry) *peer {
 // hostOf returns Caddy's state of the node's address, nil as long as no handler
 // has considered the node. Caddy keeps that state in a private map, and tells
 // only by what it writes into an upstream: see policyWrapper.
-func hostOf(e *discovery.Entry) *reverseproxy.Host {
-	if known := peerOf(e).host.Load(); known != nil && e.DialledAt(known.address) {
+func hostOf(e *discovery.Entry) *reverseproxy.Host { return peerOf(e).hostOf(e) }
+
+// hostOf is the func of the same name for who has the peer already.
+func (p *peer) hostOf(e *discovery.Entry) *reverseproxy.Host {
+	if known := p.host.Load(); known != nil && e.DialledAt(known.address) {
 		return known.Host
 	}
 	return nil

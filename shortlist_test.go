@@ -105,7 +105,7 @@ func TestLookupAllocations(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, e := range u.directory.Snapshot().Nodes() {
-			_, _, _ = peerOf(e), usageOf(e), latencyOf(e) // what is known of a node
+			_ = peerOf(e) // what is known of a node
 		}
 		most := map[int]float64{1: 2, 2: 1, 3: 3, 100: 2}[test.want]
 		if strings.HasPrefix(what, "query") {

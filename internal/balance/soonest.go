@@ -37,7 +37,10 @@ func Soonest(candidates []Candidate, random func() uint64) int {
 	scores := room[:0]
 	least, leastOfNew := 0.0, 0.0
 	for _, c := range candidates {
-		score := max(c.Cost, unawaited) * (float64(c.InFlight)*mean/c.Weight + 1)
+		score := max(c.Cost, unawaited)
+		if c.InFlight > 0 {
+			score *= float64(c.InFlight)*mean/c.Weight + 1
+		}
 		scores = append(scores, score)
 		to := &least
 		if c.New {
@@ -50,16 +53,27 @@ func Soonest(candidates []Candidate, random func() uint64) int {
 	if least == 0 {
 		least = leastOfNew // all of them are new
 	}
-	best, odds := -1, 0.0
+	first, good, odds := -1, 0, 0.0
 	for i, score := range scores {
-		if score > asGood*least {
-			continue
-		}
-		if odds += candidates[i].Odds; best < 0 || unit(random())*odds < candidates[i].Odds {
-			best = i
+		if score <= asGood*least {
+			if good++; first < 0 {
+				first = i
+			}
+			odds += candidates[i].Odds
 		}
 	}
-	return best
+	if good < 2 || odds == 0 {
+		return first
+	}
+	at := unit(random()) * odds
+	for i, score := range scores {
+		if score <= asGood*least {
+			if at -= candidates[i].Odds; at < 0 {
+				return i
+			}
+		}
+	}
+	return first // what rounding has left
 }
 
 // unit makes a number in [0, 1) of a random one.

@@ -92,8 +92,13 @@ type Member struct {
 
 const (
 	// leastLoad is the least that a load counts as, in parts of the usual one: a node
-	// that does nothing can do more, and nobody knows how much.
+	// that does nothing can do more, and nobody knows how much. The less a node serves of
+	// what its weight is of all, the nearer that comes to the usual load: one that has just
+	// joined does nothing because nobody has sent it anything yet.
 	leastLoad = 0.1
+	// silentLoad is what a load of 0 counts as, in parts of the usual one: the node idles, or
+	// does not say.
+	silentLoad = 0.5
 	// errorPenalty is what errors add to the load of a node at which all requests fail,
 	// in parts of the usual one. What fails makes no load.
 	errorPenalty = 10
@@ -122,7 +127,10 @@ func Shares(members []Member, into []float64) []float64 {
 	for _, m := range members {
 		load := 1.0 // of all alike, if nobody reports any
 		if usual > 0 {
-			load = max(m.Load/usual, leastLoad)
+			part := (m.Served + fewServed) / (served*m.Weight/weight + fewServed)
+			if load = max(m.Load/usual, 1-(1-leastLoad)*min(part, 1)); m.Load == 0 {
+				load = max(load, silentLoad)
+			}
 		}
 		if m.Served > 0 {
 			load += errorPenalty * m.Failed / max(m.Served, fewServed)

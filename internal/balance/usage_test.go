@@ -23,10 +23,12 @@ func TestShares(t *testing.T) {
 		"of equal nodes":              {[]Member{{1, 0, 0, 0.9}, {1, 0, 0, 0.3}, {1, 0, 0, 0.1}}, []float64{1, 3, 9}},
 		"in any unit":                 {[]Member{{1, 0, 0, 900}, {1, 0, 0, 300}, {1, 0, 0, 100}}, []float64{1, 3, 9}},
 		"what is served counts":       {[]Member{{1, 300, 0, 0.5}, {1, 900, 0, 0.5}}, []float64{1, 1500. / 900}},
-		"a load of nothing":           {[]Member{{1, 0, 0, 0.5}, {1, 0, 0, 0.5}, {1, 0, 0, 0}}, []float64{1, 1, 10}},
+		"a load of nothing":           {[]Member{{1, 0, 0, 0.5}, {1, 0, 0, 0.5}, {1, 0, 0, 0}}, []float64{1, 1, 2}},
+		"hardly any load":             {[]Member{{1, 0, 0, 0.5}, {1, 0, 0, 0.5}, {1, 0, 0, 1e-9}}, []float64{1, 1, 10}},
+		"it has just joined":          {[]Member{{1, 990, 0, 0.5}, {1, 0, 0, 1e-9}}, []float64{1, 495 / 1485. / (1 - 0.9*10/505)}},
 		"what one reports moves none": {[]Member{{1, 0, 0, 0.5}, {1, 0, 0, 0.5}, {1, 0, 0, 1e300}}, []float64{1, 1, 0}},
 		"errors":                      {[]Member{{1, 100, 0, 0}, {1, 100, 100, 0}}, []float64{1, 1. / 11}},
-		"errors make no load":         {[]Member{{1, 100, 0, 0.5}, {1, 100, 100, 0}}, []float64{1, 1 / 10.1}},
+		"errors make no load":         {[]Member{{1, 100, 0, 0.5}, {1, 100, 100, 0}}, []float64{1, 1 / 10.5}},
 		"one error of one request":    {[]Member{{1, 0, 0, 0}, {1, 1, 1, 0}}, []float64{1, 0.5}},
 	} {
 		shares := Shares(c.members, nil)

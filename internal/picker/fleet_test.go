@@ -86,7 +86,7 @@ func newBuilder() *Builder {
 		Strategy: All{},
 		Random:   rand.New(rand.NewPCG(1, 2)).Uint64,
 		Clock:    func() time.Duration { return time.Hour },
-		Cost:     func(*discovery.Entry, time.Duration) float64 { return 0.01 },
+		Cost:     func(*discovery.Entry, time.Duration) (float64, int) { return 0.01, 0 },
 		Usage:    func(e *discovery.Entry, _ time.Duration) balance.Member { return balance.Member{Weight: e.Weight()} },
 	}
 }

@@ -50,12 +50,13 @@ type Builder struct {
 	// TLS says that nodes are dialled by the names of their endpoints.
 	TLS bool
 	// InFlight returns how many requests a node has from this process. It is for
-	// LeastBusy, Soonest and Shares, and for nodes that name a capacity.
+	// LeastBusy and Shares, and for nodes that name a capacity.
 	InFlight func(*discovery.Entry) int
 	// Clock returns the time that the following are asked for.
 	Clock func() time.Duration
-	// Cost returns what balance.Latency knows of a node. It is for Soonest.
-	Cost func(e *discovery.Entry, now time.Duration) float64
+	// Cost returns what balance.Latency knows of a node, and how many requests it has from
+	// this process. It is for Soonest.
+	Cost func(e *discovery.Entry, now time.Duration) (cost float64, inFlight int)
 	// Usage returns what balance.Usage knows of a node. It is for Shares.
 	Usage func(e *discovery.Entry, now time.Duration) balance.Member
 	// Token returns that of the sessions of an address. It is for Session.
