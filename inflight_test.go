@@ -81,9 +81,11 @@ func TestRequestsInFlight(t *testing.T) {
 	}
 	defer conn.Close()
 	_, _ = io.WriteString(conn, "GET /?of=b HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: x\r\nSec-WebSocket-Version: 13\r\n\r\n")
-	if resp, err := http.ReadResponse(bufio.NewReader(conn), nil); err != nil || resp.StatusCode != http.StatusSwitchingProtocols {
+	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil || resp.StatusCode != http.StatusSwitchingProtocols {
 		t.Fatalf("%v %v", resp, err)
 	}
+	defer resp.Body.Close()
 	if n := *shownNode(t, "b").InFlight; n != 1 || !hasWork() {
 		t.Errorf("%d requests in flight to b, want the WebSocket", n)
 	}
@@ -160,7 +162,7 @@ func TestRegistrarDrainsUntilIdle(t *testing.T) {
 		protocols.SetHTTP1(proto == "HTTP/1.1")
 		protocols.SetHTTP2(proto == "HTTP/2.0")
 		client := &http.Client{Transport: &http.Transport{
-			TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, Protocols: protocols, //nolint:gosec // it is the certificate of this test
+			TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, Protocols: protocols,
 		}}
 		defer client.CloseIdleConnections()
 		done := make(chan error, 1)
@@ -188,7 +190,7 @@ func TestRegistrarDrainsUntilIdle(t *testing.T) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}} //nolint:gosec // as above
+		client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}
 		defer client.CloseIdleConnections()
 		resp, err := client.Get("https://127.0.0.1:" + port + "/slow") //nolint:noctx // as above
 		if err != nil {

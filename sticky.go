@@ -58,8 +58,7 @@ type Sticky struct {
 	status  int // of Lost; 0: repick
 	handler *reverseproxy.Handler
 	keyring *picker.Keyring
-	key     [sha256.Size]byte // tells the secrets from others
-	tokens  *sessionTokens    // nil before it is provisioned
+	tokens  *sessionTokens // nil before it is provisioned
 }
 
 const (
@@ -75,7 +74,7 @@ func (s *Sticky) check() error {
 	if s.Cookie == "" {
 		s.Cookie = defaultStickyCookie
 	}
-	if (&http.Cookie{Name: s.Cookie}).Valid() != nil {
+	if (&http.Cookie{Name: s.Cookie}).Valid() != nil { //nolint:gosec // it is never sent
 		return fmt.Errorf("cookie: invalid name %q, want letters, digits and any of !#$%%&'*+-.^_`|~", s.Cookie)
 	}
 	if s.MaxAge != 0 && time.Duration(s.MaxAge) < time.Second {
@@ -358,9 +357,7 @@ func (s *Sticky) Answered(x *traffic.Exchange) {
 		// cookie policy is, and not header_down's.
 		header = x.Response.Header
 	}
-	c := s.cookie(w)
-	c.Value, c.MaxAge = s.keyring.Token(x.Node.Node.ID), int(time.Duration(s.MaxAge).Seconds())
-	setCookie(header, c)
+	s.setCookie(header, w, s.keyring.Token(x.Node.Node.ID), int(time.Duration(s.MaxAge).Seconds()))
 }
 
 // mayDiscard reports whether a handler may throw away a response and try again, by an
@@ -373,22 +370,19 @@ func mayDiscard(lb *reverseproxy.LoadBalancing) bool {
 
 // end takes back the cookie of a session.
 func (s *Sticky) end(w *watched, header http.Header) {
-	c := s.cookie(w)
-	c.MaxAge = -1
-	setCookie(header, c)
+	s.setCookie(header, w, "", -1)
 }
 
-// cookie returns a cookie for the response to a request.
-func (s *Sticky) cookie(w *watched) *http.Cookie {
-	return &http.Cookie{Name: s.Cookie, Path: "/", HttpOnly: true, SameSite: http.SameSiteLaxMode, Secure: byTLS(w.request.TLS, w.header)}
-}
-
-// setCookie sets a cookie in place of one of the same name, which another handler has set
-// for this request.
-func setCookie(header http.Header, c *http.Cookie) {
+// setCookie sets the cookie in a response, in place of one of the same name, which another
+// handler has set for this request.
+func (s *Sticky) setCookie(header http.Header, w *watched, value string, maxAge int) {
 	header["Set-Cookie"] = slices.DeleteFunc(header["Set-Cookie"], func(line string) bool {
-		return strings.HasPrefix(line, c.Name+"=")
+		return strings.HasPrefix(line, s.Cookie+"=")
 	})
+	c := http.Cookie{ //nolint:gosec // it is Secure where the client has come over TLS
+		Name: s.Cookie, Value: value, MaxAge: maxAge,
+		Path: "/", HttpOnly: true, SameSite: http.SameSiteLaxMode, Secure: byTLS(w.request.TLS, w.header),
+	}
 	header.Add("Set-Cookie", c.String())
 }
 

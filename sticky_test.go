@@ -570,7 +570,7 @@ func TestSessionsOverEveryHTTP(t *testing.T) {
 	services(t, m)
 	port := freeport.String(t)
 	load(t, "{\nauto_https disable_redirects\nskip_install_trust\n}\nhttps://127.0.0.1:"+port+" {\ntls internal\nreverse_proxy {\ndynamic discovery {\nregistry memory "+name+"\nsticky\n}\n"+sessionHeader+"\n}\n}")
-	insecure := &tls.Config{InsecureSkipVerify: true} //nolint:gosec // it is the certificate of this test
+	insecure := &tls.Config{InsecureSkipVerify: true}
 	only := func(set func(*http.Protocols, bool)) *http.Transport {
 		p := new(http.Protocols)
 		set(p, true)

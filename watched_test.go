@@ -260,6 +260,7 @@ func TestWatchedUpgrades(t *testing.T) {
 	if err != nil || resp.StatusCode != http.StatusSwitchingProtocols {
 		t.Fatalf("answered %v, %v", resp, err)
 	}
+	defer resp.Body.Close()
 	w.saw(t, "a sent 0", "a answered 101")
 	_, _ = io.WriteString(conn, "there and")
 	if err := conn.(*net.TCPConn).CloseWrite(); err != nil {

@@ -91,7 +91,7 @@ func TestClients(t *testing.T) {
 			first, second := run("orders-1"), run("orders-2")
 			answering("both serve", "orders-1", "orders-2")
 
-			first.end(syscall.SIGKILL)
+			_ = first.end(syscall.SIGKILL)
 			eventually(t, "a crashed one lapses", func() bool { return serves(t, site, "orders-2") })
 			first = run("orders-1")
 			answering("it is back with its id", "orders-1", "orders-2")

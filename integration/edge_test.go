@@ -156,7 +156,7 @@ func TestEdge(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer ws.Close()
-		download, err := e.get("files.apps.example.com", "/download")
+		download, err := e.get("files.apps.example.com", "/download") //nolint:bodyclose // closed below
 		if err != nil {
 			t.Fatal(err)
 		}

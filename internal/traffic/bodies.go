@@ -15,7 +15,7 @@ type upload Exchange
 
 func (u *upload) Read(p []byte) (int, error) {
 	n, err := u.uploads.Read(p)
-	if err != nil && err != io.EOF && !u.closed.Load() { //nolint:errorlint // readers return io.EOF itself
+	if err != nil && err != io.EOF && !u.closed.Load() {
 		u.failed.Store(true)
 	}
 	return n, err
@@ -41,7 +41,7 @@ func (d *download) Read(p []byte) (int, error) {
 	x := (*Exchange)(d)
 	switch {
 	case err == nil:
-	case err == io.EOF: //nolint:errorlint // readers return io.EOF itself
+	case err == io.EOF:
 		x.done(Answered, nil)
 	case errors.Is(x.client.Err(), context.Canceled):
 		x.done(Aborted, err)
