@@ -112,7 +112,9 @@ func TestLatencyOutlivesAReload(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, port := range []string{first, second} {
-		if counts := asked(t, "http://127.0.0.1:"+port, 100); counts["bad"] > 0 {
+		// A node that is not known gets five. One that is may get some where the other has
+		// a hiccup.
+		if counts := asked(t, "http://127.0.0.1:"+port, 100); counts["bad"] > 3 {
 			t.Errorf("%v: the slow node got requests, want it to be known still", counts)
 		}
 	}

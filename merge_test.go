@@ -8,6 +8,7 @@ import (
 	"net/http/httptest"
 	"reflect"
 	"runtime"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -281,6 +282,10 @@ func TestUnderMultiTheLeastBusyOfAllIsChosen(t *testing.T) {
 
 // TestUnderMultiAllocations bounds what two sources and the choice between them take.
 func TestUnderMultiAllocations(t *testing.T) {
+	var room float64
+	if underRace() {
+		room = 3 // what the detector keeps from being inlined escapes
+	}
 	for what, most := range map[string]float64{"random": 8, "random_choose": 9, "round_robin": 9, "least_conn": 10, "ip_hash": 8} {
 		b := newBesides(t, policy(what), []map[string]float64{numbered("a", 100, 1), numbered("b", 40, 1)}, nil)
 		r := request()
@@ -294,10 +299,16 @@ func TestUnderMultiAllocations(t *testing.T) {
 			}
 			b.handler.LoadBalancing.SelectionPolicy.Select(pool, r, nil)
 			a.tried = picker.AddressSet{} // for the next one to be a first attempt
-		}); got > most {
-			t.Errorf("%s: %v allocations, want at most %v", what, got, most)
+		}); got > most+room {
+			t.Errorf("%s: %v allocations, want at most %v", what, got, most+room)
 		}
 	}
+}
+
+// underRace reports whether the tests run with the race detector.
+func underRace() bool {
+	info, _ := debug.ReadBuildInfo()
+	return info != nil && slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"})
 }
 
 // TestUnderMultiRetriesGoElsewhere has a request fail everywhere but at one upstream.
