@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -67,9 +68,10 @@ func TestInstanceIDNotWritable(t *testing.T) {
 	}
 	t.Setenv("XDG_DATA_HOME", data)
 	instanceIDs.Lock()
-	instanceIDs.pending[instanceFile()] = "to be kept"
+	instanceIDs.handedOut[instanceFile()] = &handedOutID{id: "to be kept"}
 	instanceIDs.Unlock()
 	keepInstanceID()
+	settleInstanceID()
 	if got, err := instanceID(); got != "to be kept" {
 		t.Errorf("the instance ID became %s: %v", got, err)
 	}
@@ -94,28 +96,73 @@ func TestInstanceIDNotWritable(t *testing.T) {
 	}
 }
 
-// Where another process was first to write an ID, that one counts.
-func TestInstanceIDOfAnotherProcess(t *testing.T) {
-	t.Setenv("XDG_DATA_HOME", t.TempDir())
-	if _, err := instanceID(); err != nil {
-		t.Fatal(err)
-	}
+// Caddy's TLS app makes an ID up while the config starts for which one was handed out. It
+// empties the file before it writes into it, at any time until then. The one that was handed
+// out stays, in this process and after it.
+func TestInstanceIDBesideCaddysOwn(t *testing.T) {
 	const other = "7b0f5b1e-6a6f-4f0e-9a53-0f1f5a1f2b3c"
-	if err := os.MkdirAll(filepath.Dir(instanceFile()), 0o700); err != nil {
+	t.Setenv("XDG_DATA_HOME", t.TempDir())
+	write := func(content string) {
+		t.Helper()
+		if err := os.MkdirAll(filepath.Dir(instanceFile()), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(instanceFile(), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	expect := func(want, when string) {
+		t.Helper()
+		if got, err := instanceID(); got != want {
+			t.Errorf("%s the instance ID is %s, want %s: %v", when, got, want, err)
+		}
+	}
+	before, err := instanceID()
+	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(instanceFile(), []byte(other), 0o600); err != nil {
+	settleInstanceID() // a config that was only validated ends
+	if _, err := os.Stat(instanceFile()); err == nil {
+		t.Error("the end of a validated config wrote the instance ID")
+	}
+	write(other)
+	expect(before, "with another one on disk")
+	keepInstanceID()
+	write("")
+	expect(before, "while another one is written")
+	write(other)
+	settleInstanceID()
+	expect(before, "at the end")
+	if kept, err := caddy.InstanceID(); err != nil || kept.String() != before {
+		t.Errorf("on disk is %v, want %s: %v", kept, before, err)
+	}
+	if files, err := os.ReadDir(filepath.Dir(instanceFile())); err != nil || len(files) != 1 {
+		t.Errorf("what was written on the way is left: %v, %v", files, err)
+	}
+	write(other) // by hand
+	expect(other, "after that")
+
+	// What a crash left empty is none.
+	write("")
+	healed, err := instanceID()
+	if err != nil {
 		t.Fatal(err)
 	}
 	keepInstanceID()
-	if got, err := instanceID(); got != other {
-		t.Errorf("the instance ID is %s, want %s: %v", got, other, err)
+	if kept, err := caddy.InstanceID(); err != nil || kept.String() != healed {
+		t.Errorf("on disk is %v, want %s: %v", kept, healed, err)
 	}
-	instanceIDs.Lock()
-	defer instanceIDs.Unlock()
-	if id := instanceIDs.pending[instanceFile()]; id != "" {
-		t.Errorf("the ID %s is still to be written", id)
-	}
+	settleInstanceID()
+
+	// What another process is writing counts as soon as it is there.
+	synctest.Test(t, func(t *testing.T) {
+		write("")
+		go func() {
+			time.Sleep(emptyPause * 3 / 2)
+			write(other)
+		}()
+		expect(other, "written meanwhile")
+	})
 }
 
 // TestDefaultNodeID tells two Caddys apart that share a host and a data directory,

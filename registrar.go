@@ -127,7 +127,10 @@ func (app *Registrar) Provision(ctx caddy.Context) error {
 	}
 	// A config that fails to start, say because a port is taken, must not have
 	// been announced: nobody could reach it.
-	if err := onEvent(ctx, "started", func() { announcements.enforce(app.announced) }); err != nil {
+	if err := onEvent(ctx, "started", func() {
+		keepInstanceID()
+		announcements.enforce(app.announced)
+	}); err != nil {
 		return err
 	}
 	// On exit Caddy stops its apps in no particular order, so that the listeners
@@ -296,7 +299,6 @@ func (n *ProxyNode) announcesAs(other *ProxyNode) bool {
 // Start acquires the nodes, so that those which the config before announced
 // stay listed. What is new is announced when every app has started.
 func (app *Registrar) Start() (err error) {
-	keepInstanceID()
 	if err := app.claimSubsets(); err != nil {
 		return err
 	}
@@ -309,6 +311,7 @@ func (app *Registrar) Start() (err error) {
 func (app *Registrar) Stop() error {
 	announcements.release(app.announced)
 	app.announced = nil
+	settleInstanceID()
 	return nil
 }
 

@@ -835,6 +835,7 @@ func (u *Upstreams) Cleanup() error {
 	if u.subset != nil {
 		u.subset.release()
 	}
+	settleInstanceID()
 	return u.leave()
 }
 
