@@ -134,7 +134,9 @@ func (d *sharedDirectory) applyHostRules() {
 }
 
 // sites returns the hosts that the sites of a config name, but for those that are for
-// nodes: one of their routes proxies to what is announced.
+// nodes: one of their routes proxies to what is announced. A handle block with hosts of its
+// own counts as a site, also in a site that is for nodes: so is made what shares the
+// certificate of a wildcard.
 func sites(ctx caddy.Context) []string {
 	app, err := ctx.AppIfConfigured("http")
 	if err != nil {
@@ -142,17 +144,7 @@ func sites(ctx caddy.Context) []string {
 	}
 	named := make(map[string]bool) // whether a host is a site of the config's own
 	for _, server := range app.(*caddyhttp.App).Servers {
-		for _, route := range server.Routes {
-			own := !announced(route)
-			for _, set := range route.MatcherSets {
-				for _, host := range hostsOf(set) {
-					if normal, err := discovery.ParseHost(host); err == nil {
-						was, found := named[normal]
-						named[normal] = own && (was || !found)
-					}
-				}
-			}
-		}
+		siteFinder{server.NamedRoutes, named}.find(server.Routes, false, maxInvocations)
 	}
 	var all []string
 	for host, own := range named {
@@ -162,6 +154,86 @@ func sites(ctx caddy.Context) []string {
 	}
 	slices.Sort(all)
 	return all
+}
+
+// maxInvocations is how deep named routes may invoke each other. One that invokes itself
+// answers nothing, but can be loaded.
+const maxInvocations = 4
+
+// siteFinder finds the sites of a server.
+type siteFinder struct {
+	namedRoutes map[string]*caddyhttp.Route
+	found       map[string]bool // whether a host is a site of the config's own
+}
+
+// find looks at routes that are those of a server, or inside of others.
+func (f siteFinder) find(routes caddyhttp.RouteList, inside bool, invocations int) {
+	for _, route := range routes {
+		own := !f.announced(route, invocations)
+		switch {
+		case !inside:
+			f.add(route.MatcherSets, own)
+		case isBlock(route):
+			f.add(slices.DeleteFunc(slices.Clone(route.MatcherSets), func(set caddyhttp.MatcherSet) bool {
+				return own && len(set) > 1 // for a part of a host, such as a path; the rest may be for nodes
+			}), own)
+		}
+		if own {
+			continue
+		}
+		for _, handler := range route.Handlers {
+			nested, left := f.inside(handler, invocations)
+			f.find(nested, true, left)
+		}
+	}
+}
+
+// add takes up the hosts that a route is for.
+func (f siteFinder) add(sets caddyhttp.MatcherSets, own bool) {
+	placeholders := caddy.NewReplacer()
+	for _, set := range sets {
+		for _, host := range hostsOf(set) {
+			if normal, err := discovery.ParseHost(placeholders.ReplaceKnown(host, "")); err == nil {
+				was, found := f.found[normal]
+				f.found[normal] = own && (was || !found)
+			}
+		}
+	}
+}
+
+// announced reports whether a route is, in any part of it, for what nodes announce.
+func (f siteFinder) announced(route caddyhttp.Route, invocations int) bool {
+	return slices.ContainsFunc(route.Handlers, func(handler caddyhttp.MiddlewareHandler) bool {
+		if h, ok := handler.(*reverseproxy.Handler); ok {
+			w, ok := h.LoadBalancing.SelectionPolicy.(*policyWrapper)
+			return ok && w.routes
+		}
+		nested, left := f.inside(handler, invocations)
+		return slices.ContainsFunc(nested, func(r caddyhttp.Route) bool { return f.announced(r, left) })
+	})
+}
+
+// inside returns the routes that a handler consists of, and how many invocations are left
+// for them.
+func (f siteFinder) inside(handler caddyhttp.MiddlewareHandler, invocations int) (caddyhttp.RouteList, int) {
+	switch h := handler.(type) {
+	case *caddyhttp.Subroute:
+		return h.Routes, invocations
+	case *caddyhttp.Invoke:
+		if route := f.namedRoutes[h.Name]; route != nil && invocations > 0 {
+			return caddyhttp.RouteList{*route}, invocations - 1
+		}
+	}
+	return nil, 0
+}
+
+// isBlock reports whether a route is one of several of which a request takes the first that
+// matches, as those of the directive handle are.
+func isBlock(route caddyhttp.Route) bool {
+	return route.Group != "" && slices.ContainsFunc(route.Handlers, func(handler caddyhttp.MiddlewareHandler) bool {
+		_, ok := handler.(*caddyhttp.Subroute)
+		return ok
+	})
 }
 
 // hostsOf returns the hosts that a set of matchers names.
@@ -175,18 +247,4 @@ func hostsOf(set caddyhttp.MatcherSet) (hosts []string) {
 		}
 	}
 	return hosts
-}
-
-// announced reports whether a route is, in any part of it, for what nodes announce.
-func announced(route caddyhttp.Route) bool {
-	return slices.ContainsFunc(route.Handlers, func(handler caddyhttp.MiddlewareHandler) bool {
-		switch h := handler.(type) {
-		case *caddyhttp.Subroute:
-			return slices.ContainsFunc(h.Routes, announced)
-		case *reverseproxy.Handler:
-			w, ok := h.LoadBalancing.SelectionPolicy.(*policyWrapper)
-			return ok && w.routes
-		}
-		return false
-	})
 }

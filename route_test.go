@@ -309,6 +309,84 @@ http://shop.example.com:`+port+` {
 	})
 }
 
+// TestSitesInsideOfSites holds that the handle blocks of a site count as sites, too, that one
+// made of a named route is for nodes if that is, and that hosts may come from the
+// environment.
+func TestSitesInsideOfSites(t *testing.T) {
+	t.Setenv("DISCOVERY_TEST_SITE", "env.example.com")
+	name, m := newMemory(t)
+	list(t, m, "a", service(t, "a").URL, "hosts",
+		"own.example.com env.example.com part.example.com header.example.com block.example.com invoked.example.com loop.example.com free.example.com")
+	port := freeport.String(t)
+	load(t, `{
+	auto_https off
+	discovery {
+		registry main memory `+name+`
+	}
+}
+&(nodes) {
+	reverse_proxy {
+		dynamic discovery {
+			route
+		}
+	}
+}
+&(loop) {
+	invoke loop
+}
+http://{env.DISCOVERY_TEST_SITE}:`+port+` {
+	respond ours
+}
+http://:`+port+` {
+	@header host header.example.com
+	header @header X-Ours yes
+	@block host block.example.com
+	handle @block {
+		invoke nodes
+	}
+	@part {
+		host part.example.com
+		path /ours/*
+	}
+	handle @part {
+		respond ours
+	}
+	handle {
+		invoke nodes
+	}
+	@own host own.example.com
+	handle @own {
+		respond ours
+	}
+}
+http://invoked.example.com:`+port+` {
+	invoke nodes
+}
+http://loop.example.com:`+port+` {
+	invoke loop
+}
+`)
+	d := runningDirectories()[0]
+	eventually(t, "the node is listed", func() bool { return d.Snapshot().Node("a") != nil })
+	eventually(t, "the sites are known", func() bool {
+		hosts := d.Snapshot().HostsOf(d.Snapshot().Node("a"))
+		return len(hosts.Refused) == 3 &&
+			strings.Join(hosts.Hosts, " ") == "part.example.com header.example.com block.example.com invoked.example.com free.example.com"
+	})
+	url := "http://127.0.0.1:" + port
+	for host, want := range map[string]string{
+		"own.example.com": "ours", "env.example.com": "ours",
+		"part.example.com": "a", "header.example.com": "a", "block.example.com": "a", "invoked.example.com": "a", "free.example.com": "a",
+	} {
+		if got := askHost(t, url, host, "/"); got != want {
+			t.Errorf("%s: %s, want %s", host, got, want)
+		}
+	}
+	if got := askHost(t, url, "part.example.com", "/ours/"); got != "ours" {
+		t.Errorf("a part of a host: %s, want ours", got)
+	}
+}
+
 // TestDiscoveredWaits holds that a request waits for the first listing, and what it gets
 // where there is none.
 func TestDiscoveredWaits(t *testing.T) {
