@@ -126,11 +126,15 @@ func TestCertificates(t *testing.T) {
 	renewed("after a restart while the registry is away")
 	denied("after a restart while the registry is away")
 
+	watched := func() {
+		t.Helper()
+		eventually(t, "the registry is watched", func() bool {
+			answer, err := ask("http://" + p.admin + "/discovery/registries")
+			return err == nil && strings.Contains(answer, `"connected":true`)
+		})
+	}
 	r.restart()
-	eventually(t, "the registry is watched again", func() bool {
-		answer, err := ask("http://" + p.admin + "/discovery/registries")
-		return err == nil && strings.Contains(answer, `"connected":true`)
-	})
+	watched()
 	renewed("when the registry is back")
 	denied("when the registry is back")
 	p.kill(syscall.SIGTERM)
@@ -140,7 +144,8 @@ func TestCertificates(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.put("n4", camel("n4", "http://127.0.0.1:9", `"service":"d","hosts":"`+nobodys+`"`))
-	startOn(t, data, strings.Replace(options, "limit 2", "limit 1", 1), sites)
+	p = startOn(t, data, strings.Replace(options, "limit 2", "limit 1", 1), sites)
+	watched()
 	for _, name := range []string{first, second, third} {
 		if ca.serial(secure, name) == "" {
 			t.Errorf("%s has no certificate after the memory is lost", name)
