@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -174,13 +175,16 @@ func (p *proxy) lists(ctx context.Context, id string) (bool, error) {
 // stop ends Caddy and waits until it has.
 func (p *proxy) stop() { end(p.cmd.Process, p.ended, 10*time.Second) }
 
-// log returns the end of Caddy's log as an error.
+// log returns the end of Caddy's log as an error, without the demo's own requests to the
+// admin API.
 func (p *proxy) log() error {
 	b, err := os.ReadFile(p.logFile)
 	if err != nil {
 		return err
 	}
-	lines := strings.Split(strings.TrimSpace(string(b)), "\n")
+	lines := slices.DeleteFunc(strings.Split(strings.TrimSpace(string(b)), "\n"), func(line string) bool {
+		return strings.Contains(line, `"logger":"admin.api"`)
+	})
 	lines = lines[max(0, len(lines)-15):]
 	return errors.New("the end of Caddy's log:\n  " + strings.Join(lines, "\n  "))
 }

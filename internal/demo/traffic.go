@@ -87,8 +87,12 @@ func ask(ctx context.Context, client *http.Client, url string) (string, error) {
 		return "", err
 	}
 	id := resp.Header.Get("X-Node")
-	if resp.StatusCode != http.StatusOK || id == "" {
+	switch {
+	case resp.StatusCode != http.StatusOK:
 		return "", fmt.Errorf("status %s from node %q", resp.Status, id)
+	case id == "":
+		// A "caddy discovery register" of before, say, which goes on for ever.
+		return "", errors.New("it was answered by no service of the demo; something else lists itself in its registry")
 	}
 	return id, nil
 }
