@@ -56,10 +56,10 @@ async function attempt(what, work) {
   }
 }
 
-const registry = await Promise.race([
-  open(options.registry, lease),
-  once(stop.signal, "abort").then(() => process.exit()), // nothing was announced yet
-]);
+const leave = () => process.exit(); // nothing was announced yet
+stop.signal.addEventListener("abort", leave);
+const registry = await open(options.registry, lease);
+stop.signal.removeEventListener("abort", leave);
 console.log(`${options.id} serves ${endpoint}`);
 while (!stop.signal.aborted) {
   const written = await attempt("heartbeat", () => registry.put(options.id, record("up")));
