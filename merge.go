@@ -140,14 +140,16 @@ func (a *attempts) inTurn(pool reverseproxy.UpstreamPool) (reverseproxy.Upstream
 	var firsts []*reverseproxy.Upstream // of the shares
 	var others, rest reverseproxy.UpstreamPool
 	for c, upstreams := range a.runs(pool) {
-		switch {
-		case c == nil || !c.race.Turn.Had():
-			others = appendAvailable(others, upstreams)
-		default:
-			shares = append(shares, picker.Share{Source: c.source, Turn: &c.race.Turn, Ready: upstreams[0].Available()})
-			firsts = append(firsts, upstreams[0])
-		}
+		before := len(rest)
 		rest = appendAvailable(rest, upstreams)
+		available := rest[before:] // asked once, because it may change meanwhile
+		if c == nil || !c.race.Turn.Had() {
+			others = append(others, available...)
+			continue
+		}
+		ready := len(available) > 0 && available[0] == upstreams[0]
+		shares = append(shares, picker.Share{Source: c.source, Turn: &c.race.Turn, Ready: ready})
+		firsts = append(firsts, upstreams[0])
 	}
 	if len(others) > 0 {
 		shares = append(shares, picker.Share{Others: len(others), Ready: true})

@@ -14,6 +14,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
@@ -249,6 +250,30 @@ func TestUnderMultiTurnsOfManyRequestsAreExact(t *testing.T) {
 		if n := counts[address]; n < rounds-4 || n > rounds+4 {
 			t.Errorf("%s had %d turns in %d rounds", address, n, rounds)
 		}
+	}
+}
+
+// fickle is a circuit breaker that says something else each time.
+type fickle struct{ asked int }
+
+func (f *fickle) OK() bool {
+	f.asked++
+	return f.asked%2 == 1
+}
+func (*fickle) RecordMetric(int, time.Duration) {}
+
+// TestUnderMultiWhoseTurnItIsMayFailMeanwhile has nodes become unavailable, and available
+// again, while it is decided whose turn it is.
+func TestUnderMultiWhoseTurnItIsMayFailMeanwhile(t *testing.T) {
+	b := newBesides(t, policy("round_robin"), []map[string]float64{numbered("fickle-a", 1, 1), numbered("fickle-b", 1, 1)}, nil)
+	for range 20 {
+		r := request()
+		pool := b.pool(r)
+		for _, up := range pool {
+			field := reflect.ValueOf(up).Elem().FieldByName("cb") // which nothing exported writes
+			reflect.NewAt(field.Type(), field.Addr().UnsafePointer()).Elem().Set(reflect.ValueOf(new(fickle)))
+		}
+		b.handler.LoadBalancing.SelectionPolicy.Select(pool, r, nil)
 	}
 }
 
