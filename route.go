@@ -2,7 +2,6 @@ package caddydiscovery
 
 import (
 	"net/http"
-	"net/netip"
 
 	"github.com/caddyserver/caddy/v2"
 
@@ -53,16 +52,21 @@ func (u *Upstreams) provisionRoutes(ctx caddy.Context) (err error) {
 	u.static.ByRoute = true
 	u.routes.Builder, u.routes.Query, u.routes.Charge = &u.builder, u.pickers.Query, u.directory.Charge
 	u.routes.Built = func(route *discovery.Route) { u.tellUnguarded(route.Nodes) }
-	u.routes.State = func() picker.RouteState {
-		return picker.RouteState{Version: u.pickers.Version(), Registry: firstOf(u.directory.RegistryAddresses())}
+	u.routes.State = func(s *discovery.Snapshot) picker.RouteState {
+		state := picker.RouteState{Version: u.pickers.Version(), Registry: firstOf(u.directory.RegistryAddresses())}
+		if g := u.builder.Group; g != nil {
+			state.Proxies = firstOf(g.Proxies(s))
+		}
+		return state
 	}
 	u.hosts, err = newHostUser(ctx, u.directory)
 	return err
 }
 
-func firstOf(addresses []netip.AddrPort) *netip.AddrPort {
-	if len(addresses) == 0 {
+// firstOf returns where the first of them is, which tells slices apart; nil if there is none.
+func firstOf[T any](s []T) *T {
+	if len(s) == 0 {
 		return nil
 	}
-	return &addresses[0]
+	return &s[0]
 }

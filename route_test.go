@@ -10,7 +10,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/caddy-discovery/caddy-discovery/discovery"
 	"github.com/caddy-discovery/caddy-discovery/internal/freeport"
+	"github.com/caddy-discovery/caddy-discovery/internal/picker"
 )
 
 // serveHosts loads a site that proxies what nodes announce, with options of the source, and
@@ -488,4 +490,26 @@ func TestRouteTellsUnguarded(t *testing.T) {
 	if !runningDirectories()[0].told.Load() {
 		t.Error("nothing was said")
 	}
+}
+
+// TestRoutesAreSharedWithProxiesThatJoin holds that a proxy which joins takes its share of
+// the nodes of a host, although these are the same as before.
+func TestRoutesAreSharedWithProxiesThatJoin(t *testing.T) {
+	registry, m := newMemory(t)
+	for i := range 6 {
+		id := fmt.Sprint("n", i)
+		list(t, m, id, "http://"+at(id), "hosts", "a.example")
+	}
+	u := source(t, "registry memory "+registry+"\nroute\nsubset 1\nproxy_id p", "load_balancing", policy("random"))
+	u.builder.Group.Join()
+	r := request()
+	r.Host = "a.example"
+	share := func() int { return len(u.pickerFor(r, nil).First()) }
+	eventually(t, "six nodes are known", func() bool { return u.pickerFor(r, nil) != nobody && len(u.directory.Snapshot().Nodes()) == 6 })
+	if n := share(); n != 1 {
+		t.Fatalf("alone, %d nodes are used, want 1", n)
+	}
+	claims, _ := picker.Claims([]*picker.Group{picker.NewGroup(u.fleet(), "q", 1)})
+	list(t, m, "q", "http://"+at("q"), discovery.KeyRole, discovery.RoleProxy, discovery.KeySubsets, claims)
+	eventually(t, "the nodes are shared by two", func() bool { return share() == 3 })
 }

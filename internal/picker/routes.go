@@ -16,9 +16,9 @@ type Routes struct {
 	Builder *Builder
 	// Query is what every request asks for.
 	Query Query
-	// State is what the filter says beside what is in entries: when it is another one, a
-	// picker is made anew.
-	State func() RouteState
+	// State is what a picker depends on beside the nodes of its route: when it is another
+	// one, the picker is made anew.
+	State func(*discovery.Snapshot) RouteState
 	// Charge is told how long it took to make a picker.
 	Charge func(took time.Duration)
 	// Built is called after one was made, without a lock.
@@ -32,13 +32,15 @@ type Routes struct {
 	bytes  int                           // of all pickers, about
 }
 
-// RouteState stands for what a filter says beside what is in entries. It is compared.
+// RouteState stands for what a picker depends on beside the nodes of its route. It is
+// compared: what it points to has a place in memory of its own after each change.
 type RouteState struct {
 	// Version counts the changes of the health checks and the like.
 	Version uint64
-	// Registry is where the registry itself is: each change has a place in memory of its
-	// own.
+	// Registry is where the registry itself is.
 	Registry *netip.AddrPort
+	// Proxies share the nodes; nil: this one is alone.
+	Proxies *Proxy
 }
 
 // hostPath names a route over all its successors.
@@ -55,7 +57,7 @@ func (p *routePicker) current(state RouteState) bool {
 
 // Picker returns the picker of a route of a host.
 func (r *Routes) Picker(s *discovery.Snapshot, host *discovery.Host, route *discovery.Route) *Picker {
-	state := r.State()
+	state := r.State(s)
 	if p := r.of(route); p.current(state) {
 		return p.Picker
 	}
@@ -92,12 +94,14 @@ const routePickerBytes = 768
 func (r *Routes) renew(s *discovery.Snapshot, host *discovery.Host, route *discovery.Route, state RouteState) *Picker {
 	q := r.Query
 	q.ByRoute, q.Host, q.Route = true, host.Name, route
-	p := r.Builder.Build(s, &q)
 	name := hostPath{host.Name, route.Path}
-	if last, found := r.routes[name]; found {
-		p.inherit(r.of(last).Picker)
+	var last *Picker
+	if before, found := r.routes[name]; found {
+		last = r.of(before).Picker
 		r.drop(name)
 	}
+	p := r.Builder.succeed(last, s, &q)
+	p.inherit(last)
 	p.prepare()
 	p.bytes = routePickerBytes + len(name.host) + len(name.path) + p.size()
 	for other := range r.routes {

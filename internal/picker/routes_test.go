@@ -29,7 +29,7 @@ func newRouted(t *testing.T, b *Builder) *routed {
 		t.Fatal(err)
 	}
 	r.directory.SetHostRules(rules)
-	r.Builder, r.State, r.Charge = b, func() RouteState { return r.state }, func(time.Duration) { r.built++ }
+	r.Builder, r.State, r.Charge = b, func(*discovery.Snapshot) RouteState { return r.state }, func(time.Duration) { r.built++ }
 	r.Built = func(*discovery.Route) {}
 	return r
 }
@@ -96,7 +96,7 @@ func TestRoutesKeepPickers(t *testing.T) {
 	if r.ask("b.example", "/x") != bx {
 		t.Error("a picker was made anew because of another route")
 	}
-	for _, state := range []RouteState{{Version: 1}, {Version: 1, Registry: new(netip.AddrPort)}} {
+	for _, state := range []RouteState{{Version: 1}, {Version: 1, Registry: new(netip.AddrPort)}, {Version: 1, Proxies: new(Proxy)}} {
 		was := r.ask("a.example", "/")
 		r.state = state
 		if r.ask("a.example", "/") == was {
