@@ -1,7 +1,9 @@
 package caddydiscovery
 
 import (
+	"fmt"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"sync"
 	"testing"
@@ -61,6 +63,31 @@ func TestFullNodesAreNoCandidates(t *testing.T) {
 			slow.Wait()
 			if status, _ := get(t, url); status != http.StatusOK {
 				t.Errorf("status %d afterwards", status)
+			}
+		})
+	}
+}
+
+// TestARequestThatTakesTheLastPlaceCostsOthersNothing has a node become full between what a
+// request gets of the source and the choice of the policy.
+func TestARequestThatTakesTheLastPlaceCostsOthersNothing(t *testing.T) {
+	for _, name := range []string{"random", "random_choose", "round_robin", "least_conn", "least_load", "least_latency", "first", "ip_hash", "uri_hash", "cookie"} {
+		t.Run(name, func(t *testing.T) {
+			registry, m := newMemory(t)
+			for i := range 5 {
+				id := fmt.Sprint("capacity-", name, i)
+				list(t, m, id, "http://"+at(id), "capacity", "1")
+			}
+			u := source(t, "registry memory "+registry, "load_balancing", policy(name))
+			r := request()
+			pool, err := u.GetUpstreams(r)
+			if err != nil || len(pool) == 0 {
+				t.Fatalf("got %d upstreams: %v", len(pool), err)
+			}
+			host(pool)
+			busy(pool[0].Dial, 1)
+			if up := u.handler.LoadBalancing.SelectionPolicy.Select(pool, r, httptest.NewRecorder()); up == nil || up == pool[0] {
+				t.Errorf("the request got %+v", up)
 			}
 		})
 	}

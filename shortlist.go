@@ -60,7 +60,7 @@ func (s *shortlist) choice(r *http.Request) picker.Choice {
 
 // shortlistFor returns the shortlist for a policy. With spare there is one node more than
 // the policy needs, because Caddy may know of the first that it fails or is full before
-// this source does. Where other sources are beside this one, the policy chooses among what
+// this source does: another request may have taken its last place meanwhile. Where other sources are beside this one, the policy chooses among what
 // all of them return: see attempts.merge.
 func shortlistFor(policy reverseproxy.Selector, spare bool) shortlist {
 	more := 0

@@ -177,8 +177,9 @@ type Upstreams struct {
 	observers observers
 	counted   bool // in the metrics of traffic
 	shortlist shortlist
-	beside    bool // other sources may be beside this one, under multi
-	number    int  // of this source in its handler, from 1
+	limited   shortlist // in its place where nodes name how many requests they take
+	beside    bool      // other sources may be beside this one, under multi
+	number    int       // of this source in its handler, from 1
 	rules     *discovery.Rules
 	unguarded bool // see tellUnguarded
 
@@ -410,8 +411,10 @@ func (u *Upstreams) chooseShortlist(ctx caddy.Context, w *policyWrapper) error {
 			return err
 		}
 		u.shortlist = u.Pick.shortlist()
+		u.limited = u.shortlist
 	} else {
 		u.shortlist = shortlistFor(w.Selector, u.passive() != nil)
+		u.limited = shortlistFor(w.Selector, true)
 		w.shown = u.shortlist.shown
 		if l, ok := w.Selector.(learner); ok {
 			l.weighBy(u.builder.Share)
@@ -531,8 +534,9 @@ func (u *Upstreams) GetUpstreams(r *http.Request) ([]*reverseproxy.Upstream, err
 	var tried *picker.AddressSet
 	w := u.wrapper
 	if p.Limited() {
-		w = wrapPolicy(u.handler, u.logger)
-		w.limited.Store(true)
+		if w = wrapPolicy(u.handler, u.logger); !w.limited.Load() { // which all requests read
+			w.limited.Store(true)
+		}
 	}
 	if w != nil {
 		if a = w.attempts(r); a != nil {
@@ -567,11 +571,15 @@ func (u *Upstreams) GetUpstreams(r *http.Request) ([]*reverseproxy.Upstream, err
 // pick returns the nodes for an attempt, and under multi what decides between them and
 // those of other sources.
 func (u *Upstreams) pick(p *picker.Picker, r *http.Request, tried *picker.AddressSet, l *lookup) ([]*discovery.Entry, *picker.Race) {
-	choice := u.shortlist.choice(r)
+	s := &u.shortlist
+	if p.Limited() {
+		s = &u.limited
+	}
+	choice := s.choice(r)
 	if u.beside {
 		choice.Race = new(picker.Race)
 	}
-	nodes := p.Pick(tried, choice, l.room(u.shortlist.size))
+	nodes := p.Pick(tried, choice, l.room(s.size))
 	if u.beside && u.Pick != nil { // each of them counts as one
 		return nodes, &picker.Race{Resort: choice.Race.Resort}
 	}
