@@ -284,8 +284,11 @@ func (w *watched) refused() (lost *Sticky) {
 // or Caddy would not send it a request now.
 func (a *attempts) keeper() *reverseproxy.Upstream {
 	for _, c := range a.current {
-		if s := c.session; s.keeps() && c.nodes[0] == s.node && c.upstreams[0].Available() {
-			return c.upstreams[0]
+		if !c.session.keeps() {
+			continue
+		}
+		if i := slices.Index(c.nodes, c.session.node); i >= 0 && c.upstreams[i].Available() {
+			return c.upstreams[i]
 		}
 	}
 	return nil
@@ -305,26 +308,18 @@ func (u *Upstreams) session(a *attempts, q *picker.Query) *session {
 }
 
 // pickWithin is pick for a request whose session is at a node. That one is alone, unless
-// Caddy may know by now that it fails or is full: then there are the others behind it, or,
-// under multi, those of other sources.
+// Caddy may know by now that it fails or is full: then there are others beside it.
 func (u *Upstreams) pickWithin(is *session, p *picker.Picker, r *http.Request, tried *picker.AddressSet, l *lookup) ([]*discovery.Entry, *picker.Race) {
 	e := is.node
-	switch {
-	case !u.builder.CanServe(e, tried):
-		if others, race := u.pick(p, r, tried, l); len(others) > 0 {
-			return others, race
-		}
-	case !u.beside && (u.builder.Unavailable != nil || e.Capacity() > 0):
-		nodes := []*discovery.Entry{e}
-		others, _ := u.pick(p, r, tried, new(lookup))
-		for _, other := range others {
-			if other != e {
-				nodes = append(nodes, other)
-			}
-		}
-		return nodes, nil
+	can := u.builder.CanServe(e, tried)
+	if can && u.builder.Unavailable == nil && e.Capacity() == 0 {
+		return append(l.room(1), e), nil
 	}
-	return append(l.room(1), e), nil
+	nodes, race := u.pick(p, r, tried, l)
+	if can && !slices.Contains(nodes, e) || len(nodes) == 0 {
+		nodes = append(slices.Clip(nodes), e) // they may be the picker's
+	}
+	return nodes, race
 }
 
 // placed notes what becomes of the session if the attempt is answered that is about to be

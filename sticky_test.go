@@ -614,27 +614,36 @@ func TestSessionsOverEveryHTTP(t *testing.T) {
 }
 
 // TestFullNodesThatOnlyCaddyKnowsOf has a node filled by another handler, which tells this
-// source nothing.
+// source nothing. Under multi the other source has no node.
 func TestFullNodesThatOnlyCaddyKnowsOf(t *testing.T) {
-	name, m := newMemory(t)
-	began, end := make(chan struct{}), make(chan struct{})
-	list(t, m, "a", troubledService(t, "a", began, end), "service", "a")
-	list(t, m, "b", service(t, "b").URL, "service", "b")
-	url, other := "http://127.0.0.1:"+freeport.String(t), "http://127.0.0.1:"+freeport.String(t)
-	source := "dynamic discovery {\nregistry memory " + name + "\n"
-	load(t, url+" {\nreverse_proxy {\n"+source+"sticky\n}\nunhealthy_request_count 1\n"+sessionHeader+"\n}\n}\n"+
-		other+" {\nreverse_proxy {\n"+source+"service a\n}\n}\n}")
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		get(t, other+"/slow")
-	}()
-	<-began
-	v := newVisitor(t, url)
-	v.cookies[defaultStickyCookie] = picker.NewKeyring().Token("a")
-	if to := v.visit(""); to != "b" || len(v.set) > 0 || v.session != sessionKept {
-		t.Errorf("a request went to %q (%d) as %s with the cookies %q, want b and no cookie", to, v.status, v.session, v.set)
+	for _, multi := range []bool{false, true} {
+		t.Run(fmt.Sprint("multi=", multi), func(t *testing.T) {
+			name, m := newMemory(t)
+			began, end := make(chan struct{}), make(chan struct{})
+			list(t, m, "a", troubledService(t, "a", began, end), "service", "a")
+			list(t, m, "b", service(t, "b").URL, "service", "b")
+			url, other := "http://127.0.0.1:"+freeport.String(t), "http://127.0.0.1:"+freeport.String(t)
+			source := "discovery {\nregistry memory " + name + "\n"
+			sources := "dynamic " + source + "sticky\n}\n"
+			if multi {
+				sources = "dynamic multi {\n" + source + "sticky\n}\n" + source + "service nobody\n}\n}\n"
+			}
+			load(t, url+" {\nreverse_proxy {\n"+sources+"unhealthy_request_count 1\n"+sessionHeader+"\n}\n}\n"+
+				other+" {\nreverse_proxy {\ndynamic "+source+"service a\n}\n}\n}")
+			done := make(chan struct{})
+			go func() {
+				defer close(done)
+				get(t, other+"/slow")
+			}()
+			<-began
+			v := newVisitor(t, url)
+			v.cookies[defaultStickyCookie] = picker.NewKeyring().Token("a")
+			if to := v.visit(""); to != "b" || len(v.set) > 0 || v.session != sessionKept {
+				t.Errorf("a request went to %q (%d) as %s with the cookies %q, want b and no cookie", to, v.status, v.session, v.set)
+			}
+			close(end)
+			<-done
+			eventually(t, "the node takes its session again", func() bool { return v.visit("") == "a" && v.session == sessionKept })
+		})
 	}
-	close(end)
-	<-done
 }
