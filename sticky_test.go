@@ -220,6 +220,29 @@ func TestSessionsOfNodesThatAllDrain(t *testing.T) {
 	v.stays("while all drain", "b")
 }
 
+// TestFailedSessionsAreLookedUp has a node drain that is listed by name: where a request of
+// its session has failed is asked anew, as of any other node.
+func TestFailedSessionsAreLookedUp(t *testing.T) {
+	name, m := newMemory(t)
+	list(t, m, "a", "http://localhost:8081", "state", "draining")
+	list(t, m, "b", "http://10.0.0.1:80")
+	u := source(t, "registry memory "+name)
+	snapshot := u.directory.Snapshot()
+	a, b := snapshot.Node("a"), snapshot.Node("b")
+	p := u.pickers.Picker(snapshot, nil)
+	var tried picker.AddressSet
+	tried.Add(u.dial(b))
+	for _, is := range []*session{nil, {}, {node: a}, {node: b}} {
+		if got := u.failedAt(p, is, &tried); len(got) != 1 || got[0] != b {
+			t.Errorf("asked anew: %v, want b", got)
+		}
+	}
+	tried.Add(u.dial(a))
+	if got := u.failedAt(p, &session{node: a}, &tried); len(got) != 2 || got[1] != a {
+		t.Errorf("asked anew: %v, want b, and a where the session is", got)
+	}
+}
+
 func TestUnhealthyNodesLoseTheirSessions(t *testing.T) {
 	name, m := newMemory(t)
 	var ill atomic.Bool

@@ -552,7 +552,7 @@ func (u *Upstreams) GetUpstreams(r *http.Request) ([]*reverseproxy.Upstream, err
 		u.directory.stats.lookups.count(false)
 		return u.none(), nil
 	}
-	u.tellFailed(p, tried)
+	u.tellFailed(p, is, tried)
 	var l lookup
 	var nodes []*discovery.Entry
 	var race *picker.Race
@@ -587,15 +587,25 @@ func (u *Upstreams) pick(p *picker.Picker, r *http.Request, tried *picker.Addres
 }
 
 // tellFailed has other addresses of nodes found at which a request has failed.
-func (u *Upstreams) tellFailed(p *picker.Picker, tried *picker.AddressSet) {
+func (u *Upstreams) tellFailed(p *picker.Picker, is *session, tried *picker.AddressSet) {
 	if tried.Empty() {
 		return
 	}
-	for _, e := range p.At(tried) {
+	for _, e := range u.failedAt(p, is, tried) {
 		if e.Named() {
 			u.directory.Failed(e, u.dial(e)) // its name may stand for other addresses
 		}
 	}
+}
+
+// failedAt returns the nodes at which a request has failed. That of its session is none of
+// the picker's while it drains.
+func (u *Upstreams) failedAt(p *picker.Picker, is *session, tried *picker.AddressSet) []*discovery.Entry {
+	at := p.At(tried)
+	if is.keeps() && tried.Has(u.dial(is.node)) && !slices.Contains(at, is.node) {
+		at = append(at, is.node)
+	}
+	return at
 }
 
 // none returns what there is where no node can serve. Alone that is nothing. Under multi,
