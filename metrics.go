@@ -37,7 +37,7 @@ type reading struct {
 	connected, synced float64 // 1: yes
 	stale             time.Duration
 	nodes             map[string]float64 // by state
-	ejected           float64
+	ejected, full     float64
 	hosts, conflicts  float64
 }
 
@@ -86,10 +86,10 @@ var metrics = []metric{
 		func(r *reading, v string) float64 { return float64(r.certificates[discovery.CertificateAnswer(v)]) }},
 	{"health_checks_total", "Active health checks of discovered nodes, by result.", total, "result", []string{"passed", "failed"},
 		func(r *reading, v string) float64 { return r.checks.of(v == "passed") }},
-	{"ejections_total", "Ejections of nodes whose requests failed.", total, "", nil,
-		func(r *reading, _ string) float64 { return float64(r.ejections.Load()) }},
 	{"nodes_ejected", "Nodes that get no requests from some source right now because their requests failed.", gauge, "", nil,
 		func(r *reading, _ string) float64 { return r.ejected }},
+	{"nodes_full", "Nodes that have as many requests in flight from this proxy as their capacity says.", gauge, "", nil,
+		func(r *reading, _ string) float64 { return r.full }},
 	{"retries_refused_total", "Retries that retry_budget did not allow.", total, "", nil,
 		func(r *reading, _ string) float64 { return float64(r.retriesRefused.Load()) }},
 	{"lookups_total", "Requests for upstreams, by whether there were any.", total, "result", []string{"found", "none"},
@@ -158,6 +158,7 @@ func (collector) Collect(ch chan<- prometheus.Metric) {
 			buckets[bound] = count
 		}
 		count += r.propagation.Counts[discovery.PropagationBuckets-1]
+		ch <- prometheus.MustNewConstMetric(ejectionsDesc, total, float64(s.ejections.Load()), s.name, "", "")
 		s.collectTraffic(ch)
 		ch <- prometheus.MustNewConstHistogram(propagationMetric.desc(), count, r.propagation.Sum.Seconds(), buckets, r.name)
 	}
@@ -182,6 +183,9 @@ func (r *reading) look(directories []*sharedDirectory) {
 			r.nodes[state]++
 			if outlier.Any(e) {
 				r.ejected++
+			}
+			if isFull(e) {
+				r.full++
 			}
 		}
 		r.nodes[view.StateRejected] += float64(len(status.Rejections))

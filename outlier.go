@@ -207,7 +207,7 @@ func (u *Upstreams) acquireOutliers(b backend.Backend) (*sourceOutliers, error) 
 		}
 		options := u.Outlier.options()
 		options.ByService, options.TLS = varies(u.Service) || u.Route, u.https
-		options.Count = func() { directory.stats.ejections.Add(1) }
+		options.Count = directory.stats.countEjection
 		options.Logger = processLogger("discovery.outlier").With("registry", directory.name())
 		return &sharedDetector{Detector: outlier.New(directory.Directory, options), key: key, directory: directory}, nil
 	})

@@ -363,8 +363,8 @@ func TestEjectionsAreEvents(t *testing.T) {
 	}`)
 	url := "http://127.0.0.1:" + port + "/c"
 	eventually(t, "it is unhealthy", func() bool { get(t, url); return slices.Contains(eventsSoFar(), "node_unhealthy a") })
-	if values := scrape(t); values["ejections_total"] != 1 || values["nodes_ejected"] != 1 || values["changes_total ejected"] != 1 {
-		t.Errorf("counted %v ejections, %v ejected nodes, %v changes", values["ejections_total"], values["nodes_ejected"], values["changes_total ejected"])
+	if values := scrape(t); values["ejections_total  "] != 1 || values["nodes_ejected"] != 1 || values["changes_total ejected"] != 1 {
+		t.Errorf("counted %v ejections, %v ejected nodes, %v changes", values["ejections_total  "], values["nodes_ejected"], values["changes_total ejected"])
 	}
 	bad.status.Store(0)
 	eventually(t, "it is healthy again", func() bool { return slices.Contains(eventsSoFar(), "node_healthy a") })

@@ -13,8 +13,8 @@ import (
 )
 
 // TrafficMetrics has the requests to nodes counted: how many there were, with which
-// statuses, how long they took, how many are under way, and how many were retries. They
-// are shown beside the other metrics, with the labels "registry", "service" and "node".
+// statuses, how long they took, how many are under way, how many were retries, and how
+// often outlier has ejected a node for them. They are shown beside the other metrics, with the labels "registry", "service" and "node".
 // What is counted belongs to the registry, so that it goes on over a reload, and the
 // sources of several handlers add up.
 type TrafficMetrics struct {
@@ -126,11 +126,23 @@ var (
 	retriesDesc  = trafficDesc("retries_total", "Requests that were sent to nodes after an earlier node had failed them.")
 )
 
+// ejectionsDesc is shown without the option metrics, too, with the labels "service" and
+// "node" empty: there those count that are about no requests that are counted.
+var ejectionsDesc = trafficDesc("ejections_total", "Ejections of nodes whose requests failed.")
+
+// countEjection counts it where the requests to the node are counted.
+func (s *stats) countEjection(e *discovery.Entry) {
+	if s.counting.Load() == 0 || !s.tally.Eject(e) {
+		s.ejections.Add(1)
+	}
+}
+
 func describeTraffic(ch chan<- *prometheus.Desc) {
 	ch <- requestsDesc
 	ch <- durationDesc
 	ch <- inFlightDesc
 	ch <- retriesDesc
+	ch <- ejectionsDesc
 }
 
 // collectTraffic shows what was counted of the registry, and then lets go of what is
@@ -151,6 +163,9 @@ func (s *stats) collectTraffic(ch chan<- prometheus.Metric) {
 		ch <- prometheus.MustNewConstHistogram(durationDesc, count, sum, upTo, labels...)
 		ch <- prometheus.MustNewConstMetric(inFlightDesc, gauge, float64(c.InFlight()), labels...)
 		ch <- prometheus.MustNewConstMetric(retriesDesc, total, float64(c.Retries()), labels...)
+		if n := c.Ejections(); n > 0 {
+			ch <- prometheus.MustNewConstMetric(ejectionsDesc, total, float64(n), labels...)
+		}
 	}
 	s.tally.Sweep(counts)
 }

@@ -132,3 +132,23 @@ func TestRequestsAreCounted(t *testing.T) {
 	load(t, countingSite(port, registry, "", ""))
 	counted(t, map[string]float64{})
 }
+
+// TestEjectionsAreCountedByNode has them counted where requests are: by node, by service, or
+// for the registry alone.
+func TestEjectionsAreCountedByNode(t *testing.T) {
+	for metrics, want := range map[string]string{"metrics node": "ejections_total a orders", "metrics service": "ejections_total  orders", "": "ejections_total  "} {
+		t.Run(metrics, func(t *testing.T) {
+			registry, m := newMemory(t)
+			bad := newFlaky(t, "a")
+			bad.status.Store(500)
+			list(t, m, "a", bad.URL, "service", "orders")
+			list(t, m, "b", newFlaky(t, "b").URL, "service", "orders")
+			url := serveNodes(t, registry, metrics+"\noutlier {\nerrors 2\n}", "lb_policy round_robin")
+			eventually(t, "the node is ejected", func() bool { get(t, url); return ejectedNodes(t) == "a" })
+			values := scrape(t)
+			if sum := values["ejections_total a orders"] + values["ejections_total  orders"] + values["ejections_total  "]; values[want] != 1 || sum != 1 {
+				t.Errorf("%s is %v, and the sum of all %v, want 1", want, values[want], sum)
+			}
+		})
+	}
+}

@@ -804,11 +804,14 @@ func (u *Upstreams) standing(e *discovery.Entry) (reason string, unhealthy bool)
 	if r == picker.Ejected {
 		return u.outliers.reason(e), true
 	}
-	if n := inFlight(e); r == "" && e.Capacity() > 0 && n >= e.Capacity() {
-		return fmt.Sprintf("full: %d requests in flight, capacity %d", n, e.Capacity()), false
+	if r == "" && isFull(e) {
+		return fmt.Sprintf("full: %d requests in flight, capacity %d", inFlight(e), e.Capacity()), false
 	}
 	return string(r), r.Unhealthy()
 }
+
+// isFull reports whether a node has as many requests as it takes.
+func isFull(e *discovery.Entry) bool { return e.Capacity() > 0 && inFlight(e) >= e.Capacity() }
 
 // until returns until when the node is ejected, the zero time if it is not.
 func (u *Upstreams) until(e *discovery.Entry) time.Time {

@@ -181,7 +181,7 @@ func (d *Detector) eject(r *record, e *discovery.Entry, cause string) {
 		return
 	}
 	d.wake()
-	d.options.Count()
+	d.options.Count(e)
 	lasts := ejection.Until.Sub(ejection.Since)
 	d.tell(r, discovery.ChangeEjected, fmt.Sprintf("its requests fail: %s; ejected for %v, %s", cause, lasts, ejection.Count()))
 	if d.lines.Allow() {

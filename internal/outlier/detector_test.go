@@ -39,7 +39,7 @@ func inBubble(t *testing.T, nodes int, o Options, test func(*testing.T, *fleet))
 		f.dir = discovery.NewDirectory(f.memory.Open(), discovery.Options{TTL: 24 * time.Hour})
 		o.Errors, o.Eject, o.MaxEjected = cmp.Or(o.Errors, 1), cmp.Or(o.Eject, 30*time.Second), cmp.Or(o.MaxEjected, 50)
 		o.Now = func() time.Duration { return time.Since(f.began) }
-		o.Count = func() { f.ejected.Add(1) }
+		o.Count = func(*discovery.Entry) { f.ejected.Add(1) }
 		o.Logger = slog.New(slog.DiscardHandler)
 		f.Detector = New(f.dir, o)
 		cancel := f.Subscribe(func(e *discovery.Entry) bool { _, unfit := f.unfit.Load(e.Node.ID); return !unfit })

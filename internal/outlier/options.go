@@ -5,6 +5,8 @@ package outlier
 import (
 	"log/slog"
 	"time"
+
+	"github.com/caddy-discovery/caddy-discovery/discovery"
 )
 
 // Options say which nodes are ejected, and for how long.
@@ -27,8 +29,8 @@ type Options struct {
 
 	// Now is the clock by which requests are timed.
 	Now func() time.Duration
-	// Count is called for each ejection.
-	Count func()
+	// Count is called for each ejection, while the request is under way that led to it.
+	Count func(*discovery.Entry)
 	// Logger is told at level Warn which nodes are ejected, and at level Info which are
 	// in use again.
 	Logger *slog.Logger

@@ -60,6 +60,7 @@ type Count struct {
 
 	inFlight atomic.Int64
 	retries  atomic.Uint64
+	ejected  atomic.Uint64
 	codes    [len(Codes)]atomic.Uint64
 	buckets  [len(Bounds) + 1]atomic.Uint64
 	sum      atomic.Int64 // of durations, in nanoseconds
@@ -70,6 +71,9 @@ func (c *Count) InFlight() int64 { return c.inFlight.Load() }
 
 // Retries returns how many attempts there were after the first ones of their requests.
 func (c *Count) Retries() uint64 { return c.retries.Load() }
+
+// Ejections returns how often a node was ejected.
+func (c *Count) Ejections() uint64 { return c.ejected.Load() }
 
 // Code returns how many exchanges ended with the i-th of Codes.
 func (c *Count) Code(i int) uint64 { return c.codes[i].Load() }
@@ -173,6 +177,20 @@ func (c *Count) begin() bool {
 		return false
 	}
 	return true
+}
+
+// Eject counts that a node was ejected where its exchanges are counted, by node rather than
+// by service; it returns false if they are not.
+func (t *Tally) Eject(node *discovery.Entry) bool {
+	at := discovery.Attached[seats](node)
+	for _, s := range []*seat{at.byNode.Load(), at.byService.Load()} {
+		if s != nil && s.tally == t && s.service == node.Node.Service() && s.begin() {
+			s.ejected.Add(1)
+			s.inFlight.Add(-1)
+			return true
+		}
+	}
+	return false
 }
 
 // Answered implements Observer.
