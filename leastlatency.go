@@ -134,15 +134,24 @@ func latencyOf(e *discovery.Entry) *balance.Latency { return &peerOf(e).latency 
 // latencyObserver learns how long nodes take to begin an answer.
 type latencyObserver struct{ decay time.Duration }
 
-func (latencyObserver) Sent(x *traffic.Exchange) { latencyOf(x.Node).Sent(x.SentAt) }
+func (latencyObserver) Sent(x *traffic.Exchange) {
+	if latencyOf(x.Node).Sent(x.SentAt); x.Uploads() {
+		latencyOf(x.Node).Uploads()
+	}
+}
+
+// Uploaded implements traffic.UploadObserver.
+func (latencyObserver) Uploaded(x *traffic.Exchange, now time.Duration) {
+	latencyOf(x.Node).Uploaded(now)
+}
 
 func (o latencyObserver) Answered(x *traffic.Exchange) {
-	latencyOf(x.Node).Answered(x.AnsweredAt, x.AnsweredAt-x.SentAt, o.decay, isError(x.Status))
+	latencyOf(x.Node).Answered(x.AnsweredAt, x.Waited(), o.decay, isError(x))
 }
 
 func (o latencyObserver) Done(x *traffic.Exchange) {
 	l := latencyOf(x.Node)
-	switch took := x.DoneAt - x.SentAt; {
+	switch took := x.Waited(); {
 	case x.Status != 0:
 		if x.Outcome == traffic.BrokeOff {
 			l.BrokeOff()
@@ -154,12 +163,16 @@ func (o latencyObserver) Done(x *traffic.Exchange) {
 	}
 }
 
-// isError reports whether a status says that the node could not serve the request.
-func isError(status int) bool { return status >= http.StatusInternalServerError }
+// isError reports whether a response says that the node could not serve the request: by its
+// status, or that of gRPC.
+func isError(x *traffic.Exchange) bool {
+	return x.Status >= http.StatusInternalServerError || x.Unavailable
+}
 
 // Interface guards
 var (
-	_ caddy.Provisioner     = (*LeastLatency)(nil)
-	_ caddyfile.Unmarshaler = (*LeastLatency)(nil)
-	_ learner               = (*LeastLatency)(nil)
+	_ traffic.UploadObserver = latencyObserver{}
+	_ caddy.Provisioner      = (*LeastLatency)(nil)
+	_ caddyfile.Unmarshaler  = (*LeastLatency)(nil)
+	_ learner                = (*LeastLatency)(nil)
 )

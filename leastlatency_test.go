@@ -93,6 +93,56 @@ func TestLeastLatency(t *testing.T) {
 	}
 }
 
+// TestClientsThatSendSlowly has one take its time to send a body, and another one stream while
+// it is answered: that is not the node's, neither meanwhile nor afterwards.
+func TestClientsThatSendSlowly(t *testing.T) {
+	registry, m := newMemory(t)
+	began := make(chan string, 1)
+	reads := behaves(t, "a", func(w http.ResponseWriter, r *http.Request) {
+		began <- r.URL.Path
+		if r.URL.Path == "/early" {
+			_ = http.NewResponseController(w).EnableFullDuplex()
+			_ = http.NewResponseController(w).Flush()
+		}
+		_, _ = io.Copy(io.Discard, r.Body)
+	})
+	list(t, m, "a", reads)
+	url := serveNodes(t, registry, "", "lb_policy least_latency\nflush_interval -1")
+	for range 20 {
+		get(t, url)
+		<-began
+	}
+	l := latencyOf(runningSource(t).directory.Snapshot().Node("a"))
+	cost := func() float64 { return l.Cost(traffic.Now(), 10*time.Second) }
+	for _, path := range []string{"/late", "/early"} {
+		sent, send := io.Pipe()
+		answered := make(chan error, 1)
+		go func() {
+			resp, err := http.Post(url+path, "text/plain", sent)
+			if err == nil {
+				_, err = io.Copy(io.Discard, resp.Body)
+				resp.Body.Close()
+			}
+			answered <- err
+		}()
+		_, _ = io.WriteString(send, "begins")
+		<-began
+		for end := traffic.Now() + 500*time.Millisecond; traffic.Now() < end; {
+			if c := cost(); c > 0.3 {
+				t.Fatalf("%s: while a client sends, the node counts as one of %v s", path, c)
+			}
+			time.Sleep(10 * time.Millisecond) // the client's pause
+		}
+		_ = send.Close()
+		if err := <-answered; err != nil {
+			t.Errorf("%s: %v", path, err)
+		}
+		if c := cost(); c > 0.3 {
+			t.Errorf("%s: when a client has sent, the node counts as one of %v s", path, c)
+		}
+	}
+}
+
 // TestLatencyOutlivesAReload has what is known of a node be known after a reload, and by
 // another handler.
 func TestLatencyOutlivesAReload(t *testing.T) {

@@ -119,7 +119,7 @@ func (loadObserver) Sent(*traffic.Exchange) {}
 
 func (loadObserver) Answered(x *traffic.Exchange) {
 	u := usageOf(x.Node)
-	u.Served(x.AnsweredAt, isError(x.Status))
+	u.Served(x.AnsweredAt, isError(x))
 	if load, ok := balance.TakeLoad(x.Response.Header); ok {
 		u.Report(load)
 	}

@@ -24,9 +24,10 @@ import (
 // Outlier takes nodes out of use whose requests fail, for some time: they are ejected.
 // It watches the requests themselves, so that it sees what active health checks do not
 // ask for. A request fails if the node refuses the connection, does not answer, breaks an
-// answer off, or answers with a status of 500 to 599; but 501, 505 and 508 count for
-// nothing, because a client can bring them about by a method, a version or a header, and
-// neither does what a client gives up. Each attempt of a request counts by itself.
+// answer off, or answers with a status of 500 to 599 or, by gRPC, 14 (unavailable); but 501,
+// 505 and 508 count for nothing, because a client can bring them about by a method, a
+// version or a header, and neither does what a client gives up. Each attempt of a request
+// counts by itself.
 //
 // An ejected node gets no requests, as if it were unhealthy; those that are under way go
 // on. When its time is over it is in use again, with its first share where slow_start is
@@ -260,6 +261,8 @@ func (s *sourceOutliers) Answered(x *traffic.Exchange) {
 	switch {
 	case failsBy(x.Status):
 		s.Failed(x.Node, x.SentAt, x.AnsweredAt, outlier.Failure(x.Status))
+	case x.Unavailable:
+		s.Failed(x.Node, x.SentAt, x.AnsweredAt, outlier.Unavailable)
 	case x.Status == http.StatusSwitchingProtocols:
 		s.Succeeded(x.Node, x.SentAt, x.AnsweredAt)
 	}
@@ -267,7 +270,7 @@ func (s *sourceOutliers) Answered(x *traffic.Exchange) {
 
 // Done counts the rest.
 func (s *sourceOutliers) Done(x *traffic.Exchange) {
-	if failsBy(x.Status) || saysNothing(x.Status) || x.Status == http.StatusSwitchingProtocols {
+	if failsBy(x.Status) || x.Unavailable || saysNothing(x.Status) || x.Status == http.StatusSwitchingProtocols {
 		return
 	}
 	switch x.Outcome {

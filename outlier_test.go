@@ -39,6 +39,8 @@ func newFlaky(t *testing.T, id string) *flaky {
 			_, _ = io.WriteString(w, "half")
 			_ = http.NewResponseController(w).Flush()
 			panic(http.ErrAbortHandler)
+		case -3:
+			w.Header().Set("Grpc-Status", "14")
 		default:
 			w.WriteHeader(int(status))
 		}
@@ -73,6 +75,7 @@ func TestFailingNodesAreEjected(t *testing.T) {
 		{599, "", "lb_policy least_conn"},
 		{-1, "", "lb_policy first"},
 		{-2, "", "lb_policy random_choose 2"},
+		{-3, "", "lb_policy round_robin"},
 		{500, "", "lb_policy least_load"},
 		{500, "", "lb_policy least_latency"},
 		{500, "", "lb_policy uri_hash"},

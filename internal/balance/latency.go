@@ -27,7 +27,8 @@ type Latency struct {
 	at      atomic.Int64  // of when both are
 
 	waiting atomic.Int32 // requests without an answer yet
-	since   atomic.Int64 // for how long at least one of them has waited
+	uploads atomic.Int32 // those of them that clients are still sending
+	since   atomic.Int64 // for how long at least one of the others has waited
 	answers atomic.Int32 // of all, errors too, up to what makes a node known
 }
 
@@ -55,11 +56,31 @@ const (
 func (l *Latency) Sent(now time.Duration) {
 	l.mu.Lock()
 	if l.waiting.Load() == 0 {
-		l.since.Store(int64(now))
 		l.idle = now - time.Duration(l.at.Load())
 	}
+	l.begin(now)
 	l.waiting.Add(1)
 	l.mu.Unlock()
+}
+
+// begin notes since when requests wait, if this is the first one that the node has.
+func (l *Latency) begin(now time.Duration) {
+	if l.waiting.Load() <= l.uploads.Load() {
+		l.since.Store(int64(now))
+	}
+}
+
+// Uploads notes of a request that was just sent that its client is still sending it. Until
+// [Latency.Uploaded] it is none for which the node lets anybody wait.
+func (l *Latency) Uploads() { l.uploads.Add(1) }
+
+// Uploaded notes that the node has a request now of which Uploads was told, or that this
+// does not matter any more.
+func (l *Latency) Uploaded(now time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.begin(now)
+	l.uploads.Add(-1)
 }
 
 // Answered notes what came of a request that was sent, after it took so long: an answer or,
@@ -139,8 +160,11 @@ func (l *Latency) left(now, decay time.Duration) float64 {
 func (l *Latency) Cost(now, decay time.Duration) float64 {
 	average, errors := load(&l.average), load(&l.errors)
 	n := l.answers.Load()
-	if l.waiting.Load() > 0 {
-		waited := (now - time.Duration(l.since.Load())).Seconds()
+	if waiting := l.waiting.Load(); waiting > 0 {
+		waited := 0.0
+		if waiting > l.uploads.Load() {
+			waited = (now - time.Duration(l.since.Load())).Seconds()
+		}
 		if n == 0 {
 			return max(unknownCost, waited)
 		}

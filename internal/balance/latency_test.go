@@ -96,6 +96,35 @@ func TestWaitCounts(t *testing.T) {
 	n.cost(t, 60.3/math.E)
 }
 
+// TestUploadsDoNotWait has a client take its time to send: the node is as quick as before
+// meanwhile, unless it lets another one wait, and from then on until it answers.
+func TestUploadsDoNotWait(t *testing.T) {
+	n := known(10 * time.Millisecond)
+	n.Sent(n.now)
+	n.Uploads()
+	n.now += 10 * time.Second
+	n.cost(t, 0.010)
+	n.Sent(n.now)
+	n.now += time.Second
+	n.cost(t, 1)
+	n.Answered(n.now, 10*time.Millisecond, decay, false)
+	n.now += time.Second
+	n.cost(t, 0.010)
+	n.Uploaded(n.now)
+	n.now += 2 * time.Second
+	n.cost(t, 2)
+	n.Answered(n.now, 10*time.Millisecond, decay, false)
+	n.cost(t, 0.010)
+	// The answer may be known before the end of the upload is.
+	n.Sent(n.now)
+	n.Uploads()
+	n.Answered(n.now, 10*time.Millisecond, decay, false)
+	n.Uploaded(n.now)
+	n.Sent(n.now)
+	n.now += time.Second
+	n.cost(t, 1)
+}
+
 func TestErrorsCountAsSlow(t *testing.T) {
 	n := known(10 * time.Millisecond)
 	n.answers(1, time.Millisecond, true)

@@ -44,6 +44,7 @@ const (
 	NoConnection Failure = -iota - 1
 	NoAnswer
 	BrokeOff
+	Unavailable // by the status of gRPC
 )
 
 func (f Failure) String() string {
@@ -54,6 +55,8 @@ func (f Failure) String() string {
 		return "no answer"
 	case BrokeOff:
 		return "an answer that broke off"
+	case Unavailable:
+		return "gRPC status 14"
 	}
 	return "status " + strconv.Itoa(int(f))
 }

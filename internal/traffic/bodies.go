@@ -8,15 +8,23 @@ import (
 	"reflect"
 )
 
-// upload is the body of a request. It notes that reading it failed, which is nobody's
+// upload is the body of a request. It notes when it was read, and that reading it failed, which is nobody's
 // fault at the other end: of a client that goes away while it sends, a transport returns
 // the same errors as of a node, and the request's context does not end yet.
 type upload Exchange
 
 func (u *upload) Read(p []byte) (int, error) {
 	n, err := u.uploads.Read(p)
-	if err != nil && err != io.EOF && !u.closed.Load() {
-		u.failed.Store(true)
+	switch {
+	case err == nil:
+	case err != io.EOF:
+		if !u.closed.Load() {
+			u.failed.Store(true)
+		}
+	case u.wholeAt.Load() == 0:
+		now := Now()
+		u.wholeAt.Store(int64(now))
+		(*Exchange)(u).endUpload(now)
 	}
 	return n, err
 }

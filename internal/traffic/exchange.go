@@ -42,6 +42,16 @@ type Observer interface {
 	Done(*Exchange)
 }
 
+// An UploadObserver is an observer that wants to know when a node has a request whole.
+type UploadObserver interface {
+	Observer
+	// Uploaded is called once for each exchange whose Uploads says that it waits for the
+	// client, when the body of the request has been read to its end, or that does not
+	// matter any more: there is a response, or there will be none. It may be called by
+	// another goroutine, at the time of Answered or Done.
+	Uploaded(x *Exchange, now time.Duration)
+}
+
 // Outcome is what became of an attempt.
 type Outcome uint8
 
@@ -73,6 +83,9 @@ type Exchange struct {
 	// Status is the response's as it came, 0 without one; 101 for an upgrade, where the
 	// exchange goes on for as long as the connection.
 	Status int
+	// Unavailable says that the header of the response has gRPC's status 14: the node does
+	// not take up the call. A call that it does take up has its status in the trailer.
+	Unavailable bool
 	// Response is there from Answered on, nil if there was none. Its body is not the
 	// observers'.
 	Response *http.Response
@@ -82,8 +95,10 @@ type Exchange struct {
 	Outcome Outcome
 
 	over      atomic.Bool
-	closed    atomic.Bool // the body of the request, by the transport
-	failed    atomic.Bool // to read the body of the request
+	closed    atomic.Bool  // the body of the request, by the transport
+	failed    atomic.Bool  // to read the body of the request
+	uploaded  atomic.Bool  // the body, or UploadObserver has been told that it does not matter
+	wholeAt   atomic.Int64 // when all of the body had been read; 0: it was not, or there is none
 	uploads   io.ReadCloser
 	downloads io.ReadCloser   // the body of the response
 	client    context.Context //nolint:containedctx // of the request, whose end is the client's
@@ -119,6 +134,41 @@ func (x *Exchange) send(req *http.Request) {
 	}
 }
 
+// Uploads reports whether the body of the request comes from the client while it is sent.
+func (x *Exchange) Uploads() bool { return x.uploads != nil }
+
+// endUpload tells those who want to know that there is nothing more to wait for of the body.
+func (x *Exchange) endUpload(now time.Duration) {
+	if x.uploads == nil || !x.uploaded.CompareAndSwap(false, true) {
+		return
+	}
+	for _, o := range x.observers {
+		if o, ok := o.(UploadObserver); ok {
+			o.Uploaded(x, now)
+		}
+	}
+}
+
+// Waited returns how long the node took to begin its answer, or to fail to. It is from when
+// all of the request had been read, as HAProxy's Tr, so that what a client takes to send is
+// not the node's. Where the answer came before, as in streams, it is from when the request
+// was sent; where it failed before, it is 0.
+func (x *Exchange) Waited() time.Duration {
+	end, whole := x.AnsweredAt, time.Duration(x.wholeAt.Load())
+	if end == 0 {
+		end = x.DoneAt
+	}
+	switch {
+	case x.uploads == nil:
+		return end - x.SentAt
+	case whole > 0 && whole <= end:
+		return end - whole
+	case x.AnsweredAt == 0:
+		return 0
+	}
+	return end - x.SentAt
+}
+
 // received goes on with what a transport returned.
 func (x *Exchange) received(res *http.Response, err error) {
 	if err != nil {
@@ -126,7 +176,11 @@ func (x *Exchange) received(res *http.Response, err error) {
 		return
 	}
 	x.AnsweredAt = Now()
+	x.endUpload(x.AnsweredAt)
 	x.Response, x.Status = res, res.StatusCode
+	if grpc := res.Header["Grpc-Status"]; len(grpc) == 1 && grpc[0] == "14" {
+		x.Unavailable = true
+	}
 	for _, o := range x.observers {
 		o.Answered(x)
 	}
@@ -165,6 +219,7 @@ func (x *Exchange) done(outcome Outcome, err error) {
 		return
 	}
 	x.DoneAt, x.Outcome, x.Err = Now(), outcome, err
+	x.endUpload(x.DoneAt)
 	for _, o := range x.observers {
 		o.Done(x)
 	}
