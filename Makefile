@@ -23,7 +23,7 @@ SOAK_RELOADS ?= 1000
 BENCH        ?= .
 PKG          ?= ./...
 
-.PHONY: build demo test test-clients test-deploy lint bench bench-backends bench-changes bench-hosts bench-proxy bench-peers bench-subsets bench-failing reliability soak docs fuzz clean help
+.PHONY: build demo test test-clients test-deploy lint bench bench-backends bench-changes bench-hosts bench-proxy bench-peers bench-subsets bench-failing reliability edge-minute soak docs fuzz clean help
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -118,6 +118,10 @@ simulate: ## compare the policies before uneven fleets, in virtual time; writes 
 reliability: ## hurt every kind of registry under load; writes docs/reliability.md
 	@scripts/need-redis
 	go test -count=1 -parallel 6 -run '^TestFaults$$' -timeout 30m ./integration -args -reliability $(CURDIR)/docs/reliability.md
+
+edge-minute: ## a WebSocket and a download of a minute, while a hundred services come and go with their hosts
+	@scripts/need-redis
+	go test -count=1 -v -run '^TestEdge$$' ./integration -args -streams 1m
 
 soak: ## the random run for SOAK_FOR (10m), SOAK_SEED=<n> repeats one, and 1,000 reloads
 	@scripts/need-redis

@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"net"
@@ -23,6 +24,8 @@ import (
 
 	"github.com/caddy-discovery/caddy-discovery/internal/freeport"
 )
+
+var edgeFor = flag.Duration("streams", 0, "for how long at least the streams of TestEdge live, beside a hundred joins")
 
 // edge is a Caddy whose sites are those that nodes announce, with certificates of its own
 // authority.
@@ -142,7 +145,7 @@ func streams(t *testing.T) (address string, over chan struct{}) {
 func TestEdge(t *testing.T) {
 	onEach(t, func(t *testing.T, r registry) {
 		joins := 40
-		if _, ok := r.(*kv); ok {
+		if _, ok := r.(*kv); ok || *edgeFor > 0 {
 			joins = 100
 		}
 		address, over := streams(t)
@@ -165,7 +168,10 @@ func TestEdge(t *testing.T) {
 		go func() { downloaded <- check(download.Body) }()
 
 		var took []time.Duration
+		pace := time.NewTicker(max(*edgeFor/time.Duration(joins), 1))
+		defer pace.Stop()
 		for i := range joins {
+			<-pace.C
 			host, id := fmt.Sprintf("shop%d.apps.example.com", i), fmt.Sprint("shop", i)
 			began := time.Now()
 			r.put(id, camel(id, shop, fmt.Sprintf(`"service":%q,"hosts":%q`, id, host)))

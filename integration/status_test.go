@@ -32,12 +32,13 @@ func shows(texts ...string) string {
 func TestStatusPage(t *testing.T) {
 	onEach(t, func(t *testing.T, r registry) {
 		const markup = `<img src=x onerror="document.title='harm'">`
-		r.put("orders-1", camel("orders-1", "http://127.0.0.1:80", `"service":"orders","zone":"eu-1"`))
+		r.put("orders-1", camel("orders-1", "http://127.0.0.1:80", `"service":"orders","zone":"eu-1","hosts":"shop.example.com"`))
 		r.put("orders-2", camel("orders-2", "http://127.0.0.2:80", `"service":"orders","zone":"eu-2","weight":"2"`))
-		r.put("pay-1", camel("pay-1", "http://127.0.0.3:80", fmt.Sprintf(`"service":"pay","state":"draining","note":%q,"__proto__":"x"`, markup)))
+		r.put("pay-1", camel("pay-1", "http://127.0.0.3:80", fmt.Sprintf(`"service":"pay","state":"draining","note":%q,"__proto__":"x","hosts":"shop.example.com pay.example.com","paths":"/pay/*"`, markup)))
 		r.put("bad", camel("bad", "http://127.0.0.4/<b>path</b>", `"service":"pay"`))
 		port := freeport.String(t)
-		sites := statusSite(port, r, "service orders")
+		sites := statusSite(port, r, "service orders") +
+			"http://:" + port + " {\n@served discovered {\n" + r.block("ttl 1h") + "\n}\nrespond @served served\n}\n"
 		p := start(t, "", sites)
 
 		page := chrometest.Open(t)
@@ -50,6 +51,11 @@ func TestStatusPage(t *testing.T) {
 		page.Wait("a rejected record", shows("bad", "rejected", "<b>path</b>"))
 		page.Wait("the registry", `document.querySelector("#registries").innerText.includes("watched")`)
 		page.Wait("groups", `document.querySelector("#nodes").innerText.includes("orders2 nodes") || /orders\s*2 nodes/.test(document.querySelector("#nodes").innerText)`)
+		host := func(name string, texts ...string) string {
+			return strings.NewReplacer("#nodes tr.node", "#hosts tbody tr", "r.innerText", "r.textContent").Replace(shows(append(texts, name)...))
+		}
+		page.Wait("hosts", `!document.querySelector("#sites").hidden && `+host("pay.example.com", "pay", "/pay/*"))
+		page.Wait("whose a host is that two want", host("shop.example.com", "orders", "/*", "refused", "pay", "1 node since"))
 		page.Wait("the journal", `document.querySelector("#journal").innerText.includes("orders-2")`)
 		if n := page.Eval(`document.querySelectorAll("main img, main b, main script").length`); n != 0.0 {
 			t.Errorf("%v elements were made of what a record says", n)
@@ -60,8 +66,11 @@ func TestStatusPage(t *testing.T) {
 		page.Wait("its line in the journal", `/seen\s*orders-3/.test(document.querySelector("#journal li").innerText)`)
 		r.put("orders-3", camel("orders-3", "http://127.0.0.6:80", `"service":"orders","zone":"eu-9"`))
 		page.Wait("a node that moves", shows("orders-3", "http://127.0.0.6:80", "zone=eu-9"))
-		r.put("orders-2", strings.Replace(camel("orders-2", "http://127.0.0.2:80", `"service":"orders","zone":"eu-2","weight":"2"`), "0.35", "0.91", 1))
+		r.put("orders-2", strings.Replace(camel("orders-2", "http://127.0.0.2:80", `"service":"orders","zone":"eu-2","weight":"2","hosts":"new.example.com"`), "0.35", "0.91", 1))
 		page.Wait("a heartbeat's load", shows("orders-2", "0.91"))
+		page.Wait("a host that comes", host("new.example.com", "orders"))
+		r.put("orders-2", camel("orders-2", "http://127.0.0.2:80", `"service":"orders","zone":"eu-2","weight":"2"`))
+		page.Wait("a host that has left", "!("+host("new.example.com")+")")
 		r.remove("orders-3")
 		page.Wait("a node that leaves", "!("+shows("orders-3")+")")
 
