@@ -200,6 +200,7 @@ const maxSavedHosts = maxHostsLeft + maxExcessRoutes + ordinaryRoutes*MaxNodes
 // addHost takes up a host, if it is one in normal form.
 func (l *savedList) addHost(h savedHost) {
 	if name, err := parseHost(h.Host); err == nil && name == h.Host && len(l.hosts) < maxSavedHosts {
+		notAhead(&h.Since, &h.Left)
 		l.hosts = append(l.hosts, h)
 	}
 }
@@ -207,7 +208,19 @@ func (l *savedList) addHost(h savedHost) {
 // addCertificate takes up a name that may have a certificate.
 func (l *savedList) addCertificate(c Certificate) {
 	if name, err := parseHost(c.Name); err == nil && name == c.Name && len(l.certificates) < maxCertificates {
+		notAhead(&c.First, &c.Last)
 		l.certificates = append(l.certificates, c)
+	}
+}
+
+// notAhead brings times of a clock that was ahead then back to now: a host would be kept for
+// a service that left, or a new name counted, until these times have come.
+func notAhead(times ...*time.Time) {
+	now := time.Now().UTC().Round(0)
+	for _, t := range times {
+		if t.After(now) {
+			*t = now
+		}
 	}
 }
 

@@ -56,6 +56,35 @@ func TestSavedListRoundTrip(t *testing.T) {
 	}
 }
 
+// What was saved by a clock that was years ahead holds a host, and counts as a new name, as if
+// it were of now.
+func TestSavedListOfAClockAhead(t *testing.T) {
+	now := time.Now()
+	past, ahead := now.Add(-time.Hour).UTC().Round(0), now.Add(100*365*24*time.Hour).UTC()
+	l := savedList{
+		hosts: []savedHost{{"a.example.com", "a", past, past}, {"b.example.com", "b", ahead, ahead}, {Host: "c.example.com"}},
+		certificates: []Certificate{
+			{Name: "a.example.com", First: past, Last: past}, {Name: "b.example.com", First: ahead, Last: ahead},
+		},
+	}
+	var b bytes.Buffer
+	if err := l.encode(&b); err != nil {
+		t.Fatal(err)
+	}
+	got, err := decodeList(&b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got.hosts[0] != l.hosts[0] || got.certificates[0] != l.certificates[0] || got.hosts[2] != l.hosts[2] {
+		t.Errorf("what was of the past became %+v, %+v, %+v", got.hosts[0], got.certificates[0], got.hosts[2])
+	}
+	for _, is := range []time.Time{got.hosts[1].Since, got.hosts[1].Left, got.certificates[1].First, got.certificates[1].Last} {
+		if is.Before(now.Round(0)) || is.After(time.Now()) {
+			t.Errorf("what was of the future is of %v, want now, which is %v", is, now)
+		}
+	}
+}
+
 // An override that cannot be costs nobody else what was savedNode: it is not written,
 // and where a file has it its line alone is lost.
 func TestSavedListWithBadOverride(t *testing.T) {
