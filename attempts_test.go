@@ -2,6 +2,12 @@ package caddydiscovery
 
 import (
 	"fmt"
+	"io"
+	"net/http"
+	"net/http/cookiejar"
+	"net/http/httptest"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/caddy-discovery/caddy-discovery/internal/freeport"
@@ -89,5 +95,86 @@ func TestRetriesDoNotOutliveTheRequest(t *testing.T) {
 		if untried {
 			t.Errorf("%s counts as failed when the request comes to the handler again", node)
 		}
+	}
+}
+
+// TestEverythingAtOnce has clients with and without sessions go on while the config is
+// reloaded and a node breaks, with all that has a part in the way of a request. Each request
+// is served, and in the end nothing is under way.
+func TestEverythingAtOnce(t *testing.T) {
+	first, m := newMemory(t)
+	other := addMemory(t, first+" 2")
+	var broken atomic.Bool
+	ill := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		if broken.Load() {
+			panic(http.ErrAbortHandler)
+		}
+		fmt.Fprint(w, "ill")
+	}))
+	t.Cleanup(ill.Close)
+	list(t, m, "ill", ill.URL, "service", "s", "zone", "eu")
+	for _, id := range []string{"a", "b", "c"} {
+		list(t, m, id, service(t, id).URL, "service", "s", "zone", "eu", "capacity", "20")
+		list(t, other, id+"2", service(t, id+"2").URL, "service", "s")
+	}
+	port := freeport.String(t)
+	options := "service s\nprefer zone eu\nsubset 3\nproxy_id p\nsticky\nslow_start 1s\noutlier {\nerrors 2\neject 200ms\n}\nmetrics node\n"
+	var served atomic.Int64
+	var stop atomic.Bool
+	var clients sync.WaitGroup
+	for i, policy := range []string{"random", "round_robin", "least_conn", "least_latency", "least_load", "random_choose 2"} {
+		load(t, "{\nmetrics\n}\nhttp://127.0.0.1:"+port+" {\nreverse_proxy {\ndynamic multi {\n"+
+			"discovery {\nregistry memory "+first+"\n"+options+"retry_budget 100 1000\n}\n"+
+			"discovery {\nregistry memory \""+first+" 2\"\n"+options+"}\n}\n"+
+			"lb_policy "+policy+"\nlb_retries 5\nfail_duration 100ms\nunhealthy_request_count 100\n}\n}\n")
+		broken.Store(i%2 == 1)
+		for range 6 {
+			if i > 0 {
+				break // they go on over the reloads
+			}
+			clients.Go(func() {
+				visitor := new(http.Client)
+				for n := 0; !stop.Load(); n++ {
+					if n%10 == 0 {
+						visitor.Jar, _ = cookiejar.New(nil)
+					}
+					resp, err := visitor.Get("http://127.0.0.1:" + port)
+					if err != nil {
+						continue // a reload resets connections that wait to be accepted
+					}
+					if resp.StatusCode != http.StatusOK {
+						t.Errorf("%s: status %d", policy, resp.StatusCode)
+					}
+					_, _ = io.Copy(io.Discard, resp.Body)
+					resp.Body.Close()
+					served.Add(1)
+				}
+			})
+		}
+		before := served.Load()
+		eventually(t, "some requests are served", func() bool { return served.Load() > before+200 })
+	}
+	stop.Store(true)
+	clients.Wait()
+	eventually(t, "no request is under way", func() bool {
+		requests, err := requestsInFlight()
+		for _, n := range requests {
+			if n != 0 {
+				return false
+			}
+		}
+		return err == nil
+	})
+	counted := 0
+	for _, d := range runningDirectories() {
+		for _, c := range d.stats.tally.All() {
+			counted++
+			if c.InFlight() != 0 {
+				t.Errorf("%d requests to %s are counted as under way", c.InFlight(), c.Node)
+			}
+		}
+	}
+	if counted < 6 {
+		t.Errorf("the requests to %d nodes are counted, want those to all", counted)
 	}
 }
