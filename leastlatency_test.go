@@ -116,6 +116,7 @@ func TestClientsThatSendSlowly(t *testing.T) {
 	cost := func() float64 { return l.Cost(traffic.Now(), 10*time.Second) }
 	for _, path := range []string{"/late", "/early"} {
 		sent, send := io.Pipe()
+		defer send.Close()
 		answered := make(chan error, 1)
 		go func() {
 			resp, err := http.Post(url+path, "text/plain", sent)

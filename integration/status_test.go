@@ -37,7 +37,7 @@ func TestStatusPage(t *testing.T) {
 		r.put("pay-1", camel("pay-1", "http://127.0.0.3:80", fmt.Sprintf(`"service":"pay","state":"draining","note":%q,"__proto__":"x","hosts":"shop.example.com pay.example.com","paths":"/pay/*"`, markup)))
 		r.put("bad", camel("bad", "http://127.0.0.4/<b>path</b>", `"service":"pay"`))
 		port := freeport.String(t)
-		sites := statusSite(port, r, "service orders") +
+		sites := statusSite(port, r, "service orders\noutlier {\nerrors 2\neject 1h\n}") +
 			"http://:" + port + " {\n@served discovered {\n" + r.block("ttl 1h") + "\n}\nrespond @served served\n}\n"
 		p := start(t, "", sites)
 
@@ -85,6 +85,14 @@ func TestStatusPage(t *testing.T) {
 		page.Eval(`document.querySelector("#filter").value = ""; document.querySelector("#state").value = "rejected"; document.querySelector("#state").dispatchEvent(new Event("change"))`)
 		page.Wait("the filter by state", `document.querySelectorAll("#nodes tr.node").length === 1 && `+shows("bad"))
 		page.Eval(`document.querySelector("#state").value = ""; document.querySelector("#state").dispatchEvent(new Event("change"))`)
+
+		r.put("orders-2", camel("orders-2", "http://127.0.0.1:"+freeport.String(t), `"service":"orders","zone":"eu-2","weight":"2"`))
+		page.Wait("where a node is that nobody listens at", "!("+shows("127.0.0.2")+")")
+		for range 20 {
+			_, _ = ask("http://127.0.0.1:" + port)
+		}
+		page.Wait("a node that is ejected, by what and until when", shows("orders-", "unhealthy", "ejected until ", "2 errors in a row, the last one: no connection"))
+		page.Wait("that in the journal", `/ejected\s*orders-/.test(document.querySelector("#journal").innerText)`)
 
 		ground := `getComputedStyle(document.body).backgroundColor`
 		page.Dark(false)
