@@ -252,6 +252,25 @@ func (u *Upstreams) Provision(ctx caddy.Context) error {
 	}
 	u.cold.directory, u.cold.timeout = u.directory.Directory, time.Duration(u.SyncTimeout)
 	u.provisionPickers()
+	if err := u.provisionOptions(ctx, b); err != nil {
+		return err
+	}
+	// A config that is only validated gets no further than here.
+	return onEvent(ctx, "started", func() {
+		keepInstanceID()
+		u.directory.join(u)
+		u.start()
+		if u.subset != nil {
+			u.subset.start(u.Subset, u.mayServe)
+		}
+		if u.emitter, err = emitEvents(ctx, u.directory, u.logger); err != nil {
+			u.logger.Error("no events will be emitted", zap.Error(err))
+		}
+	})
+}
+
+// provisionOptions sets up what is optional, in the order in which one relies on another.
+func (u *Upstreams) provisionOptions(ctx caddy.Context, b backend.Backend) error {
 	if u.Route {
 		if err := u.provisionRoutes(ctx); err != nil {
 			return err
@@ -285,18 +304,7 @@ func (u *Upstreams) Provision(ctx caddy.Context) error {
 			return err
 		}
 	}
-	// A config that is only validated gets no further than here.
-	return onEvent(ctx, "started", func() {
-		keepInstanceID()
-		u.directory.join(u)
-		u.start()
-		if u.subset != nil {
-			u.subset.start(u.Subset, u.mayServe)
-		}
-		if u.emitter, err = emitEvents(ctx, u.directory, u.logger); err != nil {
-			u.logger.Error("no events will be emitted", zap.Error(err))
-		}
-	})
+	return nil
 }
 
 // checkOptions checks and completes what was configured. Global placeholders are
