@@ -24,7 +24,7 @@ func writeReport(folder string, results map[string]map[string]result) error {
 		"simulation-p99.svg":   drawTails(results),
 		"simulation-share.svg": drawShares(results[changing]),
 	} {
-		if err := os.WriteFile(filepath.Join(folder, name), []byte(picture), 0o644); err != nil { //nolint:gosec // others read documents
+		if err := os.WriteFile(filepath.Join(folder, name), []byte(picture), 0o644); err != nil {
 			return err
 		}
 	}
@@ -40,7 +40,7 @@ func writeReport(folder string, results map[string]map[string]result) error {
 	}
 	section := beginMark + "\n" + table(results) + "\n" +
 		"![p99 by scenario and policy](simulation-p99.svg)\n\n![The share of the node that loses its power](simulation-share.svg)\n" + endMark
-	return os.WriteFile(file, slices.Concat(before, []byte(section), after), 0o644) //nolint:gosec // others read documents
+	return os.WriteFile(file, slices.Concat(before, []byte(section), after), 0o644)
 }
 
 // table returns what was found, a scenario a row and a policy a column.
