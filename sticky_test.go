@@ -594,6 +594,13 @@ func TestSessionsOverEveryHTTP(t *testing.T) {
 	port := freeport.String(t)
 	load(t, "{\nauto_https disable_redirects\nskip_install_trust\n}\nhttps://127.0.0.1:"+port+" {\ntls internal\nreverse_proxy {\ndynamic discovery {\nregistry memory "+name+"\nsticky\n}\n"+sessionHeader+"\n}\n}")
 	insecure := &tls.Config{InsecureSkipVerify: true}
+	eventually(t, "the site has its certificate", func() bool {
+		c, err := tls.Dial("tcp", "127.0.0.1:"+port, insecure)
+		if err != nil {
+			return false
+		}
+		return c.Close() == nil
+	})
 	only := func(set func(*http.Protocols, bool)) *http.Transport {
 		p := new(http.Protocols)
 		set(p, true)
