@@ -347,7 +347,8 @@ func (f *peerFleet) section() string {
 	var s strings.Builder
 	fmt.Fprintf(&s, "%s\n## Beside Traefik\n\n`make bench-peers TRAEFIK=<binary>`, one run on %s. One Redis with keyspace notifications, one fleet, "+
 		"both proxies at once: %d nodes join and leave one after the other, Redis is killed for %v and comes back with its data, "+
-		"and it is flushed, with everything written again %v later. *Left → last request* is watched for %v.\n\n"+
+		"and it is flushed, with everything written again %v later. *Left → last request* is watched for %v. "+
+		"Traefik collects changes for two seconds by default (`providersThrottleDuration`), whence a change that follows another so long after.\n\n"+
 		"| | registered → served, p50 | most | left → last request, p50 | most | failed while Redis was away | joined afterwards → served | failed when it was flushed |\n|---|--:|--:|--:|--:|--:|--:|--:|\n",
 		beginPeers, machine(), peerChanges, peerOutage, peerFlushed, peerLinger)
 	for _, p := range f.peers {
