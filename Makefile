@@ -65,8 +65,9 @@ test-clients: bin/nats ## the example services in Node.js, Python and shell, on 
 	cd examples/node-service && npm ci --no-audit --no-fund
 	go test -count=1 -tags clients -timeout $(TEST_TIMEOUT) -run '^TestClients$$' ./integration
 
-test-deploy: ## the unit of systemd, the image, the files of Compose and Kubernetes, the workflows
+test-deploy: ## the unit of systemd, the image, the files of Compose and Kubernetes, the workflows, what the pages on moving show
 	@scripts/need-systemd
+	@scripts/need-nginx-haproxy
 	cd tools/deploycheck && go test -count=1 ./...
 	$(ACTIONLINT) -shellcheck= -pyflakes= .github/workflows/*.yml
 

@@ -157,6 +157,36 @@ func TestCompose(t *testing.T) {
 	}
 }
 
+// TestMoving holds that the configurations of nginx and HAProxy, which the pages for those
+// who come from there show, are accepted by these.
+func TestMoving(t *testing.T) {
+	t.Setenv("PATH", os.Getenv("PATH")+":/usr/sbin:/usr/local/sbin") // where Debian has them
+	check := func(text string, command ...string) {
+		t.Helper()
+		file := filepath.Join(t.TempDir(), "config")
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		out, err := exec.Command(command[0], append(command[1:], file)...).CombinedOutput()
+		if err != nil {
+			t.Errorf("%s: %v\n%s", command[0], err, out)
+		}
+	}
+	check("pid "+t.TempDir()+"/pid;\nevents {}\nhttp {\naccess_log off;\n"+shown(t, "nginx")+"}\n", "nginx", "-t", "-e", "stderr", "-p", t.TempDir(), "-c")
+	check(shown(t, "haproxy"), "haproxy", "-c", "-f")
+}
+
+// shown returns the configuration that the page for those who come from a program shows.
+func shown(t *testing.T, program string) string {
+	t.Helper()
+	_, rest, found := strings.Cut(read(t, "../docs/moving/"+program+".md"), "```"+program+"\n")
+	text, _, ends := strings.Cut(rest, "```")
+	if !found || !ends {
+		t.Fatalf("the page shows no configuration of %s", program)
+	}
+	return text
+}
+
 // TestKubernetes holds that each object has only the fields of its kind, and that a
 // rolling update waits for the new and lets the old leave.
 func TestKubernetes(t *testing.T) {
