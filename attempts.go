@@ -213,7 +213,7 @@ func (w *policyWrapper) Select(pool reverseproxy.UpstreamPool, r *http.Request, 
 			a.putBack(nil)
 			return w.refuse(r, rw, lost.status)
 		}
-		selected = a.keeper()
+		selected = a.sessionUpstream()
 	}
 	switch {
 	case spent:

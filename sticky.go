@@ -280,9 +280,9 @@ func (w *watched) refused() (lost *Sticky) {
 	return lost
 }
 
-// keeper returns the upstream whose node keeps the request's session, nil if there is none
+// sessionUpstream returns the upstream whose node keeps the request's session, nil if there is none
 // or Caddy would not send it a request now.
-func (a *attempts) keeper() *reverseproxy.Upstream {
+func (a *attempts) sessionUpstream() *reverseproxy.Upstream {
 	for _, c := range a.current {
 		if !c.session.keeps() {
 			continue

@@ -19,9 +19,7 @@ func FuzzAddressHash(f *testing.F) {
 		}
 	}
 	f.Fuzz(func(t *testing.T, address, key string) {
-		if len(address) >= blockBytes {
-			t.Skip()
-		}
+		address = address[:min(len(address), blockBytes-1)] // longer ones are in no group
 		g := addressGroup{length: len(address)}
 		g.add(0, strings.Repeat("x", len(address)))
 		g.add(1, address)
