@@ -19,7 +19,21 @@ import (
 func TestReloadClosesIdleConnections(t *testing.T) {
 	name, m := newMemory(t)
 	port := freeport.String(t)
-	var open atomic.Int32
+	node, open := countingNode(t)
+	list(t, m, "a", node)
+	site := "http://127.0.0.1:" + port + " {\nreverse_proxy {\ndynamic discovery {\nregistry memory " + name + "\n}\n}\n}"
+	load(t, site)
+	if status, _ := get(t, "http://127.0.0.1:"+port); status != 404 || open.Load() != 1 {
+		t.Fatalf("status %d over %d connections, want 404 over 1", status, open.Load())
+	}
+	load(t, site)
+	eventually(t, "the connection is closed", func() bool { return open.Load() == 0 })
+}
+
+// countingNode starts a node that answers 404, and counts the connections to it.
+func countingNode(t *testing.T) (url string, open *atomic.Int32) {
+	t.Helper()
+	open = new(atomic.Int32)
 	node := httptest.NewUnstartedServer(http.NotFoundHandler())
 	node.Config.ConnState = func(_ net.Conn, state http.ConnState) {
 		switch state {
@@ -31,14 +45,7 @@ func TestReloadClosesIdleConnections(t *testing.T) {
 	}
 	node.Start()
 	t.Cleanup(node.Close)
-	list(t, m, "a", node.URL)
-	site := "http://127.0.0.1:" + port + " {\nreverse_proxy {\ndynamic discovery {\nregistry memory " + name + "\n}\n}\n}"
-	load(t, site)
-	if status, _ := get(t, "http://127.0.0.1:"+port); status != 404 || open.Load() != 1 {
-		t.Fatalf("status %d over %d connections, want 404 over 1", status, open.Load())
-	}
-	load(t, site)
-	eventually(t, "the connection is closed", func() bool { return open.Load() == 0 })
+	return node.URL, open
 }
 
 // served returns which nodes answer a few requests.

@@ -203,19 +203,8 @@ func TestBodiesAreSentAgain(t *testing.T) {
 func TestWatchedReloadClosesIdleConnections(t *testing.T) {
 	for _, transport := range []string{"", "transport http"} {
 		t.Run(cmp.Or(transport, "default"), func(t *testing.T) {
-			var open atomic.Int32
-			node := httptest.NewUnstartedServer(http.NotFoundHandler())
-			node.Config.ConnState = func(_ net.Conn, state http.ConnState) {
-				switch state {
-				case http.StateNew:
-					open.Add(1)
-				case http.StateClosed:
-					open.Add(-1)
-				}
-			}
-			node.Start()
-			t.Cleanup(node.Close)
-			site, _ := watch(t, transport, node.URL)
+			node, open := countingNode(t)
+			site, _ := watch(t, transport, node)
 			get(t, site)
 			if open.Load() != 1 {
 				t.Fatalf("%d connections, want 1", open.Load())

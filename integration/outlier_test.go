@@ -81,16 +81,22 @@ func (p *proxy) get(path string) (answer string) {
 	return answer
 }
 
+// ailingFleet lists so many nodes.
+func ailingFleet(t *testing.T, r registry, size int) (nodes []*ailing) {
+	t.Helper()
+	for i := range size {
+		nodes = append(nodes, newAiling(t, r, fmt.Sprintf("orders-%d", i), ""))
+	}
+	return nodes
+}
+
 // TestOneFailingNodeOfFive has a node answer 500 at once, under load: it gets some
 // requests more and then none, which everything says that an operator looks at; it stays
 // out over reloads, longer each time, and is back when it serves again.
 func TestOneFailingNodeOfFive(t *testing.T) {
 	t.Parallel()
 	onKVAndRedis(t, func(t *testing.T, r registry) {
-		var nodes []*ailing
-		for i := range 5 {
-			nodes = append(nodes, newAiling(t, r, fmt.Sprintf("orders-%d", i), ""))
-		}
+		nodes := ailingFleet(t, r, 5)
 		port := freeport.String(t)
 		config := func(policy string) string {
 			return site(port, r.block("ttl 1h")+"\nservice orders\noutlier {\neject 1s\n}", "lb_policy "+policy)
@@ -160,10 +166,7 @@ func TestOneFailingNodeOfFive(t *testing.T) {
 func TestNobodyIsEjectedBeyondTheCap(t *testing.T) {
 	t.Parallel()
 	onKVAndRedis(t, func(t *testing.T, r registry) {
-		var nodes []*ailing
-		for i := range 4 {
-			nodes = append(nodes, newAiling(t, r, fmt.Sprintf("orders-%d", i), ""))
-		}
+		nodes := ailingFleet(t, r, 4)
 		port := freeport.String(t)
 		p := start(t, "", site(port, r.block("ttl 1h")+"\nservice orders\noutlier {\nerrors 3\neject 500ms\n}", ""))
 		url := "http://127.0.0.1:" + port
@@ -244,10 +247,7 @@ func TestCapacity(t *testing.T) {
 func TestRetryBudget(t *testing.T) {
 	t.Parallel()
 	onKVAndRedis(t, func(t *testing.T, r registry) {
-		var nodes []*ailing
-		for i := range 4 {
-			nodes = append(nodes, newAiling(t, r, fmt.Sprintf("orders-%d", i), ""))
-		}
+		nodes := ailingFleet(t, r, 4)
 		port := freeport.String(t)
 		p := start(t, "", site(port, r.block("ttl 1h")+"\nservice orders\nretry_budget 10% 5", "lb_retries 3"))
 		url := "http://127.0.0.1:" + port
